@@ -1,0 +1,5 @@
+"""For tools that want a setup.py; everything is declared in setup.cfg."""
+
+from setuptools import setup
+
+setup()

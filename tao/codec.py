@@ -1,0 +1,179 @@
+"""Framing: from a stream of bytes to messages and back, with no I/O inside.
+
+A *codec* is shared by all connections and keeps no state. Its *decoder* belongs to one connection
+and keeps what an incomplete message needs. The reader gives it whatever the socket gave, a byte or
+a thousand messages, and the decoder appends each message that became whole to a batch.
+
+Strategy of the TLV decoder: data that begins at a message boundary, which is nearly all, is cut up
+where it lies. Only the incomplete tail is copied, into a buffer that then grows in place until the
+message it began is whole, so that no byte is copied more often than a constant number of times
+however small the pieces are.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Protocol
+
+from tao.errors import BadData
+from tao.message import HeartbeatMessage, Message, Registry
+
+__all__ = ["Batch", "Codec", "Decoder", "TypeLengthValueCodec"]
+
+#: Decoded messages in order of arrival, each with its number; None stands for the value of a
+#: number that is not registered.
+Batch = list[tuple[int, Any]]
+
+_HEADER = struct.Struct("<iI")
+# What a TLS ClientHello looks like when it is read as a TLV header: type 22, version 3.x.
+_TLS_HANDSHAKE = (b"\x16\x03\x00", b"\x16\x03\x01", b"\x16\x03\x02", b"\x16\x03\x03")
+
+
+class Decoder(Protocol):
+    """One connection's way from bytes to messages. Used by one thread at a time."""
+
+    def feed(self, data: bytes, batch: Batch) -> None:
+        """Append to ``batch`` every message that ``data`` completes, as ``(number, message)``.
+
+        Args:
+            data: the next bytes of the stream, as many as there happened to be.
+            batch: what was whole before an error stays in it and is handled.
+
+        Raises:
+            BadData: the stream is broken; the connection is closed with this text as the reason.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """How messages look on the wire. Its methods may be called from any thread."""
+
+    def encode(self, message: Message) -> bytes:
+        """Return the whole frame of ``message``; what this raises, ``write()`` raises."""
+        ...
+
+    def decoder(self, registry: Registry) -> Decoder:
+        """Return a new decoder, for one connection, that knows the messages of ``registry``."""
+        ...
+
+    def heartbeat(self, nanoseconds: int) -> bytes:
+        """Return the frame of a heartbeat, or ``b""`` if the protocol has none.
+
+        Args:
+            nanoseconds: the time of sending, since the Unix epoch.
+        """
+        return b""
+
+
+class TypeLengthValueCodec(Codec):
+    """The default codec: ``int32 type | uint32 length | value``, little-endian.
+
+    Args:
+        max_bytes: the longest value allowed, in bytes, for reading and for writing. A header that
+            announces more is an error before any of its value is read.
+    """
+
+    def __init__(self, max_bytes: int = 8 * 1024 * 1024) -> None:
+        if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
+            raise TypeError(f"max_bytes must be an int, not {max_bytes!r}")
+        if not 0 < max_bytes < 2**32:
+            raise ValueError(f"max_bytes must be between 1 and 4294967295, not {max_bytes}")
+        self.max_bytes: int = max_bytes
+
+    def encode(self, message: Message) -> bytes:
+        value = message.serialize()
+        if type(value) is not bytes:
+            value = _as_bytes(message, value)
+        length = len(value)
+        if length > self.max_bytes:
+            raise BadData(
+                f"{type(message).__name__} has {length} bytes, the limit is {self.max_bytes}"
+            )
+        try:
+            return _HEADER.pack(message.message_number, length) + value
+        except (struct.error, AttributeError):
+            raise _why_not(message) from None
+
+    def decoder(self, registry: Registry) -> TypeLengthValueDecoder:
+        return TypeLengthValueDecoder(registry, self.max_bytes)
+
+    def heartbeat(self, nanoseconds: int) -> bytes:
+        return self.encode(HeartbeatMessage(nanoseconds))
+
+    def __repr__(self) -> str:
+        return f"TypeLengthValueCodec(max_bytes={self.max_bytes})"
+
+
+class TypeLengthValueDecoder:
+    """The reading half of `TypeLengthValueCodec`."""
+
+    __slots__ = ("_entries", "_max_bytes", "_partial", "_wanted")
+
+    def __init__(self, registry: Registry, max_bytes: int) -> None:
+        self._entries = registry.entries
+        self._max_bytes: int = max_bytes
+        self._partial = bytearray()  # the beginning of a message, from its header on
+        self._wanted: int = 0  # how long _partial must be before looking at it makes sense
+
+    def feed(self, data: bytes, batch: Batch) -> None:
+        if self._partial:
+            self._partial += data
+            if len(self._partial) < self._wanted:
+                return
+            data = bytes(self._partial)
+            self._partial.clear()
+        end = len(data)
+        start = 0  # of the message looked at
+        wanted = value = _HEADER.size
+        entries, unpack, append = self._entries, _HEADER.unpack_from, batch.append
+        while value <= end:
+            number, length = unpack(data, start)
+            if length > self._max_bytes:
+                raise self._too_long(number, length, data[start : start + 3])
+            stop = value + length
+            if stop > end:
+                wanted = stop - start
+                break
+            entry = entries.get(number)
+            if entry is None:
+                append((number, None))
+            else:
+                try:
+                    append((number, entry.deserialize(data[value:stop])))
+                except Exception as error:
+                    raise BadData(
+                        f"message {number} could not be deserialized: {_told(error)}"
+                    ) from error
+            start = stop
+            value = start + _HEADER.size
+        if start < end:
+            self._partial += data[start:]
+            self._wanted = wanted
+
+    def _too_long(self, number: int, length: int, beginning: bytes) -> BadData:
+        if beginning in _TLS_HANDSHAKE:
+            return BadData("the peer speaks TLS, but this side does not")
+        return BadData(f"message {number} announces {length} bytes, the limit is {self._max_bytes}")
+
+
+def _told(error: BaseException) -> str:
+    """The text of an error, with its type unless it is one of tao's own."""
+    return str(error) if isinstance(error, BadData) else f"{type(error).__name__}: {error}"
+
+
+def _as_bytes(message: Any, value: Any) -> bytes:
+    # Nothing else with a length will do: that of an array counts its items, not its bytes.
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"{type(message).__name__}.serialize() must return bytes, not {type(value).__name__}"
+        )
+    return bytes(value)
+
+
+def _why_not(message: Any) -> Exception:
+    """Say what is wrong with the number of a message that would not go into a header."""
+    name = type(message).__name__
+    number = getattr(message, "message_number", None)
+    if not isinstance(number, int):
+        return TypeError(f"{name} needs an int as message_number, it has {number!r}")
+    return BadData(f"{name}: message_number {number} does not fit an int32")
