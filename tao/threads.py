@@ -1,0 +1,97 @@
+"""Threads and deadlines: the only place where tao makes a thread, and how it waits in steps.
+
+Every thread is a daemon, so a program that forgets to stop a server can still end, and has a name
+that says what it does and for whom (``tao-reader-42``). Its outermost frame logs what escaped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tao.log import logger
+
+__all__ = ["Deadline", "gather", "in_tao_thread", "mark_tao_thread", "spawn"]
+
+_local = threading.local()
+
+
+def spawn(target: Callable[..., object], *args: Any, name: str) -> threading.Thread:
+    """Return a thread, not started yet, that runs ``target(*args)``.
+
+    The owner stores it before starting it, so that a stop in between does not miss it.
+    """
+    return threading.Thread(target=_outermost, args=(target, args), name=name, daemon=True)
+
+
+def _outermost(target: Callable[..., object], args: tuple[Any, ...]) -> None:
+    mark_tao_thread()
+    try:
+        target(*args)
+    except BaseException:
+        logger.exception("thread {} died", threading.current_thread().name)
+
+
+def mark_tao_thread() -> None:
+    """Note that the calling thread works for tao, so it must never wait for tao's threads."""
+    _local.marked = True
+
+
+def in_tao_thread() -> bool:
+    """Tell whether the caller is one of tao's threads: in a handler or callback, say.
+
+    What waits for threads to end (``stop()``, ``close()``) does not wait there: it would wait for
+    itself, or for another that waits for it.
+    """
+    return getattr(_local, "marked", False)
+
+
+class Deadline:
+    """One point in time that several waits share.
+
+    Args:
+        timeout: seconds from now, None for never.
+    """
+
+    __slots__ = ("_at",)
+
+    def __init__(self, timeout: float | None) -> None:
+        self._at: float | None = None if timeout is None else time.monotonic() + timeout
+
+    def remaining(self) -> float | None:
+        """Return the seconds left, never negative; None for a deadline that never comes.
+
+        It is never more than a lock or a join takes as its timeout, whatever was asked for.
+        """
+        if self._at is None:
+            return None
+        return min(max(0.0, self._at - time.monotonic()), threading.TIMEOUT_MAX)
+
+    @property
+    def expired(self) -> bool:
+        return self._at is not None and time.monotonic() >= self._at
+
+    def before(self, other: Deadline) -> bool:
+        """Tell whether this comes before the other."""
+        return self._at is not None and (other._at is None or self._at < other._at)
+
+    def __repr__(self) -> str:
+        return f"Deadline(remaining={self.remaining()})"
+
+
+def gather(threads: Iterable[threading.Thread], deadline: Deadline) -> list[threading.Thread]:
+    """Join threads until the deadline and return those that still run.
+
+    The calling thread and threads never started are passed over: neither can be waited for.
+    """
+    running = []
+    for thread in threads:
+        if thread is threading.current_thread() or thread.ident is None:
+            continue
+        thread.join(deadline.remaining())
+        if thread.is_alive():
+            logger.warning("thread {} does not end in time", thread.name)
+            running.append(thread)
+    return running
