@@ -1,0 +1,685 @@
+"""A connection: what both ends share, from the socket to the handler and back.
+
+Three threads belong to it: one reads, one handles, one writes; reading and handling are roles that two
+of the threads may swap (see ``dispatch.py``), and only the first is started before it is needed.
+
+How it ends, whoever begins it:
+
+1. ``_begin_close`` notes the reason, of which the first counts, cancels the context and the timers.
+2. When the last handler that is still to run has returned, the outbox is sealed. ``close()`` seals it at
+   once.
+3. When the outbox is empty, the peer is sent the end (FIN), and reads everything before it.
+4. The peer closes too, which the reading thread sees. If it does not, or will not take what waits, the
+   timing wheel aborts the connection after a while.
+5. The reading thread sees the others leave, calls ``on_close``, frees the socket, and is gone.
+
+So nobody has to be told to hurry: each step is done by whoever completes the one before.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from datetime import datetime
+from typing import Any
+
+from tao.codec import Batch, Decoder
+from tao.context import NET_ID, SERVER, Context
+from tao.dispatch import BlockWatch, Dispatcher
+from tao.errors import BadData, ConnectionClosed, TaoError, UndefinedMessage
+from tao.log import logger
+from tao.message import Message, Registry
+from tao.metrics import Counts, Tally
+from tao.options import Options
+from tao.outbox import Outbox
+from tao.threads import Deadline, gather, spawn
+from tao.timing import TimingWheel, delay_until
+from tao.transport import Transport, explain
+
+__all__ = ["Connection"]
+
+# How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
+# connection holds little memory.
+_RECV_LEAST, _RECV_MOST = 4 * 1024, 64 * 1024
+# How long a peer that was told the end may take to close as well, in seconds.
+_LINGER = 1.0
+# Unregistered numbers are logged once each, up to so many for a connection.
+_UNDEFINED_LOGGED = 16
+
+#: Called with the time it was due, an aware datetime, and the connection.
+ConnectionTimer = Callable[[datetime, Any], object]
+
+
+class Connection:
+    """One end of a connection. All public methods may be called from any thread, at any time.
+
+    What users meet are its subclasses `ServerConn` and `ClientConn`.
+
+    Args:
+        net_id: the number of the connection, unique within its server or the process's clients.
+        options: checked.
+        registry: messages and handlers.
+        wheel: for heartbeats, timeouts and timers.
+        watch: finds handlers that block the reading thread.
+        run: runs a function on the workers and waits for it; None: on the handling thread.
+        parent: the context above the connection's.
+        tally: where the connection's counts go when it ends.
+        keep: whether what is written without a transport waits for the next.
+    """
+
+    _label: str = "{}"  # how threads are numbered
+
+    def __init__(
+        self,
+        net_id: int,
+        options: Options,
+        *,
+        registry: Registry,
+        wheel: TimingWheel,
+        watch: BlockWatch,
+        run: Callable[[Callable[[], object]], object] | None,
+        parent: Context,
+        tally: Tally,
+        keep: bool = False,
+    ) -> None:
+        self.net_id: int = net_id
+        #: What the connection is called in logs; settable.
+        self.name: str = str(net_id)
+        self.remote_address: Any = None
+        self.local_address: Any = None
+        self._options = options
+        self._registry = registry
+        self._codec = options.codec
+        self._wheel = wheel
+        self._tally = tally
+        self._parent_context = parent
+        #: Cancelled when the connection ends; what its handlers get are children of it.
+        self.context: Context = self._new_context()
+        self._outbox = Outbox(
+            options.queue_size,
+            self._start_writer,
+            slow_consumer=options.slow_consumer,
+            keep=keep,
+        )
+        self._dispatcher = Dispatcher(
+            self,
+            registry,
+            self._outbox,
+            watch,
+            run=run,
+            mode=options.dispatch,
+            limit=options.queue_size,
+            on_message=options.on_message,
+        )
+        # Guards the fields below.
+        self._lock = threading.Lock()
+        self._reason: str | None = None  # why it ends, once it does
+        self._lost: str | None = None  # why the last transport ended, if there may be another
+        self._deadline: Deadline | None = None  # of the orderly end
+        self._values: dict[Hashable, Any] = {}
+        self._timers: set[int] = set()  # of the user
+        self._clocks: dict[str, int] = {}  # of the connection itself, by purpose
+        self._over: bool = False  # no timer may be set any more
+        self._threads: list[threading.Thread] = []
+        self._transport: Transport | None = None
+        self._ready: bool = False  # the handshake is done
+        self._established: bool = False  # on_connect agreed, and on_close was not called yet
+        # Owned by the reading role, which one thread at a time plays.
+        self._decoder: Decoder = self._codec.decoder(registry)
+        self._recv_size: int = _RECV_LEAST
+        self._last_received: float = time.monotonic()
+        self._counts = Counts()
+        # Set when all is over but the last thread's last step.
+        self._finished = threading.Event()
+        # Owned by the handling of messages, one at a time.
+        self._undefined: set[int] = set()
+        self._undefined_count: int = 0
+        # Errors may come from several threads at once; guarded by _lock.
+        self._errors: int = 0
+
+    # -- what users call
+
+    def write(self, message: Message, timeout: float | None = None) -> None:
+        """Send a message, or queue it behind those that wait. What it takes is sent in order.
+
+        Args:
+            message: anything with a ``message_number`` and a ``serialize()``; it is encoded here, in
+                the caller's thread.
+            timeout: seconds to wait for room in the send queue; None does not wait.
+
+        Raises:
+            WouldBlock: the send queue is full; the message was not queued.
+            ConnectionClosed: the connection is closed; the message was not queued.
+            Exception: whatever ``serialize()`` raises; nothing was sent.
+        """
+        self._outbox.write(self._codec.encode(message), timeout)
+
+    def write_frame(self, frame: bytes, timeout: float | None = None) -> None:
+        """Send bytes that the codec has made already; else as `write`. For many receivers of one."""
+        self._outbox.write(frame, timeout)
+
+    def close(self) -> None:
+        """End the connection in order; return at once, see `wait_closed`.
+
+        What was written before is sent if the peer reads it; what came and was not handled yet is
+        dropped. Closing twice is harmless.
+        """
+        self._begin_close("closed by this side", drain=False)
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until the connection is over and none of its threads is left; tell whether it is.
+
+        Not to be called by a handler of this connection: it would wait for itself.
+        """
+        deadline = Deadline(timeout)
+        if not self._finished.wait(deadline.remaining()):
+            return False
+        return not gather(self._all_threads(), deadline)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is over or about to be: nothing new is read or may be written."""
+        return self._reason is not None
+
+    @property
+    def close_reason(self) -> str | None:
+        """Why the connection ended or is ending, in words; None while it lives."""
+        return self._reason or self._lost
+
+    @property
+    def last_heartbeat(self) -> float:
+        """When something last came from the peer, in seconds since the Unix epoch."""
+        return time.time() - (time.monotonic() - self._last_received)
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """Whom the peer proved to be by TLS, as ``ssl.SSLSocket.getpeercert()`` tells, or None."""
+        transport = self._transport
+        return None if transport is None else transport.peer_certificate
+
+    @property
+    def tls_version(self) -> str | None:
+        """The version of TLS in use, or None."""
+        transport = self._transport
+        return None if transport is None else transport.tls_version
+
+    @property
+    def send_queue_length(self) -> int:
+        """How many messages wait to be sent."""
+        return self._outbox.waiting
+
+    def value(self, key: Hashable) -> Any:
+        """Return what was set for ``key``, or None."""
+        return self._values.get(key)
+
+    def set_value(self, key: Hashable, value: Any) -> None:
+        """Keep something with the connection."""
+        with self._lock:
+            self._values[key] = value
+
+    def run_at(self, when: datetime | float, callback: ConnectionTimer) -> int:
+        """Call ``callback(due, conn)`` at a time of day; see `run_after`.
+
+        Args:
+            when: an aware datetime, or seconds since the Unix epoch; the past means at once.
+        """
+        return self.run_after(delay_until(when), callback)
+
+    def run_after(self, delay: float, callback: ConnectionTimer) -> int:
+        """Call ``callback(due, conn)`` in ``delay`` seconds, and return the timer's id.
+
+        Callbacks take their turn among the messages of the connection: never two at a time, never
+        one beside a handler. They go with the connection.
+
+        Raises:
+            ConnectionClosed: the connection is closed.
+        """
+        return self._add_timer(self._wheel.run_after, delay, callback, once=True)
+
+    def run_every(self, interval: float, callback: ConnectionTimer) -> int:
+        """Call ``callback(due, conn)`` every ``interval`` seconds; else as `run_after`.
+
+        A call that is due while the one before still waits for its turn is left out.
+        """
+        return self._add_timer(self._wheel.run_every, interval, callback, once=False)
+
+    def cancel_timer(self, timer_id: int) -> bool:
+        """Cancel a timer of this connection; tell whether it was pending."""
+        with self._lock:
+            if timer_id not in self._timers:
+                return False
+            self._timers.discard(timer_id)
+        return self._wheel.cancel(timer_id)
+
+    def __repr__(self) -> str:
+        state = self._reason or ("open" if self._established else "connecting")
+        return f"<{type(self).__name__} {self.name} {_address(self.remote_address)}: {state}>"
+
+    # -- beginning
+
+    def _new_context(self) -> Context:
+        return _ConnectionContext(self._parent_context, self.net_id, self._server())
+
+    def _server(self) -> Any:
+        return None
+
+    def _establish(self, transport: Transport) -> None:
+        """Make a transport the connection's: handshake, ``on_connect``, clocks.
+
+        Raises:
+            HandshakeFailed: TLS was not agreed upon.
+            ConnectionClosed: refused by ``on_connect``, or closed meanwhile.
+        """
+        with self._lock:
+            self._transport = transport
+            self._raise_if_closed()
+        transport.handshake(self._options.handshake_timeout)
+        with self._lock:
+            self._raise_if_closed()
+            self._ready = True
+        self._decoder = self._codec.decoder(self._registry)
+        self._last_received = time.monotonic()
+        self._outbox.attach(transport)
+        agreed = self._ask_on_connect()
+        with self._lock:
+            self._raise_if_closed()
+            if not agreed:
+                raise ConnectionClosed("refused by on_connect")
+            self._established = True
+            self._lost = None
+        self._tally.established()
+        self._outbox.open()
+        self._start_clocks()
+
+    def _raise_if_closed(self) -> None:
+        """Needs _lock."""
+        if self._reason is not None:
+            raise ConnectionClosed(self._reason)
+
+    def _ask_on_connect(self) -> bool:
+        on_connect = self._options.on_connect
+        if on_connect is None:
+            return True
+        try:
+            return on_connect(self) is not False
+        except BaseException as error:
+            self.report(error, "in on_connect")
+            return False
+
+    def _start_clocks(self) -> None:
+        """Set the timers of heartbeats and timeouts; each sets itself again."""
+        options = self._options
+        if options.heartbeat is not None:
+            self._set_clock("heartbeat", options.heartbeat, self._beat)
+        if options.idle_timeout is not None:
+            self._set_clock("idle", options.idle_timeout, self._look_idle)
+        if options.write_timeout is not None:
+            self._set_clock("write", options.write_timeout, self._look_stuck)
+
+    # -- threads
+
+    def _thread(self, role: str, target: Callable[..., object], *args: Any) -> threading.Thread:
+        thread = spawn(target, *args, name=self._thread_name(role))
+        with self._lock:
+            self._threads.append(thread)
+        return thread
+
+    def _thread_name(self, role: str) -> str:
+        return f"tao-{role}-{self._label.format(self.net_id)}"
+
+    def _all_threads(self) -> list[threading.Thread]:
+        with self._lock:
+            return list(self._threads)
+
+    def _start_writer(self) -> None:
+        self._thread("writer", self._outbox.run_writer).start()
+
+    def start_handler(self, leading: bool) -> None:
+        """Start the second thread, in the reading role if ``leading``."""
+        self._thread("handler", self._play, leading).start()
+
+    def _play(self, reading: bool) -> None:
+        """A reading or handling thread, in the one role and then in the other."""
+        thread = threading.current_thread()
+        while True:
+            thread.name = self._thread_name("reader" if reading else "handler")
+            if not reading:
+                if not self._dispatcher.handle():
+                    return
+                reading = True
+            elif self._read():
+                reading = False
+            elif not self._renew():
+                return
+
+    def _read(self) -> bool:
+        """Read until the end, or (True) until the other thread has taken over."""
+        transport = self._transport
+        assert transport is not None
+        while True:
+            try:
+                data = transport.recv(self._recv_size)
+            except OSError as error:
+                self._outbox.give_up(error)
+                self._failed(error, explain(error), ended=True)
+                return False
+            if not data:
+                self._drop("peer closed", ended=True)
+                return False
+            self._last_received = time.monotonic()
+            if not self._take(data):
+                return True
+
+    def _take(self, data: bytes) -> bool:
+        """Decode and dispatch what was received; False: someone else reads on."""
+        size = len(data)
+        self._counts.bytes_in += size
+        if size == self._recv_size:
+            self._recv_size = min(4 * size, _RECV_MOST)
+        elif 4 * size < self._recv_size:
+            self._recv_size = max(self._recv_size // 2, _RECV_LEAST)
+        if self._reason is not None or self._lost is not None:
+            return True  # only waiting for the end
+        batch: Batch = []
+        broken: Exception | None = None
+        try:
+            self._decoder.feed(data, batch)
+        except BadData as error:
+            broken = error
+        except BaseException as error:
+            broken = BadData(f"{type(error).__name__}: {error}")
+            broken.__cause__ = error
+        reading = True
+        if batch:
+            self._counts.messages_in += len(batch)
+            reading = self._dispatcher.dispatch(batch)
+        if broken is not None:
+            self._failed(broken, f"protocol error: {broken}")
+        return reading
+
+    def _renew(self) -> bool:
+        """The transport has ended. Get another and return True, or finish."""
+        self._finish()
+        return False
+
+    # -- ending
+
+    def _failed(self, error: Exception, reason: str, *, ended: bool = False) -> None:
+        """Give the peer up because of an error of its own, or the network's."""
+        if self._reason is None and self._lost is None:
+            self._log().opt(exception=error.__cause__).info("connection lost: {}", reason)
+            self._count_error()
+            self._call_on_error(error)
+        self._drop(reason, ended=ended)
+
+    def _drop(self, reason: str, *, ended: bool = False) -> None:
+        """Do without this transport, which may have ``ended`` already."""
+        self._begin_close(reason, drain=True, ended=ended)
+
+    def _begin_close(
+        self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False
+    ) -> None:
+        """Start the orderly end, or make a draining one hasty.
+
+        Args:
+            drain: handle what was received first.
+            timeout: seconds that all of it may take; None: what the options say.
+            ended: the transport has ended. Then nobody needs to see to that, and a handler of the
+                last messages may take its time.
+        """
+        with self._lock:
+            first = self._reason is None
+            if first:
+                self._reason = reason
+            ready, transport = self._ready, self._transport
+        if first:
+            self.context.cancel(reason)
+            self._cancel_timers()
+        if not ready and transport is not None:
+            transport.abort()
+        if drain:
+            self._dispatcher.finish(self._seal)
+        else:
+            self._dispatcher.finish(None, discard=True)
+            self._seal()
+        if not ended:
+            self._watch_the_end(self._options.drain_timeout if timeout is None else timeout)
+
+    def _seal(self) -> None:
+        self._outbox.seal(self._reason or "closed")
+
+    def _watch_the_end(self, timeout: float) -> None:
+        """Have the wheel see to it that the end comes."""
+        deadline = Deadline(timeout)
+        with self._lock:
+            if self._deadline is None or deadline.before(self._deadline):
+                self._deadline = deadline
+        lingering = False
+
+        def look() -> None:
+            nonlocal lingering
+            if self._expired() or lingering:
+                self._time_is_up()
+                return
+            lingering = self._outbox.shut
+            self._set_clock("end", min(_LINGER, timeout), look)
+
+        self._set_clock("end", min(_LINGER, timeout), look)
+
+    def _expired(self) -> bool:
+        return self._deadline is not None and self._deadline.expired
+
+    def _time_is_up(self) -> None:
+        self._dispatcher.abandon()
+        self._outbox.give_up(TimeoutError("the peer took too long"))
+        transport = self._transport
+        if transport is not None:
+            transport.abort()
+
+    def _end_session(self) -> bool:
+        """After reading: see handlers and writer through; tell whether all handlers returned."""
+        idle = self._dispatcher.wait_idle()
+        self._outbox.wait_sent(self._deadline or Deadline(self._options.drain_timeout))
+        transport = self._transport
+        assert transport is not None
+        transport.abort()
+        return idle
+
+    def _finish(self) -> None:
+        """The last steps, by the reading thread."""
+        idle = self._end_session() if self._transport is not None else True
+        self._dispatcher.stop()
+        frames, size = self._outbox.stop()
+        with self._lock:
+            self._over = True
+            clocks = list(self._clocks.values())
+        for clock in clocks:
+            self._wheel.cancel(clock)
+        gather(self._all_threads(), Deadline(None if idle else 0))
+        if frames:
+            self._counts.unsent += frames
+            lost = ConnectionClosed(
+                f"{frames} messages ({size} bytes) could not be sent: {self._reason}"
+            )
+            self.report(lost, "closing")
+        self._call_on_close()
+        if self._transport is not None:
+            self._transport.close()
+        self._forget()
+        self._finished.set()
+
+    def _forget(self) -> None:
+        """Have the owner forget the connection."""
+        self._tally.ended(self.counts())
+
+    def _call_on_close(self) -> None:
+        if not self._established:
+            return
+        self._established = False
+        if self._options.on_close is not None:
+            try:
+                self._options.on_close(self)
+            except BaseException as error:
+                self.report(error, "in on_close")
+
+    # -- clocks, all on the timing wheel's thread
+
+    def _set_clock(self, purpose: str, delay: float, callback: Callable[[], object]) -> None:
+        with self._lock:
+            if self._over:
+                return
+            before = self._clocks.pop(purpose, None)
+            if before is not None:
+                self._wheel.cancel(before)
+            self._clocks[purpose] = self._wheel.run_after(delay, lambda _: callback())
+
+    def _beat(self) -> None:
+        """Send a heartbeat if nothing was sent for so long."""
+        interval = self._options.heartbeat
+        assert interval is not None
+        left = self._outbox.last_sent + interval - time.monotonic()
+        if left <= 0:
+            left = interval
+            try:
+                frame = self._codec.heartbeat(time.time_ns())
+                if frame and self._established:
+                    self._outbox.write(frame)
+            except TaoError:
+                pass  # so much waits to be sent that a heartbeat is not needed, or it is over
+        self._set_clock("heartbeat", left, self._beat)
+
+    def _look_idle(self) -> None:
+        """Close if nothing came for so long."""
+        limit = self._options.idle_timeout
+        assert limit is not None
+        if self._dispatcher.waiting_for_room:
+            # Nothing is read because the handlers do not keep up: that is not the peer's fault.
+            self._last_received = time.monotonic()
+        left = self._last_received + limit - time.monotonic()
+        if left > 0:
+            self._set_clock("idle", left, self._look_idle)
+        else:
+            self._drop(f"idle for {limit} s")
+
+    def _look_stuck(self) -> None:
+        """Close if the peer took nothing for so long although something waits."""
+        limit = self._options.write_timeout
+        assert limit is not None
+        left = self._outbox.last_sent + limit - time.monotonic()
+        if self._outbox.blocked and left <= 0:
+            error = TimeoutError(f"the peer took nothing for {limit} s")
+            self._outbox.give_up(error)
+            self._failed(error, str(error))
+        else:
+            self._set_clock("write", left if left > 0 else limit, self._look_stuck)
+
+    # -- timers of the user
+
+    def _add_timer(
+        self,
+        add: Callable[[float, Callable[[datetime], object]], int],
+        seconds: float,
+        callback: ConnectionTimer,
+        *,
+        once: bool,
+    ) -> int:
+        if not callable(callback):
+            raise TypeError(f"a timer's callback must be callable, not {callback!r}")
+        timer_id = 0
+        waiting = False
+
+        def fire(due: datetime) -> None:
+            nonlocal waiting
+            if once:
+                with self._lock:  # for timer_id, too: it is known when this is free
+                    self._timers.discard(timer_id)
+            if not waiting:
+                waiting = True
+                self._dispatcher.post(lambda: run(due))
+
+        def run(due: datetime) -> None:
+            nonlocal waiting
+            waiting = False
+            callback(due, self)
+
+        with self._lock:
+            self._raise_if_closed()
+            timer_id = add(seconds, fire)
+            self._timers.add(timer_id)
+        return timer_id
+
+    def _cancel_timers(self) -> None:
+        with self._lock:
+            timers, self._timers = self._timers, set()
+        for timer in timers:
+            self._wheel.cancel(timer)
+
+    # -- errors and figures
+
+    def report(self, error: BaseException, doing: str) -> None:
+        """Log an exception with its traceback, count it, and pass it to ``on_error``."""
+        self._count_error()
+        self._log().opt(exception=error).error("error {}", doing)
+        self._call_on_error(error)
+
+    def undefined(self, number: int) -> None:
+        """Count a message whose number is not registered, and log the first of each number."""
+        self._undefined_count += 1
+        if number not in self._undefined and len(self._undefined) < _UNDEFINED_LOGGED:
+            self._undefined.add(number)
+            self._log().warning("{}; such messages are skipped", UndefinedMessage(number))
+
+    def counts(self) -> Counts:
+        """Return what this connection has done so far."""
+        counts = Counts()
+        counts.add(self._counts)
+        counts.messages_out = self._outbox.frames_sent
+        counts.bytes_out = self._outbox.bytes_sent
+        counts.dropped = self._outbox.dropped
+        counts.handled = self._dispatcher.handled
+        counts.handle_time = self._dispatcher.busy_time
+        counts.undefined = self._undefined_count
+        counts.errors = self._errors
+        return counts
+
+    def _count_error(self) -> None:
+        with self._lock:
+            self._errors += 1
+
+    def _call_on_error(self, error: BaseException) -> None:
+        if self._options.on_error is None:
+            return
+        try:
+            self._options.on_error(self, error)
+        except BaseException:
+            self._log().exception("on_error raised")
+
+    def _log(self) -> Any:
+        return logger.bind(connection=self.net_id, peer=_address(self.remote_address))
+
+
+class _ConnectionContext(Context):
+    """The context of a connection: knows its number and its server."""
+
+    __slots__ = ("_net_id", "_server")
+
+    def __init__(self, parent: Context, net_id: int, server: Any) -> None:
+        super().__init__(parent)
+        self._net_id = net_id
+        self._server = server
+
+    def value(self, key: Hashable) -> Any:
+        if key is NET_ID:
+            return self._net_id
+        if key is SERVER:
+            return self._server
+        return super().value(key)
+
+
+def _address(address: Any) -> str:
+    """Write an address as people do."""
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(address or "-")

@@ -1,0 +1,488 @@
+"""From decoded batches to handlers: in order, one at a time, on the thread that costs least.
+
+Guarantees, for each connection:
+
+- Handlers and timer callbacks run in order of arrival, one at a time, whatever thread they run on.
+- A handler that blocks never stops its connection from being read.
+- What waits is bounded: a full inbox blocks the reading thread, and TCP pushes back on the peer.
+
+Two roles are played by two threads, and the threads may swap them. The *reading* role decodes batches
+and calls `Dispatcher.dispatch`; the *handling* role, in `Dispatcher.handle`, takes what waits in the
+inbox and has it run, on the shared pool for a server. Handing a batch over costs far more than a quick
+handler does, so:
+
+- If nothing waits and nothing runs, a batch is run by the reader itself, as far as its handlers are
+  known to be quick. That is learned, for each message number: a handler starts in the pool, is trusted
+  after a few quick runs, and no longer after a slow one.
+- A wrong guess costs speed only. ``BlockWatch`` finds a reader that is stuck in a handler after a few
+  milliseconds and tells the handling thread to take over the reading; the stuck thread finishes its
+  batch and takes the other role. This is Leader/Followers (Schmidt et al., Pattern-Oriented Software
+  Architecture 2, 2000) with one follower.
+
+The replies to a run of quick handlers are collected and leave together; before a handler not known to
+be quick, and when one of them gets stuck after all, what is there leaves at once.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from datetime import datetime
+from operator import length_hint
+from typing import Any, Protocol
+
+from tao.codec import Batch
+from tao.context import Context, RequestContext
+from tao.message import HEARTBEAT, Handler, Registration, Registry
+from tao.outbox import Outbox
+from tao.timing import TimingWheel
+
+__all__ = ["BlockWatch", "Dispatcher", "DispatchHost", "Inbox"]
+
+#: A handler is quick if it runs shorter than this, in seconds.
+QUICK = 200e-6
+#: A reader that runs a handler for longer than this is relieved of the reading, in seconds.
+GRACE = 5e-3
+# So many quick runs make a handler trusted.
+_TRUSTED_AFTER = 3
+# One run counts for at most this much in a handler's figure: a thread may lose the processor in the
+# midst of a quick handler, and one such mishap should not send it to the pool.
+_COST_CAP = 1e-3
+
+# Stands for a message number where a function is to be called instead: a timer's callback.
+_CALL: Any = object()
+_TAKE_OVER: Any = object()
+_STOP: Any = object()
+
+
+class Inbox(queue.Queue[Any]):
+    """A queue of batches, bounded in messages; `get` takes all that waits, as one batch."""
+
+    def _init(self, maxsize: int) -> None:
+        self.queue: list[Any] = []
+
+    def _put(self, item: Batch) -> None:
+        self.queue.extend(item)
+
+    def _get(self) -> Batch:
+        if self.queue[0][0] is _TAKE_OVER:
+            # What follows is for the thread that plays the handling role from now on.
+            return [self.queue.pop(0)]
+        taken, self.queue = self.queue, []
+        return taken
+
+    def push(self, batch: Batch) -> None:
+        """Put, bounded or not: for the few things that must not wait and are bounded themselves."""
+        with self.mutex:
+            self._put(batch)
+            self.not_empty.notify()
+
+
+class DispatchHost(Protocol):
+    """What a dispatcher needs of its connection."""
+
+    context: Context
+
+    def start_handler(self, leading: bool) -> None:
+        """Start the second thread, to read if ``leading``, else to handle."""
+
+    def report(self, error: BaseException, doing: str) -> None:
+        """Tell log and application of an error; never raises."""
+
+    def undefined(self, number: int) -> None:
+        """Note a message whose number is not registered."""
+
+
+class BlockWatch:
+    """Finds handlers that are stuck, for all connections of a server or client.
+
+    Asleep while nothing is handled; else it looks every `GRACE` seconds, on the timing wheel.
+    """
+
+    def __init__(self, wheel: TimingWheel) -> None:
+        self._wheel = wheel
+        # The dispatchers that run a batch now. Each adds and removes itself, a look copies it; all
+        # three are atomic in CPython, also without the GIL.
+        self.running: set[Dispatcher] = set()
+        # Written by a look *before* it copies, read by a dispatcher *after* it has added itself: so
+        # of the two at least one sees the other. That both do, and a look too many is made, is
+        # harmless.
+        self.armed: bool = False
+
+    def arm(self) -> None:
+        """Have a look in a moment."""
+        self.armed = True
+        try:
+            self._wheel.run_after(GRACE, self._look)
+        except RuntimeError:
+            pass  # the wheel has stopped, so all connections have ended
+
+    def _look(self, _: datetime) -> None:
+        self.armed = False
+        running = list(self.running)
+        for dispatcher in running:
+            dispatcher.look()
+        if running and not self.armed:
+            self.arm()
+
+
+class Dispatcher:
+    """Runs the handlers of one connection.
+
+    Args:
+        host: the connection.
+        registry: where handlers are found.
+        outbox: the connection's.
+        watch: the server's or client's.
+        run: runs a function on the pool and waits for it; None runs on the handling thread.
+        mode: ``"auto"``, ``"pool"`` or ``"inline"``, for handlers that do not say.
+        limit: how many messages may wait.
+        on_message: called with ``(message, conn)`` where a number has no handler.
+    """
+
+    def __init__(
+        self,
+        host: DispatchHost,
+        registry: Registry,
+        outbox: Outbox,
+        watch: BlockWatch,
+        *,
+        run: Callable[[Callable[[], object]], object] | None,
+        mode: str,
+        limit: int,
+        on_message: Callable[[Any, Any], object] | None,
+    ) -> None:
+        self._host = host
+        self._entries: dict[int, Registration] = registry.entries
+        self._outbox = outbox
+        self._watch = watch
+        self._run_on_pool = run
+        self._mode: str = mode
+        self._on_message = on_message
+        self.inbox = Inbox(limit)
+        # Guards the fields below; the condition is notified when nothing is pending any more.
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._pending: int = 0  # messages in the inbox, and those being run by the handling thread
+        self._inline: bool = False  # the reading thread runs a batch
+        self._late: Batch = []  # callbacks that came due meanwhile
+        self._relieved: bool = False  # ... and the other thread has taken over the reading
+        self._closed: bool = False  # batches are not taken any more
+        self._discard: bool = False  # ... and those that wait are not run
+        self._then: Callable[[], object] | None = None  # called once nothing is pending any more
+        self._abandoned: bool = False  # nobody waits for what is still pending
+        self._handler_started: bool = False
+        # Owned by who runs a batch, one at a time; read by the watch and for figures.
+        self._runs: int = 0  # batches begun
+        self._messages: Iterator[Any] = iter(())  # what is left of the current one
+        self._stuck: bool = False  # the watch found it to be stuck
+        self.handled: int = 0
+        self.busy_time: float = 0.0  # seconds spent in handlers
+        # Owned by the watch: what it saw last, as (_runs, messages left).
+        self._seen: tuple[int, int] = (0, 0)
+        # Owned by the reading role.
+        self.waiting_for_room: bool = False
+
+    # -- for the reading role
+
+    def dispatch(self, batch: Batch) -> bool:
+        """Run a batch, or queue it; False if meanwhile the other thread has taken over the reading.
+
+        The caller then owes a call of `handle`. Blocks while the inbox is full.
+        """
+        with self._lock:
+            if self._closed:
+                return True
+            inline = not self._pending and not self._inline and self._trusts(batch[0][0])
+            if inline:
+                self._inline = True
+            else:
+                self._pending += len(batch)
+                start = self._wants_handler()
+        if not inline:
+            self._enqueue(batch, start)
+            return True
+        rest = self._run(batch, inline=True)
+        with self._lock:
+            rest.extend(self._late)
+            self._late = []
+            self._inline = False
+            relieved, self._relieved = self._relieved, False
+            if relieved:
+                # The batch counted as pending from then on; what is left of it is to be run here,
+                # before anything that waits in the inbox.
+                self._pending -= 1
+            self._pending += len(rest)
+            start = bool(rest) and not relieved and self._wants_handler()
+            then = self._settled()
+        if then is not None:
+            then()
+        if relieved:
+            self._run_pooled(rest)
+            return False
+        if rest:
+            self._enqueue(rest, start)
+        return True
+
+    def _enqueue(self, batch: Batch, start_handler: bool) -> None:
+        if start_handler:
+            self._host.start_handler(leading=False)
+        self.waiting_for_room = True
+        self.inbox.put(batch)
+        self.waiting_for_room = False
+
+    def _wants_handler(self) -> bool:
+        """Tell whether the handling thread is to be started, by the caller. Needs _lock."""
+        start, self._handler_started = not self._handler_started, True
+        return start
+
+    # -- for the timing wheel, and others
+
+    def post(self, callback: Callable[[], object]) -> None:
+        """Have ``callback()`` run in its turn. Never blocks; any thread may call it.
+
+        How many may wait is the caller's business.
+        """
+        item: Batch = [(_CALL, callback)]
+        with self._lock:
+            if self._discard:
+                return
+            if self._inline and not self._relieved:
+                self._late.extend(item)
+                return
+            self._pending += 1
+            start = self._wants_handler()
+        if start:
+            self._host.start_handler(leading=False)
+        self.inbox.push(item)
+
+    def finish(self, then: Callable[[], object] | None, *, discard: bool = False) -> None:
+        """Take no more batches. Any thread may call it, also again.
+
+        Args:
+            then: called once all that was taken has been handled; maybe at once, in this thread.
+            discard: forget what waits; only what runs now is finished.
+        """
+        with self._lock:
+            self._closed = True
+            self._discard = self._discard or discard
+            self._then = then or self._then
+            then = self._settled()
+        if then is not None:
+            then()
+
+    def reopen(self) -> None:
+        """Take batches again: the connection has a new transport."""
+        with self._lock:
+            self._closed = self._discard
+            self._then = None
+
+    def wait_idle(self) -> bool:
+        """Wait until nothing is pending; False if it is given up, see `abandon`."""
+        with self._lock:
+            while (self._pending or self._inline) and not self._abandoned:
+                self._idle.wait()
+            return not (self._pending or self._inline)
+
+    def abandon(self) -> None:
+        """Have nobody wait for handlers that do not end. Any thread may call it."""
+        with self._lock:
+            self._abandoned = self._discard = True
+            self._idle.notify_all()
+
+    def stop(self) -> None:
+        """End `handle`, when it gets there."""
+        self.inbox.push([(_STOP, None)])
+
+    @property
+    def pending(self) -> int:
+        """How many messages wait or are being handled."""
+        return self._pending + self._inline
+
+    def _settled(self) -> Callable[[], object] | None:
+        """If nothing is pending, wake who waits and return what to call. Needs _lock."""
+        if self._pending or self._inline:
+            return None
+        self._idle.notify_all()
+        then, self._then = self._then, None
+        return then
+
+    # -- for the handling role
+
+    def handle(self) -> bool:
+        """Run what comes into the inbox; True: go on by reading, False: the connection is over."""
+        while True:
+            batch = self.inbox.get()
+            special = batch[0][0]
+            if special is _STOP:
+                return False
+            if special is _TAKE_OVER:
+                return True
+            stop = batch[-1][0] is _STOP
+            if stop:
+                batch.pop()
+            self._run_pooled(batch)
+            if stop:
+                return False
+
+    def _run_pooled(self, batch: Batch) -> None:
+        """Run a batch that counts as pending, on the pool if there is one."""
+        if not batch:
+            return
+        if self._run_on_pool is None:
+            self._run_pending(batch)
+            return
+        try:
+            self._run_on_pool(lambda: self._run_pending(batch))
+        except (RuntimeError, CancelledError) as error:
+            # The pool does no more jobs: someone stopped it, or the interpreter is ending.
+            self._host.report(error, f"handing {len(batch)} messages to the workers")
+            self._done(len(batch))
+
+    def _run_pending(self, batch: Batch) -> None:
+        if not self._discard:
+            self._run(batch, inline=False)
+        self._done(len(batch))
+        self._outbox.release()
+
+    def _done(self, count: int) -> None:
+        with self._lock:
+            self._pending -= count
+            then = self._settled()
+        if then is not None:
+            self._outbox.release()
+            then()
+
+    # -- running
+
+    def _trusts(self, number: int) -> bool:
+        """Tell whether messages of this number may be handled by the reading thread."""
+        entry = self._entries.get(number)
+        if entry is None or number == HEARTBEAT:
+            return True
+        mode = entry.dispatch or self._mode
+        return entry.quick_runs >= _TRUSTED_AFTER if mode == "auto" else mode == "inline"
+
+    def _run(self, batch: Batch, *, inline: bool) -> Batch:
+        """Handle a batch and return the part of it that is not for this thread.
+
+        Messages of the same number in a row are a group, for which everything is looked up, timed
+        and counted once.
+        """
+        host, outbox, context = self._host, self._outbox, self._host.context
+        group: Any = self  # no number is equal to it
+        entry: Registration | None = None
+        collecting = False
+        count = 0
+        rest: Batch = []
+        self._stuck = False
+        self._runs += 1
+        self._messages = messages = iter(batch)
+        watch = self._watch
+        watch.running.add(self)
+        if not watch.armed:
+            watch.arm()
+        started = time.monotonic()
+        try:
+            for number, message in messages:
+                if number != group:
+                    if count:
+                        started = self._account(entry, started, count)
+                        count = 0
+                    trusted = number is not _CALL and self._trusts(number)
+                    if (inline and not trusted) or self._discard:
+                        rest = [(number, message), *messages]
+                        break
+                    if collecting is not (trusted and len(batch) > 1 and not self._stuck):
+                        collecting = not collecting
+                        if collecting:
+                            outbox.collect()
+                        else:
+                            outbox.release()
+                    group = number
+                    entry = self._entries.get(number)
+                    handle = self._handler_of(number, entry)
+                count += 1
+                if handle is None:
+                    continue
+                try:
+                    handle(RequestContext(context, message), host)
+                except BaseException as error:
+                    host.report(error, f"handling message {number}")
+        finally:
+            watch.running.discard(self)
+        if count:
+            self._account(entry, started, count)
+        if inline and collecting:
+            outbox.release()
+        return [] if self._discard else rest
+
+    def _handler_of(self, number: Any, entry: Registration | None) -> Handler | None:
+        if number is _CALL:
+            return _call
+        if entry is None:
+            undefined = self._host.undefined
+            return lambda context, conn: undefined(number)
+        if entry.handler is not None:
+            return entry.handler
+        on_message = self._on_message
+        if on_message is None or number == HEARTBEAT:
+            return None
+        return lambda context, conn: on_message(context.message, conn)
+
+    def _account(self, entry: Registration | None, started: float, count: int) -> float:
+        """Learn from a group that was run; return the time now."""
+        now = time.monotonic()
+        elapsed = now - started
+        self.handled += count
+        self.busy_time += elapsed
+        if entry is not None:
+            sample = min(elapsed / count, _COST_CAP)
+            # Two connections may update at once, and one of two samples be lost: it is a guess.
+            entry.cost += (sample - entry.cost) / 8
+            if sample > QUICK and (entry.cost > QUICK or self._stuck):
+                entry.quick_runs = 0
+                entry.cost = max(entry.cost, QUICK)
+            elif sample <= QUICK:
+                entry.quick_runs += 1
+        return now
+
+    # -- for the watch
+
+    def look(self) -> None:
+        """See what became of the batch that was running at the last look."""
+        # How far it is, its iterator knows: nobody has to count for it.
+        seen = self._runs, length_hint(self._messages)
+        before, self._seen = self._seen, seen
+        if before == seen:
+            self._stuck = True
+            self._watch.running.discard(self)  # known now, so it costs no more looks
+            self._relieve()
+        elif before[0] == seen[0]:
+            # It goes on, but replies have waited for long enough.
+            self._outbox.flush()
+
+    def _relieve(self) -> None:
+        """Have the other thread read on if a handler blocks the reader, and let replies go."""
+        with self._lock:
+            relieve = self._inline and not self._relieved
+            if relieve:
+                self._relieved = True
+                late, self._late = self._late, []
+                self._pending += 1 + len(late)
+                start = self._wants_handler()
+        if relieve:
+            if start:
+                self._host.start_handler(leading=True)
+            else:
+                self.inbox.push([(_TAKE_OVER, None)])
+            if late:
+                self.inbox.push(late)
+        self._outbox.release()
+
+
+def _call(context: RequestContext, conn: Any) -> None:
+    context.message()

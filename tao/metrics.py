@@ -1,0 +1,146 @@
+"""Figures: what was counted, and how the counts of many connections become one.
+
+No counter is shared between threads on the way of a message. Each connection counts for itself, in
+fields that one thread or one lock owns, once for a batch; its counts are added to its server's when
+it ends. A snapshot adds up the ended and the living.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+
+__all__ = ["Counts", "Snapshot", "Tally", "tallies"]
+
+
+@dataclass
+class Counts:
+    """What one connection, or many together, did.
+
+    Attributes:
+        messages_in, bytes_in: decoded, and received.
+        messages_out, bytes_out: wholly taken by the kernel, and taken.
+        handled: messages and timer callbacks that ran through.
+        handle_time: seconds spent in them.
+        errors: exceptions, of handlers, callbacks, codecs and sockets.
+        undefined: messages whose number is not registered.
+        dropped: messages that a slow consumer did not get, by ``slow_consumer``.
+        unsent: messages that were accepted but never sent because the connection ended.
+    """
+
+    messages_in: int = 0
+    bytes_in: int = 0
+    messages_out: int = 0
+    bytes_out: int = 0
+    handled: int = 0
+    handle_time: float = 0.0
+    errors: int = 0
+    undefined: int = 0
+    dropped: int = 0
+    unsent: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add another's counts to this one's."""
+        for field in fields(Counts):
+            name = field.name
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass
+class Snapshot(Counts):
+    """The counts of a server or client at one moment.
+
+    Attributes:
+        name: whose.
+        uptime: seconds since it started.
+        connections: now open.
+        connections_total: ever established.
+        refused: turned away, by a limit or by ``on_connect``.
+        accept_errors: failures to accept one.
+        workers, workers_busy: of the pool.
+        timers: pending on the timing wheel.
+    """
+
+    name: str = ""
+    uptime: float = 0.0
+    connections: int = 0
+    connections_total: int = 0
+    refused: int = 0
+    accept_errors: int = 0
+    workers: int = 0
+    workers_busy: int = 0
+    timers: int = 0
+
+    def as_dict(self) -> dict[str, int | float | str]:
+        return asdict(self)
+
+
+class Tally:
+    """The counts of a server or client over its life. Any thread may call it.
+
+    Args:
+        name: whose, for people.
+        fill: given a snapshot, fills in what is known only now: the living connections' counts, the
+            pool, the timers.
+    """
+
+    def __init__(self, name: str, fill: Callable[[Snapshot], None]) -> None:
+        self.name: str = name
+        self._fill = fill
+        self._started: float = time.monotonic()
+        # Guards all below.
+        self._lock = threading.Lock()
+        self._ended = Counts()
+        self._established: int = 0
+        self._refused: int = 0
+        self._accept_errors: int = 0
+        with _all_lock:
+            _all.add(self)
+
+    def established(self) -> None:
+        """Count a connection that came to be."""
+        with self._lock:
+            self._established += 1
+
+    def refused(self) -> None:
+        """Count a connection that was turned away."""
+        with self._lock:
+            self._refused += 1
+
+    def accept_error(self) -> None:
+        """Count a failure to accept."""
+        with self._lock:
+            self._accept_errors += 1
+
+    def ended(self, counts: Counts) -> None:
+        """Add what an ended connection counted."""
+        with self._lock:
+            self._ended.add(counts)
+
+    def snapshot(self) -> Snapshot:
+        """Return all counts as they are now."""
+        with self._lock:
+            result = Snapshot(
+                **asdict(self._ended),
+                name=self.name,
+                uptime=time.monotonic() - self._started,
+                connections_total=self._established,
+                refused=self._refused,
+                accept_errors=self._accept_errors,
+            )
+        self._fill(result)
+        return result
+
+
+# Guards _all, which holds the tallies of all servers and clients that are still referred to.
+_all_lock = threading.Lock()
+_all: weakref.WeakSet[Tally] = weakref.WeakSet()
+
+
+def tallies() -> list[Tally]:
+    """Return the tallies of all servers and clients of this process, by name."""
+    with _all_lock:
+        return sorted(_all, key=lambda tally: tally.name)

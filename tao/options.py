@@ -1,0 +1,236 @@
+"""Every option of a server and a client: its meaning, unit, default and check, once.
+
+Options are keyword-only and checked when the server or client is made: a mistake is a ``TypeError``
+or ``ValueError`` that names the option, not a surprise at three in the morning.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tao.codec import Codec, TypeLengthValueCodec
+from tao.message import Registry
+from tao.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from tao.connection import Connection
+
+__all__ = ["ClientOptions", "Options", "Reconnect", "ServerOptions", "make_options"]
+
+_DISPATCH = ("auto", "pool", "inline")
+_SLOW_CONSUMER = ("raise", "drop_newest", "drop_oldest", "close")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What server and client have in common."""
+
+    #: How messages look on the wire.
+    codec: Codec = TypeLengthValueCodec()
+    #: The messages and handlers that are known; None: those of the default registry, and what is
+    #: declared on the server or client itself.
+    registry: Registry | None = None
+    #: What to show and to demand in TLS, see `load_tls_config`; None: plain TCP.
+    tls: ssl.SSLContext | None = None
+
+    #: ``on_connect(conn) -> bool``: a connection was made; False refuses it. What it writes goes out
+    #: first. It may block, but nothing is read from that connection meanwhile.
+    on_connect: Callable[[Connection], object] | None = None
+    #: ``on_message(message, conn)``: a message came whose number is registered without a handler.
+    on_message: Callable[[Any, Connection], object] | None = None
+    #: ``on_close(conn)``: an established connection is over, and its last handler has returned;
+    #: ``conn.close_reason`` tells why.
+    on_close: Callable[[Connection], object] | None = None
+    #: ``on_error(conn, error)``: something raised: a handler, a callback, a codec, the socket.
+    on_error: Callable[[Connection, BaseException], object] | None = None
+
+    #: How many messages may wait to be sent, and as many to be handled, for each connection.
+    queue_size: int = 256
+    #: What a write to a connection with a full send queue does: ``"raise"`` WouldBlock,
+    #: ``"drop_newest"``, ``"drop_oldest"``, or ``"close"`` the connection.
+    slow_consumer: str = "raise"
+    #: Seconds after which a connection is closed whose peer takes nothing although something waits
+    #: to be sent; None: never.
+    write_timeout: float | None = None
+    #: Seconds without sending after which a heartbeat is sent; None: none is.
+    heartbeat: float | None = 30.0
+    #: Seconds after which a connection is closed from which nothing came; None: never. The peer
+    #: should send heartbeats more often than that.
+    idle_timeout: float | None = None
+    #: Seconds that the TLS handshake may take.
+    handshake_timeout: float = 10.0
+    #: Seconds that an orderly end may take: handlers that run, messages still to be sent.
+    drain_timeout: float = 10.0
+    #: Where handlers run: ``"auto"`` learns, ``"pool"`` always uses the workers, ``"inline"`` the
+    #: thread that reads.
+    dispatch: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("encode", "decoder"):
+            if not callable(getattr(self.codec, name, None)):
+                raise TypeError(f"codec must have {name}(), {self.codec!r} has not")
+        _is(self, "registry", Registry, optional=True)
+        _is(self, "tls", ssl.SSLContext, optional=True)
+        for name in ("on_connect", "on_message", "on_close", "on_error"):
+            _callable(self, name)
+        _count(self, "queue_size")
+        _one_of(self, "slow_consumer", _SLOW_CONSUMER)
+        _one_of(self, "dispatch", _DISPATCH)
+        for name in ("write_timeout", "heartbeat", "idle_timeout"):
+            _seconds(self, name, optional=True)
+        for name in ("handshake_timeout", "drain_timeout"):
+            _seconds(self, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions(Options):
+    """What only a server has."""
+
+    #: How many handlers that block run at once, over all connections; or a pool, which several
+    #: servers may share and which its maker stops.
+    workers: int | WorkerPool = 20
+    #: Called in each worker thread as it starts: to open a database connection, say.
+    worker_initializer: Callable[[], object] | None = None
+    #: How many connections there may be; one more is closed at once.
+    max_connections: int = 1000
+    #: The same for connections from one address; None: no limit of its own.
+    max_connections_per_host: int | None = None
+    #: How many connections may wait in the kernel to be accepted.
+    backlog: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.workers, WorkerPool):
+            if self.worker_initializer is not None:
+                raise ValueError("worker_initializer belongs to the WorkerPool given as workers")
+        else:
+            _count(self, "workers")
+        _callable(self, "worker_initializer")
+        _count(self, "max_connections")
+        _count(self, "max_connections_per_host", optional=True)
+        _count(self, "backlog")
+        if self.tls is not None and self.tls.protocol is ssl.PROTOCOL_TLS_CLIENT:
+            raise ValueError("tls: a server cannot use a client's context")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientOptions(Options):
+    """What only a client has."""
+
+    #: Connect again when the connection is lost: True, or a `Reconnect` that says how.
+    reconnect: bool | Reconnect = False
+    #: Seconds that connecting to one address of the server may take.
+    connect_timeout: float = 10.0
+    #: The name that the server's certificate must have; None: the host connected to.
+    server_hostname: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _is(self, "reconnect", (bool, Reconnect))
+        _seconds(self, "connect_timeout")
+        _is(self, "server_hostname", str, optional=True)
+        if self.tls is not None and self.tls.protocol is ssl.PROTOCOL_TLS_SERVER:
+            raise ValueError("tls: a client cannot use a server's context")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconnect:
+    """How to connect again: exponential back-off, capped, with jitter.
+
+    The n-th attempt in a row waits ``initial * factor ** (n - 1)`` seconds, at most ``maximum``, of
+    which a share of up to ``jitter`` is taken off at random, so that a thousand clients of a server
+    that restarts do not all come back in the same instant. (Marc Brooker, "Exponential Backoff and
+    Jitter", 2015, compares the ways.)
+    """
+
+    #: Seconds before the first attempt.
+    initial: float = 0.1
+    #: Seconds before any attempt, at most.
+    maximum: float = 30.0
+    #: How much longer each wait is than the one before.
+    factor: float = 2.0
+    #: Which share of the wait is random, from 0 to 1.
+    jitter: float = 0.5
+    #: How many attempts in a row may fail before the client closes; None: any number.
+    attempts: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("initial", "maximum", "factor"):
+            _seconds(self, name)
+        if self.factor < 1:
+            raise ValueError(f"factor must be at least 1, not {self.factor!r}")
+        if not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must be between 0 and 1, not {self.jitter!r}")
+        _count(self, "attempts", optional=True)
+
+    def delay(self, attempt: int) -> float:
+        """Return how many seconds to wait before an attempt, the first being 1."""
+        # A large exponent would overflow long after the maximum is reached.
+        steps = min(attempt - 1, 1000 if self.factor == 1 else math.log(1e9, self.factor))
+        wait = min(self.maximum, self.initial * self.factor**steps)
+        return wait * (1 - self.jitter * random.random())
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def make_options(kind: type[OptionsT], owner: str, given: dict[str, Any]) -> OptionsT:
+    """Check keyword arguments and make options of them; ``owner`` is named in errors.
+
+    Raises:
+        TypeError, ValueError: naming the option, and its likely spelling if it is unknown.
+    """
+    known = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"{owner} has no option {name!r}{hint}")
+    return kind(**given)
+
+
+def _is(options: Any, name: str, kind: type | tuple[type, ...], optional: bool = False) -> None:
+    value = getattr(options, name)
+    if isinstance(value, kind) or (optional and value is None):
+        return
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    expected = " or ".join(each.__name__ for each in kinds)
+    raise TypeError(f"{name} must be {expected}, not {value!r}")
+
+
+def _callable(options: Any, name: str) -> None:
+    value = getattr(options, name)
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable, not {value!r}")
+
+
+def _one_of(options: Any, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(options, name)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _count(options: Any, name: str, optional: bool = False) -> None:
+    value = getattr(options, name)
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def _seconds(options: Any, name: str, optional: bool = False) -> None:
+    value = getattr(options, name)
+    if optional and value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, not {value!r}")

@@ -1,0 +1,364 @@
+"""The send queue of one connection: order, bounds, and as few system calls as can be.
+
+Guarantees:
+
+- Frames leave in the order of `write` calls, each whole; bytes of two never mix.
+- The queue never holds more frames than its limit.
+- `write` does not block unless it is given time to.
+- A frame is forgotten only when the kernel has taken all of it. If the transport breaks, what is left
+  is kept, from the first frame that is not wholly gone, for the next transport or for the report.
+
+Mechanism: the frames wait in a ``queue.Queue`` whose mutex guards everything here. Who writes while
+nothing waits sends at once, without blocking, and is done: no other thread is involved. Only what the
+kernel does not take (``_blocked``) is left to the writer thread, which waits for the socket outside of
+the mutex, and from then on all frames line up behind. While a batch of messages is being handled,
+frames are only collected (``_collecting``), so that the replies leave together.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+
+from tao.errors import ConnectionClosed, WouldBlock
+from tao.threads import Deadline
+from tao.transport import Transport, explain
+
+__all__ = ["Outbox"]
+
+# Collected frames are sent when they are this many bytes together.
+_COLLECT_BYTES = 64 * 1024
+# One send is given at most about so many bytes: more than a socket buffer takes is copied in vain.
+_SEND_BYTES = 256 * 1024
+
+
+class Outbox(queue.Queue[bytes]):
+    """A queue of frames that empties itself into a transport.
+
+    Any thread may call `write`; who calls the others is said there.
+
+    Args:
+        limit: how many frames may wait.
+        slow_consumer: what a write does when so many do: ``"raise"`` raises `WouldBlock`,
+            ``"drop_newest"`` and ``"drop_oldest"`` drop a frame and count it, ``"close"`` seals the
+            outbox and gives up.
+        start_writer: starts the thread that runs `run_writer`; called once, when first needed, under
+            the mutex.
+        keep: frames written while there is no transport wait for the next one.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        start_writer: Callable[[], None],
+        *,
+        slow_consumer: str = "raise",
+        keep: bool = False,
+    ) -> None:
+        super().__init__(limit)
+        self._slow_consumer: str = slow_consumer
+        self._start_writer = start_writer
+        self._keep: bool = keep
+        # All below is guarded by self.mutex, like self.queue, which holds the frames. Of the
+        # inherited conditions, not_full wakes writes that wait for room, not_empty the writer
+        # thread, and all_tasks_done who waits for the end.
+        self.queue: deque[bytes] = deque()
+        self._transport: Transport | None = None
+        self._offset: int = 0  # bytes of the first frame that the kernel has
+        self._bytes: int = 0  # in all frames that wait
+        self._blocked: bool = False  # the kernel did not take all: the writer is on it
+        self._polling: bool = False  # the writer waits for the transport, outside of the mutex
+        self._collecting: bool = False
+        self._preface: int | None = None  # the thread whose frames go ahead, see attach
+        self._ahead: int = 0  # how many frames of the preface wait
+        self._seal: str | None = None  # why nothing more may be written
+        self._shut: bool = False  # the peer has been told the end
+        self._stopped: bool = False  # the writer thread is to end
+        self._writer_started: bool = False
+        self.error: OSError | None = None  #: what broke the transport
+        self.last_sent: float = time.monotonic()  #: when bytes were last given to the kernel
+        self.frames_sent: int = 0
+        self.bytes_sent: int = 0
+        self.dropped: int = 0
+
+    # -- for everyone
+
+    def write(self, frame: bytes, timeout: float | None = None) -> None:
+        """Send or queue a frame.
+
+        Args:
+            frame: one whole message.
+            timeout: seconds to wait for room; None does not wait.
+
+        Raises:
+            WouldBlock: there was no room, or not in time; the frame was not queued.
+            ConnectionClosed: nothing can be sent any more; the frame was not queued.
+        """
+        with self.mutex:
+            frames = self.queue
+            if self._seal is not None or len(frames) >= self.maxsize:
+                if not self._make_room(timeout):
+                    return
+            self._bytes += len(frame)
+            if self._collecting:
+                frames.append(frame)
+                if self._bytes >= _COLLECT_BYTES and not self._blocked:
+                    self._send()
+                return
+            if self._preface == threading.get_ident():
+                frames.insert(self._ahead, frame)
+                self._ahead += 1
+            else:
+                frames.append(frame)
+            if not self._blocked:
+                self._send()
+                if self.error is not None and not self._keep:
+                    raise ConnectionClosed(self._seal or "connection broken")
+
+    @property
+    def waiting(self) -> int:
+        """How many frames wait."""
+        return len(self.queue)
+
+    @property
+    def bytes_waiting(self) -> int:
+        """How many bytes of them the kernel does not have."""
+        return self._bytes - self._offset
+
+    # -- for who handles a batch
+
+    def collect(self) -> None:
+        """Hold frames back until `release`, or until they are many."""
+        with self.mutex:
+            # Where frames wait already, the writer sends them together anyway.
+            self._collecting = not self.queue
+
+    def release(self) -> None:
+        """Send what was held back and hold nothing more. Any thread may call it."""
+        with self.mutex:
+            self._collecting = False
+            if self.queue and not self._blocked:
+                self._send()
+
+    def flush(self) -> None:
+        """Send what was held back so far. Any thread may call it."""
+        with self.mutex:
+            if self.queue and not self._blocked:
+                self._send()
+
+    # -- for the connection
+
+    def attach(self, transport: Transport) -> None:
+        """Send into this transport from now on.
+
+        Until `open`, only frames that the calling thread writes go out, ahead of those that wait: on
+        a new connection, who talks first must not be overtaken by the backlog.
+        """
+        with self.mutex:
+            self._transport = transport
+            self._preface = threading.get_ident()
+            self.error = None
+
+    def open(self) -> None:
+        """End the preface and send what waits."""
+        with self.mutex:
+            self._preface = None
+            if not self._blocked:
+                self._send()
+
+    def detach(self) -> None:
+        """Take an aborted transport away; when this returns, no thread is in it.
+
+        What is not wholly sent is kept, but nothing of the preface: on the next connection, there
+        will be a new one.
+        """
+        with self.mutex:
+            self._transport = None
+            self._preface = None
+            while self._polling:
+                self.all_tasks_done.wait()
+            for _ in range(self._ahead):
+                self._bytes -= len(self.queue.popleft())
+            self._ahead = self._offset = 0
+            self._blocked = self._collecting = False
+
+    def seal(self, reason: str) -> None:
+        """Let nothing more be written; when all is sent, tell the peer so. Any thread may call it."""
+        with self.mutex:
+            if self._seal is None:
+                self._seal = reason
+            self._collecting = False
+            self.not_full.notify_all()
+            if not self._blocked:
+                self._send()
+
+    def wait_sent(self, deadline: Deadline) -> bool:
+        """Wait until all is sent and the peer told, or nothing can be; tell whether it is."""
+        with self.mutex:
+            while not self._shut and self._transport is not None and not deadline.expired:
+                self.all_tasks_done.wait(deadline.remaining())
+            return self._shut
+
+    def give_up(self, error: OSError) -> None:
+        """Note that the transport is broken, or that the peer takes nothing. Any thread may call."""
+        with self.mutex:
+            self._break(error)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the kernel has not taken all: the peer does not read, or not fast enough."""
+        return self._blocked
+
+    @property
+    def shut(self) -> bool:
+        """Whether all is sent and the peer has been told that nothing more comes."""
+        return self._shut
+
+    def stop(self) -> tuple[int, int]:
+        """End the writer thread and return the number of frames, and of bytes, never sent."""
+        with self.mutex:
+            self._stopped = True
+            self.not_empty.notify()
+            return len(self.queue), self.bytes_waiting
+
+    def run_writer(self) -> None:
+        """The writer thread: send what the kernel did not take at once."""
+        while True:
+            with self.mutex:
+                while not (self._stopped or self._blocked):
+                    self.not_empty.wait()
+                if self._stopped:
+                    return
+                transport = self._transport
+                assert transport is not None, "what blocks is there"
+                self._polling = True
+            transport.wait_writable()
+            with self.mutex:
+                self._polling = False
+                self.all_tasks_done.notify_all()
+                if transport is self._transport and self._blocked:
+                    self._send()
+
+    # -- inside, all under the mutex
+
+    def _make_room(self, timeout: float | None) -> bool:
+        """Make room for a frame, or raise; False: the frame itself is dropped.
+
+        Needs the mutex, and gives it up while it waits.
+        """
+        deadline = Deadline(timeout or 0.0)
+        while self._seal is None and len(self.queue) >= self.maxsize:
+            if self._transport is not None and self._preface is None and not self._blocked:
+                self._send()  # what a batch held back; whatever comes of it, this is not so again
+            elif not deadline.expired:
+                self.not_full.wait(deadline.remaining())
+            elif not self._overflow():
+                return False
+        if self._seal is not None:
+            raise ConnectionClosed(self._seal)
+        return True
+
+    def _overflow(self) -> bool:
+        """Do what is to be done with a consumer too slow; False: drop the new frame."""
+        policy = self._slow_consumer
+        if policy == "drop_newest":
+            self.dropped += 1
+            return False
+        if policy == "drop_oldest":
+            # Never one that has begun to leave.
+            oldest = 1 if self._offset and len(self.queue) > 1 else 0
+            self._bytes -= len(self.queue[oldest])
+            del self.queue[oldest]
+            self.dropped += 1
+            return True
+        if policy == "close" and self._transport is not None:
+            transport = self._transport
+            self._break(TimeoutError("send queue full: the peer reads too slowly"))
+            transport.abort()
+            return True
+        raise WouldBlock(f"the send queue is full: {len(self.queue)} messages wait")
+
+    def _send(self) -> None:
+        """Give the kernel what it takes, and leave the rest to the writer. Needs the mutex."""
+        assert self.mutex.locked()
+        transport = self._transport
+        if transport is None:
+            return
+        count = len(self.queue) if self._preface is None else self._ahead
+        try:
+            while count:
+                taken = transport.send(self._next_bytes(count))
+                if not taken:
+                    self._block()
+                    return
+                count -= self._forget(taken)
+            if self._seal is not None and not self.queue and not self._shut:
+                if not transport.shutdown_write():
+                    self._block()
+                    return
+                self._shut = True
+                self.all_tasks_done.notify_all()
+            self._blocked = False
+        except OSError as error:
+            self._break(error)
+            transport.abort()
+
+    def _next_bytes(self, count: int) -> bytes | memoryview:
+        """What one send is given: the first frames, joined, without what went before."""
+        first = self.queue[0]
+        if count == 1 or len(first) >= _SEND_BYTES:
+            return memoryview(first)[self._offset :] if self._offset else first
+        if self._bytes <= _SEND_BYTES:
+            data = b"".join(islice(self.queue, count))
+        else:
+            some, size = [], 0
+            for frame in islice(self.queue, count):
+                some.append(frame)
+                size += len(frame)
+                if size >= _SEND_BYTES:
+                    break
+            data = b"".join(some)
+        return memoryview(data)[self._offset :] if self._offset else data
+
+    def _forget(self, taken: int) -> int:
+        """Drop the frames that the kernel has wholly got; return how many."""
+        self.last_sent = time.monotonic()
+        self.bytes_sent += taken
+        taken += self._offset
+        dropped = 0
+        frames = self.queue
+        while frames and taken >= len(frames[0]):
+            length = len(frames.popleft())
+            taken -= length
+            self._bytes -= length
+            dropped += 1
+        self._offset = taken
+        self.frames_sent += dropped
+        if self._ahead:
+            self._ahead -= min(dropped, self._ahead)
+        self.not_full.notify_all()
+        return dropped
+
+    def _block(self) -> None:
+        """Leave the rest to the writer thread."""
+        self._blocked = True
+        if self._writer_started:
+            self.not_empty.notify()
+        else:
+            self._writer_started = True
+            self._start_writer()
+
+    def _break(self, error: OSError) -> None:
+        """Note that this transport takes nothing any more."""
+        if self.error is None:
+            self.error = error
+        self._blocked = False
+        if not self._keep and self._seal is None:
+            self._seal = explain(error)
+        self._transport = None
+        self.not_full.notify_all()
+        self.all_tasks_done.notify_all()

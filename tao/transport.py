@@ -1,0 +1,318 @@
+"""Byte streams: a plain socket, and TLS on top of one, behind the same seven methods.
+
+Who calls what: `recv` is the connection's reading thread's alone. `send` and `shutdown_write` are
+called under the outbox's lock and never block. `abort` may come from any thread and wakes whoever is
+blocked. `close` comes last, from the thread that has seen all others leave: closing a descriptor
+neither wakes a thread that is blocked on it nor keeps its number from being used again.
+
+No socket ever has a timeout: that would make it non-blocking for both directions, and is a data race
+while another thread reads. Reading blocks; sending uses ``MSG_DONTWAIT``; a wait with a bound is a
+``poll``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import ssl
+import threading
+from typing import Any
+
+from tao.errors import ConnectionClosed, HandshakeFailed
+from tao.threads import Deadline
+
+__all__ = ["TlsTransport", "Transport", "explain"]
+
+_SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+# How much of one send is encrypted at a time: four TLS records.
+_TLS_CHUNK = 64 * 1024
+# OpenSSL's names for bytes that are no TLS at all.
+_NOT_TLS = frozenset(
+    ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG",
+     "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "BAD_RECORD_TYPE", "HTTPS_PROXY_REQUEST")
+)  # fmt: skip
+
+
+class Transport:
+    """A connected stream socket.
+
+    Args:
+        sock: connected and blocking; it belongs to the transport from now on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        # Guards _closed, so that no shutdown hits a descriptor number that is someone else's.
+        self._closing = threading.Lock()
+        self._closed: bool = False
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def handshake(self, timeout: float | None) -> None:
+        """Agree on encryption, if there is any, within ``timeout`` seconds.
+
+        Raises:
+            HandshakeFailed: there was no agreement, or none in time; the text says why.
+        """
+
+    def recv(self, size: int) -> bytes:
+        """Wait for bytes and return at most ``size`` of them, ``b""`` at the end of the stream.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        return self._sock.recv(size)
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Give bytes to the kernel without blocking; return how many it took, 0 if none.
+
+        Whoever gets less than ``len(data)`` calls again later with the rest, and with nothing else.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        try:
+            return self._sock.send(data, _SEND_FLAGS)
+        except BlockingIOError:
+            return 0
+
+    def shutdown_write(self) -> bool:
+        """Tell the peer in order that no more comes; False: could not yet, so call again.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        self._sock.shutdown(socket.SHUT_WR)
+        return True
+
+    def wait_writable(self) -> None:
+        """Wait until `send` has a chance, or the connection is aborted or broken."""
+        _poll(self._sock, select.POLLOUT, None)
+
+    def abort(self) -> None:
+        """End both directions now and wake whoever waits. Any thread may call it, any time."""
+        with self._closing:
+            if self._closed:
+                return
+            try:
+                self._sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the peer was faster
+
+    def close(self) -> None:
+        """Free the descriptor, once no thread is in any other method."""
+        with self._closing:
+            self._closed = True
+        self._sock.close()
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """What the peer proved to be, as ``ssl.SSLSocket.getpeercert()`` gives it, or None."""
+        return None
+
+    @property
+    def tls_version(self) -> str | None:
+        """``"TLSv1.3"`` or ``"TLSv1.2"``, or None without TLS."""
+        return None
+
+
+class TlsTransport(Transport):
+    """TLS as a pure byte machine (``SSLObject`` on two ``MemoryBIO``s) beside a socket.
+
+    ``SSLSocket`` cannot be read and written by two threads at once on every version of CPython. Here
+    the machine is only ever touched under a lock, and only the socket is waited for, outside of it.
+
+    Args:
+        sock: connected and blocking; it belongs to the transport from now on.
+        context: what to accept and to show.
+        server_side: which side of the handshake this is.
+        server_hostname: whom a client expects to reach.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None = None,
+    ) -> None:
+        super().__init__(sock)
+        self._server_side: bool = server_side
+        # Guards all below.
+        self._lock = threading.Lock()
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._machine = context.wrap_bio(
+            self._incoming, self._outgoing, server_side, server_hostname
+        )
+        self._ciphertext = memoryview(b"")  # encrypted, not yet taken by the kernel
+        self._encrypted: int = 0  # plain bytes of the current send that _ciphertext stands for
+        self._finished: bool = False  # our close_notify is made
+
+    def handshake(self, timeout: float | None) -> None:
+        deadline = Deadline(timeout)
+        try:
+            while not self._handshake_step():
+                if not _poll(self._sock, select.POLLIN, deadline.remaining()):
+                    raise HandshakeFailed(f"TLS handshake not done after {timeout} s")
+                data = self._sock.recv(_TLS_CHUNK)
+                if not data:
+                    raise HandshakeFailed(self._hung_up())
+                with self._lock:
+                    self._incoming.write(data)
+        except ssl.SSLError as error:
+            self._send_alert()
+            raise HandshakeFailed(f"TLS handshake failed: {explain(error)}") from error
+        except ConnectionResetError as error:
+            raise HandshakeFailed(self._hung_up()) from error
+        except OSError as error:
+            if isinstance(error, HandshakeFailed):
+                raise
+            raise HandshakeFailed(f"TLS handshake failed: {explain(error)}") from error
+
+    def _handshake_step(self) -> bool:
+        """Go on as far as the bytes suffice; tell whether that was to the end."""
+        with self._lock:
+            try:
+                self._machine.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                done = False
+            # A handshake is a few KiB, an empty socket takes it; what it does not take leaves
+            # with what follows.
+            self._flush()
+            return done
+
+    def _send_alert(self) -> None:
+        """Tell the peer what was wrong, if it still listens."""
+        with self._lock:
+            try:
+                self._flush()
+            except OSError:
+                pass  # it does not
+
+    def _hung_up(self) -> str:
+        if self._server_side:
+            return "the peer hung up during the TLS handshake"
+        return "the server hung up during the TLS handshake; does it speak TLS on this port?"
+
+    def recv(self, size: int) -> bytes:
+        while True:
+            with self._lock:
+                data = self._decrypt(size)
+                # Reading may produce bytes to send: key updates, session tickets.
+                self._flush()
+            if data is not None:
+                return data
+            raw = self._sock.recv(size)
+            with self._lock:
+                if raw:
+                    self._incoming.write(raw)
+                else:
+                    self._incoming.write_eof()
+
+    def _decrypt(self, size: int) -> bytes | None:
+        """Return what is there, None if more must come first. Needs _lock."""
+        if self._finished:
+            # After our own close_notify nobody wants the rest, only the end of it.
+            ended = self._incoming.eof
+            self._incoming.read()
+            return b"" if ended else None
+        pieces: list[bytes] = []
+        while size > 0:
+            try:
+                piece = self._machine.read(size)
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLEOFError as error:
+                if pieces:
+                    break
+                raise ConnectionClosed("peer closed without saying so in TLS") from error
+            if not piece:
+                return b"".join(pieces)
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces) if pieces else None
+
+    def send(self, data: bytes | memoryview) -> int:
+        with self._lock:
+            if not self._encrypted:
+                if not self._flush():
+                    return 0
+                chunk = memoryview(data)[:_TLS_CHUNK]
+                self._encrypted = self._machine.write(chunk)
+            # The caller hears of plain bytes only when the kernel has all of them in encrypted
+            # form: until then they count as not sent.
+            if not self._flush():
+                return 0
+            taken, self._encrypted = self._encrypted, 0
+            return taken
+
+    def shutdown_write(self) -> bool:
+        with self._lock:
+            if not self._finished:
+                self._finished = True
+                try:
+                    self._machine.unwrap()
+                except ssl.SSLError:
+                    pass  # as a rule: it wants to read the peer's answer, for which nobody waits
+            if not self._flush():
+                return False
+        return super().shutdown_write()
+
+    def _flush(self) -> bool:
+        """Send what the machine has made, without blocking; tell whether all is gone.
+
+        Needs _lock.
+        """
+        assert self._lock.locked()
+        while True:
+            while self._ciphertext:
+                sent = super().send(self._ciphertext)
+                if not sent:
+                    return False
+                self._ciphertext = self._ciphertext[sent:]
+            if not self._outgoing.pending:
+                return True
+            self._ciphertext = memoryview(self._outgoing.read())
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        with self._lock:
+            certificate: dict[str, Any] | None = self._machine.getpeercert()
+            return certificate or None
+
+    @property
+    def tls_version(self) -> str | None:
+        with self._lock:
+            return self._machine.version()
+
+
+def _poll(sock: socket.socket, event: int, timeout: float | None) -> bool:
+    """Wait for a socket; tell whether something happened before ``timeout`` seconds were over."""
+    poll = select.poll()
+    poll.register(sock, event)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
+def explain(error: BaseException) -> str:
+    """Say in a few words what an error of a socket or of TLS means."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the peer's certificate is refused: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        if error.reason in _NOT_TLS:
+            return f"the peer does not speak TLS ({error.reason})"
+        return str(error.reason or error).lower().replace("_", " ")
+    if isinstance(error, socket.gaierror):
+        return f"the name cannot be resolved ({error.strerror})"
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno == errno.ECONNRESET:
+            return "connection reset by peer"
+        if error.errno in (errno.EPIPE, errno.ESHUTDOWN):
+            return "peer closed"
+        return os.strerror(error.errno).lower()
+    return str(error) or type(error).__name__
