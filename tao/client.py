@@ -1,0 +1,391 @@
+"""The client: dialling, and dialling again."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import select
+import socket
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from tao.connection import Connection
+from tao.context import background
+from tao.dispatch import BlockWatch
+from tao.errors import ConnectFailed, ConnectionClosed
+from tao.message import Registry, default_registry
+from tao.metrics import Snapshot, Tally
+from tao.options import ClientOptions, Reconnect, make_options
+from tao.threads import in_tao_thread
+from tao.timing import shared_wheel
+from tao.transport import TlsTransport, Transport, explain
+
+__all__ = ["ClientConn", "connect"]
+
+_ids = itertools.count(1)
+# What closing in order may take beyond the drain timeout, before close() returns regardless.
+_SLACK = 5.0
+
+
+class ClientConn(Connection):
+    """A client's end of a connection. All methods may be called from any thread.
+
+    With ``reconnect`` it outlives its transports: when one is lost it dials again; what was written
+    meanwhile, and what was not wholly sent, waits and then goes out in order, after what
+    ``on_connect`` writes. Timers and values stay; ``context`` is a new one for each.
+
+    Args:
+        address: ``(host, port)``, resolved anew for each attempt, or the path of a Unix socket.
+        options: see `ClientOptions`; all are keyword-only.
+
+    Raises:
+        TypeError, ValueError: an option is unknown or wrong; the text names it.
+    """
+
+    _label = "client-{}"
+
+    def __init__(self, address: tuple[str, int] | str, **options: Any) -> None:
+        checked = make_options(ClientOptions, "ClientConn", options)
+        reconnect = checked.reconnect
+        self._reconnect: Reconnect | None = Reconnect() if reconnect is True else reconnect or None
+        self._address = _checked(address)
+        #: What this client knows beside the default registry, or the registry it was given.
+        self.registry: Registry = checked.registry or Registry(default_registry)
+        wheel = shared_wheel.acquire()
+        # Given back at the end, or when a client that never started is forgotten.
+        self._give_back = weakref.finalize(self, shared_wheel.release)
+        self._give_back.atexit = False
+        net_id = next(_ids)
+        super().__init__(
+            net_id,
+            checked,
+            registry=self.registry,
+            wheel=wheel,
+            watch=BlockWatch(wheel),
+            run=None,
+            parent=background(),
+            tally=Tally(f"client-{net_id}", self._fill),
+            keep=self._reconnect is not None,
+        )
+        self.remote_address = self._address
+        self._client_options = checked
+        # Guarded by _lock, like the base's fields.
+        self._state: str = "new"  # then "starting", and "started" when a thread is there
+        self._dialling: socket.socket | None = None
+        self._up = threading.Event()  # set while established
+        self._hurry = threading.Event()  # set when closing: ends the back-off
+        #: How many times the connection came back.
+        self.reconnects: int = 0
+
+    # -- what users call
+
+    def start(self, keep_trying: bool = False) -> ClientConn:
+        """Connect.
+
+        Args:
+            keep_trying: if nobody answers, go on in the background as after a lost connection
+                (``reconnect`` must be set), and return at once; see `wait_connected`.
+
+        Returns:
+            the client itself, connected unless it keeps trying.
+
+        Raises:
+            ConnectFailed: nobody answered; it may be tried again.
+            HandshakeFailed: TLS was not agreed upon.
+            ConnectionClosed: closed meanwhile, or refused by ``on_connect``.
+        """
+        if keep_trying and self._reconnect is None:
+            raise ValueError("keep_trying needs the option reconnect")
+        with self._lock:
+            self._raise_if_closed()
+            if self._state != "new":
+                raise RuntimeError("the client is started already")
+            self._state = "starting"
+        if keep_trying:
+            self._launch(self._persist)
+            return self
+        try:
+            self._connect_once()
+        except BaseException:
+            with self._lock:
+                self._state = "new"
+                over = self._reason is not None
+            if over:
+                self._finish()
+            raise
+        self._launch(self._play, True)
+        return self
+
+    def close(self) -> None:
+        """End the connection in order, for good, and wait until it has ended.
+
+        What was written before is sent if there is a peer that reads it, within ``drain_timeout``;
+        what came and was not handled yet is dropped. Back-off ends at once. Called by one of tao's
+        threads (in a handler, say), it does not wait.
+        """
+        with self._lock:
+            never_started = self._state == "new" and self._reason is None
+        super().close()
+        if never_started:
+            self._finish()
+        elif not in_tao_thread():
+            self.wait_closed(self._options.drain_timeout + _SLACK)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._up.is_set() and self._reason is None
+
+    def wait_connected(self, timeout: float | None = None) -> bool:
+        """Wait until there is a connection, ``timeout`` seconds at most; tell whether there is.
+
+        It also returns, False, when the client is closed.
+        """
+        self._up.wait(timeout)
+        return self.connected
+
+    def handler(
+        self, message_class: Any, *, dispatch: str | None = None
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Make the decorated function the handler of a message class, on this client only."""
+        return self.registry.handler(message_class, dispatch=dispatch)
+
+    def snapshot(self) -> Snapshot:
+        """Return the figures of this client as they are now."""
+        return self._tally.snapshot()
+
+    def __enter__(self) -> ClientConn:
+        """Connect, unless that is done."""
+        if self._state == "new":
+            self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # -- getting connected
+
+    def _launch(self, target: Callable[..., object], *args: Any) -> None:
+        thread = self._thread("reader", target, *args)
+        with self._lock:
+            self._state = "started"
+        thread.start()
+
+    def _persist(self) -> None:
+        """The reading thread of a client that was started without a connection."""
+        if self._come_back(first=True):
+            self._play(reading=True)
+        else:
+            self._finish()
+
+    def _connect_once(self) -> None:
+        """Dial and establish, or leave everything as it was."""
+        transport = self._dial()
+        try:
+            self._establish(transport)
+        except BaseException:
+            self._take_down(transport)
+            raise
+        with self._lock:
+            if self._lost is None:
+                self._up.set()
+
+    def _take_down(self, transport: Transport) -> None:
+        transport.abort()
+        self._outbox.detach()
+        with self._lock:
+            self._transport = None
+            self._ready = False
+        transport.close()
+
+    def _dial(self) -> Transport:
+        options = self._client_options
+        sock = self._reach()
+        self.remote_address, self.local_address = sock.getpeername(), sock.getsockname()
+        if options.tls is None:
+            return Transport(sock)
+        host = self._address[0] if isinstance(self._address, tuple) else None
+        try:
+            return TlsTransport(
+                sock,
+                options.tls,
+                server_side=False,
+                server_hostname=options.server_hostname or host,
+            )
+        except ValueError as error:
+            sock.close()
+            raise ConnectFailed(f"cannot connect to {_told(self._address)}: {error}") from error
+
+    def _reach(self) -> socket.socket:
+        """Connect a socket to the first address that answers."""
+        reasons = []
+        try:
+            targets = _resolve(self._address)
+        except OSError as error:
+            raise ConnectFailed(
+                f"cannot connect to {_told(self._address)}: {explain(error)}"
+            ) from error
+        for family, target in targets:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                with self._lock:
+                    self._raise_if_closed()
+                    self._dialling = sock
+                problem = self._try_address(sock, target)
+            except BaseException:
+                sock.close()
+                raise
+            finally:
+                with self._lock:
+                    self._dialling = None
+            if not problem:
+                return sock
+            sock.close()
+            reasons.append(problem)
+        raise ConnectFailed(f"cannot connect to {_told(self._address)}: {'; '.join(reasons)}")
+
+    def _try_address(self, sock: socket.socket, target: Any) -> str:
+        """Connect ``sock``; return what went wrong, or an empty text."""
+        timeout = self._client_options.connect_timeout
+        sock.setblocking(False)
+        number = sock.connect_ex(target)
+        if number == errno.EINPROGRESS:
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT)
+            if not poll.poll(timeout * 1000):
+                return f"no answer within {timeout} s"
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        with self._lock:
+            self._raise_if_closed()
+        if number:
+            return explain(OSError(number, ""))
+        sock.setblocking(True)
+        return ""
+
+    # -- losing the connection, and coming back
+
+    def _drop(self, reason: str, *, ended: bool = False) -> None:
+        with self._lock:
+            again = self._reconnect is not None and self._reason is None
+            if again and self._lost is None:
+                self._lost = reason
+                self._up.clear()
+            transport = self._transport
+        if not again:
+            super()._drop(reason, ended=ended)
+            return
+        self.context.cancel(reason)
+        self._dispatcher.finish(None)
+        if transport is not None and not ended:
+            transport.abort()
+
+    def _renew(self) -> bool:
+        if self._reason is None and self._lost is not None:
+            self._leave()
+            if self._come_back():
+                return True
+        self._finish()
+        return False
+
+    def _leave(self) -> None:
+        """Be done with a lost transport."""
+        self._log().info("connection lost: {}; connecting again", self._lost)
+        # While a handler runs, no message of another connection could be handled anyway.
+        self._dispatcher.wait_idle()
+        self._call_on_close()
+        transport = self._transport
+        assert transport is not None
+        self._take_down(transport)
+
+    def _come_back(self, first: bool = False) -> bool:
+        """Dial until it succeeds; False if there is nothing to come back to."""
+        how = self._reconnect
+        assert how is not None
+        for attempt in itertools.count(0 if first else 1):
+            if attempt and self._hurry.wait(how.delay(attempt)):
+                return False
+            self._reset_context()
+            try:
+                self._connect_once()
+            except ConnectionClosed as error:
+                if self._reason is not None:
+                    return False
+                self._log().info("attempt {}: {}", attempt, error)
+                self._count_error()
+                self._call_on_error(error)
+                if how.attempts is not None and attempt >= how.attempts:
+                    self._begin_close(f"gave up after {attempt} attempts: {error}", drain=False)
+                    return False
+                continue
+            self.reconnects += not first
+            return True
+        return False
+
+    def _reset_context(self) -> None:
+        """Make what a new transport needs anew."""
+        context = self._new_context()
+        with self._lock:
+            if self._reason is not None:
+                return
+            self.context = context
+        self._dispatcher.reopen()
+
+    # -- ending
+
+    def _begin_close(
+        self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False
+    ) -> None:
+        super()._begin_close(reason, drain=drain, timeout=timeout, ended=ended)
+        self._hurry.set()
+        with self._lock:
+            sock = self._dialling
+            if sock is not None:
+                try:
+                    sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # it is not connected yet, or not any more
+
+    def _finish(self) -> None:
+        super()._finish()
+        # Who waits for a connection need not wait any longer.
+        self._up.set()
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._give_back()
+
+    def _fill(self, snapshot: Snapshot) -> None:
+        if not self._finished.is_set():
+            snapshot.add(self.counts())
+        snapshot.connections = int(self.connected)
+        snapshot.timers = self._wheel.size
+
+
+def connect(address: tuple[str, int] | str, **options: Any) -> ClientConn:
+    """Make a `ClientConn` and start it."""
+    return ClientConn(address, **options).start()
+
+
+def _checked(address: Any) -> tuple[str, int] | str:
+    if isinstance(address, str):
+        return address
+    if isinstance(address, (tuple, list)) and len(address) == 2:
+        host, port = address
+        if isinstance(host, str) and isinstance(port, int):
+            if not 0 < port <= 65535:
+                raise ValueError(f"a port to connect to is a number from 1 to 65535, not {port}")
+            return host, port
+    raise TypeError(f"an address is (host, port) or the path of a Unix socket, not {address!r}")
+
+
+def _resolve(address: tuple[str, int] | str) -> list[tuple[int, Any]]:
+    if isinstance(address, str):
+        return [(socket.AF_UNIX, address)]
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    return [(entry[0], entry[4]) for entry in found]
+
+
+def _told(address: tuple[str, int] | str) -> str:
+    return address if isinstance(address, str) else f"{address[0]} port {address[1]}"

@@ -1,0 +1,600 @@
+"""The server: accepting, the set of connections, saying a thing to all, and stopping in order."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import queue
+import select
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tao.connection import Connection, ConnectionTimer
+from tao.context import SERVER, Context, background
+from tao.dispatch import BlockWatch
+from tao.errors import ConnectionClosed, HandshakeFailed, ServerClosed, TaoError
+from tao.log import logger
+from tao.message import Registry, default_registry
+from tao.metrics import Snapshot, Tally
+from tao.options import ServerOptions, make_options
+from tao.threads import Deadline, gather, in_tao_thread, spawn
+from tao.timing import shared_wheel
+from tao.transport import TlsTransport, Transport, explain
+from tao.workers import WorkerPool
+
+__all__ = ["Broadcast", "Server", "ServerConn", "StopReport"]
+
+# After a failed accept, wait for so long, doubling up to the most, in seconds.
+_BACKOFF_LEAST, _BACKOFF_MOST = 0.005, 1.0
+# Errors of accept that concern one connection that came and went, not the listener.
+_PASSING = (errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN)
+
+Address = tuple[str, int] | str
+
+
+class Broadcast(NamedTuple):
+    """What became of a broadcast."""
+
+    #: How many connections it was sent or queued to.
+    queued: int
+    #: The others, with why not.
+    failed: list[tuple[ServerConn, TaoError]]
+
+
+@dataclass
+class StopReport:
+    """What a stop could and could not finish."""
+
+    #: Connections that ended in order.
+    drained: int = 0
+    #: Those that did not in time, with the number of messages not handled and not sent.
+    abandoned: list[tuple[ServerConn, int, int]] = field(default_factory=list)
+    #: Threads that still run, by name.
+    threads: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything was finished."""
+        return not (self.abandoned or self.threads)
+
+
+class ServerConn(Connection):
+    """A server's end of a connection; made by the server."""
+
+    def __init__(self, net_id: int, server: Server, transport: Transport, address: Any) -> None:
+        self._owner = server
+        options = server._options
+        super().__init__(
+            net_id,
+            options,
+            registry=server.registry,
+            wheel=server._wheel,
+            watch=server._watch,
+            run=server._pool.run,
+            parent=server.context,
+            tally=server._tally,
+        )
+        self.remote_address = address
+        self._accepted = transport
+        self._followed: dict[int, int] = {}  # schedule to timer, guarded by _lock
+
+    def _server(self) -> Any:
+        return self._owner
+
+    def _start(self) -> None:
+        self._thread("reader", self._serve).start()
+
+    def _serve(self) -> None:
+        """The reading thread, from the first byte on."""
+        try:
+            self._establish(self._accepted)
+            self._owner._welcome(self)
+        except HandshakeFailed as error:
+            self._failed(error, str(error), ended=True)
+            self._finish()
+            return
+        except ConnectionClosed as error:
+            # What on_connect wrote goes out all the same, and is seen off like any other end.
+            self._owner._tally.refused()
+            self._outbox.open()
+            self._begin_close(str(error), drain=False)
+        self._play(reading=True)
+
+    def _follow(self, schedule: int, interval: float, callback: ConnectionTimer) -> None:
+        """Run a timer of the server's, unless that is done already."""
+        try:
+            with self._lock:
+                if schedule in self._followed:
+                    return
+                self._followed[schedule] = 0
+            timer = self.run_every(interval, callback)
+            with self._lock:
+                self._followed[schedule] = timer
+        except ConnectionClosed:
+            pass  # so it needs none
+
+    def _unfollow(self, schedule: int) -> None:
+        with self._lock:
+            timer = self._followed.pop(schedule, 0)
+        self.cancel_timer(timer)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._owner._remove(self.net_id, _host_of(self.remote_address))
+
+
+class _Listener:
+    """A listening socket and the thread that accepts from it."""
+
+    def __init__(self, sock: socket.socket, server: Server) -> None:
+        self._sock = sock
+        self._server = server
+        self.address: Any = sock.getsockname()
+        self._path = self.address if isinstance(self.address, str) else None
+        # Wakes the thread on every platform, and leaves alone a socket that others share.
+        self._wake, self._woken = socket.socketpair()
+        self._stopping = threading.Event()
+        self.thread = spawn(self._accept_all, name=f"tao-acceptor-{_port_of(self.address)}")
+
+    def stop(self) -> None:
+        """Accept no more; the thread frees the socket."""
+        self._stopping.set()
+        try:
+            self._wake.send(b"x")
+        except OSError:
+            pass  # it has stopped already
+
+    def _accept_all(self) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        backoff = _BACKOFF_LEAST
+        try:
+            while not self._stopping.is_set():
+                poll.poll()
+                try:
+                    self._accept_waiting()
+                    backoff = _BACKOFF_LEAST
+                except Exception as error:
+                    self._server._tally.accept_error()
+                    logger.warning(
+                        "accepting at {} failed, again in {} s: {}",
+                        self.address,
+                        backoff,
+                        explain(error),
+                    )
+                    self._stopping.wait(backoff)
+                    backoff = min(2 * backoff, _BACKOFF_MOST)
+        finally:
+            self._sock.close()
+            self._wake.close()
+            self._woken.close()
+            if self._path is not None and os.path.exists(self._path):
+                os.unlink(self._path)
+
+    def _accept_waiting(self) -> None:
+        """Accept all who wait."""
+        while not self._stopping.is_set():
+            try:
+                sock, address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _PASSING:
+                    continue
+                raise
+            self._server._admit(sock, address)
+
+
+class Server:
+    """A TCP server. All methods may be called from any thread, handlers included.
+
+    It may be started and stopped once. As a context manager it is stopped at the end of the block.
+
+    Args:
+        options: see `ServerOptions`; all are keyword-only.
+
+    Raises:
+        TypeError, ValueError: an option is unknown or wrong; the text names it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options: ServerOptions = make_options(ServerOptions, "Server", options)
+        #: What this server knows beside what the default registry has, or the registry it was given.
+        self.registry: Registry = self._options.registry or Registry(default_registry)
+        #: Cancelled when the server stops; the connections' contexts are below it.
+        self.context: Context = background().with_value(SERVER, self).with_cancel()
+        self._ids = itertools.count(1)
+        self._tally = Tally("server", self._fill)
+        # Guards all below, as far as it changes after the start.
+        self._lock = threading.Lock()
+        self._listeners: list[_Listener] = []
+        self._all: dict[int, ServerConn] = {}  # until their last thread's last step
+        self._admitted: int = 0  # these, and those about to be
+        self._hosts: Counter[str] = Counter()
+        self._schedules: dict[int, tuple[float, ConnectionTimer]] = {}
+        self._state: str = "new"  # then "running", "stopping", "stopped"
+        self._stopper: threading.Thread | None = None
+        self._report = StopReport()
+        # Told when serve_forever is to return. A SimpleQueue's put is safe in a signal handler.
+        self._interrupted: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    # -- starting
+
+    def start(self, address: Address | socket.socket) -> Any:
+        """Listen, and serve in the background; call it again for another address.
+
+        Args:
+            address: ``(host, port)``, port 0 for any that is free; a path for a Unix socket; or a
+                socket that listens already, as systemd hands one over (it becomes non-blocking).
+
+        Returns:
+            the address bound to.
+
+        Raises:
+            OSError: the address cannot be listened at; the text names it.
+            ServerClosed: the server has been stopped.
+        """
+        sock = _listen(address, self._options.backlog)
+        with self._lock:
+            if self._state in ("stopping", "stopped"):
+                if sock is not address:
+                    sock.close()
+                raise ServerClosed("a server that was stopped cannot be started again")
+            if self._state == "new":
+                self._begin()
+            listener = _Listener(sock, self)
+            self._listeners.append(listener)
+            listener.thread.start()
+        logger.info("listening at {}", listener.address)
+        return listener.address
+
+    def _begin(self) -> None:
+        """Take what a running server needs. Needs _lock."""
+        options = self._options
+        if isinstance(options.workers, WorkerPool):
+            self._pool = options.workers
+        else:
+            self._pool = WorkerPool(options.workers, options.worker_initializer)
+        self._wheel = shared_wheel.acquire()
+        self._watch = BlockWatch(self._wheel)
+        self._state = "running"
+
+    def serve_forever(
+        self, address: Address | socket.socket | None = None, handle_signals: bool = False
+    ) -> None:
+        """Serve until `stop` is called, then return when it is done.
+
+        Args:
+            address: where to listen, as for `start`; None if that has been done.
+            handle_signals: stop in order on SIGINT and SIGTERM, and return. Main thread only. A
+                second signal acts as it did before. Without it, Ctrl-C stops in order as well, and
+                KeyboardInterrupt is raised then.
+        """
+        if address is not None:
+            self.start(address)
+        restore = self._catch_signals() if handle_signals else {}
+        try:
+            self._interrupted.get()
+        finally:
+            for number, handler in restore.items():
+                signal.signal(number, handler)
+            self.stop()
+
+    def _catch_signals(self) -> dict[int, Any]:
+        def caught(number: int, frame: object) -> None:
+            self._interrupted.put(signal.Signals(number).name)
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        before: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, caught)
+        return before
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    # -- declaring
+
+    def handler(
+        self, message_class: Any, *, dispatch: str | None = None
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Make the decorated function the handler of a message class, on this server only.
+
+        See `Registry.handler`.
+        """
+        return self.registry.handler(message_class, dispatch=dispatch)
+
+    def schedule(self, interval: float, callback: ConnectionTimer) -> int:
+        """Call ``callback(due, conn)`` every ``interval`` seconds on every connection.
+
+        Also on those that come later. In each connection it takes its turn among the messages.
+
+        Returns:
+            an id for `cancel_schedule`.
+        """
+        if not callable(callback):
+            raise TypeError(f"a timer's callback must be callable, not {callback!r}")
+        if not isinstance(interval, (int, float)) or not interval > 0:
+            raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
+        with self._lock:
+            schedule = next(self._ids)
+            self._schedules[schedule] = (interval, callback)
+        for conn in self.connections:
+            conn._follow(schedule, interval, callback)
+        return schedule
+
+    def cancel_schedule(self, schedule: int) -> bool:
+        """End what `schedule` began, on all connections; tell whether it was on."""
+        with self._lock:
+            known = self._schedules.pop(schedule, None) is not None
+        for conn in self.connections:
+            conn._unfollow(schedule)
+        return known
+
+    # -- the connections
+
+    @property
+    def address(self) -> Any:
+        """The address listened at, of the first listener; None if there is none."""
+        addresses = self.addresses
+        return addresses[0] if addresses else None
+
+    @property
+    def addresses(self) -> list[Any]:
+        """All addresses listened at."""
+        with self._lock:
+            return [listener.address for listener in self._listeners]
+
+    @property
+    def connections(self) -> list[ServerConn]:
+        """The connections that are open now."""
+        with self._lock:
+            everyone = list(self._all.values())
+        return [conn for conn in everyone if conn._established and not conn.closed]
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections are open now."""
+        return len(self.connections)
+
+    def conn(self, net_id: int) -> ServerConn | None:
+        """Return an open connection by its id, or None."""
+        conn = self._all.get(net_id)
+        return None if conn is None or conn.closed or not conn._established else conn
+
+    def broadcast(self, message: Any, exclude: Collection[Any] = ()) -> Broadcast:
+        """Send a message to all connections; it is encoded once.
+
+        A connection that cannot take it does not keep the others from getting it.
+
+        Args:
+            message: what `Connection.write` takes.
+            exclude: connections, or their ids, that do not get it.
+        """
+        frame = self._options.codec.encode(message)
+        excluded = {getattr(conn, "net_id", conn) for conn in exclude}
+        queued, failed = 0, []
+        for conn in self.connections:
+            if conn.net_id in excluded:
+                continue
+            try:
+                conn.write_frame(frame)
+                queued += 1
+            except TaoError as error:
+                failed.append((conn, error))
+        return Broadcast(queued, failed)
+
+    def unicast(self, net_id: int, message: Any) -> None:
+        """Send a message to one connection.
+
+        Raises:
+            ConnectionClosed: there is no such connection (any more).
+            WouldBlock: its send queue is full.
+        """
+        conn = self.conn(net_id)
+        if conn is None:
+            raise ConnectionClosed(f"there is no connection {net_id}")
+        conn.write(message)
+
+    def snapshot(self) -> Snapshot:
+        """Return the figures of this server as they are now."""
+        return self._tally.snapshot()
+
+    # -- stopping
+
+    def stop(self, timeout: float | None = None) -> StopReport:
+        """Stop in order: accept no more, finish what runs, send what waits, close, join.
+
+        The contexts are cancelled at once, so that handlers which wait for that can return. Called
+        by one of tao's threads (in a handler, say), it begins all that and returns; called again, it
+        waits for the same stop.
+
+        Args:
+            timeout: seconds for all of it; None: ``drain_timeout``. What is not finished then is cut
+                off.
+
+        Returns:
+            what could not be finished.
+        """
+        with self._lock:
+            if self._state == "new":
+                self._state = "stopped"
+            if self._state == "running":
+                self._state = "stopping"
+                deadline = Deadline(self._options.drain_timeout if timeout is None else timeout)
+                self._stopper = spawn(self._stop, deadline, name="tao-stopper")
+                self._stopper.start()
+            stopper = self._stopper
+        if stopper is not None and not in_tao_thread():
+            stopper.join()
+        self._interrupted.put("stopped")
+        return self._report
+
+    @property
+    def running(self) -> bool:
+        """Whether the server accepts connections."""
+        return self._state == "running"
+
+    def _stop(self, deadline: Deadline) -> None:
+        """The stopping thread."""
+        with self._lock:
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener.stop()
+        threads = gather([listener.thread for listener in listeners], deadline)
+        self.context.cancel("server stopping")
+        with self._lock:
+            conns = list(self._all.values())
+        for conn in conns:
+            conn._begin_close("server stopping", drain=True, timeout=deadline.remaining())
+        report = self._report
+        for conn in conns:
+            # What the deadline cuts off still takes a moment to come apart.
+            ended = conn._finished.wait((deadline.remaining() or 0) + 1.0)
+            unhandled, unsent = conn._dispatcher.pending, conn._outbox.waiting
+            if ended and not unhandled and not unsent:
+                report.drained += 1
+            else:
+                report.abandoned.append((conn, unhandled, unsent))
+        for conn in conns:
+            threads += gather(conn._all_threads(), deadline)
+        if self._pool is not self._options.workers:
+            threads += self._pool.stop(deadline.remaining())
+        shared_wheel.release()
+        report.threads = [thread.name for thread in threads]
+        if report.clean:
+            logger.info("stopped; {} connections ended in order", report.drained)
+        else:
+            logger.warning("stopped, not cleanly: {}", report)
+        with self._lock:
+            self._state = "stopped"
+        self._interrupted.put("stopped")
+
+    # -- for listeners and connections
+
+    def _admit(self, sock: socket.socket, address: Any) -> None:
+        """Make a connection of an accepted socket, or close it if there are too many."""
+        host = _host_of(address)
+        options = self._options
+        per_host = options.max_connections_per_host
+        with self._lock:
+            if self._state != "running":
+                refusal = "the server is stopping"
+            elif self._admitted >= options.max_connections:
+                refusal = f"there are {options.max_connections} connections"
+            elif per_host is not None and self._hosts[host] >= per_host:
+                refusal = f"there are {per_host} connections from {host}"
+            else:
+                refusal = ""
+                net_id = next(self._ids)
+                self._hosts[host] += 1
+                self._admitted += 1
+        if refusal:
+            self._tally.refused()
+            logger.warning("connection from {} refused: {}", address, refusal)
+            sock.close()
+            return
+        try:
+            sock.setblocking(True)
+            conn = ServerConn(net_id, self, self._transport(sock), address)
+            conn.local_address = sock.getsockname()
+            with self._lock:
+                self._all[net_id] = conn
+            conn._start()
+        except BaseException:
+            sock.close()
+            self._remove(net_id, host)
+            raise
+
+    def _transport(self, sock: socket.socket) -> Transport:
+        if self._options.tls is None:
+            return Transport(sock)
+        return TlsTransport(sock, self._options.tls, server_side=True)
+
+    def _welcome(self, conn: ServerConn) -> None:
+        """A connection is established: give it what is scheduled for all."""
+        with self._lock:
+            schedules = dict(self._schedules)
+        for schedule, (interval, callback) in schedules.items():
+            conn._follow(schedule, interval, callback)
+
+    def _remove(self, net_id: int, host: str) -> None:
+        with self._lock:
+            self._all.pop(net_id, None)
+            self._admitted -= 1
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
+
+    def _fill(self, snapshot: Snapshot) -> None:
+        with self._lock:
+            conns = list(self._all.values())
+            started = self._state != "new"
+        for conn in conns:
+            snapshot.add(conn.counts())
+        snapshot.connections = len(conns)
+        if started:
+            snapshot.workers, snapshot.workers_busy = self._pool.size, self._pool.busy
+            snapshot.timers = self._wheel.size
+
+
+def _listen(address: Address | socket.socket, backlog: int) -> socket.socket:
+    """Return a listening, non-blocking socket."""
+    if isinstance(address, socket.socket):
+        sock = address
+    elif isinstance(address, str):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _bind(sock, address, backlog)
+    else:
+        host, port = _checked(address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        if not host:
+            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+            family = socket.AF_INET6 if host == "::" else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(address[0])))
+        _bind(sock, (host, port), backlog)
+    sock.setblocking(False)
+    return sock
+
+
+def _checked(address: Any) -> tuple[str, int]:
+    """Return host and port, or say what an address looks like."""
+    if isinstance(address, (tuple, list)) and len(address) == 2:
+        host, port = address
+        if isinstance(host, str) and isinstance(port, int):
+            if not 0 <= port <= 65535:
+                raise ValueError(f"a port is a number from 0 to 65535, not {port}")
+            return host, port
+    raise TypeError(f"an address is (host, port), a path or a listening socket, not {address!r}")
+
+
+def _bind(sock: socket.socket, address: Any, backlog: int) -> None:
+    try:
+        sock.bind(address)
+        sock.listen(backlog)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        number = error.errno if isinstance(error, OSError) else errno.EINVAL
+        raise OSError(number, f"cannot listen at {address}: {explain(error)}") from None
+
+
+def _host_of(address: Any) -> str:
+    return str(address[0]) if isinstance(address, tuple) and address else ""
+
+
+def _port_of(address: Any) -> Any:
+    return address[1] if isinstance(address, tuple) else address

@@ -1,0 +1,136 @@
+"""Either end of a connection, with a plain socket as its peer: most tests run over both."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from typing import Any
+
+from tao.client import ClientConn
+from tao.connection import Connection
+from tao.message import Registry
+from tao.server import Server
+from tests.support import PATIENCE, recv_exactly, wait_until
+
+
+class Text:
+    """A message with text in it."""
+
+    message_number = 1
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def serialize(self) -> bytes:
+        return self.text.encode()
+
+    @classmethod
+    def deserialize(cls, data: bytes) -> Text:
+        return cls(data.decode())
+
+
+class Number:
+    """A message with an integer in it."""
+
+    message_number = 2
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def serialize(self) -> bytes:
+        return struct.pack("<q", self.value)
+
+    @classmethod
+    def deserialize(cls, data: bytes) -> Number:
+        return cls(struct.unpack("<q", data)[0])
+
+
+def frame(number: int, value: bytes = b"") -> bytes:
+    """A message as the default codec writes it."""
+    return struct.pack("<iI", number, len(value)) + value
+
+
+def text(value: str) -> bytes:
+    return frame(1, value.encode())
+
+
+def number(value: int) -> bytes:
+    return frame(2, struct.pack("<q", value))
+
+
+class Seen:
+    """Collects what happens, in order, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._changed = threading.Condition()
+
+    def add(self, item: Any) -> None:
+        with self._changed:
+            self.items.append(item)
+            self._changed.notify_all()
+
+    def wait(self, count: int = 1, timeout: float = PATIENCE) -> list[Any]:
+        """Return the items once there are ``count`` of them."""
+        with self._changed:
+            arrived = self._changed.wait_for(lambda: len(self.items) >= count, timeout)
+            assert arrived, f"{len(self.items)} of {count} items: {self.items[:10]}"
+            return list(self.items)
+
+
+class End:
+    """A connection under test and the plain socket at its other side.
+
+    Args:
+        kind: ``"server"`` or ``"client"``.
+        options: of the server or client; ``registry`` is made unless given.
+    """
+
+    def __init__(self, kind: str, **options: Any) -> None:
+        self.registry: Registry = options.setdefault("registry", Registry())
+        self.server: Server | None = None
+        self.listener: socket.socket | None = None
+        self.conn: Connection
+        if kind == "server":
+            self.server = Server(**options)
+            address = self.server.start(("127.0.0.1", 0))
+            self.peer = socket.create_connection(address, PATIENCE)
+            wait_until(lambda: self.server is not None and self.server.connections)
+            self.conn = self.server.connections[0]
+        else:
+            self.listener = socket.create_server(("127.0.0.1", 0))
+            self.listener.settimeout(PATIENCE)
+            self.conn = ClientConn(self.listener.getsockname(), **options).start()
+            self.peer, _ = self.listener.accept()
+        self.peer.settimeout(PATIENCE)
+
+    def send(self, data: bytes) -> None:
+        self.peer.sendall(data)
+
+    def read(self, count: int) -> bytes:
+        return recv_exactly(self.peer, count)
+
+    def read_text(self) -> str:
+        return self.read_frame()[1].decode()
+
+    def read_frame(self) -> tuple[int, bytes]:
+        """The next message, heartbeats included."""
+        kind, length = struct.unpack("<iI", self.read(8))
+        return kind, self.read(length)
+
+    def read_to_end(self) -> bytes:
+        data = bytearray()
+        while piece := self.peer.recv(65536):
+            data += piece
+        return bytes(data)
+
+    def stop(self) -> None:
+        """End both sides; the peer first, so that nobody lingers."""
+        self.peer.close()
+        if self.listener is not None:
+            self.listener.close()
+        if self.server is not None:
+            self.server.stop()
+        else:
+            self.conn.close()
