@@ -37,7 +37,7 @@ from tao.threads import Deadline, gather, spawn
 from tao.timing import TimingWheel, delay_until
 from tao.transport import Transport, explain
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "address_text"]
 
 # How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
 # connection holds little memory.
@@ -130,7 +130,9 @@ class Connection:
         self._recv_size: int = _RECV_LEAST
         self._last_received: float = time.monotonic()
         self._counts = Counts()
-        # Set when all is over but the last thread's last step.
+        # Set when all is over but the last thread's last step; then _stuck holds the threads whose
+        # handler never returned.
+        self._stuck: list[threading.Thread] = []
         self._finished = threading.Event()
         # Owned by the handling of messages, one at a time.
         self._undefined: set[int] = set()
@@ -170,12 +172,15 @@ class Connection:
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until the connection is over and none of its threads is left; tell whether it is.
 
+        A handler that did not return within ``drain_timeout`` of a close is not waited for.
+
         Not to be called by a handler of this connection: it would wait for itself.
         """
         deadline = Deadline(timeout)
         if not self._finished.wait(deadline.remaining()):
             return False
-        return not gather(self._all_threads(), deadline)
+        ending = [thread for thread in self._all_threads() if thread not in self._stuck]
+        return not (gather(ending, deadline) or self._stuck)
 
     @property
     def closed(self) -> bool:
@@ -254,7 +259,7 @@ class Connection:
 
     def __repr__(self) -> str:
         state = self._reason or ("open" if self._established else "connecting")
-        return f"<{type(self).__name__} {self.name} {_address(self.remote_address)}: {state}>"
+        return f"<{type(self).__name__} {self.name} {address_text(self.remote_address)}: {state}>"
 
     # -- beginning
 
@@ -473,7 +478,8 @@ class Connection:
     def _time_is_up(self) -> None:
         self._dispatcher.abandon()
         self._outbox.give_up(TimeoutError("the peer took too long"))
-        transport = self._transport
+        with self._lock:
+            transport = self._transport
         if transport is not None:
             transport.abort()
 
@@ -496,7 +502,7 @@ class Connection:
             clocks = list(self._clocks.values())
         for clock in clocks:
             self._wheel.cancel(clock)
-        gather(self._all_threads(), Deadline(None if idle else 0))
+        self._stuck = gather(self._all_threads(), Deadline(None if idle else 0))
         if frames:
             self._counts.unsent += frames
             lost = ConnectionClosed(
@@ -656,7 +662,7 @@ class Connection:
             self._log().exception("on_error raised")
 
     def _log(self) -> Any:
-        return logger.bind(connection=self.net_id, peer=_address(self.remote_address))
+        return logger.bind(connection=self.net_id, peer=address_text(self.remote_address))
 
 
 class _ConnectionContext(Context):
@@ -677,7 +683,7 @@ class _ConnectionContext(Context):
         return super().value(key)
 
 
-def _address(address: Any) -> str:
+def address_text(address: Any) -> str:
     """Write an address as people do."""
     if isinstance(address, tuple):
         host, port = address[:2]

@@ -194,9 +194,14 @@ class Dispatcher:
         The caller then owes a call of `handle`. Blocks while the inbox is full.
         """
         with self._lock:
+            trusted = self._trusts(batch[0][0])
+            if trusted and self._pending and not self._stuck:
+                # What runs elsewhere is about to end: once this thread has to queue, it would have
+                # to for as long as messages keep coming, and a moment's wait ends that.
+                self._idle.wait(GRACE)
             if self._closed:
                 return True
-            inline = not self._pending and not self._inline and self._trusts(batch[0][0])
+            inline = trusted and not self._pending and not self._inline
             if inline:
                 self._inline = True
             else:
@@ -443,9 +448,8 @@ class Dispatcher:
             sample = min(elapsed / count, _COST_CAP)
             # Two connections may update at once, and one of two samples be lost: it is a guess.
             entry.cost += (sample - entry.cost) / 8
-            if sample > QUICK and (entry.cost > QUICK or self._stuck):
+            if self._stuck or (sample > QUICK and entry.cost > QUICK):
                 entry.quick_runs = 0
-                entry.cost = max(entry.cost, QUICK)
             elif sample <= QUICK:
                 entry.quick_runs += 1
         return now

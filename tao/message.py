@@ -51,7 +51,9 @@ class Message(Protocol):
         message_number: which message this is on the wire, an int32. Zero is the heartbeat's.
     """
 
-    message_number: ClassVar[int]
+    # Read-only, so that type checkers take a class attribute for it as well as an instance's.
+    @property
+    def message_number(self) -> int: ...
 
     def serialize(self) -> bytes:
         """Return the value of the message on the wire, without any header."""
@@ -186,7 +188,7 @@ class Registry:
                 argument is out of range.
         """
         number = getattr(message_class, "message_number", None)
-        if number is None:
+        if number is None or isinstance(number, property):
             raise TypeError(f"{_name(message_class)} has no message_number")
         _check_number(number)
         deserialize = getattr(message_class, "deserialize", None)

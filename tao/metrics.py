@@ -54,7 +54,11 @@ class Snapshot(Counts):
     """The counts of a server or client at one moment.
 
     Attributes:
-        name: whose.
+        name: whose; no two of a process have the same.
+        kind: ``"server"`` or ``"client"``.
+        state: of a server ``"new"``, ``"running"``, ``"stopping"``, ``"stopped"``; of a client
+            ``"new"``, ``"connected"``, ``"connecting"``, ``"closed"``.
+        address: where a server listens, several separated by commas; where a client connects to.
         uptime: seconds since it started.
         connections: now open.
         connections_total: ever established.
@@ -65,6 +69,9 @@ class Snapshot(Counts):
     """
 
     name: str = ""
+    kind: str = ""
+    state: str = ""
+    address: str = ""
     uptime: float = 0.0
     connections: int = 0
     connections_total: int = 0

@@ -204,7 +204,10 @@ class Outbox(queue.Queue[bytes]):
             return self._shut
 
     def give_up(self, error: OSError) -> None:
-        """Note that the transport is broken, or that the peer takes nothing. Any thread may call."""
+        """Note that the transport is broken, or that the peer takes nothing, and abort it.
+
+        Any thread may call it.
+        """
         with self.mutex:
             self._break(error)
 
@@ -276,9 +279,7 @@ class Outbox(queue.Queue[bytes]):
             self.dropped += 1
             return True
         if policy == "close" and self._transport is not None:
-            transport = self._transport
             self._break(TimeoutError("send queue full: the peer reads too slowly"))
-            transport.abort()
             return True
         raise WouldBlock(f"the send queue is full: {len(self.queue)} messages wait")
 
@@ -305,7 +306,6 @@ class Outbox(queue.Queue[bytes]):
             self._blocked = False
         except OSError as error:
             self._break(error)
-            transport.abort()
 
     def _next_bytes(self, count: int) -> bytes | memoryview:
         """What one send is given: the first frames, joined, without what went before."""
@@ -353,9 +353,11 @@ class Outbox(queue.Queue[bytes]):
             self._start_writer()
 
     def _break(self, error: OSError) -> None:
-        """Note that this transport takes nothing any more."""
+        """Be done with a transport that takes nothing any more. Needs the mutex."""
         if self.error is None:
             self.error = error
+        if self._transport is not None:
+            self._transport.abort()
         self._blocked = False
         if not self._keep and self._seal is None:
             self._seal = explain(error)

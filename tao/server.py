@@ -9,13 +9,14 @@ import queue
 import select
 import signal
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tao.connection import Connection, ConnectionTimer
+from tao.connection import Connection, ConnectionTimer, address_text
 from tao.context import SERVER, Context, background
 from tao.dispatch import BlockWatch
 from tao.errors import ConnectionClosed, HandshakeFailed, ServerClosed, TaoError
@@ -36,6 +37,9 @@ _BACKOFF_LEAST, _BACKOFF_MOST = 0.005, 1.0
 _PASSING = (errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN)
 
 Address = tuple[str, int] | str
+
+# Numbers the servers of the process, for their names.
+_numbers = itertools.count(1)
 
 
 class Broadcast(NamedTuple):
@@ -132,9 +136,10 @@ class ServerConn(Connection):
 class _Listener:
     """A listening socket and the thread that accepts from it."""
 
-    def __init__(self, sock: socket.socket, server: Server) -> None:
+    def __init__(self, sock: socket.socket, server: Server, tls: ssl.SSLContext | None) -> None:
         self._sock = sock
         self._server = server
+        self._tls = tls
         self.address: Any = sock.getsockname()
         self._path = self.address if isinstance(self.address, str) else None
         # Wakes the thread on every platform, and leaves alone a socket that others share.
@@ -189,7 +194,7 @@ class _Listener:
                 if error.errno in _PASSING:
                     continue
                 raise
-            self._server._admit(sock, address)
+            self._server._admit(sock, address, self._tls)
 
 
 class Server:
@@ -211,7 +216,7 @@ class Server:
         #: Cancelled when the server stops; the connections' contexts are below it.
         self.context: Context = background().with_value(SERVER, self).with_cancel()
         self._ids = itertools.count(1)
-        self._tally = Tally("server", self._fill)
+        self._tally = Tally(f"server-{next(_numbers)}", self._fill)
         # Guards all below, as far as it changes after the start.
         self._lock = threading.Lock()
         self._listeners: list[_Listener] = []
@@ -227,20 +232,26 @@ class Server:
 
     # -- starting
 
-    def start(self, address: Address | socket.socket) -> Any:
+    def start(
+        self, address: Address | socket.socket, *, tls: ssl.SSLContext | None = None
+    ) -> Any:
         """Listen, and serve in the background; call it again for another address.
 
         Args:
             address: ``(host, port)``, port 0 for any that is free; a path for a Unix socket; or a
                 socket that listens already, as systemd hands one over (it becomes non-blocking).
+            tls: for who connects to this address; None: what the option ``tls`` says.
 
         Returns:
             the address bound to.
 
         Raises:
+            TypeError, ValueError: an argument is of the wrong kind or out of range.
             OSError: the address cannot be listened at; the text names it.
             ServerClosed: the server has been stopped.
         """
+        # Checked as the option is.
+        tls = self._options.tls if tls is None else ServerOptions(tls=tls).tls
         sock = _listen(address, self._options.backlog)
         with self._lock:
             if self._state in ("stopping", "stopped"):
@@ -249,10 +260,10 @@ class Server:
                 raise ServerClosed("a server that was stopped cannot be started again")
             if self._state == "new":
                 self._begin()
-            listener = _Listener(sock, self)
+            listener = _Listener(sock, self, tls)
             self._listeners.append(listener)
             listener.thread.start()
-        logger.info("listening at {}", listener.address)
+        logger.info("listening at {}", address_text(listener.address))
         return listener.address
 
     def _begin(self) -> None:
@@ -267,7 +278,10 @@ class Server:
         self._state = "running"
 
     def serve_forever(
-        self, address: Address | socket.socket | None = None, handle_signals: bool = False
+        self,
+        address: Address | socket.socket | None = None,
+        handle_signals: bool = False,
+        ready: Callable[[Any], object] | None = None,
     ) -> None:
         """Serve until `stop` is called, then return when it is done.
 
@@ -276,11 +290,15 @@ class Server:
             handle_signals: stop in order on SIGINT and SIGTERM, and return. Main thread only. A
                 second signal acts as it did before. Without it, Ctrl-C stops in order as well, and
                 KeyboardInterrupt is raised then.
+            ready: called with the bound address once the server listens and signals are handled:
+                to tell people, or a supervisor.
         """
         if address is not None:
             self.start(address)
         restore = self._catch_signals() if handle_signals else {}
         try:
+            if ready is not None:
+                ready(self.address)
             self._interrupted.get()
         finally:
             for number, handler in restore.items():
@@ -483,7 +501,7 @@ class Server:
 
     # -- for listeners and connections
 
-    def _admit(self, sock: socket.socket, address: Any) -> None:
+    def _admit(self, sock: socket.socket, address: Any, tls: ssl.SSLContext | None) -> None:
         """Make a connection of an accepted socket, or close it if there are too many."""
         host = _host_of(address)
         options = self._options
@@ -507,7 +525,7 @@ class Server:
             return
         try:
             sock.setblocking(True)
-            conn = ServerConn(net_id, self, self._transport(sock), address)
+            conn = ServerConn(net_id, self, _transport(sock, tls), address)
             conn.local_address = sock.getsockname()
             with self._lock:
                 self._all[net_id] = conn
@@ -516,11 +534,6 @@ class Server:
             sock.close()
             self._remove(net_id, host)
             raise
-
-    def _transport(self, sock: socket.socket) -> Transport:
-        if self._options.tls is None:
-            return Transport(sock)
-        return TlsTransport(sock, self._options.tls, server_side=True)
 
     def _welcome(self, conn: ServerConn) -> None:
         """A connection is established: give it what is scheduled for all."""
@@ -540,11 +553,13 @@ class Server:
     def _fill(self, snapshot: Snapshot) -> None:
         with self._lock:
             conns = list(self._all.values())
-            started = self._state != "new"
+            snapshot.state = self._state
         for conn in conns:
             snapshot.add(conn.counts())
+        snapshot.kind = "server"
+        snapshot.address = ", ".join(map(address_text, self.addresses))
         snapshot.connections = len(conns)
-        if started:
+        if hasattr(self, "_pool"):
             snapshot.workers, snapshot.workers_busy = self._pool.size, self._pool.busy
             snapshot.timers = self._wheel.size
 
@@ -569,6 +584,10 @@ def _listen(address: Address | socket.socket, backlog: int) -> socket.socket:
         _bind(sock, (host, port), backlog)
     sock.setblocking(False)
     return sock
+
+
+def _transport(sock: socket.socket, tls: ssl.SSLContext | None) -> Transport:
+    return Transport(sock) if tls is None else TlsTransport(sock, tls, server_side=True)
 
 
 def _checked(address: Any) -> tuple[str, int]:

@@ -216,12 +216,13 @@ class SharedWheel:
     def release(self) -> None:
         """Give the wheel back; the last one stops it, after having cancelled his timers."""
         with self._lock:
+            wheel = self._wheel
+            assert wheel is not None, "released more often than acquired"
             self._users -= 1
             if self._users:
                 return
-            wheel, self._wheel = self._wheel, None
-        if wheel is not None:
-            wheel.stop()
+            self._wheel = None
+        wheel.stop()
 
 
 shared_wheel = SharedWheel()
