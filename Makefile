@@ -1,0 +1,113 @@
+# Everything is made inside this directory: virtual environments in .venv and .venv-3.X, with a
+# stamp file in them for each set of packages, so that nothing is installed twice.
+
+# An older python3 may come first on the PATH: take the first that will do.
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3; \
+	do $$name -c '$(NEW_ENOUGH)' 2>/dev/null && break; done; echo $$name)
+NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
+VENV ?= .venv
+# What is given to pytest by `make test`, and to the benchmarks: make test ARGS="-k tls -x".
+ARGS ?=
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+SOURCES = tao tests examples setup.py
+RUFF_SETTINGS = --isolated --line-length 100 --target-version py310
+# On top of the usual: tests in pytest's style (PT), plain control flow (RET, SIM, PIE), aware times
+# (DTZ), no shadowed builtins (A), ignores that name what they ignore (PGH). Not: contextlib.suppress
+# in place of try and pass, which is slower, one assert per condition, and one statement that raises.
+RUFF_RULES = --select E,F,W,I,UP,B,RUF,A,C4,DTZ,EXE,FLY,G,ISC,LOG,PGH,PIE,PLE,PT,RET,SIM,SLOT,T10,TID,YTT \
+	--ignore SIM105,PT012,PT018
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check format coverage test-all bench bench-quick dist clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+run: $(VENV)/.run ## start the chat server on port 12345
+	@echo 'The chat server starts on port 12345; Ctrl-C stops it.'
+	@echo 'To talk to it, in other terminals: $(BIN)/python -m examples.chat.client'
+# On a terminal Ctrl-C would end make too, with an error, however gracefully the server stops. With
+# job control (set -m) the server alone gets it.
+	@if [ -t 0 ]; then set -m; $(BIN)/python -m examples.chat.server; \
+		else exec $(BIN)/python -m examples.chat.server; fi
+
+test: $(VENV)/.test ## run the tests; ARGS="..." goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.test ## check format, lint and types
+	$(BIN)/ruff format $(RUFF_SETTINGS) --check $(SOURCES)
+	$(BIN)/ruff check $(RUFF_SETTINGS) $(RUFF_RULES) $(SOURCES)
+	$(BIN)/mypy --strict tao examples
+
+format: $(VENV)/.test ## format the code and repair what the linter can
+	$(BIN)/ruff check $(RUFF_SETTINGS) $(RUFF_RULES) --fix-only $(SOURCES)
+	$(BIN)/ruff format $(RUFF_SETTINGS) $(SOURCES)
+
+# Processes that the tests start are counted as well, wherever they run.
+coverage: export COVERAGE_PROCESS_START = $(CURDIR)/setup.cfg
+coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
+coverage: $(VENV)/.test ## run the tests and report the branch coverage of tao, at least 95 %
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+test-all: ## run the tests on every CPython from 3.10 to 3.14 that is found
+	@report=; status=0; \
+	for version in 3.10 3.11 3.12 3.13 3.14; do \
+		python=; \
+		for candidate in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python; do \
+			if "$$candidate" -c 'import sys; sys.exit(sys.implementation.name != "cpython")' \
+				2>/dev/null; then python=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$python" ]; then result='not found'; \
+		elif $(MAKE) --no-print-directory test PYTHON="$$python" VENV=.venv-$$version; then \
+			result='passed'; \
+		else result='FAILED'; status=1; fi; \
+		report="$$report$$version $$result\n"; \
+	done; \
+	printf "\n$$report"; exit $$status
+
+bench: $(VENV)/.bench ## compare the speed with that of others; takes a while
+	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-quick: $(VENV)/.bench ## the same, shorter
+	$(BIN)/python -m tests.bench --quick $(ARGS)
+
+dist: $(VENV)/.dist ## build the wheel and the source distribution in dist/
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+
+clean: ## remove all that was made here, the virtual environments too
+	rm -rf .venv .venv-* build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache \
+		.pytest_cache .hypothesis
+	find tao tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+# The virtual environment; made anew when the interpreter it was made with is gone.
+$(BIN)/python:
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo 'tao needs CPython 3.10 or newer, and "$(PYTHON)" is not that.' >&2; \
+		echo 'Install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo '$(PYTHON) cannot make a virtual environment: its venv module is incomplete.' >&2; \
+		echo 'On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'Making a virtual environment in $(VENV) ...'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: EXTRAS = [monitor]
+$(VENV)/.test: EXTRAS = [monitor,test]
+$(VENV)/.bench: EXTRAS = [monitor,bench]
+
+$(VENV)/.run $(VENV)/.test $(VENV)/.bench: $(BIN)/python setup.cfg setup.py
+	@echo 'Installing tao$(EXTRAS) in $(VENV) ...'
+	@$(PIP) install --editable '.$(EXTRAS)'
+	@touch $@
+
+$(VENV)/.dist: $(BIN)/python
+	@$(PIP) install build
+	@touch $@
