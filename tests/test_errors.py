@@ -1,0 +1,45 @@
+"""The error tree is what its docstring draws."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tao import errors
+
+
+def test_the_tree_is_as_drawn() -> None:
+    """Each class of the drawing exists and derives from the one it hangs below."""
+    assert errors.__doc__ is not None
+    path: list[str] = []
+    drawn = set()
+    for line in errors.__doc__.splitlines():
+        found = re.match(r"    ([│├└─ ]*)([A-Z]\w+)", line)
+        if found is None:
+            continue
+        path[len(found[1]) // 4 :] = [found[2]]
+        drawn.add(found[2])
+        assert issubclass(getattr(errors, found[2]), getattr(errors, path[-2 if path[1:] else -1]))
+    assert drawn == set(errors.__all__)
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (errors.BadData, ValueError),
+        (errors.ConnectionClosed, ConnectionError),
+        (errors.HandshakeFailed, OSError),
+        (errors.DeadlineExceeded, TimeoutError),
+    ],
+)
+def test_some_errors_are_builtin_ones_too(error: type[Exception], builtin: type[Exception]) -> None:
+    """Who knows only Python's own errors catches these as well, with their text."""
+    with pytest.raises(builtin, match=r"^why$"):
+        raise error("why")
+
+
+def test_an_undefined_message_tells_its_number() -> None:
+    """The number is in the text and an attribute."""
+    error = errors.UndefinedMessage(-7)
+    assert (error.number, str(error)) == (-7, "message number -7 is not registered")

@@ -1,0 +1,140 @@
+"""Threads that log what kills them, deadlines, and joining several by one of them."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tao.threads import Deadline, gather, in_tao_thread, mark_tao_thread, spawn
+from tests.support import PATIENCE, together
+
+
+@pytest.fixture
+def stuck() -> Iterator[list[threading.Thread]]:
+    """Three threads that end with the test."""
+    release = threading.Event()
+    threads = [spawn(release.wait, name=f"tao-stuck-{number}") for number in range(3)]
+    for thread in threads:
+        thread.start()
+    yield threads
+    release.set()
+
+
+def test_a_thread_is_made_but_not_started() -> None:
+    """It is a daemon with the name given, and runs its function once started."""
+    seen: list[Any] = []
+    thread = spawn(
+        lambda *args: seen.append((threading.current_thread(), args)), 1, 2, name="tao-x"
+    )
+    assert (thread.name, thread.daemon, thread.ident, seen) == ("tao-x", True, None, [])
+    thread.start()
+    thread.join(PATIENCE)
+    assert seen == [(thread, (1, 2))]
+
+
+@pytest.mark.parametrize("error", [ValueError("oh"), SystemExit("oh")])
+def test_what_kills_a_thread_is_logged(error: BaseException, log_lines: list[Any]) -> None:
+    """With the thread's name and the traceback."""
+
+    def fail() -> None:
+        raise error
+
+    thread = spawn(fail, name="tao-doomed")
+    thread.start()
+    thread.join(PATIENCE)
+    (line,) = log_lines
+    assert (line["message"], line["level"].name) == ("thread tao-doomed died", "ERROR")
+    assert line["exception"].value is error and line["exception"].traceback is not None
+
+
+def test_tao_knows_its_threads() -> None:
+    """Those it made, and those marked; no other."""
+    seen: list[bool] = []
+    thread = spawn(lambda: seen.append(in_tao_thread()), name="tao-x")
+    thread.start()
+    thread.join(PATIENCE)
+
+    def marked() -> bool:
+        mark_tao_thread()
+        return in_tao_thread()
+
+    assert seen == [True]
+    assert together(in_tao_thread, marked) == [False, True]
+    assert not in_tao_thread()
+
+
+def test_a_deadline_runs_down_to_zero() -> None:
+    """What remains gets less, and is never negative."""
+    deadline = Deadline(1000)
+    first = deadline.remaining()
+    assert first is not None and 0 < first <= 1000 and not deadline.expired
+    while time.monotonic() == (now := time.monotonic()):
+        assert now
+    second = deadline.remaining()
+    assert second is not None and second < first
+    for past in (Deadline(0), Deadline(-5)):
+        assert (past.remaining(), past.expired) == (0.0, True)
+        assert repr(past) == "Deadline(remaining=0.0)"
+
+
+def test_a_deadline_that_never_comes() -> None:
+    """None means to wait for ever, and says so."""
+    never = Deadline(None)
+    assert (never.remaining(), never.expired) == (None, False)
+    assert repr(never) == "Deadline(remaining=None)"
+
+
+def test_deadlines_can_be_compared() -> None:
+    """The nearer comes before the farther, and any before the one that never comes."""
+    near, far, never = Deadline(1), Deadline(1000), Deadline(None)
+    assert near.before(far) and near.before(never)
+    assert not far.before(near) and not near.before(near)
+    assert not never.before(near) and not never.before(never)
+
+
+@pytest.mark.parametrize("timeout", [1e300, math.inf])
+def test_a_deadline_may_be_as_far_as_one_likes(timeout: float) -> None:
+    """What remains can always be waited for, where the system's limits are lower."""
+    deadline = Deadline(timeout)
+    remaining = deadline.remaining()
+    assert remaining is not None and not deadline.expired
+    ready = threading.Event()
+    ready.set()
+    assert ready.wait(remaining)
+    thread = spawn(lambda: None, name="tao-x")
+    thread.start()
+    assert gather([thread], deadline) == []
+
+
+def test_gather_waits_for_all(log_lines: list[Any]) -> None:
+    """It returns when the last has ended, and has nothing to report."""
+    release = threading.Event()
+    threads = [spawn(release.wait, name=f"tao-{number}") for number in range(3)]
+    for thread in threads:
+        thread.start()
+    threading.Timer(0.01, release.set).start()
+    assert gather(iter(threads), Deadline(PATIENCE)) == []
+    assert not any(thread.is_alive() for thread in threads)
+    assert log_lines == []
+
+
+def test_gather_tells_which_still_run(stuck: list[threading.Thread], log_lines: list[Any]) -> None:
+    """Each is returned and gets a warning; those that ended are not mentioned."""
+    ended = spawn(lambda: None, name="tao-ended")
+    ended.start()
+    ended.join(PATIENCE)
+    assert gather([ended, *stuck], Deadline(0.01)) == stuck
+    assert [line["message"] for line in log_lines] == [
+        f"thread tao-stuck-{number} does not end in time" for number in range(3)
+    ]
+    assert {line["level"].name for line in log_lines} == {"WARNING"}
+
+
+def test_gather_passes_over_what_cannot_be_waited_for() -> None:
+    """The calling thread, and threads that were never started."""
+    assert gather([threading.current_thread(), spawn(print, name="tao-x")], Deadline(None)) == []
