@@ -36,9 +36,17 @@ from tao.errors import (
 )
 from tao.log import log_to_stdlib
 from tao.message import HEARTBEAT, HeartbeatMessage, Message, Registry, default_registry, register
+from tao.monitor import Monitor, monitor_on
 from tao.options import Reconnect
 from tao.server import Broadcast, Server, ServerConn, StopReport
 from tao.timing import TimingWheel
+from tao.tls import (
+    Certificate,
+    DevelopmentCA,
+    load_client_tls_config,
+    load_tls_config,
+    self_signed_certificate,
+)
 from tao.version import __version__
 from tao.workers import WorkerPool
 
@@ -52,6 +60,7 @@ __all__ = [
     "Batch",
     "Broadcast",
     "Cancelled",
+    "Certificate",
     "ClientConn",
     "Codec",
     "ConnectFailed",
@@ -60,9 +69,11 @@ __all__ = [
     "Context",
     "DeadlineExceeded",
     "Decoder",
+    "DevelopmentCA",
     "HandshakeFailed",
     "HeartbeatMessage",
     "Message",
+    "Monitor",
     "NotRegistered",
     "ProtocolError",
     "Reconnect",
@@ -85,9 +96,13 @@ __all__ = [
     "context_with_message",
     "context_with_net_id",
     "default_registry",
+    "load_client_tls_config",
+    "load_tls_config",
     "log_to_stdlib",
     "message_from_context",
+    "monitor_on",
     "net_id_from_context",
     "register",
+    "self_signed_certificate",
     "server_from_context",
 ]

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from tao.connection import Connection
+from tao.connection import Connection, address_text
 from tao.context import background
 from tao.dispatch import BlockWatch
 from tao.errors import ConnectFailed, ConnectionClosed
@@ -357,9 +357,15 @@ class ClientConn(Connection):
         self._give_back()
 
     def _fill(self, snapshot: Snapshot) -> None:
-        if not self._finished.is_set():
-            snapshot.add(self.counts())
-        snapshot.connections = int(self.connected)
+        connected = self.connected
+        snapshot.kind, snapshot.address = "client", address_text(self._address)
+        if self._reason is not None:
+            snapshot.state = "closed"
+        elif connected:
+            snapshot.state = "connected"
+        else:
+            snapshot.state = "new" if self._state == "new" else "connecting"
+        snapshot.connections = int(connected)
         snapshot.timers = self._wheel.size
 
 

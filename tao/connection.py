@@ -293,7 +293,7 @@ class Connection:
                 raise ConnectionClosed("refused by on_connect")
             self._established = True
             self._lost = None
-        self._tally.established()
+        self._tally.established(self)
         self._outbox.open()
         self._start_clocks()
 
@@ -370,7 +370,11 @@ class Connection:
                 self._failed(error, explain(error), ended=True)
                 return False
             if not data:
-                self._drop("peer closed", ended=True)
+                error = self._outbox.error
+                if error is None:
+                    self._drop("peer closed", ended=True)
+                else:  # it was this side that ended it, because sending failed
+                    self._failed(error, explain(error), ended=True)
                 return False
             self._last_received = time.monotonic()
             if not self._take(data):
@@ -517,7 +521,7 @@ class Connection:
 
     def _forget(self) -> None:
         """Have the owner forget the connection."""
-        self._tally.ended(self.counts())
+        self._tally.ended(self)
 
     def _call_on_close(self) -> None:
         if not self._established:
@@ -575,8 +579,8 @@ class Connection:
         left = self._outbox.last_sent + limit - time.monotonic()
         if self._outbox.blocked and left <= 0:
             error = TimeoutError(f"the peer took nothing for {limit} s")
-            self._outbox.give_up(error)
             self._failed(error, str(error))
+            self._outbox.give_up(error)
         else:
             self._set_clock("write", left if left > 0 else limit, self._look_stuck)
 

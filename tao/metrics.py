@@ -2,7 +2,7 @@
 
 No counter is shared between threads on the way of a message. Each connection counts for itself, in
 fields that one thread or one lock owns, once for a batch; its counts are added to its server's when
-it ends. A snapshot adds up the ended and the living.
+it ends. A snapshot adds up the ended and the living, and no count ever falls.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import Protocol
 
 __all__ = ["Counts", "Snapshot", "Tally", "tallies"]
 
@@ -85,13 +86,20 @@ class Snapshot(Counts):
         return asdict(self)
 
 
+class Counting(Protocol):
+    """What a tally asks of a connection."""
+
+    def counts(self) -> Counts:
+        """Return what it has done so far."""
+        ...
+
+
 class Tally:
     """The counts of a server or client over its life. Any thread may call it.
 
     Args:
         name: whose, for people.
-        fill: given a snapshot, fills in what is known only now: the living connections' counts, the
-            pool, the timers.
+        fill: given a snapshot, fills in what is known only now: the state, the pool, the timers.
     """
 
     def __init__(self, name: str, fill: Callable[[Snapshot], None]) -> None:
@@ -100,6 +108,7 @@ class Tally:
         self._started: float = time.monotonic()
         # Guards all below.
         self._lock = threading.Lock()
+        self._living: set[Counting] = set()
         self._ended = Counts()
         self._established: int = 0
         self._refused: int = 0
@@ -107,10 +116,11 @@ class Tally:
         with _all_lock:
             _all.add(self)
 
-    def established(self) -> None:
-        """Count a connection that came to be."""
+    def established(self, conn: Counting) -> None:
+        """Count a connection that came to be, and from now on what it counts."""
         with self._lock:
             self._established += 1
+            self._living.add(conn)
 
     def refused(self) -> None:
         """Count a connection that was turned away."""
@@ -122,14 +132,17 @@ class Tally:
         with self._lock:
             self._accept_errors += 1
 
-    def ended(self, counts: Counts) -> None:
-        """Add what an ended connection counted."""
+    def ended(self, conn: Counting) -> None:
+        """Keep what a connection counted, which from now on counts no more."""
+        counts = conn.counts()
         with self._lock:
+            self._living.discard(conn)
             self._ended.add(counts)
 
     def snapshot(self) -> Snapshot:
-        """Return all counts as they are now."""
+        """Return all counts as they are now. None is ever lower than it was before."""
         with self._lock:
+            living = list(self._living)
             result = Snapshot(
                 **asdict(self._ended),
                 name=self.name,
@@ -138,6 +151,8 @@ class Tally:
                 refused=self._refused,
                 accept_errors=self._accept_errors,
             )
+        for conn in living:  # should one end meanwhile, its last counts are still these
+            result.add(conn.counts())
         self._fill(result)
         return result
 

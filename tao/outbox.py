@@ -3,16 +3,17 @@
 Guarantees:
 
 - Frames leave in the order of `write` calls, each whole; bytes of two never mix.
-- The queue never holds more frames than its limit.
+- The queue never holds more frames than its limit; those of a preface (see `Outbox.attach`) have as
+  much room of their own.
 - `write` does not block unless it is given time to.
-- A frame is forgotten only when the kernel has taken all of it. If the transport breaks, what is left
-  is kept, from the first frame that is not wholly gone, for the next transport or for the report.
+- A frame is forgotten only when the kernel has taken all of it. If the transport breaks, what is
+  left is kept, from the first frame that is not wholly gone, for the next transport or the report.
 
 Mechanism: the frames wait in a ``queue.Queue`` whose mutex guards everything here. Who writes while
-nothing waits sends at once, without blocking, and is done: no other thread is involved. Only what the
-kernel does not take (``_blocked``) is left to the writer thread, which waits for the socket outside of
-the mutex, and from then on all frames line up behind. While a batch of messages is being handled,
-frames are only collected (``_collecting``), so that the replies leave together.
+nothing waits sends at once, without blocking, and is done: no other thread is involved. Only what
+the kernel does not take (``_blocked``) is left to the writer thread, which waits for the socket
+outside of the mutex, and from then on all frames line up behind. While a batch of messages is being
+handled, frames are only collected (``_collecting``), so that the replies leave together.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Outbox(queue.Queue[bytes]):
         slow_consumer: what a write does when so many do: ``"raise"`` raises `WouldBlock`,
             ``"drop_newest"`` and ``"drop_oldest"`` drop a frame and count it, ``"close"`` seals the
             outbox and gives up.
-        start_writer: starts the thread that runs `run_writer`; called once, when first needed, under
-            the mutex.
+        start_writer: starts the thread that runs `run_writer`; called when that is first needed,
+            under the mutex, and again only if it raised.
         keep: frames written while there is no transport wait for the next one.
     """
 
@@ -75,12 +76,14 @@ class Outbox(queue.Queue[bytes]):
         self._collecting: bool = False
         self._preface: int | None = None  # the thread whose frames go ahead, see attach
         self._ahead: int = 0  # how many frames of the preface wait
-        self._seal: str | None = None  # why nothing more may be written
+        self._seal: str | None = None  # why nothing may be written
+        self._final: bool = False  # ... nor on another transport
         self._shut: bool = False  # the peer has been told the end
         self._stopped: bool = False  # the writer thread is to end
         self._writer_started: bool = False
         self.error: OSError | None = None  #: what broke the transport
-        self.last_sent: float = time.monotonic()  #: when bytes were last given to the kernel
+        #: When the kernel last took bytes, or began to refuse them.
+        self.last_sent: float = time.monotonic()
         self.frames_sent: int = 0
         self.bytes_sent: int = 0
         self.dropped: int = 0
@@ -103,6 +106,8 @@ class Outbox(queue.Queue[bytes]):
             if self._seal is not None or len(frames) >= self.maxsize:
                 if not self._make_room(timeout):
                     return
+            if not frame:
+                return  # a kernel that takes nothing of it would look like one that is full
             self._bytes += len(frame)
             if self._collecting:
                 frames.append(frame)
@@ -117,6 +122,7 @@ class Outbox(queue.Queue[bytes]):
             if not self._blocked:
                 self._send()
                 if self.error is not None and not self._keep:
+                    self._take_back(frame)
                     raise ConnectionClosed(self._seal or "connection broken")
 
     @property
@@ -155,8 +161,8 @@ class Outbox(queue.Queue[bytes]):
     def attach(self, transport: Transport) -> None:
         """Send into this transport from now on.
 
-        Until `open`, only frames that the calling thread writes go out, ahead of those that wait: on
-        a new connection, who talks first must not be overtaken by the backlog.
+        Until `open`, only frames that the calling thread writes go out, the preface, ahead of those
+        that wait: on a new connection, who talks first must not be overtaken by the backlog.
         """
         with self.mutex:
             self._transport = transport
@@ -177,20 +183,20 @@ class Outbox(queue.Queue[bytes]):
         will be a new one.
         """
         with self.mutex:
-            self._transport = None
-            self._preface = None
-            while self._polling:
-                self.all_tasks_done.wait()
+            self._leave()
             for _ in range(self._ahead):
                 self._bytes -= len(self.queue.popleft())
             self._ahead = self._offset = 0
-            self._blocked = self._collecting = False
+            self._collecting = False
+            if not self._final:
+                self._seal = None
 
     def seal(self, reason: str) -> None:
-        """Let nothing more be written; when all is sent, tell the peer so. Any thread may call it."""
+        """Let nothing more be written; when all is sent, tell the peer so. From any thread."""
         with self.mutex:
             if self._seal is None:
                 self._seal = reason
+            self._final = True
             self._collecting = False
             self.not_full.notify_all()
             if not self._blocked:
@@ -222,10 +228,14 @@ class Outbox(queue.Queue[bytes]):
         return self._shut
 
     def stop(self) -> tuple[int, int]:
-        """End the writer thread and return the number of frames, and of bytes, never sent."""
+        """End the writer thread and return the number of frames, and of bytes, never sent.
+
+        As with `detach`, the transport is aborted already, and no thread is in it afterwards.
+        """
         with self.mutex:
             self._stopped = True
             self.not_empty.notify()
+            self._leave()
             return len(self.queue), self.bytes_waiting
 
     def run_writer(self) -> None:
@@ -254,7 +264,7 @@ class Outbox(queue.Queue[bytes]):
         Needs the mutex, and gives it up while it waits.
         """
         deadline = Deadline(timeout or 0.0)
-        while self._seal is None and len(self.queue) >= self.maxsize:
+        while self._seal is None and self._full():
             if self._transport is not None and self._preface is None and not self._blocked:
                 self._send()  # what a batch held back; whatever comes of it, this is not so again
             elif not deadline.expired:
@@ -265,23 +275,45 @@ class Outbox(queue.Queue[bytes]):
             raise ConnectionClosed(self._seal)
         return True
 
+    def _full(self) -> bool:
+        """Whether the limit is reached: of the preface for who writes it, else of the rest."""
+        mine = self._preface == threading.get_ident()
+        return (self._ahead if mine else len(self.queue) - self._ahead) >= self.maxsize
+
     def _overflow(self) -> bool:
         """Do what is to be done with a consumer too slow; False: drop the new frame."""
         policy = self._slow_consumer
-        if policy == "drop_newest":
+        if policy in ("drop_oldest", "drop_newest"):
             self.dropped += 1
-            return False
-        if policy == "drop_oldest":
-            # Never one that has begun to leave.
-            oldest = 1 if self._offset and len(self.queue) > 1 else 0
+            oldest = self._droppable() if policy == "drop_oldest" else len(self.queue)
+            if oldest == len(self.queue):
+                return False
             self._bytes -= len(self.queue[oldest])
             del self.queue[oldest]
-            self.dropped += 1
             return True
         if policy == "close" and self._transport is not None:
             self._break(TimeoutError("send queue full: the peer reads too slowly"))
             return True
         raise WouldBlock(f"the send queue is full: {len(self.queue)} messages wait")
+
+    def _droppable(self) -> int:
+        """The index of the first frame that has not begun to leave, and is not of the preface."""
+        begun = self._offset
+        if self._transport is not None:
+            begun += self._transport.begun
+        index = 0
+        while begun > 0:
+            begun -= len(self.queue[index])
+            index += 1
+        return max(index, self._ahead)
+
+    def _take_back(self, frame: bytes) -> None:
+        """Forget the frame added last: whoever wrote it is told that it cannot be sent."""
+        if self.queue[-1] is frame:
+            self._bytes -= len(self.queue.pop())
+            self._ahead = min(self._ahead, len(self.queue))
+            if not self.queue:
+                self._offset = 0
 
     def _send(self) -> None:
         """Give the kernel what it takes, and leave the rest to the writer. Needs the mutex."""
@@ -345,12 +377,24 @@ class Outbox(queue.Queue[bytes]):
 
     def _block(self) -> None:
         """Leave the rest to the writer thread."""
-        self._blocked = True
-        if self._writer_started:
-            self.not_empty.notify()
-        else:
+        if not self._writer_started:
+            self._start_writer()  # if no thread can be had, the next to write tries again
             self._writer_started = True
-            self._start_writer()
+        self._blocked = True
+        # Either the wait begins now, or the socket was writable a moment ago: under TLS, the kernel
+        # may take bytes for long before it has all that a frame became.
+        self.last_sent = time.monotonic()
+        self.not_empty.notify()
+
+    def _leave(self) -> None:
+        """Let no thread be in the transport. Needs the mutex, and gives it up while it waits."""
+        self._transport = None
+        self._preface = None
+        # Before the wait, or the writer would go on with a transport that is gone.
+        self._blocked = False
+        self.all_tasks_done.notify_all()
+        while self._polling:
+            self.all_tasks_done.wait()
 
     def _break(self, error: OSError) -> None:
         """Be done with a transport that takes nothing any more. Needs the mutex."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import queue
 import select
 import signal
 import socket
@@ -24,7 +23,7 @@ from tao.log import logger
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ServerOptions, make_options
-from tao.threads import Deadline, gather, in_tao_thread, spawn
+from tao.threads import Deadline, Doorbell, gather, in_tao_thread, spawn
 from tao.timing import shared_wheel
 from tao.transport import TlsTransport, Transport, explain
 from tao.workers import WorkerPool
@@ -227,14 +226,13 @@ class Server:
         self._state: str = "new"  # then "running", "stopping", "stopped"
         self._stopper: threading.Thread | None = None
         self._report = StopReport()
-        # Told when serve_forever is to return. A SimpleQueue's put is safe in a signal handler.
-        self._interrupted: queue.SimpleQueue[str] = queue.SimpleQueue()
+        # Rings when serve_forever is to return.
+        self._doorbell: Doorbell | None = None
+        self._interrupted: bool = False  # by a signal
 
     # -- starting
 
-    def start(
-        self, address: Address | socket.socket, *, tls: ssl.SSLContext | None = None
-    ) -> Any:
+    def start(self, address: Address | socket.socket, *, tls: ssl.SSLContext | None = None) -> Any:
         """Listen, and serve in the background; call it again for another address.
 
         Args:
@@ -295,26 +293,37 @@ class Server:
         """
         if address is not None:
             self.start(address)
-        restore = self._catch_signals() if handle_signals else {}
-        try:
-            if ready is not None:
-                ready(self.address)
-            self._interrupted.get()
-        finally:
-            for number, handler in restore.items():
-                signal.signal(number, handler)
-            self.stop()
+        with Doorbell() as doorbell:
+            self._doorbell = doorbell
+            restore = self._catch_signals() if handle_signals else {}
+            try:
+                if ready is not None:
+                    ready(self.address)
+                while self.running and not self._interrupted:
+                    doorbell.wait()
+            finally:
+                self._restore(restore)
+                self.stop()
 
     def _catch_signals(self) -> dict[int, Any]:
-        def caught(number: int, frame: object) -> None:
-            self._interrupted.put(signal.Signals(number).name)
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
+        """Have signals interrupt `serve_forever`, the first time; return what was before."""
         before: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, caught)
+
+        def caught(number: int, frame: object) -> None:
+            self._interrupted = True
+            self._restore(before)
+
+        for name in ("SIGINT", "SIGTERM"):
+            number = int(getattr(signal, name))
+            before[number] = signal.getsignal(number)
+            signal.signal(number, caught)
         return before
+
+    @staticmethod
+    def _restore(handlers: dict[int, Any]) -> None:
+        for number, handler in handlers.items():
+            if handler is not None:  # as it is for one that was not set from Python
+                signal.signal(number, handler)
 
     def __enter__(self) -> Server:
         return self
@@ -453,10 +462,11 @@ class Server:
                 deadline = Deadline(self._options.drain_timeout if timeout is None else timeout)
                 self._stopper = spawn(self._stop, deadline, name="tao-stopper")
                 self._stopper.start()
+                if self._doorbell is not None:
+                    self._doorbell.ring()
             stopper = self._stopper
         if stopper is not None and not in_tao_thread():
             stopper.join()
-        self._interrupted.put("stopped")
         return self._report
 
     @property
@@ -497,7 +507,6 @@ class Server:
             logger.warning("stopped, not cleanly: {}", report)
         with self._lock:
             self._state = "stopped"
-        self._interrupted.put("stopped")
 
     # -- for listeners and connections
 
@@ -552,14 +561,12 @@ class Server:
 
     def _fill(self, snapshot: Snapshot) -> None:
         with self._lock:
-            conns = list(self._all.values())
+            snapshot.connections = len(self._all)
             snapshot.state = self._state
-        for conn in conns:
-            snapshot.add(conn.counts())
+            started = hasattr(self, "_pool")  # a server may be stopped without
         snapshot.kind = "server"
         snapshot.address = ", ".join(map(address_text, self.addresses))
-        snapshot.connections = len(conns)
-        if hasattr(self, "_pool"):
+        if started:
             snapshot.workers, snapshot.workers_busy = self._pool.size, self._pool.busy
             snapshot.timers = self._wheel.size
 
@@ -608,7 +615,7 @@ def _bind(sock: socket.socket, address: Any, backlog: int) -> None:
     except (OSError, OverflowError) as error:
         sock.close()
         number = error.errno if isinstance(error, OSError) else errno.EINVAL
-        raise OSError(number, f"cannot listen at {address}: {explain(error)}") from None
+        raise OSError(number, f"cannot listen at {address_text(address)}: {explain(error)}") from None
 
 
 def _host_of(address: Any) -> str:

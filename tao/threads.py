@@ -6,6 +6,9 @@ that says what it does and for whom (``tao-reader-42``). Its outermost frame log
 
 from __future__ import annotations
 
+import select
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +16,7 @@ from typing import Any
 
 from tao.log import logger
 
-__all__ = ["Deadline", "gather", "in_tao_thread", "mark_tao_thread", "spawn"]
+__all__ = ["Deadline", "Doorbell", "gather", "in_tao_thread", "mark_tao_thread", "spawn"]
 
 _local = threading.local()
 
@@ -46,6 +49,51 @@ def in_tao_thread() -> bool:
     itself, or for another that waits for it.
     """
     return getattr(_local, "marked", False)
+
+
+class Doorbell:
+    """Wakes one waiting thread, also when a signal comes.
+
+    A signal may be delivered to any thread of a process. Its Python handler runs in the main thread,
+    but if that is blocked in a lock, and the signal went to another thread, not before it wakes for
+    another reason. So the main thread waits for a socket that the C half of a handler writes to,
+    whichever thread it runs in. Use it in a ``with`` block.
+    """
+
+    def __init__(self) -> None:
+        self._near, self._far = socket.socketpair()
+        self._near.setblocking(False)
+        self._far.setblocking(False)
+
+    def ring(self) -> None:
+        """Wake who waits, or the next who does. Any thread, and a signal handler, may call it."""
+        try:
+            self._far.send(b"x")
+        except OSError:
+            pass  # it rings already, or nobody is there any more
+
+    def wait(self) -> None:
+        """Return when it rings, or a signal has been handled; maybe without reason."""
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main:
+            before = signal.set_wakeup_fd(self._far.fileno(), warn_on_full_buffer=False)
+        try:
+            poll = select.poll()
+            poll.register(self._near, select.POLLIN)
+            poll.poll()
+            self._near.recv(4096)
+        except BlockingIOError:
+            pass  # interrupted by a signal, which has been handled now
+        finally:
+            if in_main:
+                signal.set_wakeup_fd(before)
+
+    def __enter__(self) -> Doorbell:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._near.close()
+        self._far.close()
 
 
 class Deadline:

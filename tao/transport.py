@@ -1,13 +1,13 @@
-"""Byte streams: a plain socket, and TLS on top of one, behind the same seven methods.
+"""Byte streams: a plain socket, and TLS on top of one, behind the same few methods.
 
 Who calls what: `recv` is the connection's reading thread's alone. `send` and `shutdown_write` are
-called under the outbox's lock and never block. `abort` may come from any thread and wakes whoever is
-blocked. `close` comes last, from the thread that has seen all others leave: closing a descriptor
+called under the outbox's lock and never block. `abort` may come from any thread and wakes whoever
+is blocked. `close` comes last, from the thread that has seen all others leave: closing a descriptor
 neither wakes a thread that is blocked on it nor keeps its number from being used again.
 
-No socket ever has a timeout: that would make it non-blocking for both directions, and is a data race
-while another thread reads. Reading blocks; sending uses ``MSG_DONTWAIT``; a wait with a bound is a
-``poll``.
+No socket ever has a timeout: that would make it non-blocking for both directions, and is a data
+race while another thread reads. Reading blocks; sending uses ``MSG_DONTWAIT``; a wait with a bound
+is a ``poll``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ from tao.threads import Deadline
 __all__ = ["TlsTransport", "Transport", "explain"]
 
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
-# How much of one send is encrypted at a time: four TLS records.
-_TLS_CHUNK = 64 * 1024
+# The most that one TLS record holds (RFC 8446, 5.1).
+_TLS_RECORD = 16 * 1024
+# How much is encrypted in one send, for as long as it takes nobody else gets at the machine.
+_TLS_SEND = 16 * _TLS_RECORD
+# How much one recv asks for in a handshake.
+_HANDSHAKE_BYTES = 64 * 1024
+# The longest that poll() can wait, in milliseconds.
+_POLL_MOST = 2**31 - 1
 # OpenSSL's names for bytes that are no TLS at all.
 _NOT_TLS = frozenset(
     ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG",
@@ -88,6 +94,11 @@ class Transport:
         self._sock.shutdown(socket.SHUT_WR)
         return True
 
+    @property
+    def begun(self) -> int:
+        """How many bytes must be the same when `send` is called again, although it took none."""
+        return 0
+
     def wait_writable(self) -> None:
         """Wait until `send` has a chance, or the connection is aborted or broken."""
         _poll(self._sock, select.POLLOUT, None)
@@ -122,8 +133,9 @@ class Transport:
 class TlsTransport(Transport):
     """TLS as a pure byte machine (``SSLObject`` on two ``MemoryBIO``s) beside a socket.
 
-    ``SSLSocket`` cannot be read and written by two threads at once on every version of CPython. Here
-    the machine is only ever touched under a lock, and only the socket is waited for, outside of it.
+    ``SSLSocket`` cannot be read and written by two threads at once on every version of CPython.
+    Here the machine is only ever touched under a lock, and only the socket is waited for, outside
+    of it.
 
     Args:
         sock: connected and blocking; it belongs to the transport from now on.
@@ -150,22 +162,25 @@ class TlsTransport(Transport):
             self._incoming, self._outgoing, server_side, server_hostname
         )
         self._ciphertext = memoryview(b"")  # encrypted, not yet taken by the kernel
-        self._encrypted: int = 0  # plain bytes of the current send that _ciphertext stands for
+        self._encrypted: int = 0  # plain bytes of the record of which a part is in _ciphertext
         self._finished: bool = False  # our close_notify is made
 
     def handshake(self, timeout: float | None) -> None:
         deadline = Deadline(timeout)
         try:
-            while not self._handshake_step():
-                if not _poll(self._sock, select.POLLIN, deadline.remaining()):
+            while event := self._handshake_step():
+                if not _poll(self._sock, event, deadline.remaining()):
                     raise HandshakeFailed(f"TLS handshake not done after {timeout} s")
-                data = self._sock.recv(_TLS_CHUNK)
+                if event == select.POLLOUT:
+                    continue
+                data = self._sock.recv(_HANDSHAKE_BYTES)
                 if not data:
                     raise HandshakeFailed(self._hung_up())
                 with self._lock:
                     self._incoming.write(data)
         except ssl.SSLError as error:
-            self._send_alert()
+            with self._lock:
+                self._flush_if_possible()  # the alert that tells the peer what was wrong
             raise HandshakeFailed(f"TLS handshake failed: {explain(error)}") from error
         except ConnectionResetError as error:
             raise HandshakeFailed(self._hung_up()) from error
@@ -174,26 +189,15 @@ class TlsTransport(Transport):
                 raise
             raise HandshakeFailed(f"TLS handshake failed: {explain(error)}") from error
 
-    def _handshake_step(self) -> bool:
-        """Go on as far as the bytes suffice; tell whether that was to the end."""
+    def _handshake_step(self) -> int:
+        """Go on as far as the bytes suffice; return what to wait for then, 0 at the end."""
         with self._lock:
             try:
                 self._machine.do_handshake()
-                done = True
+                event = 0
             except ssl.SSLWantReadError:
-                done = False
-            # A handshake is a few KiB, an empty socket takes it; what it does not take leaves
-            # with what follows.
-            self._flush()
-            return done
-
-    def _send_alert(self) -> None:
-        """Tell the peer what was wrong, if it still listens."""
-        with self._lock:
-            try:
-                self._flush()
-            except OSError:
-                pass  # it does not
+                event = select.POLLIN
+            return event if self._flush() else select.POLLOUT
 
     def _hung_up(self) -> str:
         if self._server_side:
@@ -205,7 +209,7 @@ class TlsTransport(Transport):
             with self._lock:
                 data = self._decrypt(size)
                 # Reading may produce bytes to send: key updates, session tickets.
-                self._flush()
+                self._flush_if_possible()
             if data is not None:
                 return data
             raw = self._sock.recv(size)
@@ -229,8 +233,6 @@ class TlsTransport(Transport):
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLEOFError as error:
-                if pieces:
-                    break
                 raise ConnectionClosed("peer closed without saying so in TLS") from error
             if not piece:
                 return b"".join(pieces)
@@ -239,18 +241,37 @@ class TlsTransport(Transport):
         return b"".join(pieces) if pieces else None
 
     def send(self, data: bytes | memoryview) -> int:
+        rest = memoryview(data)[:_TLS_SEND]
+        taken = 0
         with self._lock:
-            if not self._encrypted:
-                if not self._flush():
-                    return 0
-                chunk = memoryview(data)[:_TLS_CHUNK]
-                self._encrypted = self._machine.write(chunk)
-            # The caller hears of plain bytes only when the kernel has all of them in encrypted
-            # form: until then they count as not sent.
+            try:
+                while rest and (count := self._send_record(rest)):
+                    taken += count
+                    rest = rest[count:]
+            except OSError:
+                if not taken:
+                    raise
+                # First what the kernel has; a broken socket raises again the next time.
+        return taken
+
+    def _send_record(self, data: memoryview) -> int:
+        """Send one record; return how many plain bytes are in it, 0 if not all of it is gone.
+
+        A record of which a part is missing tells the peer nothing. So what counts as not sent has
+        not arrived, and may be sent again elsewhere. Needs _lock.
+        """
+        if not self._encrypted:
             if not self._flush():
                 return 0
-            taken, self._encrypted = self._encrypted, 0
-            return taken
+            self._encrypted = self._machine.write(data[:_TLS_RECORD])
+        if not self._flush():
+            return 0
+        count, self._encrypted = self._encrypted, 0
+        return count
+
+    @property
+    def begun(self) -> int:
+        return self._encrypted
 
     def shutdown_write(self) -> bool:
         with self._lock:
@@ -280,11 +301,20 @@ class TlsTransport(Transport):
                 return True
             self._ciphertext = memoryview(self._outgoing.read())
 
+    def _flush_if_possible(self) -> None:
+        """Send what the machine has made, if the peer still takes it. Needs _lock."""
+        try:
+            self._flush()
+        except OSError:
+            pass  # who sends next hears of it; what has come before is still to be read
+
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
         with self._lock:
-            certificate: dict[str, Any] | None = self._machine.getpeercert()
-            return certificate or None
+            try:
+                return self._machine.getpeercert() or None
+            except ValueError:
+                return None  # the handshake is not done yet
 
     @property
     def tls_version(self) -> str | None:
@@ -296,7 +326,7 @@ def _poll(sock: socket.socket, event: int, timeout: float | None) -> bool:
     """Wait for a socket; tell whether something happened before ``timeout`` seconds were over."""
     poll = select.poll()
     poll.register(sock, event)
-    return bool(poll.poll(None if timeout is None else timeout * 1000))
+    return bool(poll.poll(None if timeout is None else min(timeout * 1000, _POLL_MOST)))
 
 
 def explain(error: BaseException) -> str:

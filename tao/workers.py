@@ -8,8 +8,9 @@ deadline, telling which worker did not end.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import thread as _executors
 from typing import Any
 
 from tao.log import logger
@@ -44,9 +45,10 @@ class WorkerPool:
             raise TypeError(f"initializer must be callable, not {initializer!r}")
         self.size: int = workers
         self._initializer = initializer
-        # Guards _busy.
+        # Guards the two counts, and the making of workers.
         self._lock = threading.Lock()
         self._busy: int = 0
+        self._let_go_of: int = 0  # workers that the interpreter does not wait for
         self._inside = threading.local()  # has an attribute ``worker`` in the workers
         self._executor = ThreadPoolExecutor(workers, name, initializer=self._begin)
 
@@ -61,7 +63,10 @@ class WorkerPool:
         Raises:
             RuntimeError: the pool is stopped, or the interpreter is ending.
         """
-        return self._executor.submit(self._job, function, args)
+        with self._lock:
+            future = self._executor.submit(self._job, function, args)
+            self._let_go()
+        return future
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Have ``function(*args)`` run by a worker, wait for it, return or raise what it does.
@@ -93,6 +98,21 @@ class WorkerPool:
 
     def _is_worker(self) -> bool:
         return hasattr(self._inside, "worker")
+
+    def _let_go(self) -> None:
+        """Keep the interpreter from waiting for new workers when it ends. Needs _lock.
+
+        An executor has its threads joined at exit, so a handler that never returns would keep the
+        process from ending. The list of those to join is private to the standard library; should it
+        go, the exit waits again, and a test fails.
+        """
+        threads = self._executor._threads
+        if len(threads) == self._let_go_of:
+            return
+        self._let_go_of = len(threads)
+        to_join: MutableMapping[threading.Thread, Any] = getattr(_executors, "_threads_queues", {})
+        for thread in threads:
+            to_join.pop(thread, None)
 
     def _begin(self) -> None:
         mark_tao_thread()

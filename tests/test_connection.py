@@ -321,6 +321,35 @@ def test_a_peer_that_takes_nothing_is_closed(open_end: OpenEnd) -> None:
     assert closed.wait() == ["the peer took nothing for 0.05 s"]
 
 
+def test_a_slow_consumer_may_be_closed(open_end: OpenEnd) -> None:
+    """slow_consumer="close" ends a connection whose send queue is full, and says why."""
+    closed, errors = Seen(), Seen()
+    end = open_end(
+        slow_consumer="close",
+        queue_size=3,
+        on_close=lambda conn: closed.add(conn.close_reason),
+        on_error=lambda conn, error: errors.add(str(error)),
+    )
+    with pytest.raises(ConnectionClosed, match="send queue full: the peer reads too slowly"):
+        while True:
+            end.conn.write(Text("x" * 100_000))
+    assert closed.wait() == ["send queue full: the peer reads too slowly"]
+    assert "3 messages" in errors.wait(2)[1]
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest"])
+def test_messages_for_a_slow_consumer_may_be_dropped(open_end: OpenEnd, policy: str) -> None:
+    """Each is dropped whole and counted; the rest arrives in order."""
+    end = open_end(slow_consumer=policy, queue_size=3)
+    for i in range(200):
+        end.conn.write(Text(f"{i:03}" + "x" * 100_000))
+    dropped = end.conn.counts().dropped
+    got = [int(end.read_text()[:3]) for _ in range(200 - dropped)]
+    assert dropped > 0
+    assert got == sorted(got)
+    assert (got[-1] == 199) is (policy == "drop_oldest")
+
+
 # -- timers
 
 
@@ -386,11 +415,12 @@ def test_a_timer_that_raises_reaches_on_error(open_end: OpenEnd) -> None:
 def test_timers_go_with_the_connection(open_end: OpenEnd) -> None:
     """After the end nothing fires, and nothing can be set."""
     end = open_end()
-    size = end.conn._wheel.size
-    end.conn.run_every(1000, lambda due, conn: None)
-    assert end.conn._wheel.size == size + 1
+    timer = end.conn.run_every(1000, lambda due, conn: None)
+    assert end.conn._timers == {timer}
     end.peer.close()
     assert end.conn.wait_closed(PATIENCE)
+    assert end.conn._timers == set()
+    assert not end.conn._wheel.cancel(timer)
     with pytest.raises(ConnectionClosed, match="peer closed"):
         end.conn.run_after(1, lambda due, conn: None)
     with pytest.raises(TypeError, match="callback must be callable"):

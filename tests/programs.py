@@ -1,0 +1,98 @@
+"""Programs run for real: started, talked to, and ended, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parent.parent
+#: How long to wait for what a program should do at once, in seconds: it has to start first.
+LONG = 60.0
+
+
+class Program:
+    """``python -m`` something, and all that it has printed so far. Use it in a ``with`` block."""
+
+    def __init__(self, *arguments: object, cwd: Path = ROOT) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+        # Guards the two lists; notified for each line and at the end of each stream.
+        self._changed = threading.Condition()
+        self.output: list[str] = []
+        self.errors: list[str] = []
+        self._open: int = 2
+        self._readers = [
+            threading.Thread(target=self._read, args=stream, name="test-reader", daemon=True)
+            for stream in ((self._process.stdout, self.output), (self._process.stderr, self.errors))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: IO[str], lines: list[str]) -> None:
+        for line in stream:
+            with self._changed:
+                lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
+
+    def prints(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of the output in which the pattern is found."""
+
+        def found() -> re.Match[str] | None:
+            return next(
+                (match for line in self.output if (match := re.search(pattern, line))), None
+            )
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() or not self._open, LONG)
+            match = found()
+        assert match, f"no {pattern!r} in {self.output}, {self.errors}"
+        return match
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        assert self._process.stdin
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def end_input(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def status(self) -> int:
+        """Wait until the program ends and all it has printed is here, and return its status."""
+        status = self._process.wait(LONG)
+        for reader in self._readers:
+            reader.join(LONG)
+        return status
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self.status()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert stream
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass  # what was typed last was not read
