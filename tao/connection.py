@@ -1,16 +1,17 @@
 """A connection: what both ends share, from the socket to the handler and back.
 
-Three threads belong to it: one reads, one handles, one writes; reading and handling are roles that two
-of the threads may swap (see ``dispatch.py``), and only the first is started before it is needed.
+Three threads belong to it: one reads, one handles, one writes; reading and handling are roles that
+two of the threads may swap (see ``dispatch.py``), and only the first is started before it is
+needed.
 
 How it ends, whoever begins it:
 
 1. ``_begin_close`` notes the reason, of which the first counts, cancels the context and the timers.
-2. When the last handler that is still to run has returned, the outbox is sealed. ``close()`` seals it at
-   once.
+2. When the last handler that is still to run has returned, the outbox is sealed. ``close()`` seals
+   it at once.
 3. When the outbox is empty, the peer is sent the end (FIN), and reads everything before it.
-4. The peer closes too, which the reading thread sees. If it does not, or will not take what waits, the
-   timing wheel aborts the connection after a while.
+4. The peer closes too, which the reading thread sees. If it does not, or will not take what waits,
+   the timing wheel aborts the connection after a while.
 5. The reading thread sees the others leave, calls ``on_close``, frees the socket, and is gone.
 
 So nobody has to be told to hurry: each step is done by whoever completes the one before.
@@ -146,8 +147,8 @@ class Connection:
         """Send a message, or queue it behind those that wait. What it takes is sent in order.
 
         Args:
-            message: anything with a ``message_number`` and a ``serialize()``; it is encoded here, in
-                the caller's thread.
+            message: anything with a ``message_number`` and a ``serialize()``; it is encoded here,
+                in the caller's thread.
             timeout: seconds to wait for room in the send queue; None does not wait.
 
         Raises:
@@ -158,7 +159,7 @@ class Connection:
         self._outbox.write(self._codec.encode(message), timeout)
 
     def write_frame(self, frame: bytes, timeout: float | None = None) -> None:
-        """Send bytes that the codec has made already; else as `write`. For many receivers of one."""
+        """Send bytes that the codec has made already, for many receivers of one; else as `write`."""
         self._outbox.write(frame, timeout)
 
     def close(self) -> None:

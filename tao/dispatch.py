@@ -6,21 +6,21 @@ Guarantees, for each connection:
 - A handler that blocks never stops its connection from being read.
 - What waits is bounded: a full inbox blocks the reading thread, and TCP pushes back on the peer.
 
-Two roles are played by two threads, and the threads may swap them. The *reading* role decodes batches
-and calls `Dispatcher.dispatch`; the *handling* role, in `Dispatcher.handle`, takes what waits in the
-inbox and has it run, on the shared pool for a server. Handing a batch over costs far more than a quick
-handler does, so:
+Two roles are played by two threads, and the threads may swap them. The *reading* role decodes
+batches and calls `Dispatcher.dispatch`; the *handling* role, in `Dispatcher.handle`, takes what
+waits in the inbox and has it run, on the shared pool for a server. Handing a batch over costs far
+more than a quick handler does, so:
 
 - If nothing waits and nothing runs, a batch is run by the reader itself, as far as its handlers are
-  known to be quick. That is learned, for each message number: a handler starts in the pool, is trusted
-  after a few quick runs, and no longer after a slow one.
-- A wrong guess costs speed only. ``BlockWatch`` finds a reader that is stuck in a handler after a few
-  milliseconds and tells the handling thread to take over the reading; the stuck thread finishes its
-  batch and takes the other role. This is Leader/Followers (Schmidt et al., Pattern-Oriented Software
-  Architecture 2, 2000) with one follower.
+  known to be quick. That is learned, for each message number: a handler starts in the pool, is
+  trusted after a few quick runs, and no longer after a slow one.
+- A wrong guess costs speed only. ``BlockWatch`` finds a reader that is stuck in a handler after a
+  few milliseconds and tells the handling thread to take over the reading; the stuck thread finishes
+  its batch and takes the other role. This is Leader/Followers (Schmidt et al., Pattern-Oriented
+  Software Architecture 2, 2000) with one follower.
 
-The replies to a run of quick handlers are collected and leave together; before a handler not known to
-be quick, and when one of them gets stuck after all, what is there leaves at once.
+The replies to a run of quick handlers are collected and leave together; before a handler not known
+to be quick, and when one of them gets stuck after all, what is there leaves at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tao.message import HEARTBEAT, Handler, Registration, Registry
 from tao.outbox import Outbox
 from tao.timing import TimingWheel
 
-__all__ = ["BlockWatch", "Dispatcher", "DispatchHost", "Inbox"]
+__all__ = ["BlockWatch", "DispatchHost", "Dispatcher", "Inbox"]
 
 #: A handler is quick if it runs shorter than this, in seconds.
 QUICK = 200e-6

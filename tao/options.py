@@ -11,7 +11,7 @@ import math
 import random
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tao.codec import Codec, TypeLengthValueCodec
@@ -32,15 +32,15 @@ class Options:
     """What server and client have in common."""
 
     #: How messages look on the wire.
-    codec: Codec = TypeLengthValueCodec()
+    codec: Codec = field(default_factory=TypeLengthValueCodec)
     #: The messages and handlers that are known; None: those of the default registry, and what is
     #: declared on the server or client itself.
     registry: Registry | None = None
     #: What to show and to demand in TLS, see `load_tls_config`; None: plain TCP.
     tls: ssl.SSLContext | None = None
 
-    #: ``on_connect(conn) -> bool``: a connection was made; False refuses it. What it writes goes out
-    #: first. It may block, but nothing is read from that connection meanwhile.
+    #: ``on_connect(conn) -> bool``: a connection was made; False refuses it. What it writes goes
+    #: out first. It may block, but nothing is read from that connection meanwhile.
     on_connect: Callable[[Connection], object] | None = None
     #: ``on_message(message, conn)``: a message came whose number is registered without a handler.
     on_message: Callable[[Any, Connection], object] | None = None

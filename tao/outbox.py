@@ -103,9 +103,9 @@ class Outbox(queue.Queue[bytes]):
         """
         with self.mutex:
             frames = self.queue
-            if self._seal is not None or len(frames) >= self.maxsize:
-                if not self._make_room(timeout):
-                    return
+            crowded = self._seal is not None or len(frames) >= self.maxsize
+            if crowded and not self._make_room(timeout):
+                return
             if not frame:
                 return  # a kernel that takes nothing of it would look like one that is full
             self._bytes += len(frame)

@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -210,7 +210,8 @@ class Server:
 
     def __init__(self, **options: Any) -> None:
         self._options: ServerOptions = make_options(ServerOptions, "Server", options)
-        #: What this server knows beside what the default registry has, or the registry it was given.
+        #: What this server knows beside what the default registry has, or the registry it was
+        #: given.
         self.registry: Registry = self._options.registry or Registry(default_registry)
         #: Cancelled when the server stops; the connections' contexts are below it.
         self.context: Context = background().with_value(SERVER, self).with_cancel()
@@ -444,11 +445,12 @@ class Server:
         """Stop in order: accept no more, finish what runs, send what waits, close, join.
 
         The contexts are cancelled at once, so that handlers which wait for that can return. Called
-        by one of tao's threads (in a handler, say), it begins all that and returns; called again, it
-        waits for the same stop.
+        by one of tao's threads (in a handler, say), it begins all that and returns; called again,
+        it waits for the same stop.
 
         Args:
-            timeout: seconds for all of it; None: ``drain_timeout``. What is not finished then is cut
+            timeout: seconds for all of it; None: ``drain_timeout``. What is not finished then is
+            cut
                 off.
 
         Returns:
@@ -615,7 +617,9 @@ def _bind(sock: socket.socket, address: Any, backlog: int) -> None:
     except (OSError, OverflowError) as error:
         sock.close()
         number = error.errno if isinstance(error, OSError) else errno.EINVAL
-        raise OSError(number, f"cannot listen at {address_text(address)}: {explain(error)}") from None
+        raise OSError(
+            number, f"cannot listen at {address_text(address)}: {explain(error)}"
+        ) from None
 
 
 def _host_of(address: Any) -> str:

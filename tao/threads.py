@@ -54,10 +54,10 @@ def in_tao_thread() -> bool:
 class Doorbell:
     """Wakes one waiting thread, also when a signal comes.
 
-    A signal may be delivered to any thread of a process. Its Python handler runs in the main thread,
-    but if that is blocked in a lock, and the signal went to another thread, not before it wakes for
-    another reason. So the main thread waits for a socket that the C half of a handler writes to,
-    whichever thread it runs in. Use it in a ``with`` block.
+    A signal may be delivered to any thread of a process. Its Python handler runs in the main
+    thread, but if that is blocked in a lock, and the signal went to another thread, not before it
+    wakes for another reason. So the main thread waits for a socket that the C half of a handler
+    writes to, whichever thread it runs in. Use it in a ``with`` block.
     """
 
     def __init__(self) -> None:

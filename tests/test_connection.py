@@ -133,9 +133,7 @@ def test_a_codec_of_its_own_plugs_in(open_end: OpenEnd) -> None:
 def test_what_came_before_bad_data_is_handled(open_end: OpenEnd) -> None:
     """A broken stream ends its connection with a reason, after what was whole."""
     errors = Seen()
-    end = open_end(
-        registry=echo_registry(), codec=JsonLines(), on_error=lambda c, e: errors.add(e)
-    )
+    end = open_end(registry=echo_registry(), codec=JsonLines(), on_error=lambda c, e: errors.add(e))
     end.send(b'{"a": 1}\nrubbish\n')
     assert end.read_to_end() == b'{"a": 1}\n'
     assert end.conn.close_reason == "protocol error: not a JSON object: b'rubbish'"

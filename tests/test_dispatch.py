@@ -146,7 +146,7 @@ def test_a_reader_that_blocks_is_relieved(open_end: OpenEnd) -> None:
     before = end.conn._last_received
     for _ in range(3):
         end.send(frame(0, struct.pack("<q", 1)))
-        wait_until(lambda: end.conn._last_received > before)
+        wait_until(lambda before=before: end.conn._last_received > before)
         before = end.conn._last_received
     gate.leave.set()
     end.send(number(1))
@@ -240,7 +240,10 @@ def test_other_connections_go_on_while_one_blocks() -> None:
     gate = Gate()
     with Server(registry=gate.registry, workers=1) as server:
         address = server.start(("127.0.0.1", 0))
-        with socket.create_connection(address) as blocked, socket.create_connection(address) as free:
+        with (
+            socket.create_connection(address) as blocked,
+            socket.create_connection(address) as free,
+        ):
             blocked.sendall(text("x"))
             assert gate.entered.wait(PATIENCE)
             for i in range(100):
@@ -298,7 +301,7 @@ def test_order_over_promotion_demotion_and_relief(open_end: OpenEnd, seed: int) 
         sent = 0
         while sent < count:
             step = rng.choice([1, 3, 50, 700])
-            wait_until(lambda: len(handled) > sent - 1000)
+            wait_until(lambda behind=sent - 1000: len(handled) > behind)
             end.send(b"".join(map(number, range(sent, min(count, sent + step)))))
             sent += step
 
@@ -347,7 +350,7 @@ def test_order_with_timers_and_many_connections() -> None:
 
 
 def test_the_watch_sleeps_when_nothing_runs(open_end: OpenEnd) -> None:
-    """A few milliseconds after the last message no timer is left that looks for blocked handlers."""
+    """Soon after the last message no timer is left that looks for blocked handlers."""
     registry, _ = where("inline")
     end = open_end(registry=registry, heartbeat=None)
     ask(end, 50)

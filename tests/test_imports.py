@@ -15,7 +15,17 @@ PACKAGE = Path(__file__).parent.parent / "tao"
 STOREYS = [
     {"errors", "atomic", "version"},
     {"message", "codec"},
-    {"log", "context", "threads", "timing", "workers", "metrics", "transport", "outbox", "dispatch"},
+    {
+        "log",
+        "context",
+        "threads",
+        "timing",
+        "workers",
+        "metrics",
+        "transport",
+        "outbox",
+        "dispatch",
+    },
     {"tls", "connection", "options"},
     {"server", "client"},
     {"monitor", "cli", "__main__", "testing"},

@@ -157,7 +157,9 @@ def test_handlers_of_one_server_are_not_those_of_another(make_server: MakeServer
 
 def test_unknown_options_are_named() -> None:
     """A misspelt option is an error that knows the right name."""
-    with pytest.raises(TypeError, match=r"Server has no option 'max_conections'; did you mean max_"):
+    with pytest.raises(
+        TypeError, match=r"Server has no option 'max_conections'; did you mean max_"
+    ):
         Server(max_conections=1)
 
 
@@ -615,6 +617,10 @@ def test_the_interpreter_ends_with_a_live_server() -> None:
         "print('end')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
     )
     assert (done.stdout, done.stderr) == ("end\n", "")

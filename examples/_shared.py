@@ -1,0 +1,46 @@
+"""What the programs here have in common: their arguments, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import tao
+
+
+def arguments(description: str | None, port: int) -> argparse.ArgumentParser:
+    """Return a parser for ``--host`` and ``--port``; more may be added."""
+    module = sys.modules["__main__"].__spec__
+    prog = f"python -m {module.name}" if module else None
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--host", default="127.0.0.1", help="name or address (%(default)s)")
+    parser.add_argument("--port", type=int, default=port, help="a number (%(default)s)")
+    return parser
+
+
+def announce(client: str) -> Callable[[tuple[str, int]], None]:
+    """Return what a server calls when it is ready: it says where it listens and who talks to it."""
+
+    def say(address: tuple[str, int]) -> None:
+        host, port = address[:2]
+        where = "" if host in ("127.0.0.1", "0.0.0.0", "::") else f" --host {host}"
+        command = f"python -m {client}{where} --port {port}"
+        print(f"listening at {host} port {port}; to talk to it: {command}", flush=True)
+
+    return say
+
+
+@contextmanager
+def plain_end() -> Iterator[None]:
+    """End on Ctrl-C without a word, and on a wrong address or a lost connection with one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    except OSError as error:
+        reason = error.strerror or error
+        sys.exit(f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}")
+    except (tao.TaoError, ValueError) as error:
+        sys.exit(f"error: {error}")

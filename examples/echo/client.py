@@ -1,0 +1,39 @@
+"""An echo client: says the same thing a few times, and prints what comes back."""
+
+from __future__ import annotations
+
+import queue
+import sys
+
+import tao
+from examples._shared import arguments, plain_end
+from examples.echo.messages import EchoMessage
+
+replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+
+def main() -> None:
+    parser = arguments(__doc__, port=12345)
+    parser.add_argument("--count", type=int, default=10, help="how often (%(default)s)")
+    parser.add_argument("text", nargs="?", default="hello, world", help="what to say")
+    options = parser.parse_args()
+
+    client = tao.ClientConn((options.host, options.port), on_close=lambda conn: replies.put(None))
+
+    @client.handler(EchoMessage)
+    def keep(ctx: tao.Context, conn: tao.Connection) -> None:
+        replies.put(ctx.message.text)
+
+    with client:
+        for _ in range(options.count):
+            client.write(EchoMessage(options.text), timeout=10)
+        for _ in range(options.count):
+            reply = replies.get()
+            if reply is None:
+                sys.exit(f"the server is gone: {client.close_reason}")
+            print(reply)
+
+
+if __name__ == "__main__":
+    with plain_end():
+        main()

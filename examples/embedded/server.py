@@ -1,0 +1,70 @@
+"""An old program with threads and a queue of its own, which now takes orders over TCP as well."""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import signal
+import threading
+from concurrent.futures import Future
+
+import tao
+from examples._shared import announce, arguments, plain_end
+from examples.embedded.messages import Notice, Order
+
+log = logging.getLogger("workshop")
+orders: queue.Queue[tuple[Order, Future[int]] | None] = queue.Queue(100)
+closing_time = threading.Event()
+
+# -- what there was before
+
+
+def work() -> None:
+    """What each worker thread of the program does: take an order, do it, say so."""
+    while (entry := orders.get()) is not None:
+        order, result = entry
+        result.set_result(math.gcd(order.first, order.second))
+        # New: a server may be used from any thread.
+        server.broadcast(Notice(f"{threading.current_thread().name} did {order}"))
+
+
+# -- what is new
+
+server = tao.Server()
+
+
+@server.handler(Order)
+def take(ctx: tao.Context, conn: tao.Connection) -> None:
+    """Pass an order on and wait for the result; only this connection waits with it."""
+    result: Future[int] = Future()
+    orders.put((ctx.message, result))
+    conn.write(Notice(f"the result is {result.result()}"))
+
+
+def main() -> None:
+    options = arguments(__doc__, port=12345).parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    tao.log_to_stdlib()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: closing_time.set())
+    workers = [threading.Thread(target=work, name=f"worker {name}") for name in "AB"]
+
+    address = server.start((options.host, options.port))  # returns at once
+    for worker in workers:
+        worker.start()
+    announce("examples.embedded.client")(address)
+    while not closing_time.wait(1):
+        log.debug("%d clients, %d orders wait", server.connection_count, orders.qsize())
+
+    server.stop()  # while the workers work, so that all that was ordered is delivered
+    for _ in workers:
+        orders.put(None)
+    for worker in workers:
+        worker.join()
+    log.info("closed")
+
+
+if __name__ == "__main__":
+    with plain_end():
+        main()

@@ -1,0 +1,1 @@
+"""Ping, pong, and so on."""

@@ -1,0 +1,26 @@
+"""A ping-pong server, with its figures to be seen in a browser."""
+
+from __future__ import annotations
+
+import tao
+from examples._shared import announce, arguments, plain_end
+from examples.pingpong.messages import PingPongMessage
+
+server = tao.Server()
+
+
+@server.handler(PingPongMessage)
+def reply(ctx: tao.Context, conn: tao.Connection) -> None:
+    conn.write(PingPongMessage("pong"))
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__, port=12346)
+    parser.add_argument("--monitor", type=int, default=12345, help="its port (%(default)s)")
+    options = parser.parse_args()
+    with plain_end(), tao.monitor_on(options.monitor) as monitor:
+        print(f"figures at {monitor.url}/debug/vars", flush=True)
+        address = (options.host, options.port)
+        ready = announce("examples.pingpong.client")
+        server.serve_forever(address, handle_signals=True, ready=ready)
+        print("stopped")

@@ -1,0 +1,1 @@
+"""Both ends show certificates (mutual TLS)."""
