@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import select
 import socket
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tao.connection import Connection, address_text
@@ -18,7 +20,7 @@ from tao.errors import ConnectFailed, ConnectionClosed
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ClientOptions, Reconnect, make_options
-from tao.threads import in_tao_thread
+from tao.threads import as_tao_thread, in_tao_thread
 from tao.timing import shared_wheel
 from tao.transport import TlsTransport, Transport, explain
 
@@ -72,7 +74,8 @@ class ClientConn(Connection):
         self.remote_address = self._address
         self._client_options = checked
         # Guarded by _lock, like the base's fields.
-        self._state: str = "new"  # then "starting", and "started" when a thread is there
+        # Then "starting", and "started" when a thread sees to the end, or there is none to see to.
+        self._state: str = "new"
         self._dialling: socket.socket | None = None
         self._up = threading.Event()  # set while established
         self._hurry = threading.Event()  # set when closing: ends the back-off
@@ -103,19 +106,20 @@ class ClientConn(Connection):
             if self._state != "new":
                 raise RuntimeError("the client is started already")
             self._state = "starting"
-        if keep_trying:
-            self._launch(self._persist)
-            return self
-        try:
-            self._connect_once()
-        except BaseException:
-            with self._lock:
-                self._state = "new"
-                over = self._reason is not None
-            if over:
-                self._finish()
-            raise
-        self._launch(self._play, True)
+        with as_tao_thread():  # a callback that closes must not wait for this thread
+            if keep_trying:
+                self._launch(self._begin, partial(self._come_back, first=True))
+                return self
+            try:
+                self._connect_once()
+            except BaseException:
+                with self._lock:
+                    over = self._reason is not None
+                    self._state = "started" if over else "new"
+                if over:
+                    self._finish()
+                raise
+            self._launch(self._play, True)
         return self
 
     def close(self) -> None:
@@ -125,11 +129,14 @@ class ClientConn(Connection):
         what came and was not handled yet is dropped. Back-off ends at once. Called by one of tao's
         threads (in a handler, say), it does not wait.
         """
-        with self._lock:
-            never_started = self._state == "new" and self._reason is None
         super().close()
+        with self._lock:
+            never_started = self._state == "new"
+            if never_started:
+                self._state = "started"  # by now nobody can, and of two that close one goes on
         if never_started:
-            self._finish()
+            with as_tao_thread():
+                self._finish()
         elif not in_tao_thread():
             self.wait_closed(self._options.drain_timeout + _SLACK)
 
@@ -158,7 +165,7 @@ class ClientConn(Connection):
 
     def __enter__(self) -> ClientConn:
         """Connect, unless that is done."""
-        if self._state == "new":
+        if self._state == "new" or self.closed:
             self.start()
         return self
 
@@ -171,14 +178,12 @@ class ClientConn(Connection):
         thread = self._thread("reader", target, *args)
         with self._lock:
             self._state = "started"
-        thread.start()
-
-    def _persist(self) -> None:
-        """The reading thread of a client that was started without a connection."""
-        if self._come_back(first=True):
-            self._play(reading=True)
-        else:
+        try:
+            thread.start()
+        except RuntimeError:  # there are too many
+            self._begin_close("no thread could be started", drain=False)
             self._finish()
+            raise
 
     def _connect_once(self) -> None:
         """Dial and establish, or leave everything as it was."""
@@ -201,85 +206,102 @@ class ClientConn(Connection):
         transport.close()
 
     def _dial(self) -> Transport:
-        options = self._client_options
         sock = self._reach()
-        self.remote_address, self.local_address = sock.getpeername(), sock.getsockname()
+        try:
+            self.remote_address, self.local_address = sock.getpeername(), sock.getsockname()
+            return self._transport_on(sock)
+        except (OSError, ValueError) as error:  # it may be reset already
+            sock.close()
+            raise self._failure(explain(error)) from error
+
+    def _transport_on(self, sock: socket.socket) -> Transport:
+        options = self._client_options
         if options.tls is None:
             return Transport(sock)
         host = self._address[0] if isinstance(self._address, tuple) else None
-        try:
-            return TlsTransport(
-                sock,
-                options.tls,
-                server_side=False,
-                server_hostname=options.server_hostname or host,
-            )
-        except ValueError as error:
-            sock.close()
-            raise ConnectFailed(f"cannot connect to {_told(self._address)}: {error}") from error
+        return TlsTransport(
+            sock,
+            options.tls,
+            server_side=False,
+            server_hostname=options.server_hostname or host,
+        )
+
+    def _failure(self, why: str) -> ConnectFailed:
+        return ConnectFailed(f"cannot connect to {_told(self._address)}: {why}")
 
     def _reach(self) -> socket.socket:
         """Connect a socket to the first address that answers."""
-        reasons = []
         try:
             targets = _resolve(self._address)
-        except OSError as error:
-            raise ConnectFailed(
-                f"cannot connect to {_told(self._address)}: {explain(error)}"
-            ) from error
+        except (OSError, UnicodeError) as error:
+            raise self._failure(explain(error)) from error
+        reasons = []
         for family, target in targets:
-            sock = socket.socket(family, socket.SOCK_STREAM)
             try:
-                with self._lock:
-                    self._raise_if_closed()
-                    self._dialling = sock
-                problem = self._try_address(sock, target)
-            except BaseException:
-                sock.close()
+                return self._connected_socket(family, target)
+            except ConnectionClosed:  # meanwhile
                 raise
+            except OSError as error:
+                reasons.append(explain(error))
+        raise self._failure("; ".join(reasons))
+
+    def _connected_socket(self, family: int, target: Any) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            with self._lock:
+                self._dialling = sock
+            try:
+                self._try_address(sock, target)
             finally:
+                # Before the socket is closed: from here on its number may be another's.
                 with self._lock:
                     self._dialling = None
-            if not problem:
-                return sock
+        except BaseException:
             sock.close()
-            reasons.append(problem)
-        raise ConnectFailed(f"cannot connect to {_told(self._address)}: {'; '.join(reasons)}")
+            raise
+        return sock
 
-    def _try_address(self, sock: socket.socket, target: Any) -> str:
-        """Connect ``sock``; return what went wrong, or an empty text."""
+    def _try_address(self, sock: socket.socket, target: Any) -> None:
+        """Connect ``sock``.
+
+        Raises:
+            ConnectionClosed: this side was closed meanwhile.
+            OSError: nobody answers there.
+        """
         timeout = self._client_options.connect_timeout
         sock.setblocking(False)
         number = sock.connect_ex(target)
+        with self._lock:
+            self._raise_if_closed()  # whoever closes later finds a socket to shut down
         if number == errno.EINPROGRESS:
             poll = select.poll()
             poll.register(sock, select.POLLOUT)
             if not poll.poll(timeout * 1000):
-                return f"no answer within {timeout} s"
+                raise TimeoutError(f"no answer within {timeout} s")
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         with self._lock:
             self._raise_if_closed()
         if number:
-            return explain(OSError(number, ""))
+            raise OSError(number, os.strerror(number))
         sock.setblocking(True)
-        return ""
 
     # -- losing the connection, and coming back
 
     def _drop(self, reason: str, *, ended: bool = False) -> None:
         with self._lock:
             again = self._reconnect is not None and self._reason is None
-            if again and self._lost is None:
+            first = self._lost is None
+            if again and first:
                 self._lost = reason
                 self._up.clear()
-            transport = self._transport
+            # Those of now: at any moment after this, the next ones may be there.
+            context, transport = self.context, self._transport
         if not again:
             super()._drop(reason, ended=ended)
-            return
-        self.context.cancel(reason)
-        self._dispatcher.finish(None)
-        if transport is not None and not ended:
-            transport.abort()
+        elif first:
+            context.cancel(reason)
+            if transport is not None and not ended:
+                transport.abort()
 
     def _renew(self) -> bool:
         if self._reason is None and self._lost is not None:
@@ -327,10 +349,8 @@ class ClientConn(Connection):
         """Make what a new transport needs anew."""
         context = self._new_context()
         with self._lock:
-            if self._reason is not None:
-                return
-            self.context = context
-        self._dispatcher.reopen()
+            if self._reason is None:
+                self.context = context
 
     # -- ending
 

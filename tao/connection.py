@@ -339,25 +339,49 @@ class Connection:
             return list(self._threads)
 
     def _start_writer(self) -> None:
-        self._thread("writer", self._outbox.run_writer).start()
+        """Start the third thread. Called under the outbox's mutex."""
+        try:
+            self._thread("writer", self._outbox.run_writer).start()
+        except RuntimeError as error:  # the peer can be sent no more than the kernel takes now
+            raise OSError(str(error)) from error
 
-    def start_handler(self, leading: bool) -> None:
-        """Start the second thread, in the reading role if ``leading``."""
-        self._thread("handler", self._play, leading).start()
+    def start_handler(self) -> None:
+        """Start the second thread; if that cannot be, there is an end to the connection."""
+        try:
+            self._thread("handler", self._play, False).start()
+        except RuntimeError as error:
+            self._collapse(error)
+
+    def _begin(self, open_up: Callable[[], bool]) -> None:
+        """A reading thread that has to ``open_up`` first, and ends here if that returns False."""
+        try:
+            opened = open_up()
+        except BaseException as error:
+            self._collapse(error)
+            opened = False
+        if opened:
+            self._play(reading=True)
+        else:
+            self._finish()
 
     def _play(self, reading: bool) -> None:
         """A reading or handling thread, in the one role and then in the other."""
         thread = threading.current_thread()
-        while True:
-            thread.name = self._thread_name("reader" if reading else "handler")
-            if not reading:
-                if not self._dispatcher.handle():
+        try:
+            while True:
+                thread.name = self._thread_name("reader" if reading else "handler")
+                if not reading:
+                    if not self._dispatcher.handle():
+                        return
+                    reading = True
+                elif self._read():
+                    reading = False
+                elif not self._renew():
                     return
-                reading = True
-            elif self._read():
-                reading = False
-            elif not self._renew():
-                return
+        except BaseException as error:
+            self._collapse(error)
+            if reading and not self._over:
+                self._finish()
 
     def _read(self) -> bool:
         """Read until the end, or (True) until the other thread has taken over."""
@@ -371,11 +395,11 @@ class Connection:
                 self._failed(error, explain(error), ended=True)
                 return False
             if not data:
-                error = self._outbox.error
-                if error is None:
+                unsendable = self._outbox.error
+                if unsendable is None:
                     self._drop("peer closed", ended=True)
                 else:  # it was this side that ended it, because sending failed
-                    self._failed(error, explain(error), ended=True)
+                    self._failed(unsendable, explain(unsendable), ended=True)
                 return False
             self._last_received = time.monotonic()
             if not self._take(data):
@@ -456,32 +480,41 @@ class Connection:
         if not ended:
             self._watch_the_end(self._options.drain_timeout if timeout is None else timeout)
 
+    def _collapse(self, error: BaseException) -> None:
+        """End at once, for lack of a thread or because of an error that nobody foresaw."""
+        self.report(error, "which ends the connection")
+        self._begin_close(f"error: {explain(error)}", drain=False, timeout=0)
+
     def _seal(self) -> None:
         self._outbox.seal(self._reason or "closed")
 
     def _watch_the_end(self, timeout: float) -> None:
-        """Have the wheel see to it that the end comes."""
-        deadline = Deadline(timeout)
+        """See to it that the end comes: cut off what is not done in time.
+
+        A peer that has been told the end, and does not close as well, is cut off earlier.
+        """
         with self._lock:
-            if self._deadline is None or deadline.before(self._deadline):
-                self._deadline = deadline
+            if self._deadline is None or Deadline(timeout).before(self._deadline):
+                self._deadline = Deadline(timeout)
+            deadline = self._deadline
         lingering = False
 
         def look() -> None:
             nonlocal lingering
-            if self._expired() or lingering:
-                self._time_is_up()
-                return
-            lingering = self._outbox.shut
+            if deadline.expired:
+                self._dispatcher.abandon()
+            if deadline.expired or lingering:
+                self._cut_off()
+            if not deadline.expired:
+                lingering = self._outbox.shut
+                self._set_clock("end", min(_LINGER, deadline.remaining() or 0), look)
+
+        if deadline.expired:
+            look()  # and there may be no wheel any more
+        else:
             self._set_clock("end", min(_LINGER, timeout), look)
 
-        self._set_clock("end", min(_LINGER, timeout), look)
-
-    def _expired(self) -> bool:
-        return self._deadline is not None and self._deadline.expired
-
-    def _time_is_up(self) -> None:
-        self._dispatcher.abandon()
+    def _cut_off(self) -> None:
         self._outbox.give_up(TimeoutError("the peer took too long"))
         with self._lock:
             transport = self._transport
@@ -491,15 +524,14 @@ class Connection:
     def _end_session(self) -> bool:
         """After reading: see handlers and writer through; tell whether all handlers returned."""
         idle = self._dispatcher.wait_idle()
-        self._outbox.wait_sent(self._deadline or Deadline(self._options.drain_timeout))
-        transport = self._transport
-        assert transport is not None
-        transport.abort()
+        if self._transport is not None:
+            self._outbox.wait_sent(self._deadline or Deadline(self._options.drain_timeout))
+            self._transport.abort()
         return idle
 
     def _finish(self) -> None:
         """The last steps, by the reading thread."""
-        idle = self._end_session() if self._transport is not None else True
+        idle = self._end_session()
         self._dispatcher.stop()
         frames, size = self._outbox.stop()
         with self._lock:
@@ -543,7 +575,12 @@ class Connection:
             before = self._clocks.pop(purpose, None)
             if before is not None:
                 self._wheel.cancel(before)
-            self._clocks[purpose] = self._wheel.run_after(delay, lambda _: callback())
+            try:
+                self._clocks[purpose] = self._wheel.run_after(delay, lambda _: callback())
+            except RuntimeError:
+                if self._reason is None:
+                    raise
+                # The server has stopped, and its wheel: all time is up anyway.
 
     def _beat(self) -> None:
         """Send a heartbeat if nothing was sent for so long."""
@@ -564,6 +601,8 @@ class Connection:
         """Close if nothing came for so long."""
         limit = self._options.idle_timeout
         assert limit is not None
+        if not self._established:
+            return  # lost meanwhile; the next transport sets its own
         if self._dispatcher.waiting_for_room:
             # Nothing is read because the handlers do not keep up: that is not the peer's fault.
             self._last_received = time.monotonic()
@@ -579,9 +618,8 @@ class Connection:
         assert limit is not None
         left = self._outbox.last_sent + limit - time.monotonic()
         if self._outbox.blocked and left <= 0:
-            error = TimeoutError(f"the peer took nothing for {limit} s")
-            self._failed(error, str(error))
-            self._outbox.give_up(error)
+            # The reading thread sees it, and tells the application: here, that would delay others.
+            self._outbox.give_up(TimeoutError(f"the peer took nothing for {limit} s"))
         else:
             self._set_clock("write", left if left > 0 else limit, self._look_stuck)
 
@@ -602,8 +640,8 @@ class Connection:
 
         def fire(due: datetime) -> None:
             nonlocal waiting
-            if once:
-                with self._lock:  # for timer_id, too: it is known when this is free
+            with self._lock:  # for timer_id, too: it is known when this is free
+                if once:
                     self._timers.discard(timer_id)
             if not waiting:
                 waiting = True
@@ -612,7 +650,8 @@ class Connection:
         def run(due: datetime) -> None:
             nonlocal waiting
             waiting = False
-            callback(due, self)
+            if once or timer_id in self._timers:  # not cancelled while it waited for its turn
+                callback(due, self)
 
         with self._lock:
             self._raise_if_closed()

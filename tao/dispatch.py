@@ -26,6 +26,7 @@ to be quick, and when one of them gets stuck after all, what is there leaves at 
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from typing import Any, Protocol
 
 from tao.codec import Batch
 from tao.context import Context, RequestContext
+from tao.errors import TooManyTimers
 from tao.message import HEARTBEAT, Handler, Registration, Registry
 from tao.outbox import Outbox
 from tao.timing import TimingWheel
@@ -80,14 +82,20 @@ class Inbox(queue.Queue[Any]):
             self._put(batch)
             self.not_empty.notify()
 
+    def unbind(self) -> None:
+        """Let the last batch in: who waits for room would wait for a handler that never returns."""
+        with self.mutex:
+            self.maxsize = sys.maxsize
+            self.not_full.notify_all()
+
 
 class DispatchHost(Protocol):
     """What a dispatcher needs of its connection."""
 
     context: Context
 
-    def start_handler(self, leading: bool) -> None:
-        """Start the second thread, to read if ``leading``, else to handle."""
+    def start_handler(self) -> None:
+        """Start the second thread, in the handling role; never raises."""
 
     def report(self, error: BaseException, doing: str) -> None:
         """Tell log and application of an error; never raises."""
@@ -117,8 +125,9 @@ class BlockWatch:
         self.armed = True
         try:
             self._wheel.run_after(GRACE, self._look)
-        except RuntimeError:
-            pass  # the wheel has stopped, so all connections have ended
+        except (RuntimeError, TooManyTimers):
+            # The wheel has stopped, so all connections have ended; or it is full, or has no thread.
+            self.armed = False
 
     def _look(self, _: datetime) -> None:
         self.armed = False
@@ -234,7 +243,7 @@ class Dispatcher:
 
     def _enqueue(self, batch: Batch, start_handler: bool) -> None:
         if start_handler:
-            self._host.start_handler(leading=False)
+            self._host.start_handler()
         self.waiting_for_room = True
         self.inbox.put(batch)
         self.waiting_for_room = False
@@ -261,7 +270,7 @@ class Dispatcher:
             self._pending += 1
             start = self._wants_handler()
         if start:
-            self._host.start_handler(leading=False)
+            self._host.start_handler()
         self.inbox.push(item)
 
     def finish(self, then: Callable[[], object] | None, *, discard: bool = False) -> None:
@@ -279,12 +288,6 @@ class Dispatcher:
         if then is not None:
             then()
 
-    def reopen(self) -> None:
-        """Take batches again: the connection has a new transport."""
-        with self._lock:
-            self._closed = self._discard
-            self._then = None
-
     def wait_idle(self) -> bool:
         """Wait until nothing is pending; False if it is given up, see `abandon`."""
         with self._lock:
@@ -297,6 +300,7 @@ class Dispatcher:
         with self._lock:
             self._abandoned = self._discard = True
             self._idle.notify_all()
+        self.inbox.unbind()
 
     def stop(self) -> None:
         """End `handle`, when it gets there."""
@@ -481,10 +485,9 @@ class Dispatcher:
                 self._pending += 1 + len(late)
                 start = self._wants_handler()
         if relieve:
+            self.inbox.push([(_TAKE_OVER, None)])
             if start:
-                self._host.start_handler(leading=True)
-            else:
-                self.inbox.push([(_TAKE_OVER, None)])
+                self._host.start_handler()
             if late:
                 self.inbox.push(late)
         self._outbox.release()

@@ -13,7 +13,11 @@ Mechanism: the frames wait in a ``queue.Queue`` whose mutex guards everything he
 nothing waits sends at once, without blocking, and is done: no other thread is involved. Only what
 the kernel does not take (``_blocked``) is left to the writer thread, which waits for the socket
 outside of the mutex, and from then on all frames line up behind. While a batch of messages is being
-handled, frames are only collected (``_collecting``), so that the replies leave together.
+handled, small frames are only collected (``_collected``), so that the replies leave together.
+
+Collecting takes no lock, because it is done once for each message. It is on only while nothing else
+waits. Whoever ends it first says so and then looks what has been collected; whoever collects first
+appends and then looks whether it is still on. So of the two at least one sees to each frame.
 """
 
 from __future__ import annotations
@@ -31,8 +35,8 @@ from tao.transport import Transport, explain
 
 __all__ = ["Outbox"]
 
-# Collected frames are sent when they are this many bytes together.
-_COLLECT_BYTES = 64 * 1024
+# So many frames are collected at most, each shorter than so many bytes.
+_COLLECT_FRAMES, _COLLECT_BYTES = 256, 4 * 1024
 # One send is given at most about so many bytes: more than a socket buffer takes is copied in vain.
 _SEND_BYTES = 256 * 1024
 
@@ -73,7 +77,6 @@ class Outbox(queue.Queue[bytes]):
         self._bytes: int = 0  # in all frames that wait
         self._blocked: bool = False  # the kernel did not take all: the writer is on it
         self._polling: bool = False  # the writer waits for the transport, outside of the mutex
-        self._collecting: bool = False
         self._preface: int | None = None  # the thread whose frames go ahead, see attach
         self._ahead: int = 0  # how many frames of the preface wait
         self._seal: str | None = None  # why nothing may be written
@@ -87,6 +90,12 @@ class Outbox(queue.Queue[bytes]):
         self.frames_sent: int = 0
         self.bytes_sent: int = 0
         self.dropped: int = 0
+        # Written under the mutex, read without.
+        self._collecting: bool = False
+        # Appended to by anyone while that is on, taken from under the mutex: a deque's append and
+        # popleft are atomic in CPython, also without the GIL.
+        self._collected: deque[bytes] = deque()
+        self._collect_most: int = min(limit // 2, _COLLECT_FRAMES)
 
     # -- for everyone
 
@@ -101,7 +110,14 @@ class Outbox(queue.Queue[bytes]):
             WouldBlock: there was no room, or not in time; the frame was not queued.
             ConnectionClosed: nothing can be sent any more; the frame was not queued.
         """
+        if self._collecting and len(self._collected) < self._collect_most:
+            if 0 < len(frame) < _COLLECT_BYTES:
+                self._collected.append(frame)
+                if not self._collecting:
+                    self._collected_late(frame)
+                return
         with self.mutex:
+            self._take_collected()
             frames = self.queue
             crowded = self._seal is not None or len(frames) >= self.maxsize
             if crowded and not self._make_room(timeout):
@@ -109,11 +125,6 @@ class Outbox(queue.Queue[bytes]):
             if not frame:
                 return  # a kernel that takes nothing of it would look like one that is full
             self._bytes += len(frame)
-            if self._collecting:
-                frames.append(frame)
-                if self._bytes >= _COLLECT_BYTES and not self._blocked:
-                    self._send()
-                return
             if self._preface == threading.get_ident():
                 frames.insert(self._ahead, frame)
                 self._ahead += 1
@@ -128,7 +139,7 @@ class Outbox(queue.Queue[bytes]):
     @property
     def waiting(self) -> int:
         """How many frames wait."""
-        return len(self.queue)
+        return len(self.queue) + len(self._collected)
 
     @property
     def bytes_waiting(self) -> int:
@@ -141,20 +152,19 @@ class Outbox(queue.Queue[bytes]):
         """Hold frames back until `release`, or until they are many."""
         with self.mutex:
             # Where frames wait already, the writer sends them together anyway.
-            self._collecting = not self.queue
+            ready = self._transport is not None and self._preface is None and self._seal is None
+            self._collecting = ready and not self.queue
 
     def release(self) -> None:
         """Send what was held back and hold nothing more. Any thread may call it."""
         with self.mutex:
             self._collecting = False
-            if self.queue and not self._blocked:
-                self._send()
+            self._send_collected()
 
     def flush(self) -> None:
         """Send what was held back so far. Any thread may call it."""
         with self.mutex:
-            if self.queue and not self._blocked:
-                self._send()
+            self._send_collected()
 
     # -- for the connection
 
@@ -187,7 +197,6 @@ class Outbox(queue.Queue[bytes]):
             for _ in range(self._ahead):
                 self._bytes -= len(self.queue.popleft())
             self._ahead = self._offset = 0
-            self._collecting = False
             if not self._final:
                 self._seal = None
 
@@ -198,6 +207,7 @@ class Outbox(queue.Queue[bytes]):
                 self._seal = reason
             self._final = True
             self._collecting = False
+            self._take_collected()
             self.not_full.notify_all()
             if not self._blocked:
                 self._send()
@@ -256,7 +266,29 @@ class Outbox(queue.Queue[bytes]):
                 if transport is self._transport and self._blocked:
                     self._send()
 
-    # -- inside, all under the mutex
+    # -- inside, all but the first under the mutex
+
+    def _collected_late(self, frame: bytes) -> None:
+        """See to a frame that was collected while someone ended that."""
+        with self.mutex:
+            if self._seal is not None and frame in self._collected:
+                self._collected.remove(frame)
+                raise ConnectionClosed(self._seal)
+            self._send_collected()
+
+    def _send_collected(self) -> None:
+        """Send what was collected, unless the writer does. Needs the mutex."""
+        self._take_collected()
+        if self.queue and not self._blocked:
+            self._send()
+
+    def _take_collected(self) -> None:
+        """Move what was collected to where the frames wait. Needs the mutex."""
+        collected = self._collected
+        for _ in range(len(collected)):
+            frame = collected.popleft()
+            self._bytes += len(frame)
+            self.queue.append(frame)
 
     def _make_room(self, timeout: float | None) -> bool:
         """Make room for a frame, or raise; False: the frame itself is dropped.
@@ -363,6 +395,10 @@ class Outbox(queue.Queue[bytes]):
         taken += self._offset
         dropped = 0
         frames = self.queue
+        if taken == self._bytes:  # all, as a rule
+            dropped = len(frames)
+            frames.clear()
+            taken = self._bytes = 0
         while frames and taken >= len(frames[0]):
             length = len(frames.popleft())
             taken -= length
@@ -381,6 +417,7 @@ class Outbox(queue.Queue[bytes]):
             self._start_writer()  # if no thread can be had, the next to write tries again
             self._writer_started = True
         self._blocked = True
+        self._collecting = False
         # Either the wait begins now, or the socket was writable a moment ago: under TLS, the kernel
         # may take bytes for long before it has all that a frame became.
         self.last_sent = time.monotonic()
@@ -390,6 +427,8 @@ class Outbox(queue.Queue[bytes]):
         """Let no thread be in the transport. Needs the mutex, and gives it up while it waits."""
         self._transport = None
         self._preface = None
+        self._collecting = False
+        self._take_collected()
         # Before the wait, or the writer would go on with a transport that is gone.
         self._blocked = False
         self.all_tasks_done.notify_all()
@@ -403,6 +442,7 @@ class Outbox(queue.Queue[bytes]):
         if self._transport is not None:
             self._transport.abort()
         self._blocked = False
+        self._collecting = False
         if not self._keep and self._seal is None:
             self._seal = explain(error)
         self._transport = None

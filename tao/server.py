@@ -91,23 +91,22 @@ class ServerConn(Connection):
         return self._owner
 
     def _start(self) -> None:
-        self._thread("reader", self._serve).start()
+        self._thread("reader", self._begin, self._open).start()
 
-    def _serve(self) -> None:
-        """The reading thread, from the first byte on."""
+    def _open(self) -> bool:
+        """From the first byte to the first message; False if it does not get there."""
         try:
             self._establish(self._accepted)
             self._owner._welcome(self)
         except HandshakeFailed as error:
             self._failed(error, str(error), ended=True)
-            self._finish()
-            return
+            return False
         except ConnectionClosed as error:
             # What on_connect wrote goes out all the same, and is seen off like any other end.
             self._owner._tally.refused()
             self._outbox.open()
             self._begin_close(str(error), drain=False)
-        self._play(reading=True)
+        return True
 
     def _follow(self, schedule: int, interval: float, callback: ConnectionTimer) -> None:
         """Run a timer of the server's, unless that is done already."""
@@ -119,6 +118,8 @@ class ServerConn(Connection):
             timer = self.run_every(interval, callback)
             with self._lock:
                 self._followed[schedule] = timer
+            if schedule not in self._owner._schedules:
+                self._unfollow(schedule)  # it was cancelled meanwhile
         except ConnectionClosed:
             pass  # so it needs none
 
@@ -146,13 +147,18 @@ class _Listener:
         self._stopping = threading.Event()
         self.thread = spawn(self._accept_all, name=f"tao-acceptor-{_port_of(self.address)}")
 
+    def start(self) -> None:
+        try:
+            self.thread.start()
+        except RuntimeError:  # there are too many
+            self._free()
+            raise
+
     def stop(self) -> None:
         """Accept no more; the thread frees the socket."""
+        # In this order: once it is told to stop, the thread may free what is written to here.
+        self._wake.send(b"x")
         self._stopping.set()
-        try:
-            self._wake.send(b"x")
-        except OSError:
-            pass  # it has stopped already
 
     def _accept_all(self) -> None:
         poll = select.poll()
@@ -165,6 +171,8 @@ class _Listener:
                 try:
                     self._accept_waiting()
                     backoff = _BACKOFF_LEAST
+                except ServerClosed:
+                    return
                 except Exception as error:
                     self._server._tally.accept_error()
                     logger.warning(
@@ -176,11 +184,14 @@ class _Listener:
                     self._stopping.wait(backoff)
                     backoff = min(2 * backoff, _BACKOFF_MOST)
         finally:
-            self._sock.close()
-            self._wake.close()
-            self._woken.close()
-            if self._path is not None and os.path.exists(self._path):
-                os.unlink(self._path)
+            self._free()
+
+    def _free(self) -> None:
+        self._sock.close()
+        self._wake.close()
+        self._woken.close()
+        if self._path is not None and os.path.exists(self._path):
+            os.unlink(self._path)
 
     def _accept_waiting(self) -> None:
         """Accept all who wait."""
@@ -260,8 +271,8 @@ class Server:
             if self._state == "new":
                 self._begin()
             listener = _Listener(sock, self, tls)
+            listener.start()
             self._listeners.append(listener)
-            listener.thread.start()
         logger.info("listening at {}", address_text(listener.address))
         return listener.address
 
@@ -313,6 +324,8 @@ class Server:
         def caught(number: int, frame: object) -> None:
             self._interrupted = True
             self._restore(before)
+            if self._doorbell is not None:  # the wait may be about to begin
+                self._doorbell.ring()
 
         for name in ("SIGINT", "SIGTERM"):
             number = int(getattr(signal, name))
@@ -460,10 +473,10 @@ class Server:
             if self._state == "new":
                 self._state = "stopped"
             if self._state == "running":
-                self._state = "stopping"
                 deadline = Deadline(self._options.drain_timeout if timeout is None else timeout)
-                self._stopper = spawn(self._stop, deadline, name="tao-stopper")
-                self._stopper.start()
+                thread = spawn(self._stop, deadline, name="tao-stopper")
+                thread.start()  # if that fails, the server runs on and can be stopped later
+                self._stopper, self._state = thread, "stopping"
                 if self._doorbell is not None:
                     self._doorbell.ring()
             stopper = self._stopper
@@ -489,16 +502,17 @@ class Server:
         for conn in conns:
             conn._begin_close("server stopping", drain=True, timeout=deadline.remaining())
         report = self._report
+        # What the deadline cuts off still takes a moment to come apart.
+        apart = Deadline((deadline.remaining() or 0) + 1.0)
         for conn in conns:
-            # What the deadline cuts off still takes a moment to come apart.
-            ended = conn._finished.wait((deadline.remaining() or 0) + 1.0)
+            ended = conn._finished.wait(apart.remaining())
             unhandled, unsent = conn._dispatcher.pending, conn._outbox.waiting
             if ended and not unhandled and not unsent:
                 report.drained += 1
             else:
                 report.abandoned.append((conn, unhandled, unsent))
         for conn in conns:
-            threads += gather(conn._all_threads(), deadline)
+            threads += gather(conn._all_threads(), apart)
         if self._pool is not self._options.workers:
             threads += self._pool.stop(deadline.remaining())
         shared_wheel.release()
@@ -539,6 +553,8 @@ class Server:
             conn = ServerConn(net_id, self, _transport(sock, tls), address)
             conn.local_address = sock.getsockname()
             with self._lock:
+                if self._state != "running":  # a stop has seen, or will see, only what is there
+                    raise ServerClosed("the server is stopping")
                 self._all[net_id] = conn
             conn._start()
         except BaseException:

@@ -11,12 +11,21 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tao.log import logger
 
-__all__ = ["Deadline", "Doorbell", "gather", "in_tao_thread", "mark_tao_thread", "spawn"]
+__all__ = [
+    "Deadline",
+    "Doorbell",
+    "as_tao_thread",
+    "gather",
+    "in_tao_thread",
+    "mark_tao_thread",
+    "spawn",
+]
 
 _local = threading.local()
 
@@ -49,6 +58,17 @@ def in_tao_thread() -> bool:
     itself, or for another that waits for it.
     """
     return getattr(_local, "marked", False)
+
+
+@contextmanager
+def as_tao_thread() -> Iterator[None]:
+    """Have a thread of the user's count as one of tao's while it runs callbacks."""
+    before = in_tao_thread()
+    _local.marked = True
+    try:
+        yield
+    finally:
+        _local.marked = before
 
 
 class Doorbell:

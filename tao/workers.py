@@ -61,10 +61,18 @@ class WorkerPool:
         """Have ``function(*args)`` run by a worker and return its future.
 
         Raises:
-            RuntimeError: the pool is stopped, or the interpreter is ending.
+            RuntimeError: the pool is stopped, the interpreter is ending, or no thread can be had;
+                the function will not be run.
         """
+        job = [function, args]
         with self._lock:
-            future = self._executor.submit(self._job, function, args)
+            try:
+                future = self._executor.submit(self._job, job)
+            except RuntimeError:
+                # If it was for lack of a thread, the executor keeps the job for another worker. It
+                # has not begun, as it needs the lock for that; now it never does.
+                job.clear()
+                raise
             self._let_go()
         return future
 
@@ -78,7 +86,7 @@ class WorkerPool:
             concurrent.futures.CancelledError: the pool was stopped before a worker was free.
         """
         if self._is_worker():
-            return self._job(function, args)
+            return self._job([function, args])
         return self.submit(function, *args).result()
 
     def stop(self, timeout: float | None = None) -> list[threading.Thread]:
@@ -124,8 +132,11 @@ class WorkerPool:
         except BaseException:
             logger.exception("the initializer of {} raised", threading.current_thread().name)
 
-    def _job(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def _job(self, job: list[Any]) -> Any:
         with self._lock:
+            if not job:
+                return None
+            function, args = job
             self._busy += 1
         try:
             return function(*args)

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 import tao
 from tao.cli import main
+from tao.threads import Doorbell
 from tests.programs import LONG, Program
 from tests.support import recv_exactly, wait_until
 
@@ -85,10 +87,12 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    before = set(sys.modules)
     yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    for name in files:
+        sys.modules.pop(name.removesuffix(".py"), None)
+    # The command has set up the log for a process of its own.
+    logger.remove()
+    logger.disable("tao")
 
 
 @pytest.fixture
@@ -230,6 +234,19 @@ def test_what_can_be_served(
 
 
 @pytest.mark.usefixtures("modules")
+def test_a_signal_at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts also when it comes after the last look and before the waiting."""
+
+    class Late(Doorbell):
+        def wait(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().wait()
+
+    monkeypatch.setattr("tao.server.Doorbell", Late)
+    assert main(["serve", "fine", "--port", "0"]) == 0
+
+
+@pytest.mark.usefixtures("modules")
 def test_a_server_that_stops_by_itself() -> None:
     """The command ends with it."""
     path = Path("ends.py")
@@ -318,10 +335,12 @@ def test_a_second_ctrl_c(modules: Path) -> None:
     """Who does not want to wait need not."""
     text = SERVERS.replace("drain_timeout=0.5", "drain_timeout=3600")
     (modules / "patient.py").write_text(text, encoding="utf-8")
-    with Program("tao", "serve", "patient", "--port", 0, cwd=modules) as program:
-        with socket.create_connection(address_of(program), LONG) as sock:
-            assert echoes(sock, b"never")
-            program.send(signal.SIGINT)
-            program.prints("tao: stopping")
-            assert program.interrupt() == 130
+    with (
+        Program("tao", "serve", "patient", "--port", 0, cwd=modules) as program,
+        socket.create_connection(address_of(program), LONG) as sock,
+    ):
+        assert echoes(sock, b"never")
+        program.send(signal.SIGINT)
+        program.prints("tao: stopping")
+        assert program.interrupt() == 130
     assert program.errors[-1] == "tao: ended at once"

@@ -85,11 +85,14 @@ def test_no_server_is_one_line(name: str) -> None:
 def test_a_server_stops_when_told(name: str, number: signal.Signals, certificates: Path) -> None:
     """Ctrl-C and SIGTERM stop it in order, with a peer connected, and its status is 0."""
     arguments = ("--certs", certificates) if name == "secure" else ()
-    with (
-        serve(name, *arguments) as server,
-        socket.create_connection(("127.0.0.1", port_of(server)), LONG),
-    ):
-        server.send(number)
+    with serve(name, *arguments) as server:
+        with socket.create_connection(("127.0.0.1", port_of(server)), LONG) as sock:
+            server.send(number)
+            try:
+                while sock.recv(1024):
+                    pass
+            except ConnectionResetError:
+                pass  # it was not accepted yet
         assert server.status() == 0
     if name == "embedded":
         assert server.errors[-1] == "workshop: closed"

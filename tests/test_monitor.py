@@ -333,6 +333,30 @@ def test_out_of_descriptors(
     assert any("too many open files" in line["message"] for line in log_lines)
 
 
+def test_no_thread_for_a_request(
+    monitor: Monitor, get: Get, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose request cannot be answered is hung up on, and the next is answered."""
+    monkeypatch.setattr(module, "_BACKOFF", 0.01)
+    real = module.spawn
+
+    def spawn(*args: Any, **kwargs: Any) -> threading.Thread:
+        thread = real(*args, **kwargs)
+        if not log_lines:
+            thread.start = fail  # type: ignore[method-assign]
+        return thread
+
+    def fail() -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(module, "spawn", spawn)
+    with socket.create_connection(monitor.address, PATIENCE) as sock:
+        assert sock.recv(1) == b""
+    wait_until(lambda: log_lines)
+    assert get("/healthz")[0].status == 200
+    assert "can't start new thread" in log_lines[0]["message"]
+
+
 # -- where it listens
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -10,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tao.threads import Deadline, gather, in_tao_thread, mark_tao_thread, spawn
-from tests.support import PATIENCE, together
+from tao.threads import Deadline, Doorbell, gather, in_tao_thread, mark_tao_thread, spawn
+from tests.support import PATIENCE, ends, together
 
 
 @pytest.fixture
@@ -138,3 +140,48 @@ def test_gather_tells_which_still_run(stuck: list[threading.Thread], log_lines: 
 def test_gather_passes_over_what_cannot_be_waited_for() -> None:
     """The calling thread, and threads that were never started."""
     assert gather([threading.current_thread(), spawn(print, name="tao-x")], Deadline(None)) == []
+
+
+# -- the doorbell
+
+
+def test_a_ring_wakes_who_waits_then_or_later() -> None:
+    """However often it rang before, and from whichever thread."""
+    with Doorbell() as doorbell:
+        for _ in range(3):
+            doorbell.ring()
+        assert ends(doorbell.wait)
+        assert together(lambda: ends(doorbell.wait), doorbell.ring) == [True, None]
+
+
+def test_ringing_never_blocks_and_never_fails() -> None:
+    """Not when nobody listens for long, nor when the bell is gone."""
+    with Doorbell() as doorbell:
+        assert ends(lambda: [doorbell.ring() for _ in range(10_000)])
+        assert ends(doorbell.wait)
+    doorbell.ring()
+
+
+def test_one_ring_may_wake_several() -> None:
+    """Who comes too late to take it returns all the same, or waits for the next."""
+    with Doorbell() as doorbell:
+        waiting = [spawn(doorbell.wait, name=f"tao-waits-{number}") for number in range(3)]
+        for thread in waiting:
+            thread.start()
+        while gather(waiting, Deadline(0.001)):
+            doorbell.ring()
+
+
+def test_a_signal_rings_in_the_main_thread() -> None:
+    """Its handler has run when the wait returns, and the wake-up descriptor is as before."""
+    handled: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: handled.append(number))
+    try:
+        with Doorbell() as doorbell:
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            while not handled:
+                doorbell.wait()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert handled == [signal.SIGUSR1]
+    assert signal.set_wakeup_fd(-1) == -1
