@@ -159,7 +159,7 @@ class Connection:
         self._outbox.write(self._codec.encode(message), timeout)
 
     def write_frame(self, frame: bytes, timeout: float | None = None) -> None:
-        """Send bytes that the codec has made already, for many receivers of one; else as `write`."""
+        """Send bytes that the codec made before, for many receivers of one; else as `write`."""
         self._outbox.write(frame, timeout)
 
     def close(self) -> None:

@@ -110,12 +110,15 @@ class Outbox(queue.Queue[bytes]):
             WouldBlock: there was no room, or not in time; the frame was not queued.
             ConnectionClosed: nothing can be sent any more; the frame was not queued.
         """
-        if self._collecting and len(self._collected) < self._collect_most:
-            if 0 < len(frame) < _COLLECT_BYTES:
-                self._collected.append(frame)
-                if not self._collecting:
-                    self._collected_late(frame)
-                return
+        if (
+            self._collecting
+            and 0 < len(frame) < _COLLECT_BYTES
+            and len(self._collected) < self._collect_most
+        ):
+            self._collected.append(frame)
+            if not self._collecting:
+                self._collected_late(frame)
+            return
         with self.mutex:
             self._take_collected()
             frames = self.queue
