@@ -326,7 +326,8 @@ class Connection:
     # -- threads
 
     def _thread(self, role: str, target: Callable[..., object], *args: Any) -> threading.Thread:
-        thread = spawn(target, *args, name=self._thread_name(role))
+        name = self._thread_name(role)
+        thread = spawn(target, *args, name=name, cpus=self._options.cpus)
         with self._lock:
             self._threads.append(thread)
         return thread

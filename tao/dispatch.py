@@ -175,6 +175,7 @@ class Dispatcher:
         # Guards the fields below; the condition is notified when nothing is pending any more.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
+        self._waiting: int = 0  # threads that wait for that; to notify costs, if in vain too
         self._pending: int = 0  # messages in the inbox, and those being run by the handling thread
         self._inline: bool = False  # the reading thread runs a batch
         self._late: Batch = []  # callbacks that came due meanwhile
@@ -207,7 +208,7 @@ class Dispatcher:
             if trusted and self._pending and not self._stuck:
                 # What runs elsewhere is about to end: once this thread has to queue, it would have
                 # to for as long as messages keep coming, and a moment's wait ends that.
-                self._idle.wait(GRACE)
+                self._wait_idle(GRACE)
             if self._closed:
                 return True
             inline = trusted and not self._pending and not self._inline
@@ -269,9 +270,9 @@ class Dispatcher:
                 return
             self._pending += 1
             start = self._wants_handler()
+            self.inbox.push(item)  # here, so that nothing comes after `stop`
         if start:
             self._host.start_handler()
-        self.inbox.push(item)
 
     def finish(self, then: Callable[[], object] | None, *, discard: bool = False) -> None:
         """Take no more batches. Any thread may call it, also again.
@@ -285,6 +286,8 @@ class Dispatcher:
             self._discard = self._discard or discard
             self._then = then or self._then
             then = self._settled()
+        if discard:
+            self._skip()
         if then is not None:
             then()
 
@@ -292,7 +295,7 @@ class Dispatcher:
         """Wait until nothing is pending; False if it is given up, see `abandon`."""
         with self._lock:
             while (self._pending or self._inline) and not self._abandoned:
-                self._idle.wait()
+                self._wait_idle(None)
             return not (self._pending or self._inline)
 
     def abandon(self) -> None:
@@ -301,10 +304,18 @@ class Dispatcher:
             self._abandoned = self._discard = True
             self._idle.notify_all()
         self.inbox.unbind()
+        self._skip()
+
+    def _skip(self) -> None:
+        """Forget what is left of the current batch, by using up its iterator."""
+        for _ in self._messages:
+            pass
 
     def stop(self) -> None:
         """End `handle`, when it gets there."""
-        self.inbox.push([(_STOP, None)])
+        with self._lock:
+            self._discard = True
+            self.inbox.push([(_STOP, None)])
 
     @property
     def pending(self) -> int:
@@ -315,9 +326,16 @@ class Dispatcher:
         """If nothing is pending, wake who waits and return what to call. Needs _lock."""
         if self._pending or self._inline:
             return None
-        self._idle.notify_all()
+        if self._waiting:
+            self._idle.notify_all()
         then, self._then = self._then, None
         return then
+
+    def _wait_idle(self, timeout: float | None) -> None:
+        """Wait until nothing is pending, or for any other reason. Needs _lock."""
+        self._waiting += 1
+        self._idle.wait(timeout)
+        self._waiting -= 1
 
     # -- for the handling role
 

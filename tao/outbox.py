@@ -78,6 +78,7 @@ class Outbox(queue.Queue[bytes]):
         self._blocked: bool = False  # the kernel did not take all: the writer is on it
         self._polling: bool = False  # the writer waits for the transport, outside of the mutex
         self._preface: int | None = None  # the thread whose frames go ahead, see attach
+        self._waiting: int = 0  # writes that wait for room; to notify costs, if in vain too
         self._ahead: int = 0  # how many frames of the preface wait
         self._seal: str | None = None  # why nothing may be written
         self._final: bool = False  # ... nor on another transport
@@ -117,7 +118,7 @@ class Outbox(queue.Queue[bytes]):
         ):
             self._collected.append(frame)
             if not self._collecting:
-                self._collected_late(frame)
+                self._collected_late(frame)  # type: ignore[unreachable]  # says mypy, but threads
             return
         with self.mutex:
             self._take_collected()
@@ -303,7 +304,9 @@ class Outbox(queue.Queue[bytes]):
             if self._transport is not None and self._preface is None and not self._blocked:
                 self._send()  # what a batch held back; whatever comes of it, this is not so again
             elif not deadline.expired:
+                self._waiting += 1
                 self.not_full.wait(deadline.remaining())
+                self._waiting -= 1
             elif not self._overflow():
                 return False
         if self._seal is not None:
@@ -411,7 +414,8 @@ class Outbox(queue.Queue[bytes]):
         self.frames_sent += dropped
         if self._ahead:
             self._ahead -= min(dropped, self._ahead)
-        self.not_full.notify_all()
+        if self._waiting:
+            self.not_full.notify_all()
         return dropped
 
     def _block(self) -> None:

@@ -6,12 +6,13 @@ that says what it does and for whom (``tao-reader-42``). Its outermost frame log
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,26 +25,56 @@ __all__ = [
     "gather",
     "in_tao_thread",
     "mark_tao_thread",
+    "pin",
     "spawn",
+    "usable_cpus",
 ]
 
 _local = threading.local()
 
+_usable: Set[int] = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())
+# Whether any thread was ever pinned; only ever set.
+_pinning = False
 
-def spawn(target: Callable[..., object], *args: Any, name: str) -> threading.Thread:
-    """Return a thread, not started yet, that runs ``target(*args)``.
+
+def spawn(
+    target: Callable[..., object], *args: Any, name: str, cpus: Set[int] | None = None
+) -> threading.Thread:
+    """Return a thread, not started yet, that runs ``target(*args)``, on ``cpus`` only if given.
 
     The owner stores it before starting it, so that a stop in between does not miss it.
     """
-    return threading.Thread(target=_outermost, args=(target, args), name=name, daemon=True)
+    return threading.Thread(target=_outermost, args=(target, args, cpus), name=name, daemon=True)
 
 
-def _outermost(target: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _outermost(target: Callable[..., object], args: tuple[Any, ...], cpus: Set[int] | None) -> None:
     mark_tao_thread()
+    pin(cpus)
     try:
         target(*args)
     except BaseException:
         logger.exception("thread {} died", threading.current_thread().name)
+
+
+def pin(cpus: Set[int] | None) -> None:
+    """Let the calling thread run on these CPUs only; None: on all that the process may use.
+
+    A thread inherits this from the one that starts it, so both are needed. As long as nobody ever
+    asked for certain CPUs, nothing is done.
+    """
+    global _pinning
+    if cpus is None and not _pinning:
+        return
+    _pinning = True
+    try:
+        os.sched_setaffinity(0, usable_cpus() if cpus is None else cpus)
+    except OSError as error:
+        logger.warning("{} cannot be pinned: {}", threading.current_thread().name, error)
+
+
+def usable_cpus() -> Set[int]:
+    """Return the CPUs that the process may use; none where the platform cannot pin threads."""
+    return _usable
 
 
 def mark_tao_thread() -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -224,8 +225,16 @@ class SharedWheel:
             self._wheel = None
         wheel.stop()
 
+    def forked(self) -> None:
+        """In a child process: the thread is not there, and who held a lock is not either."""
+        self._lock = threading.RLock()
+        if self._wheel is not None:
+            self._wheel = TimingWheel()
+
 
 shared_wheel = SharedWheel()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=shared_wheel.forked)
 
 
 def delay_until(when: datetime | float) -> float:

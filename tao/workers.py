@@ -14,7 +14,7 @@ from concurrent.futures import thread as _executors
 from typing import Any
 
 from tao.log import logger
-from tao.threads import Deadline, gather, mark_tao_thread
+from tao.threads import Deadline, gather, mark_tao_thread, pin
 
 __all__ = ["WorkerPool"]
 
@@ -124,6 +124,7 @@ class WorkerPool:
 
     def _begin(self) -> None:
         mark_tao_thread()
+        pin(None)  # a connection's thread, which may be pinned, has started this one
         self._inside.worker = True
         if self._initializer is None:
             return

@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,7 +103,10 @@ def switching() -> Iterator[None]:
 
 
 def hang_up(end: End) -> None:
-    end.peer.shutdown(socket.SHUT_RDWR)
+    try:
+        end.peer.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the other side was faster
 
 
 def over(conn: Connection, closed: Seen) -> None:
@@ -128,7 +132,11 @@ def test_close_and_write(open_end: OpenEnd, seed: int) -> None:
         except ConnectionClosed:
             pass
 
-    _, _, received = together(write, end.conn.close, end.read_to_end)
+    def read() -> bytes:
+        with end.peer:
+            return end.read_to_end()
+
+    _, _, received = together(write, end.conn.close, read)
     assert received == b"".join(map(number, accepted))
 
 
@@ -234,6 +242,8 @@ def test_callbacks_may_do_anything(open_end: OpenEnd) -> None:
     registry.handler(Text)(lambda ctx, conn: meddle(conn) or 1 / 0)
     end = open_end(registry=registry, on_connect=meddle, on_close=meddle, on_error=meddle)
     end.send(text("x") * 5)
+    wait_until(lambda: end.conn.closed)
+    hang_up(end)
     assert end.conn.wait_closed(PATIENCE)
 
 
@@ -599,12 +609,12 @@ def test_broadcast_and_stop(make_server: MakeServer, seed: int) -> None:
     def say() -> int:
         return sum(server.broadcast(Number(i)).queued for i in range(50))
 
-    said, _, *received = together(
-        say, server.stop, *(lambda sock=sock: recv_exactly(sock, 1 << 20) for sock in socks)
-    )
-    assert sum(map(len, received)) == 16 * said
-    for sock in socks:
-        sock.close()
+    def read(sock: socket.socket) -> int:
+        with sock:
+            return len(recv_exactly(sock, 1 << 20))
+
+    said, _, *received = together(say, server.stop, *(partial(read, sock) for sock in socks))
+    assert sum(received) == 16 * said
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -668,8 +678,7 @@ def test_stop_and_start() -> None:
 def test_stop_from_everywhere(make_server: MakeServer) -> None:
     """A server may be stopped in a callback, a timer, a cancellation, and from outside at once."""
     for _ in range(10):
-        server = Server(registry=Registry(), on_close=lambda conn: conn.server.stop())
-        server._options.on_close = lambda conn, server=server: server.stop()  # type: ignore[misc]
+        server = Server(registry=Registry(), on_close=lambda conn: conn.context.server.stop())
         server.registry.handler(Text)(lambda ctx, conn: ctx.server.stop())
         server.schedule(0.001, lambda due, conn, server=server: server.stop())
         server.context.after_cancel(server.stop)

@@ -624,3 +624,36 @@ def test_the_interpreter_ends_with_a_live_server() -> None:
         check=True,
     )
     assert (done.stdout, done.stderr) == ("end\n", "")
+
+
+# -- CPUs
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs CPU affinity")
+@pytest.mark.parametrize("several", [False, True])
+def test_connection_threads_may_be_pinned(
+    make_server: MakeServer, dial: Dial, several: bool
+) -> None:
+    """cpu_affinity holds for the reading thread, and not for the workers it starts."""
+    cpu = max(os.sched_getaffinity(0))
+    server, address = make_server(cpu_affinity={cpu} if several else "auto")
+    seen = Seen()
+    server.registry.register(1, Text.deserialize, dispatch="inline")
+    server.handler(Text)(lambda ctx, conn: seen.add(os.sched_getaffinity(0)))
+    where = server.handler(Number, dispatch="pool")
+    where(lambda ctx, conn: seen.add(os.sched_getaffinity(0)))
+    dial(address).sendall(text("x") + number(1))
+    assert seen.wait(2) == [{cpu}, os.sched_getaffinity(0)]
+
+
+@pytest.mark.parametrize("wanted", ["all", 1.5, [], True, [0, "1"]])
+def test_what_is_no_cpu(wanted: Any) -> None:
+    """A wrong cpu_affinity is an error that names it."""
+    with pytest.raises(TypeError, match="cpu_affinity must be"):
+        Server(cpu_affinity=wanted)
+
+
+def test_a_cpu_that_is_not_there() -> None:
+    """So is one that the process cannot use."""
+    with pytest.raises(ValueError, match="cpu_affinity: of .9999. only"):
+        Server(cpu_affinity=9999)
