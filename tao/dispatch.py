@@ -204,14 +204,13 @@ class Dispatcher:
         The caller then owes a call of `handle`. Blocks while the inbox is full.
         """
         with self._lock:
-            trusted = self._trusts(batch[0][0])
-            if trusted and self._pending and not self._stuck:
+            if self._pending and not self._stuck and self._resolve(batch[0][0])[2]:
                 # What runs elsewhere is about to end: once this thread has to queue, it would have
                 # to for as long as messages keep coming, and a moment's wait ends that.
                 self._wait_idle(GRACE)
             if self._closed:
                 return True
-            inline = trusted and not self._pending and not self._inline
+            inline = not self._pending and not self._inline
             if inline:
                 self._inline = True
             else:
@@ -222,6 +221,9 @@ class Dispatcher:
             return True
         rest = self._run(batch, inline=True)
         with self._lock:
+            if not (rest or self._late or self._relieved or self._then or self._waiting):
+                self._inline = False
+                return True  # as nearly always
             rest.extend(self._late)
             self._late = []
             self._inline = False
@@ -387,13 +389,23 @@ class Dispatcher:
 
     # -- running
 
-    def _trusts(self, number: int) -> bool:
-        """Tell whether messages of this number may be handled by the reading thread."""
+    def _resolve(self, number: Any) -> tuple[Registration | None, Handler | None, bool]:
+        """Return registration and handler of a number, and whether the reader may run that."""
         entry = self._entries.get(number)
-        if entry is None or number == HEARTBEAT:
-            return True
+        if entry is None:
+            if number is _CALL:
+                return None, _call, False
+            undefined = self._host.undefined
+            return None, lambda context, conn: undefined(number), True
+        handler, on_message = entry.handler, self._on_message
+        if handler is None and number != HEARTBEAT and on_message is not None:
+            handler = lambda context, conn: on_message(context.message, conn)  # noqa: E731
+        if handler is None:
+            return entry, None, True
         mode = entry.dispatch or self._mode
-        return entry.quick_runs >= _TRUSTED_AFTER if mode == "auto" else mode == "inline"
+        if mode == "auto":
+            return entry, handler, entry.quick_runs >= _TRUSTED_AFTER
+        return entry, handler, mode == "inline"
 
     def _run(self, batch: Batch, *, inline: bool) -> Batch:
         """Handle a batch and return the part of it that is not for this thread.
@@ -404,6 +416,7 @@ class Dispatcher:
         host, outbox, context = self._host, self._outbox, self._host.context
         group: Any = self  # no number is equal to it
         entry: Registration | None = None
+        handle: Handler | None = None
         collecting = False
         count = 0
         rest: Batch = []
@@ -421,7 +434,7 @@ class Dispatcher:
                     if count:
                         started = self._account(entry, started, count)
                         count = 0
-                    trusted = number is not _CALL and self._trusts(number)
+                    entry, handle, trusted = self._resolve(number)
                     if (inline and not trusted) or self._discard:
                         rest = [(number, message), *messages]
                         break
@@ -432,8 +445,6 @@ class Dispatcher:
                         else:
                             outbox.release()
                     group = number
-                    entry = self._entries.get(number)
-                    handle = self._handler_of(number, entry)
                 count += 1
                 if handle is None:
                     continue
@@ -448,19 +459,6 @@ class Dispatcher:
         if inline and collecting:
             outbox.release()
         return [] if self._discard else rest
-
-    def _handler_of(self, number: Any, entry: Registration | None) -> Handler | None:
-        if number is _CALL:
-            return _call
-        if entry is None:
-            undefined = self._host.undefined
-            return lambda context, conn: undefined(number)
-        if entry.handler is not None:
-            return entry.handler
-        on_message = self._on_message
-        if on_message is None or number == HEARTBEAT:
-            return None
-        return lambda context, conn: on_message(context.message, conn)
 
     def _account(self, entry: Registration | None, started: float, count: int) -> float:
         """Learn from a group that was run; return the time now."""
