@@ -1,0 +1,53 @@
+"""Figures: counts add up, whoever counted them, and never fall."""
+
+from __future__ import annotations
+
+import gc
+
+from tao.metrics import Counts, Snapshot, Tally, tallies
+
+
+class Counted:
+    """Something that counts messages."""
+
+    def __init__(self, messages: int) -> None:
+        self.messages = messages
+
+    def counts(self) -> Counts:
+        return Counts(messages_in=self.messages)
+
+
+def fill(snapshot: Snapshot) -> None:
+    snapshot.workers = 7
+
+
+def test_the_ended_and_the_living_add_up() -> None:
+    """A connection counts from its beginning, and still after its end."""
+    tally = Tally("one", fill)
+    first, second = Counted(3), Counted(4)
+    tally.established(first)
+    tally.established(second)
+    assert tally.snapshot().messages_in == 7
+    tally.ended(first)
+    first.messages = 100
+    found = tally.snapshot()
+    assert (found.messages_in, found.connections_total, found.workers) == (7, 2, 7)
+
+
+def test_what_never_was_a_connection_is_counted_too() -> None:
+    """Refusals and failures to accept have counts of their own."""
+    tally = Tally("two", fill)
+    tally.refused()
+    tally.accept_error()
+    tally.accept_error()
+    found = tally.snapshot().as_dict()
+    assert (found["refused"], found["accept_errors"], found["name"]) == (1, 2, "two")
+
+
+def test_tallies_are_known_while_someone_refers_to_them() -> None:
+    """What a monitor shows vanishes with its owner."""
+    tally = Tally("three", fill)
+    assert tally in tallies()
+    del tally
+    gc.collect()
+    assert "three" not in [each.name for each in tallies()]
