@@ -17,12 +17,12 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, NoReturn
 
-from tao.connection import address_text
 from tao.errors import TaoError
 from tao.log import logger
 from tao.monitor import Monitor, monitor_on
 from tao.server import Server, StopReport
 from tao.tls import load_tls_config
+from tao.transport import address_text
 from tao.version import __version__
 
 __all__ = ["main"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tao.connection import Connection, address_text
+from tao.connection import Connection
 from tao.context import background
 from tao.dispatch import BlockWatch
 from tao.errors import ConnectFailed, ConnectionClosed
@@ -22,7 +22,7 @@ from tao.metrics import Snapshot, Tally
 from tao.options import ClientOptions, Reconnect, make_options
 from tao.threads import as_tao_thread, in_tao_thread
 from tao.timing import shared_wheel
-from tao.transport import TlsTransport, Transport, explain
+from tao.transport import TlsTransport, Transport, address_text, explain
 
 __all__ = ["ClientConn", "connect"]
 

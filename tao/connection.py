@@ -36,9 +36,9 @@ from tao.options import Options
 from tao.outbox import Outbox
 from tao.threads import Deadline, gather, spawn
 from tao.timing import TimingWheel, delay_until
-from tao.transport import Transport, explain
+from tao.transport import Transport, address_text, explain
 
-__all__ = ["Connection", "address_text"]
+__all__ = ["Connection"]
 
 # How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
 # connection holds little memory.
@@ -596,6 +596,8 @@ class Connection:
                     self._outbox.write(frame)
             except TaoError:
                 pass  # so much waits to be sent that a heartbeat is not needed, or it is over
+            except Exception as error:
+                self.report(error, "in the codec's heartbeat")
         self._set_clock("heartbeat", left, self._beat)
 
     def _look_idle(self) -> None:
@@ -726,11 +728,3 @@ class _ConnectionContext(Context):
         if key is SERVER:
             return self._server
         return super().value(key)
-
-
-def address_text(address: Any) -> str:
-    """Write an address as people do."""
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return str(address or "-")

@@ -27,11 +27,10 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tao.connection import address_text
 from tao.log import logger
 from tao.metrics import Snapshot, tallies
 from tao.threads import Deadline, gather, spawn
-from tao.transport import explain
+from tao.transport import address_text, explain
 from tao.version import __version__
 
 if TYPE_CHECKING:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
-import select
 import signal
 import socket
 import ssl
@@ -15,27 +12,21 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tao.connection import Connection, ConnectionTimer, address_text
+from tao.connection import Connection, ConnectionTimer
 from tao.context import SERVER, Context, background
 from tao.dispatch import BlockWatch
 from tao.errors import ConnectionClosed, HandshakeFailed, ServerClosed, TaoError
+from tao.listener import Address, Listener, listen
 from tao.log import logger
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ServerOptions, make_options
 from tao.threads import Deadline, Doorbell, gather, in_tao_thread, spawn
 from tao.timing import shared_wheel
-from tao.transport import TlsTransport, Transport, explain
+from tao.transport import TlsTransport, Transport, address_text
 from tao.workers import WorkerPool
 
 __all__ = ["Broadcast", "Server", "ServerConn", "StopReport"]
-
-# After a failed accept, wait for so long, doubling up to the most, in seconds.
-_BACKOFF_LEAST, _BACKOFF_MOST = 0.005, 1.0
-# Errors of accept that concern one connection that came and went, not the listener.
-_PASSING = (errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN)
-
-Address = tuple[str, int] | str
 
 # Numbers the servers of the process, for their names.
 _numbers = itertools.count(1)
@@ -133,80 +124,6 @@ class ServerConn(Connection):
         self._owner._remove(self.net_id, _host_of(self.remote_address))
 
 
-class _Listener:
-    """A listening socket and the thread that accepts from it."""
-
-    def __init__(self, sock: socket.socket, server: Server, tls: ssl.SSLContext | None) -> None:
-        self._sock = sock
-        self._server = server
-        self._tls = tls
-        self.address: Any = sock.getsockname()
-        self._path = self.address if isinstance(self.address, str) else None
-        # Wakes the thread on every platform, and leaves alone a socket that others share.
-        self._wake, self._woken = socket.socketpair()
-        self._stopping = threading.Event()
-        self.thread = spawn(self._accept_all, name=f"tao-acceptor-{_port_of(self.address)}")
-
-    def start(self) -> None:
-        try:
-            self.thread.start()
-        except RuntimeError:  # there are too many
-            self._free()
-            raise
-
-    def stop(self) -> None:
-        """Accept no more; the thread frees the socket."""
-        # In this order: once it is told to stop, the thread may free what is written to here.
-        self._wake.send(b"x")
-        self._stopping.set()
-
-    def _accept_all(self) -> None:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        poll.register(self._woken, select.POLLIN)
-        backoff = _BACKOFF_LEAST
-        try:
-            while not self._stopping.is_set():
-                poll.poll()
-                try:
-                    self._accept_waiting()
-                    backoff = _BACKOFF_LEAST
-                except ServerClosed:
-                    return
-                except Exception as error:
-                    self._server._tally.accept_error()
-                    logger.warning(
-                        "accepting at {} failed, again in {} s: {}",
-                        self.address,
-                        backoff,
-                        explain(error),
-                    )
-                    self._stopping.wait(backoff)
-                    backoff = min(2 * backoff, _BACKOFF_MOST)
-        finally:
-            self._free()
-
-    def _free(self) -> None:
-        self._sock.close()
-        self._wake.close()
-        self._woken.close()
-        if self._path is not None and os.path.exists(self._path):
-            os.unlink(self._path)
-
-    def _accept_waiting(self) -> None:
-        """Accept all who wait."""
-        while not self._stopping.is_set():
-            try:
-                sock, address = self._sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _PASSING:
-                    continue
-                raise
-            self._server._admit(sock, address, self._tls)
-
-
 class Server:
     """A TCP server. All methods may be called from any thread, handlers included.
 
@@ -230,7 +147,7 @@ class Server:
         self._tally = Tally(f"server-{next(_numbers)}", self._fill)
         # Guards all below, as far as it changes after the start.
         self._lock = threading.Lock()
-        self._listeners: list[_Listener] = []
+        self._listeners: list[Listener] = []
         self._all: dict[int, ServerConn] = {}  # until their last thread's last step
         self._admitted: int = 0  # these, and those about to be
         self._hosts: Counter[str] = Counter()
@@ -262,7 +179,7 @@ class Server:
         """
         # Checked as the option is.
         tls = self._options.tls if tls is None else ServerOptions(tls=tls).tls
-        sock = _listen(address, self._options.backlog)
+        sock = listen(address, self._options.backlog)
         with self._lock:
             if self._state in ("stopping", "stopped"):
                 if sock is not address:
@@ -270,7 +187,9 @@ class Server:
                 raise ServerClosed("a server that was stopped cannot be started again")
             if self._state == "new":
                 self._begin()
-            listener = _Listener(sock, self, tls)
+            listener = Listener(
+                sock, lambda sock, peer: self._admit(sock, peer, tls), self._tally.accept_error
+            )
             listener.start()
             self._listeners.append(listener)
         logger.info("listening at {}", address_text(listener.address))
@@ -589,58 +508,9 @@ class Server:
             snapshot.timers = self._wheel.size
 
 
-def _listen(address: Address | socket.socket, backlog: int) -> socket.socket:
-    """Return a listening, non-blocking socket."""
-    if isinstance(address, socket.socket):
-        sock = address
-    elif isinstance(address, str):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        _bind(sock, address, backlog)
-    else:
-        host, port = _checked(address)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        if not host:
-            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-            family = socket.AF_INET6 if host == "::" else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(address[0])))
-        _bind(sock, (host, port), backlog)
-    sock.setblocking(False)
-    return sock
-
-
 def _transport(sock: socket.socket, tls: ssl.SSLContext | None) -> Transport:
     return Transport(sock) if tls is None else TlsTransport(sock, tls, server_side=True)
 
 
-def _checked(address: Any) -> tuple[str, int]:
-    """Return host and port, or say what an address looks like."""
-    if isinstance(address, (tuple, list)) and len(address) == 2:
-        host, port = address
-        if isinstance(host, str) and isinstance(port, int):
-            if not 0 <= port <= 65535:
-                raise ValueError(f"a port is a number from 0 to 65535, not {port}")
-            return host, port
-    raise TypeError(f"an address is (host, port), a path or a listening socket, not {address!r}")
-
-
-def _bind(sock: socket.socket, address: Any, backlog: int) -> None:
-    try:
-        sock.bind(address)
-        sock.listen(backlog)
-    except (OSError, OverflowError) as error:
-        sock.close()
-        number = error.errno if isinstance(error, OSError) else errno.EINVAL
-        raise OSError(
-            number, f"cannot listen at {address_text(address)}: {explain(error)}"
-        ) from None
-
-
 def _host_of(address: Any) -> str:
     return str(address[0]) if isinstance(address, tuple) and address else ""
-
-
-def _port_of(address: Any) -> Any:
-    return address[1] if isinstance(address, tuple) else address

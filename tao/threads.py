@@ -183,11 +183,12 @@ class Deadline:
 def gather(threads: Iterable[threading.Thread], deadline: Deadline) -> list[threading.Thread]:
     """Join threads until the deadline and return those that still run.
 
-    The calling thread and threads never started are passed over: neither can be waited for.
+    The calling thread and threads not started yet are passed over: neither can be waited for.
     """
     running = []
     for thread in threads:
-        if thread is threading.current_thread() or thread.ident is None:
+        # Not alive, rather than without ident: one that is just starting has that already.
+        if thread is threading.current_thread() or not thread.is_alive():
             continue
         thread.join(deadline.remaining())
         if thread.is_alive():

@@ -23,7 +23,7 @@ from typing import Any
 from tao.errors import ConnectionClosed, HandshakeFailed
 from tao.threads import Deadline
 
-__all__ = ["TlsTransport", "Transport", "explain"]
+__all__ = ["TlsTransport", "Transport", "address_text", "explain"]
 
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 # The most that one TLS record holds (RFC 8446, 5.1).
@@ -346,3 +346,11 @@ def explain(error: BaseException) -> str:
             return "peer closed"
         return os.strerror(error.errno).lower()
     return str(error) or type(error).__name__
+
+
+def address_text(address: Any) -> str:
+    """Write an address as people do."""
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(address or "-")

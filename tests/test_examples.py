@@ -160,6 +160,7 @@ def test_clients_see_that_the_server_is_gone(number: signal.Signals) -> None:
     """They say so and end, though nobody types anything."""
     with serve("chat") as server, client_of("chat", server) as client:
         client.prints("connected")
+        server.prints("client 1 came")
         server.send(number)
         assert client.status() == 1
         assert client.errors == ["the server is gone: peer closed"]

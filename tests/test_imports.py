@@ -26,7 +26,7 @@ STOREYS = [
         "outbox",
         "dispatch",
     },
-    {"tls", "connection", "options"},
+    {"tls", "connection", "options", "listener"},
     {"server", "client"},
     {"monitor", "cli", "__main__", "testing"},
     {"__init__"},

@@ -655,5 +655,5 @@ def test_what_is_no_cpu(wanted: Any) -> None:
 
 def test_a_cpu_that_is_not_there() -> None:
     """So is one that the process cannot use."""
-    with pytest.raises(ValueError, match="cpu_affinity: of .9999. only"):
+    with pytest.raises(ValueError, match=r"cpu_affinity: of .9999. only"):
         Server(cpu_affinity=9999)

@@ -1,0 +1,173 @@
+"""Listening: from an address to accepted sockets, however accepting may fail.
+
+The thread of a listener never dies of an error: out of descriptors, memory or threads, it says so,
+waits a little, longer each time, and goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from tao.errors import ServerClosed
+from tao.log import logger
+from tao.threads import spawn
+from tao.transport import address_text, explain
+
+__all__ = ["Address", "Listener", "listen"]
+
+Address = tuple[str, int] | str
+
+# After a failed accept, wait for so long, doubling up to the most, in seconds.
+_BACKOFF_LEAST, _BACKOFF_MOST = 0.005, 1.0
+# Errors of accept that concern one connection that came and went, not the listener.
+_PASSING = (errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN)
+
+
+class Listener:
+    """A listening socket and the thread that accepts from it.
+
+    Args:
+        sock: as `listen` returns it; it belongs to the listener from now on.
+        admit: given each accepted socket and its peer's address; what it raises counts as a failure
+            to accept, but `ServerClosed` ends the accepting.
+        failed: called for each failure, to count it.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        admit: Callable[[socket.socket, Any], None],
+        failed: Callable[[], None],
+    ) -> None:
+        self._sock = sock
+        self._admit = admit
+        self._failed = failed
+        self.address: Any = sock.getsockname()
+        self._path = self.address if isinstance(self.address, str) else None
+        # Wakes the thread on every platform, and leaves alone a socket that others share.
+        self._wake, self._woken = socket.socketpair()
+        self._stopping = threading.Event()
+        self.thread = spawn(self._accept_all, name=f"tao-acceptor-{_port_of(self.address)}")
+
+    def start(self) -> None:
+        try:
+            self.thread.start()
+        except RuntimeError:  # there are too many
+            self._free()
+            raise
+
+    def stop(self) -> None:
+        """Accept no more; the thread frees the socket."""
+        # In this order: once it is told to stop, the thread may free what is written to here.
+        self._wake.send(b"x")
+        self._stopping.set()
+
+    def _accept_all(self) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        backoff = _BACKOFF_LEAST
+        try:
+            while not self._stopping.is_set():
+                poll.poll()
+                try:
+                    self._accept_waiting()
+                    backoff = _BACKOFF_LEAST
+                except ServerClosed:
+                    self._stopping.wait()  # what `stop` needs is freed only after it
+                except Exception as error:
+                    self._failed()
+                    logger.warning(
+                        "accepting at {} failed, again in {} s: {}",
+                        self.address,
+                        backoff,
+                        explain(error),
+                    )
+                    self._stopping.wait(backoff)
+                    backoff = min(2 * backoff, _BACKOFF_MOST)
+        finally:
+            self._free()
+
+    def _free(self) -> None:
+        self._sock.close()
+        self._wake.close()
+        self._woken.close()
+        if self._path is not None and os.path.exists(self._path):
+            os.unlink(self._path)
+
+    def _accept_waiting(self) -> None:
+        """Accept all who wait."""
+        while not self._stopping.is_set():
+            try:
+                sock, address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _PASSING:
+                    continue
+                raise
+            self._admit(sock, address)
+
+
+def listen(address: Address | socket.socket, backlog: int) -> socket.socket:
+    """Return a listening, non-blocking socket.
+
+    Args:
+        address: ``(host, port)``, the path of a Unix socket, or a socket that listens already.
+        backlog: how many connections may wait in the kernel.
+
+    Raises:
+        OSError: the address cannot be had; the text names it.
+        TypeError, ValueError: it is no address.
+    """
+    if isinstance(address, socket.socket):
+        sock = address
+    elif isinstance(address, str):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _bind(sock, address, backlog)
+    else:
+        host, port = _checked(address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        if not host:
+            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+            family = socket.AF_INET6 if host == "::" else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(address[0])))
+        _bind(sock, (host, port), backlog)
+    sock.setblocking(False)
+    return sock
+
+
+def _checked(address: Any) -> tuple[str, int]:
+    """Return host and port, or say what an address looks like."""
+    if isinstance(address, (tuple, list)) and len(address) == 2:
+        host, port = address
+        if isinstance(host, str) and isinstance(port, int):
+            if not 0 <= port <= 65535:
+                raise ValueError(f"a port is a number from 0 to 65535, not {port}")
+            return host, port
+    raise TypeError(f"an address is (host, port), a path or a listening socket, not {address!r}")
+
+
+def _bind(sock: socket.socket, address: Any, backlog: int) -> None:
+    try:
+        sock.bind(address)
+        sock.listen(backlog)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        number = error.errno if isinstance(error, OSError) else errno.EINVAL
+        raise OSError(
+            number, f"cannot listen at {address_text(address)}: {explain(error)}"
+        ) from None
+
+
+def _port_of(address: Any) -> Any:
+    return address[1] if isinstance(address, tuple) else address
