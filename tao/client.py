@@ -313,7 +313,7 @@ class ClientConn(Connection):
 
     def _leave(self) -> None:
         """Be done with a lost transport."""
-        self._log().info("connection lost: {}; connecting again", self._lost)
+        self._reporter.log().info("connection lost: {}; connecting again", self._lost)
         # While a handler runs, no message of another connection could be handled anyway.
         self._dispatcher.wait_idle()
         self._call_on_close()
@@ -334,9 +334,8 @@ class ClientConn(Connection):
             except ConnectionClosed as error:
                 if self._reason is not None:
                     return False
-                self._log().info("attempt {}: {}", attempt, error)
-                self._count_error()
-                self._call_on_error(error)
+                self._reporter.log().info("attempt {}: {}", attempt, error)
+                self._reporter.tell(error)
                 if how.attempts is not None and attempt >= how.attempts:
                     self._begin_close(f"gave up after {attempt} attempts: {error}", drain=False)
                     return False

@@ -26,15 +26,16 @@ from datetime import datetime
 from typing import Any
 
 from tao.codec import Batch, Decoder
-from tao.context import NET_ID, SERVER, Context
+from tao.context import ConnectionContext, Context
 from tao.dispatch import BlockWatch, Dispatcher
-from tao.errors import BadData, ConnectionClosed, TaoError, UndefinedMessage
-from tao.log import logger
+from tao.errors import BadData, ConnectionClosed, TaoError
 from tao.message import Message, Registry
 from tao.metrics import Counts, Tally
 from tao.options import Options
 from tao.outbox import Outbox
+from tao.reporter import Reporter
 from tao.threads import Deadline, gather, spawn
+from tao.timers import TimerSet
 from tao.timing import TimingWheel, delay_until
 from tao.transport import Transport, address_text, explain
 
@@ -45,8 +46,6 @@ __all__ = ["Connection"]
 _RECV_LEAST, _RECV_MOST = 4 * 1024, 64 * 1024
 # How long a peer that was told the end may take to close as well, in seconds.
 _LINGER = 1.0
-# Unregistered numbers are logged once each, up to so many for a connection.
-_UNDEFINED_LOGGED = 16
 
 #: Called with the time it was due, an aware datetime, and the connection.
 ConnectionTimer = Callable[[datetime, Any], object]
@@ -113,15 +112,15 @@ class Connection:
             limit=options.queue_size,
             on_message=options.on_message,
         )
+        self._timers = TimerSet(wheel, self._dispatcher.post)
+        self._reporter = Reporter(self, options.on_error)
         # Guards the fields below.
         self._lock = threading.Lock()
         self._reason: str | None = None  # why it ends, once it does
         self._lost: str | None = None  # why the last transport ended, if there may be another
         self._deadline: Deadline | None = None  # of the orderly end
         self._values: dict[Hashable, Any] = {}
-        self._timers: set[int] = set()  # of the user
-        self._clocks: dict[str, int] = {}  # of the connection itself, by purpose
-        self._over: bool = False  # no timer may be set any more
+        self._over: bool = False  # the last steps have begun
         self._threads: list[threading.Thread] = []
         self._transport: Transport | None = None
         self._ready: bool = False  # the handshake is done
@@ -135,11 +134,6 @@ class Connection:
         # handler never returned.
         self._stuck: list[threading.Thread] = []
         self._finished = threading.Event()
-        # Owned by the handling of messages, one at a time.
-        self._undefined: set[int] = set()
-        self._undefined_count: int = 0
-        # Errors may come from several threads at once; guarded by _lock.
-        self._errors: int = 0
 
     # -- what users call
 
@@ -241,22 +235,23 @@ class Connection:
         Raises:
             ConnectionClosed: the connection is closed.
         """
-        return self._add_timer(self._wheel.run_after, delay, callback, once=True)
+        return self._add_timer(delay, callback, periodic=False)
 
     def run_every(self, interval: float, callback: ConnectionTimer) -> int:
         """Call ``callback(due, conn)`` every ``interval`` seconds; else as `run_after`.
 
         A call that is due while the one before still waits for its turn is left out.
         """
-        return self._add_timer(self._wheel.run_every, interval, callback, once=False)
+        return self._add_timer(interval, callback, periodic=True)
+
+    def _add_timer(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
+        if not callable(callback):
+            raise TypeError(f"a timer's callback must be callable, not {callback!r}")
+        return self._timers.add(seconds, lambda due: callback(due, self), periodic=periodic)
 
     def cancel_timer(self, timer_id: int) -> bool:
         """Cancel a timer of this connection; tell whether it was pending."""
-        with self._lock:
-            if timer_id not in self._timers:
-                return False
-            self._timers.discard(timer_id)
-        return self._wheel.cancel(timer_id)
+        return self._timers.cancel(timer_id)
 
     def __repr__(self) -> str:
         state = self._reason or ("open" if self._established else "connecting")
@@ -265,7 +260,7 @@ class Connection:
     # -- beginning
 
     def _new_context(self) -> Context:
-        return _ConnectionContext(self._parent_context, self.net_id, self._server())
+        return ConnectionContext(self._parent_context, self.net_id, self._server())
 
     def _server(self) -> Any:
         return None
@@ -317,11 +312,11 @@ class Connection:
         """Set the timers of heartbeats and timeouts; each sets itself again."""
         options = self._options
         if options.heartbeat is not None:
-            self._set_clock("heartbeat", options.heartbeat, self._beat)
+            self._timers.set_clock("heartbeat", options.heartbeat, self._beat)
         if options.idle_timeout is not None:
-            self._set_clock("idle", options.idle_timeout, self._look_idle)
+            self._timers.set_clock("idle", options.idle_timeout, self._look_idle)
         if options.write_timeout is not None:
-            self._set_clock("write", options.write_timeout, self._look_stuck)
+            self._timers.set_clock("write", options.write_timeout, self._look_stuck)
 
     # -- threads
 
@@ -443,9 +438,8 @@ class Connection:
     def _failed(self, error: Exception, reason: str, *, ended: bool = False) -> None:
         """Give the peer up because of an error of its own, or the network's."""
         if self._reason is None and self._lost is None:
-            self._log().opt(exception=error.__cause__).info("connection lost: {}", reason)
-            self._count_error()
-            self._call_on_error(error)
+            self._reporter.log().opt(exception=error.__cause__).info("connection lost: {}", reason)
+            self._reporter.tell(error)
         self._drop(reason, ended=ended)
 
     def _drop(self, reason: str, *, ended: bool = False) -> None:
@@ -470,7 +464,7 @@ class Connection:
             ready, transport = self._ready, self._transport
         if first:
             self.context.cancel(reason)
-            self._cancel_timers()
+            self._timers.close(reason)
         if not ready and transport is not None:
             transport.abort()
         if drain:
@@ -508,12 +502,12 @@ class Connection:
                 self._cut_off()
             if not deadline.expired:
                 lingering = self._outbox.shut
-                self._set_clock("end", min(_LINGER, deadline.remaining() or 0), look)
+                self._timers.set_clock("end", min(_LINGER, deadline.remaining() or 0), look)
 
         if deadline.expired:
             look()  # and there may be no wheel any more
         else:
-            self._set_clock("end", min(_LINGER, timeout), look)
+            self._timers.set_clock("end", min(_LINGER, timeout), look)
 
     def _cut_off(self) -> None:
         self._outbox.give_up(TimeoutError("the peer took too long"))
@@ -535,11 +529,8 @@ class Connection:
         idle = self._end_session()
         self._dispatcher.stop()
         frames, size = self._outbox.stop()
-        with self._lock:
-            self._over = True
-            clocks = list(self._clocks.values())
-        for clock in clocks:
-            self._wheel.cancel(clock)
+        self._over = True
+        self._timers.end()
         self._stuck = gather(self._all_threads(), Deadline(None if idle else 0))
         if frames:
             self._counts.unsent += frames
@@ -569,20 +560,6 @@ class Connection:
 
     # -- clocks, all on the timing wheel's thread
 
-    def _set_clock(self, purpose: str, delay: float, callback: Callable[[], object]) -> None:
-        with self._lock:
-            if self._over:
-                return
-            before = self._clocks.pop(purpose, None)
-            if before is not None:
-                self._wheel.cancel(before)
-            try:
-                self._clocks[purpose] = self._wheel.run_after(delay, lambda _: callback())
-            except RuntimeError:
-                if self._reason is None:
-                    raise
-                # The server has stopped, and its wheel: all time is up anyway.
-
     def _beat(self) -> None:
         """Send a heartbeat if nothing was sent for so long."""
         interval = self._options.heartbeat
@@ -598,7 +575,7 @@ class Connection:
                 pass  # so much waits to be sent that a heartbeat is not needed, or it is over
             except Exception as error:
                 self.report(error, "in the codec's heartbeat")
-        self._set_clock("heartbeat", left, self._beat)
+        self._timers.set_clock("heartbeat", left, self._beat)
 
     def _look_idle(self) -> None:
         """Close if nothing came for so long."""
@@ -611,7 +588,7 @@ class Connection:
             self._last_received = time.monotonic()
         left = self._last_received + limit - time.monotonic()
         if left > 0:
-            self._set_clock("idle", left, self._look_idle)
+            self._timers.set_clock("idle", left, self._look_idle)
         else:
             self._drop(f"idle for {limit} s")
 
@@ -624,64 +601,17 @@ class Connection:
             # The reading thread sees it, and tells the application: here, that would delay others.
             self._outbox.give_up(TimeoutError(f"the peer took nothing for {limit} s"))
         else:
-            self._set_clock("write", left if left > 0 else limit, self._look_stuck)
-
-    # -- timers of the user
-
-    def _add_timer(
-        self,
-        add: Callable[[float, Callable[[datetime], object]], int],
-        seconds: float,
-        callback: ConnectionTimer,
-        *,
-        once: bool,
-    ) -> int:
-        if not callable(callback):
-            raise TypeError(f"a timer's callback must be callable, not {callback!r}")
-        timer_id = 0
-        waiting = False
-
-        def fire(due: datetime) -> None:
-            nonlocal waiting
-            with self._lock:  # for timer_id, too: it is known when this is free
-                if once:
-                    self._timers.discard(timer_id)
-            if not waiting:
-                waiting = True
-                self._dispatcher.post(lambda: run(due))
-
-        def run(due: datetime) -> None:
-            nonlocal waiting
-            waiting = False
-            if once or timer_id in self._timers:  # not cancelled while it waited for its turn
-                callback(due, self)
-
-        with self._lock:
-            self._raise_if_closed()
-            timer_id = add(seconds, fire)
-            self._timers.add(timer_id)
-        return timer_id
-
-    def _cancel_timers(self) -> None:
-        with self._lock:
-            timers, self._timers = self._timers, set()
-        for timer in timers:
-            self._wheel.cancel(timer)
+            self._timers.set_clock("write", left if left > 0 else limit, self._look_stuck)
 
     # -- errors and figures
 
     def report(self, error: BaseException, doing: str) -> None:
         """Log an exception with its traceback, count it, and pass it to ``on_error``."""
-        self._count_error()
-        self._log().opt(exception=error).error("error {}", doing)
-        self._call_on_error(error)
+        self._reporter.raised(error, doing)
 
     def undefined(self, number: int) -> None:
         """Count a message whose number is not registered, and log the first of each number."""
-        self._undefined_count += 1
-        if number not in self._undefined and len(self._undefined) < _UNDEFINED_LOGGED:
-            self._undefined.add(number)
-            self._log().warning("{}; such messages are skipped", UndefinedMessage(number))
+        self._reporter.unregistered(number)
 
     def counts(self) -> Counts:
         """Return what this connection has done so far."""
@@ -692,39 +622,6 @@ class Connection:
         counts.dropped = self._outbox.dropped
         counts.handled = self._dispatcher.handled
         counts.handle_time = self._dispatcher.busy_time
-        counts.undefined = self._undefined_count
-        counts.errors = self._errors
+        counts.undefined = self._reporter.undefined
+        counts.errors = self._reporter.errors
         return counts
-
-    def _count_error(self) -> None:
-        with self._lock:
-            self._errors += 1
-
-    def _call_on_error(self, error: BaseException) -> None:
-        if self._options.on_error is None:
-            return
-        try:
-            self._options.on_error(self, error)
-        except BaseException:
-            self._log().exception("on_error raised")
-
-    def _log(self) -> Any:
-        return logger.bind(connection=self.net_id, peer=address_text(self.remote_address))
-
-
-class _ConnectionContext(Context):
-    """The context of a connection: knows its number and its server."""
-
-    __slots__ = ("_net_id", "_server")
-
-    def __init__(self, parent: Context, net_id: int, server: Any) -> None:
-        super().__init__(parent)
-        self._net_id = net_id
-        self._server = server
-
-    def value(self, key: Hashable) -> Any:
-        if key is NET_ID:
-            return self._net_id
-        if key is SERVER:
-            return self._server
-        return super().value(key)

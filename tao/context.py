@@ -24,6 +24,7 @@ from tao.log import logger
 from tao.timing import TimingWheel, shared_wheel
 
 __all__ = [
+    "ConnectionContext",
     "Context",
     "RequestContext",
     "background",
@@ -271,6 +272,24 @@ class RequestContext(Context):
 
     def value(self, key: Hashable) -> Any:
         return self.message if key is MESSAGE else self._parent.value(key)  # type: ignore[union-attr]
+
+
+class ConnectionContext(Context):
+    """The context of a connection: knows its number and its server."""
+
+    __slots__ = ("_net_id", "_server")
+
+    def __init__(self, parent: Context, net_id: int, server: Any) -> None:
+        super().__init__(parent)
+        self._net_id = net_id
+        self._server = server
+
+    def value(self, key: Hashable) -> Any:
+        if key is NET_ID:
+            return self._net_id
+        if key is SERVER:
+            return self._server
+        return super().value(key)
 
 
 class _ValueContext(Context):

@@ -25,8 +25,6 @@ to be quick, and when one of them gets stuck after all, what is there leaves at 
 
 from __future__ import annotations
 
-import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,11 +36,12 @@ from typing import Any, Protocol
 from tao.codec import Batch
 from tao.context import Context, RequestContext
 from tao.errors import TooManyTimers
+from tao.inbox import TAKE_OVER, Inbox
 from tao.message import HEARTBEAT, Handler, Registration, Registry
 from tao.outbox import Outbox
 from tao.timing import TimingWheel
 
-__all__ = ["BlockWatch", "DispatchHost", "Dispatcher", "Inbox"]
+__all__ = ["BlockWatch", "DispatchHost", "Dispatcher"]
 
 #: A handler is quick if it runs shorter than this, in seconds.
 QUICK = 200e-6
@@ -56,37 +55,7 @@ _COST_CAP = 1e-3
 
 # Stands for a message number where a function is to be called instead: a timer's callback.
 _CALL: Any = object()
-_TAKE_OVER: Any = object()
 _STOP: Any = object()
-
-
-class Inbox(queue.Queue[Any]):
-    """A queue of batches, bounded in messages; `get` takes all that waits, as one batch."""
-
-    def _init(self, maxsize: int) -> None:
-        self.queue: list[Any] = []
-
-    def _put(self, item: Batch) -> None:
-        self.queue.extend(item)
-
-    def _get(self) -> Batch:
-        if self.queue[0][0] is _TAKE_OVER:
-            # What follows is for the thread that plays the handling role from now on.
-            return [self.queue.pop(0)]
-        taken, self.queue = self.queue, []
-        return taken
-
-    def push(self, batch: Batch) -> None:
-        """Put, bounded or not: for the few things that must not wait and are bounded themselves."""
-        with self.mutex:
-            self._put(batch)
-            self.not_empty.notify()
-
-    def unbind(self) -> None:
-        """Let the last batch in: who waits for room would wait for a handler that never returns."""
-        with self.mutex:
-            self.maxsize = sys.maxsize
-            self.not_full.notify_all()
 
 
 class DispatchHost(Protocol):
@@ -348,7 +317,7 @@ class Dispatcher:
             special = batch[0][0]
             if special is _STOP:
                 return False
-            if special is _TAKE_OVER:
+            if special is TAKE_OVER:
                 return True
             stop = batch[-1][0] is _STOP
             if stop:
@@ -501,7 +470,7 @@ class Dispatcher:
                 self._pending += 1 + len(late)
                 start = self._wants_handler()
         if relieve:
-            self.inbox.push([(_TAKE_OVER, None)])
+            self.inbox.push([(TAKE_OVER, None)])
             if start:
                 self._host.start_handler()
             if late:

@@ -552,6 +552,7 @@ def test_the_context_manager_stops(dial: Dial) -> None:
     """Leaving the block stops the server."""
     with Server(registry=Registry()) as server:
         sock = dial(server.start(("127.0.0.1", 0)))
+        wait_until(lambda: server.connections)  # who is not accepted yet is not seen off in order
     assert not server.running
     assert sock.recv(1) == b""
 
@@ -578,7 +579,10 @@ def test_signals_stop_in_order(name: str) -> None:
     """serve_forever(handle_signals=True) returns after SIGINT and SIGTERM, connections and all."""
     program = (
         "import tao\n"
-        "server = tao.Server(on_close=lambda conn: print(conn.close_reason, flush=True))\n"
+        "server = tao.Server(\n"
+        "    on_connect=lambda conn: print('connected', flush=True),\n"
+        "    on_close=lambda conn: print(conn.close_reason, flush=True),\n"
+        ")\n"
         "print(server.start(('127.0.0.1', 0))[1], flush=True)\n"
         "server.serve_forever(handle_signals=True)\n"
         "print('returned')\n"
@@ -590,6 +594,7 @@ def test_signals_stop_in_order(name: str) -> None:
         wait_until(lambda: _catches(process.pid, signal.SIGTERM))
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
             sock.sendall(struct.pack("<iIq", 0, 8, 0))
+            assert process.stdout.readline() == "connected\n"
             process.send_signal(getattr(signal, name))
             assert sock.recv(1) == b""
         output, _ = process.communicate(timeout=PATIENCE)

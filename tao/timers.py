@@ -1,0 +1,115 @@
+"""The timers of one connection, kept together so that they can go together.
+
+There are two kinds. *Clocks* are the connection's own, one for each purpose; they run on the timing
+wheel's thread and must be quick. *Timers* are the user's; their callbacks take their turn among the
+messages of the connection.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+from tao.errors import ConnectionClosed
+from tao.timing import TimingWheel
+
+__all__ = ["TimerSet"]
+
+
+class TimerSet:
+    """What one connection has on the timing wheel. Any thread may call any method.
+
+    Args:
+        wheel: shared with others.
+        post: has a function run in its turn among the messages; never blocks.
+    """
+
+    def __init__(self, wheel: TimingWheel, post: Callable[[Callable[[], object]], None]) -> None:
+        self._wheel = wheel
+        self._post = post
+        # Guards all below.
+        self._lock = threading.Lock()
+        self._clocks: dict[str, int] = {}  # by purpose
+        self._timers: set[int] = set()
+        self._closed: str | None = None  # why no timer may be added any more
+        self._over: bool = False  # nor any clock be set
+
+    def __len__(self) -> int:
+        """How many timers of the user are pending."""
+        return len(self._timers)
+
+    def set_clock(self, purpose: str, delay: float, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` in ``delay`` seconds, in place of the purpose's clock before."""
+        with self._lock:
+            if self._over:
+                return
+            before = self._clocks.pop(purpose, None)
+            if before is not None:
+                self._wheel.cancel(before)
+            try:
+                self._clocks[purpose] = self._wheel.run_after(delay, lambda _: callback())
+            except RuntimeError:
+                if self._closed is None:
+                    raise
+                # The server has stopped, and its wheel: all time is up anyway.
+
+    def add(self, seconds: float, callback: Callable[[datetime], object], *, periodic: bool) -> int:
+        """Have ``callback(due)`` take its turn in, or every, so many seconds; return an id.
+
+        A periodic call that is due while the one before still waits for its turn is left out.
+
+        Raises:
+            ConnectionClosed: the connection is closed.
+            TypeError, ValueError: an argument is wrong.
+        """
+        timer_id = 0
+        waiting = False
+
+        def fire(due: datetime) -> None:
+            nonlocal waiting
+            with self._lock:  # for timer_id, too: it is known when this is free
+                if not periodic:
+                    self._timers.discard(timer_id)
+            if not waiting:
+                waiting = True
+                self._post(lambda: run(due))
+
+        def run(due: datetime) -> None:
+            nonlocal waiting
+            waiting = False
+            if not periodic or timer_id in self._timers:  # not cancelled while it waited
+                callback(due)
+
+        add = self._wheel.run_every if periodic else self._wheel.run_after
+        with self._lock:
+            if self._closed is not None:
+                raise ConnectionClosed(self._closed)
+            timer_id = add(seconds, fire)
+            self._timers.add(timer_id)
+        return timer_id
+
+    def cancel(self, timer_id: int) -> bool:
+        """Cancel a timer; tell whether it was pending."""
+        with self._lock:
+            if timer_id not in self._timers:
+                return False
+            self._timers.discard(timer_id)
+        return self._wheel.cancel(timer_id)
+
+    def close(self, reason: str) -> None:
+        """Cancel the user's timers and take no more; clocks go on, for the end to be in order."""
+        with self._lock:
+            if self._closed is None:
+                self._closed = reason
+            timers, self._timers = self._timers, set()
+        for timer in timers:
+            self._wheel.cancel(timer)
+
+    def end(self) -> None:
+        """Cancel all that is left."""
+        with self._lock:
+            self._over = True
+            clocks = list(self._clocks.values())
+        for clock in clocks:
+            self._wheel.cancel(clock)
