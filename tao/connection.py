@@ -28,7 +28,8 @@ from typing import Any
 from tao.codec import Batch, Decoder
 from tao.context import ConnectionContext, Context
 from tao.dispatch import BlockWatch, Dispatcher
-from tao.errors import BadData, ConnectionClosed, TaoError
+from tao.errors import BadData, ConnectionClosed
+from tao.keepalive import KeepAlive
 from tao.message import Message, Registry
 from tao.metrics import Counts, Tally
 from tao.options import Options
@@ -128,7 +129,7 @@ class Connection:
         # Owned by the reading role, which one thread at a time plays.
         self._decoder: Decoder = self._codec.decoder(registry)
         self._recv_size: int = _RECV_LEAST
-        self._last_received: float = time.monotonic()
+        self._alive = KeepAlive(self)
         self._counts = Counts()
         # Set when all is over but the last thread's last step; then _stuck holds the threads whose
         # handler never returned.
@@ -190,7 +191,7 @@ class Connection:
     @property
     def last_heartbeat(self) -> float:
         """When something last came from the peer, in seconds since the Unix epoch."""
-        return time.time() - (time.monotonic() - self._last_received)
+        return time.time() - (time.monotonic() - self._alive.last_received)
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
@@ -280,7 +281,7 @@ class Connection:
             self._raise_if_closed()
             self._ready = True
         self._decoder = self._codec.decoder(self._registry)
-        self._last_received = time.monotonic()
+        self._alive.last_received = time.monotonic()
         self._outbox.attach(transport)
         agreed = self._ask_on_connect()
         with self._lock:
@@ -291,7 +292,7 @@ class Connection:
             self._lost = None
         self._tally.established(self)
         self._outbox.open()
-        self._start_clocks()
+        self._alive.start()
 
     def _raise_if_closed(self) -> None:
         """Needs _lock."""
@@ -307,16 +308,6 @@ class Connection:
         except BaseException as error:
             self.report(error, "in on_connect")
             return False
-
-    def _start_clocks(self) -> None:
-        """Set the timers of heartbeats and timeouts; each sets itself again."""
-        options = self._options
-        if options.heartbeat is not None:
-            self._timers.set_clock("heartbeat", options.heartbeat, self._beat)
-        if options.idle_timeout is not None:
-            self._timers.set_clock("idle", options.idle_timeout, self._look_idle)
-        if options.write_timeout is not None:
-            self._timers.set_clock("write", options.write_timeout, self._look_stuck)
 
     # -- threads
 
@@ -397,7 +388,7 @@ class Connection:
                 else:  # it was this side that ended it, because sending failed
                     self._failed(unsendable, explain(unsendable), ended=True)
                 return False
-            self._last_received = time.monotonic()
+            self._alive.last_received = time.monotonic()
             if not self._take(data):
                 return True
 
@@ -463,8 +454,8 @@ class Connection:
                 self._reason = reason
             ready, transport = self._ready, self._transport
         if first:
-            self.context.cancel(reason)
             self._timers.close(reason)
+            self.context.cancel(reason)
         if not ready and transport is not None:
             transport.abort()
         if drain:
@@ -557,51 +548,6 @@ class Connection:
                 self._options.on_close(self)
             except BaseException as error:
                 self.report(error, "in on_close")
-
-    # -- clocks, all on the timing wheel's thread
-
-    def _beat(self) -> None:
-        """Send a heartbeat if nothing was sent for so long."""
-        interval = self._options.heartbeat
-        assert interval is not None
-        left = self._outbox.last_sent + interval - time.monotonic()
-        if left <= 0:
-            left = interval
-            try:
-                frame = self._codec.heartbeat(time.time_ns())
-                if frame and self._established:
-                    self._outbox.write(frame)
-            except TaoError:
-                pass  # so much waits to be sent that a heartbeat is not needed, or it is over
-            except Exception as error:
-                self.report(error, "in the codec's heartbeat")
-        self._timers.set_clock("heartbeat", left, self._beat)
-
-    def _look_idle(self) -> None:
-        """Close if nothing came for so long."""
-        limit = self._options.idle_timeout
-        assert limit is not None
-        if not self._established:
-            return  # lost meanwhile; the next transport sets its own
-        if self._dispatcher.waiting_for_room:
-            # Nothing is read because the handlers do not keep up: that is not the peer's fault.
-            self._last_received = time.monotonic()
-        left = self._last_received + limit - time.monotonic()
-        if left > 0:
-            self._timers.set_clock("idle", left, self._look_idle)
-        else:
-            self._drop(f"idle for {limit} s")
-
-    def _look_stuck(self) -> None:
-        """Close if the peer took nothing for so long although something waits."""
-        limit = self._options.write_timeout
-        assert limit is not None
-        left = self._outbox.last_sent + limit - time.monotonic()
-        if self._outbox.blocked and left <= 0:
-            # The reading thread sees it, and tells the application: here, that would delay others.
-            self._outbox.give_up(TimeoutError(f"the peer took nothing for {limit} s"))
-        else:
-            self._timers.set_clock("write", left if left > 0 else limit, self._look_stuck)
 
     # -- errors and figures
 

@@ -9,8 +9,7 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from tao.connection import Connection, ConnectionTimer
 from tao.context import SERVER, Context, background
@@ -21,6 +20,7 @@ from tao.log import logger
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ServerOptions, make_options
+from tao.outcomes import Broadcast, StopReport
 from tao.threads import Deadline, Doorbell, gather, in_tao_thread, spawn
 from tao.timing import shared_wheel
 from tao.transport import TlsTransport, Transport, address_text
@@ -30,32 +30,6 @@ __all__ = ["Broadcast", "Server", "ServerConn", "StopReport"]
 
 # Numbers the servers of the process, for their names.
 _numbers = itertools.count(1)
-
-
-class Broadcast(NamedTuple):
-    """What became of a broadcast."""
-
-    #: How many connections it was sent or queued to.
-    queued: int
-    #: The others, with why not.
-    failed: list[tuple[ServerConn, TaoError]]
-
-
-@dataclass
-class StopReport:
-    """What a stop could and could not finish."""
-
-    #: Connections that ended in order.
-    drained: int = 0
-    #: Those that did not in time, with the number of messages not handled and not sent.
-    abandoned: list[tuple[ServerConn, int, int]] = field(default_factory=list)
-    #: Threads that still run, by name.
-    threads: list[str] = field(default_factory=list)
-
-    @property
-    def clean(self) -> bool:
-        """Whether everything was finished."""
-        return not (self.abandoned or self.threads)
 
 
 class ServerConn(Connection):

@@ -108,6 +108,7 @@ class TimerSet:
 
     def end(self) -> None:
         """Cancel all that is left."""
+        self.close("closed")  # whoever begins the end may not have come to that yet
         with self._lock:
             self._over = True
             clocks = list(self._clocks.values())
