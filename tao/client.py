@@ -119,7 +119,10 @@ class ClientConn(Connection):
                 if over:
                     self._finish()
                 raise
-            self._launch(self._play, True)
+            closed = self._reason
+            self._launch(self._play, True)  # also then: it sees the connection off
+        if closed is not None:
+            raise ConnectionClosed(closed)
         return self
 
     def close(self) -> None:

@@ -271,7 +271,7 @@ class Connection:
 
         Raises:
             HandshakeFailed: TLS was not agreed upon.
-            ConnectionClosed: refused by ``on_connect``, or closed meanwhile.
+            ConnectionClosed: refused by ``on_connect``, or closed before that was asked.
         """
         with self._lock:
             self._transport = transport
@@ -283,11 +283,10 @@ class Connection:
         self._decoder = self._codec.decoder(self._registry)
         self._alive.last_received = time.monotonic()
         self._outbox.attach(transport)
-        agreed = self._ask_on_connect()
+        if not self._ask_on_connect():
+            raise ConnectionClosed("refused by on_connect")
         with self._lock:
-            self._raise_if_closed()
-            if not agreed:
-                raise ConnectionClosed("refused by on_connect")
+            # Also if it was closed meanwhile: to each on_connect that agreed belongs an on_close.
             self._established = True
             self._lost = None
         self._tally.established(self)
