@@ -286,6 +286,9 @@ class ClientConn(Connection):
             self._raise_if_closed()
         if number:
             raise OSError(number, os.strerror(number))
+        if sock.family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
+            # A free port of this machine, chosen as the near end too: TCP then meets itself.
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         sock.setblocking(True)
 
     # -- losing the connection, and coming back

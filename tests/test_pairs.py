@@ -458,7 +458,7 @@ def test_a_client_may_close_in_all_its_callbacks(make_server: MakeServer) -> Non
                 client.start()
 
         assert ends(start)
-        assert client._finished.is_set()
+        assert client.wait_closed(PATIENCE)
 
 
 def test_close_in_on_error_of_a_client_that_never_started() -> None:
@@ -543,6 +543,8 @@ def test_stop_and_accept(make_server: MakeServer, seed: int, timeout: float | No
     together(dial, dial, lambda: server.stop(timeout))
     for sock in socks:
         with sock:
+            if sock.getsockname() == sock.getpeername():
+                continue  # the port was free again, and it met itself
             try:
                 assert sock.recv(1) == b""
             except ConnectionResetError:
