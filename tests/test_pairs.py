@@ -543,9 +543,9 @@ def test_stop_and_accept(make_server: MakeServer, seed: int, timeout: float | No
     together(dial, dial, lambda: server.stop(timeout))
     for sock in socks:
         with sock:
-            if sock.getsockname() == sock.getpeername():
-                continue  # the port was free again, and it met itself
             try:
+                if sock.getsockname() == sock.getpeername():
+                    continue  # the port was free again, and it met itself
                 assert sock.recv(1) == b""
             except ConnectionResetError:
                 pass
