@@ -17,7 +17,7 @@ RUFF_SETTINGS = --isolated --line-length 100 --target-version py310
 # (DTZ), no shadowed builtins (A), ignores that name what they ignore (PGH). Not: contextlib.suppress
 # in place of try and pass, which is slower, one assert per condition, and one statement that raises.
 RUFF_RULES = --select E,F,W,I,UP,B,RUF,A,C4,DTZ,EXE,FLY,G,ISC,LOG,PGH,PIE,PLE,PT,RET,SIM,SLOT,T10,TID,YTT \
-	--ignore SIM105,PT011,PT012,PT018,PT030,PT031
+	--ignore SIM105,PT011,PT012,PT017,PT018,PT030,PT031
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

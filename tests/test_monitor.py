@@ -282,8 +282,9 @@ def test_a_silent_peer_is_cut_off(monitor: Monitor, monkeypatch: pytest.MonkeyPa
         assert sock.recv(100) == b""
 
 
-def test_only_so_many_at_once(monitor: Monitor, get: Get) -> None:
+def test_only_so_many_at_once(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others wait until one of them has ended."""
+    monkeypatch.setattr(module, "_PATIENCE", 3 * PATIENCE)
     silent = [socket.create_connection(monitor.address, PATIENCE) for _ in range(module._AT_ONCE)]
     try:
         wait_until(lambda: len(monitor._requests) == module._AT_ONCE)
@@ -299,8 +300,9 @@ def test_only_so_many_at_once(monitor: Monitor, get: Get) -> None:
 
 
 @pytest.mark.parametrize("count", [1, module._AT_ONCE])
-def test_closing_cuts_requests_off(only_new: None, count: int) -> None:
+def test_closing_cuts_requests_off(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for peers that say nothing; nothing is left, and closing twice is harmless."""
+    monkeypatch.setattr(module, "_PATIENCE", 3 * PATIENCE)
     monitor = monitor_on(0)
     silent = [socket.create_connection(monitor.address, PATIENCE) for _ in range(count)]
     wait_until(lambda: len(monitor._requests) == count)
