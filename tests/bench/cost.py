@@ -1,0 +1,108 @@
+"""``python -m tests.bench.cost``: where the time of one message goes, within one thread.
+
+The parts of the way of an echo, each run alone on batches of 64 messages of 64 bytes (or of one),
+with a transport that takes everything at once. So there are no system calls, no hand-over and no
+waiting for the interpreter lock in these figures: they are what Python itself costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import tao
+from tao.context import RequestContext
+from tao.dispatch import BlockWatch, Dispatcher
+from tao.outbox import Outbox
+from tao.transport import Transport
+from tests.bench.peers.wire import EchoMessage
+
+BATCH, REPEAT, BEST_OF = 64, 1000, 9
+
+
+class Taker(Transport):
+    """A transport that takes all it is given, and keeps nothing."""
+
+    def __init__(self) -> None:
+        """No socket is needed for that."""
+
+    def send(self, data: bytes | memoryview) -> int:
+        return len(data)
+
+
+class Host:
+    """What a dispatcher and a handler need of a connection."""
+
+    def __init__(self) -> None:
+        self.context = tao.background().with_cancel()
+        self.codec = tao.TypeLengthValueCodec()
+        self.outbox = Outbox(1000, lambda: None)
+        self.outbox.attach(Taker())
+        self.outbox.open()
+
+    def write(self, message: EchoMessage, timeout: float | None = None) -> None:
+        self.outbox.write(self.codec.encode(message), timeout)
+
+    def start_handler(self) -> None:
+        raise AssertionError("everything is quick here")
+
+    def report(self, error: BaseException, doing: str) -> None:
+        raise error
+
+    def undefined(self, number: int) -> None:
+        raise AssertionError(number)
+
+
+def best(function: Callable[[], object]) -> float:
+    """Return the nanoseconds of one call, of the quickest of several series."""
+    times = []
+    for _ in range(BEST_OF):
+        started = time.perf_counter()
+        for _ in range(REPEAT):
+            function()
+        times.append(time.perf_counter() - started)
+    return min(times) / REPEAT * 1e9
+
+
+def main() -> None:
+    """Measure and print."""
+    host, registry, wheel = Host(), tao.Registry(), tao.TimingWheel()
+    handler = registry.handler(EchoMessage, dispatch="inline")
+    handler(lambda ctx, conn: conn.write(ctx.message))
+    watch = BlockWatch(wheel)
+    options = {"run": None, "mode": "auto", "limit": 256, "on_message": None}
+    dispatcher = Dispatcher(host, registry, host.outbox, watch, **options)  # type: ignore[arg-type]
+    decoder, message = host.codec.decoder(registry), EchoMessage(b"x" * 64)
+    frame = host.codec.encode(message)
+
+    def decode(data: bytes) -> tao.Batch:
+        batch: tao.Batch = []
+        decoder.feed(data, batch)
+        return batch
+
+    def collect() -> None:
+        host.outbox.collect()
+        for _ in range(BATCH):
+            host.outbox.write(frame)
+        host.outbox.release()
+
+    many, one = frame * BATCH, frame
+    ready, single = decode(many), decode(one)
+    rows = [
+        ("decode and deserialize, of 64", lambda: decode(many), BATCH),
+        ("make a context", lambda: RequestContext(host.context, message), 1),
+        ("serialize and encode", lambda: host.codec.encode(message), 1),
+        ("collect and send, of 64", collect, BATCH),
+        ("dispatch, handle and reply, of 64", lambda: dispatcher.dispatch(ready), BATCH),
+        ("all of it, of 64", lambda: dispatcher.dispatch(decode(many)), BATCH),
+        ("send one at once", lambda: host.outbox.write(frame), 1),
+        ("dispatch, handle and reply, alone", lambda: dispatcher.dispatch(single), 1),
+        ("all of it, alone", lambda: dispatcher.dispatch(decode(one)), 1),
+    ]
+    for name, function, messages in rows:
+        print(f"{name:36}{best(function) / messages:7.0f} ns a message")
+    wheel.stop()
+
+
+if __name__ == "__main__":
+    main()

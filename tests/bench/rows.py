@@ -1,0 +1,213 @@
+"""What is measured: every workload, who takes part, and what tao must reach.
+
+Messages have 64 bytes; ``10 x 64`` means ten connections with 64 messages outstanding on each. The
+contestants that targets name take part in a quick run; the others only in a full one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tests.bench.load import Load
+from tests.bench.model import Contestant, Row, Target
+from tests.bench.processes import first_cpu, last_cpu
+from tests.bench.workloads import IdleWorkload, LoadWorkload, TimersWorkload
+
+TAO = Contestant("tao", "tao_server", package="tao")
+TAO_PINNED = Contestant(
+    "tao, one CPU", "tao_server", ("--cpu-affinity", str(first_cpu())), package="tao"
+)
+SOCKETSERVER = Contestant("socketserver", "socketserver_threads")
+STREAMS = Contestant("asyncio streams", "asyncio_streams")
+ASYNCIO = Contestant("asyncio Protocol", "asyncio_protocol")
+UVLOOP = Contestant("uvloop Protocol", "uvloop_protocol", package="uvloop")
+GEVENT = Contestant("gevent", "gevent_server", package="gevent")
+TWISTED = Contestant("Twisted", "twisted_server", package="twisted")
+GATHERED = (
+    Contestant("asyncio Protocol, gathered", "asyncio_protocol", ("--gather",)),
+    Contestant("uvloop Protocol, gathered", "uvloop_protocol", ("--gather",), package="uvloop"),
+)
+
+PEERS = (SOCKETSERVER, STREAMS, ASYNCIO, UVLOOP, GEVENT, TWISTED)
+LOOPS = (ASYNCIO.label, UVLOOP.label)
+WORKERS = 20
+SLEEP_MS = 5
+
+
+def _with(contestant: Contestant, *switches: str) -> Contestant:
+    return dataclasses.replace(contestant, switches=(*contestant.switches, *switches))
+
+
+def _resting(contestant: Contestant) -> Contestant:
+    """Return a contestant that takes part in full runs only."""
+    return dataclasses.replace(contestant, quick=False)
+
+
+def _field(*quick: Contestant) -> tuple[Contestant, ...]:
+    """Every peer; those that are not named take part in a full run only."""
+    everyone = (TAO, TAO_PINNED, *PEERS, *GATHERED)
+    return tuple(dataclasses.replace(c, quick=c in quick) for c in everyone)
+
+
+def _echo(connections: int, window: int, tls: bool = False) -> LoadWorkload:
+    return LoadWorkload(Load("echo", connections, window, tls=tls))
+
+
+def one_by_one(client_cpu: int) -> LoadWorkload:
+    """Return 1 x 1 with the server on the first CPU and the client on a given one.
+
+    Left to the scheduler the two share a CPU in some runs and not in others, and the figures
+    differ by a factor of four.
+    """
+    return LoadWorkload(Load("echo", cpu=client_cpu), server_cpu=first_cpu())
+
+
+def _pipelined_rows() -> list[Row]:
+    return [
+        Row(
+            "echo-10x64",
+            "Echo, 10 connections x 64 outstanding",
+            _echo(10, 64),
+            _field(TAO, TAO_PINNED, ASYNCIO, UVLOOP, TWISTED, *GATHERED),
+            (
+                Target(TAO.label, LOOPS, at_least=3.5),
+                Target(TAO.label, (TWISTED.label,), at_least=0.75),
+                Target(TAO_PINNED.label, (TWISTED.label,), at_least=1.0),
+            ),
+        ),
+        Row(
+            "echo-100x16",
+            "Echo, 100 connections x 16 outstanding",
+            _echo(100, 16),
+            _field(TAO, ASYNCIO, UVLOOP),
+            (Target(TAO.label, LOOPS, at_least=1.5),),
+        ),
+    ]
+
+
+def _single_rows() -> list[Row]:
+    every_peer = tuple(peer.label for peer in PEERS)
+    few = (TAO, TAO_PINNED, SOCKETSERVER, ASYNCIO)
+    one_at_a_time = (
+        Target(TAO.label, (SOCKETSERVER.label,), at_least=0.95),
+        Target(TAO_PINNED.label, (ASYNCIO.label,), at_least=0.75),
+    )
+    return [
+        Row(
+            "echo-1x1",
+            "Echo, 1 connection x 1 outstanding, a CPU each",
+            one_by_one(last_cpu()),
+            _field(TAO, *PEERS),
+            (Target(TAO.label, every_peer, at_least=0.95),),
+        ),
+        Row(
+            "echo-1x1-shared",
+            "Echo, 1 x 1, client and server on one CPU",
+            one_by_one(first_cpu()),
+            _field(TAO, *PEERS),
+            (Target(TAO.label, every_peer),),
+        ),
+        *(
+            Row(
+                f"echo-{count}x1",
+                f"Echo, {count} connections x 1 outstanding",
+                _echo(count, 1),
+                _field(*few),
+                one_at_a_time,
+            )
+            for count in (10, 100)
+        ),
+    ]
+
+
+def _server_rows() -> list[Row]:
+    per_second = WORKERS * 1000 / SLEEP_MS
+    sleeping = ("--sleep-ms", str(SLEEP_MS))
+    return [
+        Row(
+            "sleep-100x1",
+            f"Handler that sleeps {SLEEP_MS} ms, 100 x 1, {WORKERS} workers",
+            LoadWorkload(Load("echo", 100, 1), limited=False),
+            (_with(TAO, *sleeping, "--workers", str(WORKERS)),),
+            (
+                Target(
+                    TAO.label,
+                    at_least=0.95,
+                    unit=per_second,
+                    unit_text=f"x {WORKERS} workers / {SLEEP_MS} ms = {per_second:.0f}/s",
+                ),
+            ),
+        ),
+        Row(
+            "broadcast-500",
+            "Broadcast, one sender, 500 receivers",
+            LoadWorkload(Load("broadcast", 501), unit="deliveries/s"),
+            tuple(_with(c, "--broadcast") for c in (TAO, ASYNCIO, UVLOOP)),
+            (Target(TAO.label, LOOPS, at_least=1.0),),
+        ),
+        *(
+            Row(
+                f"churn-{clients}",
+                f"Connect, one echo, close; {clients} at a time",
+                LoadWorkload(Load("churn", clients, limit=20_000), unit="connections/s"),
+                (TAO, SOCKETSERVER, _resting(ASYNCIO)),
+                (Target(TAO.label, (SOCKETSERVER.label,), at_least=1.0),),
+            )
+            for clients in (1, 8)
+        ),
+        Row(
+            "tls-10x64",
+            "Echo over TLS, 10 connections x 64 outstanding",
+            _echo(10, 64, tls=True),
+            tuple(_with(c, "--tls") for c in (TAO, ASYNCIO, _resting(UVLOOP))),
+            (Target(TAO.label, (ASYNCIO.label,), at_least=1.5),),
+        ),
+    ]
+
+
+def _idle_rows() -> list[Row]:
+    contestants = (TAO, _resting(SOCKETSERVER), _resting(ASYNCIO))
+    target = Target(TAO.label, at_most=40.0, unit_text="KB")
+    return [
+        Row("idle-5000", "5 000 idle connections, memory", IdleWorkload(), contestants, (target,)),
+        Row(
+            "idle-5000-touched",
+            "5 000 connections that echoed once, memory",
+            IdleWorkload(touch=True),
+            contestants,
+        ),
+    ]
+
+
+def _timer_row() -> Row:
+    def timers(label: str, kind: str, pending: int, package: str | None = None) -> Contestant:
+        switches = ("--kind", kind, "--pending", str(pending))
+        return Contestant(label, "timers", switches, package, quick=kind == "tao")
+
+    many, few = "tao, 100 000 pending", "tao, 1 000 pending"
+    return Row(
+        "timers",
+        "Timers: add one and cancel it",
+        TimersWorkload(),
+        (
+            timers(many, "tao", 100_000, "tao"),
+            timers(few, "tao", 1_000, "tao"),
+            timers("asyncio, 100 000 pending", "asyncio", 100_000),
+            timers("uvloop, 100 000 pending", "uvloop", 100_000, "uvloop"),
+        ),
+        (
+            Target(many, at_most=5.0, unit_text="us"),
+            Target(many, (few,), at_most=1.5),
+        ),
+    )
+
+
+def all_rows(quick: bool = False) -> list[Row]:
+    """Return every row in the order of the report; quick runs leave out what has no target."""
+    rows = [*_pipelined_rows(), *_single_rows(), *_server_rows(), *_idle_rows(), _timer_row()]
+    return [row for row in rows if not quick or any(target.bounded for target in row.targets)]
+
+
+def growth_contestants() -> tuple[Contestant, ...]:
+    """Return those whose figures are followed as the load grows."""
+    return (TAO, ASYNCIO, UVLOOP, SOCKETSERVER)
