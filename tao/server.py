@@ -196,19 +196,27 @@ class Server:
             ready: called with the bound address once the server listens and signals are handled:
                 to tell people, or a supervisor.
         """
-        if address is not None:
-            self.start(address)
         with Doorbell() as doorbell:
             self._doorbell = doorbell
             restore = self._catch_signals() if handle_signals else {}
             try:
-                if ready is not None:
-                    ready(self.address)
-                while self.running and not self._interrupted:
-                    doorbell.wait()
+                if address is not None:
+                    self.start(address)
+                self._wait_for_the_end(doorbell, restore, ready)
             finally:
                 self._restore(restore)
-                self.stop()
+
+    def _wait_for_the_end(
+        self, doorbell: Doorbell, restore: dict[int, Any], ready: Callable[[Any], object] | None
+    ) -> None:
+        try:
+            if ready is not None:
+                ready(self.address)
+            while self.running and not self._interrupted:
+                doorbell.wait()
+        finally:
+            self._restore(restore)  # a signal during the stop acts as it did before
+            self.stop()
 
     def _catch_signals(self) -> dict[int, Any]:
         """Have signals interrupt `serve_forever`, the first time; return what was before."""
