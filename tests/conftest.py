@@ -14,7 +14,9 @@ import hypothesis
 import loguru
 import pytest
 
-from tests.ends import End
+from tao.message import Registry
+from tao.server import Server
+from tests.ends import End, MakeServer
 from tests.support import wait_until
 
 # pytest shows what a test prints; loguru's own way to stderr is of no use, and tests of the bridge
@@ -87,3 +89,18 @@ def open_end(request: pytest.FixtureRequest) -> Iterator[Callable[..., End]]:
     yield open_one
     for end in opened:
         end.stop()
+
+
+@pytest.fixture
+def make_server() -> Iterator[MakeServer]:
+    """A function that starts a server and returns it with its address; stopped afterwards."""
+    servers: list[Server] = []
+
+    def make(address: Any = ("127.0.0.1", 0), **options: Any) -> tuple[Server, Any]:
+        options.setdefault("registry", Registry())
+        servers.append(Server(**options))
+        return servers[-1], servers[-1].start(address)
+
+    yield make
+    for server in servers:
+        server.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from tao.client import ClientConn
@@ -12,6 +13,9 @@ from tao.connection import Connection
 from tao.message import Registry
 from tao.server import Server
 from tests.support import PATIENCE, recv_exactly, wait_until
+
+#: What the fixture ``make_server`` gives: options in, a started server and its address out.
+MakeServer = Callable[..., tuple[Server, Any]]
 
 
 class Text:

@@ -21,25 +21,8 @@ from tao.errors import AlreadyRegistered, ConnectionClosed, ServerClosed, WouldB
 from tao.message import Registry
 from tao.server import Server, ServerConn
 from tao.workers import WorkerPool
-from tests.ends import Number, Seen, Text, number, text
+from tests.ends import MakeServer, Number, Seen, Text, number, text
 from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
-
-MakeServer = Callable[..., tuple[Server, Any]]
-
-
-@pytest.fixture
-def make_server() -> Iterator[MakeServer]:
-    """A function that starts a server and returns it with its address; stopped afterwards."""
-    servers: list[Server] = []
-
-    def make(**options: Any) -> tuple[Server, Any]:
-        options.setdefault("registry", Registry())
-        servers.append(Server(**options))
-        return servers[-1], servers[-1].start(("127.0.0.1", 0))
-
-    yield make
-    for server in servers:
-        server.stop()
 
 
 @pytest.fixture
