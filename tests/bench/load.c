@@ -24,7 +24,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -76,15 +75,7 @@ static uint64_t histogram[BUCKETS];
 static SSL_CTX *tls_context;
 #endif
 
-static void die(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    fprintf(stderr, "load: ");
-    vfprintf(stderr, format, arguments);
-    fprintf(stderr, "\n");
-    exit(1);
-}
+#define die(...) (fprintf(stderr, "load: " __VA_ARGS__), fputc('\n', stderr), exit(1))
 
 static uint64_t now(void)
 {
@@ -322,10 +313,15 @@ static void on_broadcast(struct connection *c)
     }
 }
 
+static bool limit_reached(void)
+{
+    return options.limit && total >= (uint64_t)options.limit;
+}
+
 static void churn_open(struct connection *c)
 {
     static int turn;
-    if (draining || (options.limit && total >= (uint64_t)options.limit)) return;
+    if (draining || limit_reached()) return;
     open_count++;
     c->since[0] = now();
     c->fd = dial(turn++);
@@ -361,7 +357,7 @@ static void loop_until(uint64_t end, void (*on_readable)(struct connection *))
     static struct epoll_event events[EVENTS];
     for (uint64_t at = now(); at < end; at = now()) {
         if (at - last_progress > STALLED && last_progress < at) die("the server stalled");
-        if (options.limit && total >= (uint64_t)options.limit) return;
+        if (limit_reached()) return;
         int left = (int)((end - at) / 1000000) + 1;
         int n = epoll_wait(poller, events, EVENTS, left < 100 ? left : 100);
         for (int i = 0; i < n; i++) {
@@ -405,15 +401,22 @@ static void drain(void (*on_readable)(struct connection *))
         loop_until(now() + NANOSECONDS / 100, on_readable);
 }
 
+/* Run for so long, and on until at least one message has come back: a slow server is not a dead
+ * one, which loop_until() tells by itself. */
+static void run_for(double seconds, void (*on_readable)(struct connection *))
+{
+    loop_until(now() + (uint64_t)(seconds * 1e9), on_readable);
+    while (!counted && !limit_reached()) loop_until(now() + NANOSECONDS / 100, on_readable);
+}
+
 static void measure(void (*on_readable)(struct connection *))
 {
-    last_progress = now();
-    loop_until(now() + (uint64_t)(options.warmup * 1e9), on_readable);
+    run_for(options.warmup, on_readable);
     uint64_t before = counted, begin = now();
     double cpu = cpu_seconds();
     counted = 0;
     memset(histogram, 0, sizeof histogram);
-    loop_until(begin + (uint64_t)(options.seconds * 1e9), on_readable);
+    run_for(options.seconds, on_readable);
     double wall = (double)(now() - begin) / 1e9;
     cpu = cpu_seconds() - cpu;
     uint64_t messages = counted;

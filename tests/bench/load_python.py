@@ -194,7 +194,7 @@ class LoadGenerator:
 
     def open_one(self) -> None:
         """Start one cycle of connect, echo, close."""
-        if self.draining or (self.options.limit and self.total >= self.options.limit):
+        if self.draining or self.limit_reached():
             return
         connection = Connection(self.options, self.opened)
         self.opened += 1
@@ -212,7 +212,7 @@ class LoadGenerator:
         while (at := time.monotonic()) < end:
             if at - self.last_progress > STALLED:
                 sys.exit("load: the server stalled")
-            if self.options.limit and self.total >= self.options.limit:
+            if self.limit_reached():
                 return
             for fd, events in self.epoll.poll(min(end - at, 0.1)):
                 connection = self.by_fd[fd]
@@ -237,13 +237,23 @@ class LoadGenerator:
             self.allow(connection, options.window, time.monotonic())
         return self.on_broadcast if broadcast else self.on_echo
 
+    def run_for(self, seconds: float, on_readable: Callable[[Connection], None]) -> None:
+        """Run for so long, and on until at least one message has come back."""
+        self.loop_until(time.monotonic() + seconds, on_readable)
+        while not self.counted and not self.limit_reached():
+            self.loop_until(time.monotonic() + 0.01, on_readable)
+
+    def limit_reached(self) -> bool:
+        """Whether as many connections were made as were asked for."""
+        return bool(self.options.limit and self.total >= self.options.limit)
+
     def measure(self) -> dict[str, float]:
         """Warm up, measure, let the last replies come in."""
         on_readable = self.start()
-        self.loop_until(time.monotonic() + self.options.warmup, on_readable)
+        self.run_for(self.options.warmup, on_readable)
         warmup, self.counted, began, cpu = self.counted, 0, time.monotonic(), _cpu_seconds()
         self.latencies.clear()
-        self.loop_until(began + self.options.seconds, on_readable)
+        self.run_for(self.options.seconds, on_readable)
         wall, messages = time.monotonic() - began, self.counted
         if not messages:
             sys.exit("load: no message came back")
