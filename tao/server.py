@@ -67,6 +67,8 @@ class ServerConn(Connection):
             self._failed(error, str(error), ended=True)
             return False
         except ConnectionClosed as error:
+            if not self._ready:
+                return False  # closed before it began
             # What on_connect wrote goes out all the same, and is seen off like any other end.
             self._owner._tally.refused()
             self._outbox.open()

@@ -112,10 +112,10 @@ def test_what_one_says_all_hear() -> None:
         client_of("chat", server) as ben,
         client_of("chat", server) as carl,
     ):
-        for client in (anna, ben, carl):
+        for name, client in (("anna", anna), ("ben", ben), ("carl", carl)):
             client.prints("connected")
-            client.type("test")
-            client.prints("^test$")  # who hears himself has been let in by the server
+            client.type(f"I am {name}")
+            client.prints(f"^I am {name}$")  # who hears himself has been let in by the server
         for client, line in ((anna, "hello"), (ben, "grüß dich"), (carl, "hi")):
             client.type(line)
             for other in (anna, ben, carl):

@@ -75,7 +75,7 @@ class ServerProcess:
             return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
         return 0.0
 
-    def wait_quiet(self, patience: float = 3.0) -> None:
+    def wait_quiet(self, patience: float = 20.0) -> None:
         """Wait until the server has finished with its last connections and uses no processor."""
         end, last = time.monotonic() + patience, self.cpu_seconds()
         while time.monotonic() < end:
