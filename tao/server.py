@@ -398,15 +398,15 @@ class Server:
             listeners = list(self._listeners)
         for listener in listeners:
             listener.stop()
-        threads = gather([listener.thread for listener in listeners], deadline)
+        # What the deadline cuts off still takes a moment to come apart.
+        apart = Deadline((deadline.remaining() or 0) + 1.0)
+        threads = gather([listener.thread for listener in listeners], apart)
         self.context.cancel("server stopping")
         with self._lock:
             conns = list(self._all.values())
         for conn in conns:
             conn._begin_close("server stopping", drain=True, timeout=deadline.remaining())
         report = self._report
-        # What the deadline cuts off still takes a moment to come apart.
-        apart = Deadline((deadline.remaining() or 0) + 1.0)
         for conn in conns:
             ended = conn._finished.wait(apart.remaining())
             unhandled, unsent = conn._dispatcher.pending, conn._outbox.waiting

@@ -41,10 +41,6 @@
 typedef void SSL;
 #endif
 
-#ifndef IP_BIND_ADDRESS_NO_PORT
-#define IP_BIND_ADDRESS_NO_PORT 24
-#endif
-
 enum { RECEIVE_SIZE = 256 * 1024, EVENTS = 512, PACE = 256, BUCKETS = 4096, TYPE_ECHO = 1 };
 #define NANOSECONDS 1000000000ull
 #define STALLED (5 * NANOSECONDS) /* nothing came for so long: the server is stuck */

@@ -75,11 +75,11 @@ class ServerProcess:
             return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
         return 0.0
 
-    def wait_quiet(self, patience: float = 20.0) -> None:
-        """Wait until the server has finished with its last connections and uses no processor."""
+    def wait_quiet(self, idle: float = 0.03, patience: float = 20.0) -> None:
+        """Wait until the server is done with its last connections: idle for so many seconds."""
         end, last = time.monotonic() + patience, self.cpu_seconds()
         while time.monotonic() < end:
-            time.sleep(0.03)
+            time.sleep(idle)
             if (used := self.cpu_seconds()) == last:
                 return
             last = used

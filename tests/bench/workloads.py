@@ -92,7 +92,7 @@ class LoadWorkload:
         256 KiB, which glibc maps and unmaps for every call until a whole such block was freed once.
         """
         settings.generator.run(self.asked, server.port, SHAKEDOWN + self._ramp, 0.0)
-        server.wait_quiet()
+        server.wait_quiet(0.03 + self._ramp)
 
     def run(
         self, settings: Settings, contestant: Contestant, server: ServerProcess | None
@@ -104,7 +104,7 @@ class LoadWorkload:
         figures = settings.generator.run(self.asked, server.port, seconds, warmup)
         used = server.cpu_seconds() - before
         answered = figures["messages"] + figures["warmup_messages"]
-        server.wait_quiet()
+        server.wait_quiet(0.03 + self._ramp)
         return Measurement(figures["rate"], figures | {"server_cpu_us": used / answered * 1e6})
 
 
