@@ -299,15 +299,18 @@ class ClientConn(Connection):
             first = self._lost is None
             if again and first:
                 self._lost = reason
-                self._up.clear()
             # Those of now: at any moment after this, the next ones may be there.
             context, transport = self.context, self._transport
         if not again:
             super()._drop(reason, ended=ended)
         elif first:
             context.cancel(reason)
-            if transport is not None and not ended:
-                transport.abort()
+            if transport is not None:
+                # Nothing more goes where it would be lost; it waits for the next.
+                self._outbox.give_up(ConnectionAbortedError(reason), transport)
+            with self._lock:
+                if self._lost is not None:
+                    self._up.clear()
 
     def _renew(self) -> bool:
         if self._reason is None and self._lost is not None:

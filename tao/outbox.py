@@ -223,13 +223,14 @@ class Outbox(queue.Queue[bytes]):
                 self.all_tasks_done.wait(deadline.remaining())
             return self._shut
 
-    def give_up(self, error: OSError) -> None:
+    def give_up(self, error: OSError, transport: Transport | None = None) -> None:
         """Note that the transport is broken, or that the peer takes nothing, and abort it.
 
-        Any thread may call it.
+        Any thread may call it; if it names the transport, one that came after is left alone.
         """
         with self.mutex:
-            self._break(error)
+            if transport is None or transport is self._transport:
+                self._break(error)
 
     @property
     def blocked(self) -> bool:
