@@ -21,6 +21,9 @@ class Program:
     """``python -m`` something, and all that it has printed so far. Use it in a ``with`` block."""
 
     def __init__(self, *arguments: object, cwd: Path = ROOT) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # A shell has its background jobs ignore Ctrl-C, and who ignores it passes that on.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._process = subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
             stdin=subprocess.PIPE,
