@@ -15,7 +15,6 @@ from typing import Any
 
 from tao.connection import Connection
 from tao.context import background
-from tao.dispatch import BlockWatch
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
@@ -65,7 +64,6 @@ class ClientConn(Connection):
             checked,
             registry=self.registry,
             wheel=wheel,
-            watch=BlockWatch(wheel),
             run=None,
             parent=background(),
             tally=Tally(f"client-{net_id}", self._fill),

@@ -25,15 +25,16 @@ from collections.abc import Callable, Hashable
 from datetime import datetime
 from typing import Any
 
-from tao.codec import Batch, Decoder
+from tao.codec import Decoder
 from tao.context import ConnectionContext, Context
-from tao.dispatch import BlockWatch, Dispatcher
+from tao.dispatch import Dispatcher, watch_on
 from tao.errors import BadData, ConnectionClosed
 from tao.keepalive import KeepAlive
 from tao.message import Message, Registry
 from tao.metrics import Counts, Tally
 from tao.options import Options
 from tao.outbox import Outbox
+from tao.reader import Reader
 from tao.reporter import Reporter
 from tao.threads import Deadline, gather, spawn
 from tao.timers import TimerSet
@@ -42,9 +43,6 @@ from tao.transport import Transport, address_text, explain
 
 __all__ = ["Connection"]
 
-# How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
-# connection holds little memory.
-_RECV_LEAST, _RECV_MOST = 4 * 1024, 64 * 1024
 # How long a peer that was told the end may take to close as well, in seconds.
 _LINGER = 1.0
 
@@ -61,8 +59,7 @@ class Connection:
         net_id: the number of the connection, unique within its server or the process's clients.
         options: checked.
         registry: messages and handlers.
-        wheel: for heartbeats, timeouts and timers.
-        watch: finds handlers that block the reading thread.
+        wheel: for heartbeats, timeouts and timers, and to find handlers that block.
         run: runs a function on the workers and waits for it; None: on the handling thread.
         parent: the context above the connection's.
         tally: where the connection's counts go when it ends.
@@ -78,7 +75,6 @@ class Connection:
         *,
         registry: Registry,
         wheel: TimingWheel,
-        watch: BlockWatch,
         run: Callable[[Callable[[], object]], object] | None,
         parent: Context,
         tally: Tally,
@@ -107,7 +103,7 @@ class Connection:
             self,
             registry,
             self._outbox,
-            watch,
+            watch_on(wheel),
             run=run,
             mode=options.dispatch,
             limit=options.queue_size,
@@ -128,9 +124,9 @@ class Connection:
         self._established: bool = False  # on_connect agreed, and on_close was not called yet
         # Owned by the reading role, which one thread at a time plays.
         self._decoder: Decoder = self._codec.decoder(registry)
-        self._recv_size: int = _RECV_LEAST
-        self._alive = KeepAlive(self)
-        self._counts = Counts()
+        self._reader = Reader(self)
+        self._unsent: int = 0
+        self._keep_alive = KeepAlive(self)
         # Set when all is over but the last thread's last step; then _stuck holds the threads whose
         # handler never returned.
         self._stuck: list[threading.Thread] = []
@@ -191,7 +187,7 @@ class Connection:
     @property
     def last_heartbeat(self) -> float:
         """When something last came from the peer, in seconds since the Unix epoch."""
-        return time.time() - (time.monotonic() - self._alive.last_received)
+        return time.time() - (time.monotonic() - self._reader.last_received)
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
@@ -281,7 +277,7 @@ class Connection:
             self._raise_if_closed()
             self._ready = True
         self._decoder = self._codec.decoder(self._registry)
-        self._alive.last_received = time.monotonic()
+        self._reader.last_received = time.monotonic()
         self._outbox.attach(transport)
         if not self._ask_on_connect():
             raise ConnectionClosed("refused by on_connect")
@@ -291,7 +287,7 @@ class Connection:
             self._lost = None
         self._tally.established(self)
         self._outbox.open()
-        self._alive.start()
+        self._keep_alive.start()
 
     def _raise_if_closed(self) -> None:
         """Needs _lock."""
@@ -371,52 +367,8 @@ class Connection:
 
     def _read(self) -> bool:
         """Read until the end, or (True) until the other thread has taken over."""
-        transport = self._transport
-        assert transport is not None
-        while True:
-            try:
-                data = transport.recv(self._recv_size)
-            except OSError as error:
-                self._outbox.give_up(error)
-                self._failed(error, explain(error), ended=True)
-                return False
-            if not data:
-                unsendable = self._outbox.error
-                if unsendable is None:
-                    self._drop("peer closed", ended=True)
-                else:  # it was this side that ended it, because sending failed
-                    self._failed(unsendable, explain(unsendable), ended=True)
-                return False
-            self._alive.last_received = time.monotonic()
-            if not self._take(data):
-                return True
-
-    def _take(self, data: bytes) -> bool:
-        """Decode and dispatch what was received; False: someone else reads on."""
-        size = len(data)
-        self._counts.bytes_in += size
-        if size == self._recv_size:
-            self._recv_size = min(4 * size, _RECV_MOST)
-        elif 4 * size < self._recv_size:
-            self._recv_size = max(self._recv_size // 2, _RECV_LEAST)
-        if self._reason is not None or self._lost is not None:
-            return True  # only waiting for the end
-        batch: Batch = []
-        broken: Exception | None = None
-        try:
-            self._decoder.feed(data, batch)
-        except BadData as error:
-            broken = error
-        except BaseException as error:
-            broken = BadData(f"{type(error).__name__}: {error}")
-            broken.__cause__ = error
-        reading = True
-        if batch:
-            self._counts.messages_in += len(batch)
-            reading = self._dispatcher.dispatch(batch)
-        if broken is not None:
-            self._failed(broken, f"protocol error: {broken}")
-        return reading
+        assert self._transport is not None
+        return self._reader.read(self._transport, self._decoder)
 
     def _renew(self) -> bool:
         """The transport has ended. Get another and return True, or finish."""
@@ -424,6 +376,26 @@ class Connection:
         return False
 
     # -- ending
+
+    def _transport_failed(self, error: OSError) -> None:
+        """Reading has failed. Called by the reading role, as are the next two."""
+        self._outbox.give_up(error)
+        self._failed(error, explain(error), ended=True)
+
+    def _transport_ended(self) -> None:
+        """The peer has sent the end, or this side has ended the transport itself."""
+        unsendable = self._outbox.error
+        if unsendable is None:
+            self._drop("peer closed", ended=True)
+        else:  # it was this side that ended it, because sending failed
+            self._failed(unsendable, explain(unsendable), ended=True)
+
+    def _protocol_broken(self, error: BaseException) -> None:
+        """The decoder can make nothing of what the peer sends."""
+        if not isinstance(error, BadData):
+            cause, error = error, BadData(f"{type(error).__name__}: {error}")
+            error.__cause__ = cause
+        self._failed(error, f"protocol error: {error}")
 
     def _failed(self, error: Exception, reason: str, *, ended: bool = False) -> None:
         """Give the peer up because of an error of its own, or the network's."""
@@ -510,8 +482,9 @@ class Connection:
         """After reading: see handlers and writer through; tell whether all handlers returned."""
         idle = self._dispatcher.wait_idle()
         if self._transport is not None:
-            self._outbox.wait_sent(self._deadline or Deadline(self._options.drain_timeout))
-            self._transport.abort()
+            deadline = self._deadline or Deadline(self._options.drain_timeout)
+            if not self._outbox.wait_sent(deadline):
+                self._transport.abort()
         return idle
 
     def _finish(self) -> None:
@@ -523,7 +496,7 @@ class Connection:
         self._timers.end()
         self._stuck = gather(self._all_threads(), Deadline(None if idle else 0))
         if frames:
-            self._counts.unsent += frames
+            self._unsent = frames
             lost = ConnectionClosed(
                 f"{frames} messages ({size} bytes) could not be sent: {self._reason}"
             )
@@ -560,13 +533,15 @@ class Connection:
 
     def counts(self) -> Counts:
         """Return what this connection has done so far."""
-        counts = Counts()
-        counts.add(self._counts)
-        counts.messages_out = self._outbox.frames_sent
-        counts.bytes_out = self._outbox.bytes_sent
-        counts.dropped = self._outbox.dropped
-        counts.handled = self._dispatcher.handled
-        counts.handle_time = self._dispatcher.busy_time
-        counts.undefined = self._reporter.undefined
-        counts.errors = self._reporter.errors
-        return counts
+        return Counts(
+            messages_in=self._reader.messages_in,
+            bytes_in=self._reader.bytes_in,
+            messages_out=self._outbox.frames_sent,
+            bytes_out=self._outbox.bytes_sent,
+            handled=self._dispatcher.handled,
+            handle_time=self._dispatcher.busy_time,
+            errors=self._reporter.errors,
+            undefined=self._reporter.undefined,
+            dropped=self._outbox.dropped,
+            unsent=self._unsent,
+        )

@@ -169,7 +169,15 @@ class Context:
         Args:
             reason: why, for people; the text of ``error``.
         """
-        self._own_scope().cancel(Cancelled(reason or "cancelled"))
+        error = Cancelled(reason or "cancelled")
+        with _links:
+            if self._scope is None:
+                # Nobody waits for it and nothing is below: it need not be hung into the tree first.
+                self._scope = _Scope(None)
+                self._scope.error = (self._parent and self._parent.error) or error
+                self._scope.set()
+                return
+        self._scope.cancel(error)
 
     @property
     def done(self) -> threading.Event:

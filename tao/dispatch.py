@@ -13,7 +13,7 @@ more than a quick handler does, so:
 
 - If nothing waits and nothing runs, a batch is run by the reader itself, as far as its handlers are
   known to be quick. That is learned, for each message number: a handler starts in the pool, is
-  trusted after a few quick runs, and no longer after a slow one.
+  trusted after a few quick runs, and no longer after slow ones.
 - A wrong guess costs speed only. ``BlockWatch`` finds a reader that is stuck in a handler after a
   few milliseconds and tells the handling thread to take over the reading; the stuck thread finishes
   its batch and takes the other role. This is Leader/Followers (Schmidt et al., Pattern-Oriented
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from datetime import datetime
@@ -41,17 +42,22 @@ from tao.message import HEARTBEAT, Handler, Registration, Registry
 from tao.outbox import Outbox
 from tao.timing import TimingWheel
 
-__all__ = ["BlockWatch", "DispatchHost", "Dispatcher"]
+__all__ = ["BlockWatch", "DispatchHost", "Dispatcher", "watch_on"]
 
 #: A handler is quick if it runs shorter than this, in seconds.
 QUICK = 200e-6
 #: A reader that runs a handler for longer than this is relieved of the reading, in seconds.
 GRACE = 5e-3
-# So many quick runs make a handler trusted.
-_TRUSTED_AFTER = 3
-# One run counts for at most this much in a handler's figure: a thread may lose the processor in the
-# midst of a quick handler, and one such mishap should not send it to the pool.
-_COST_CAP = 1e-3
+# Trust in a handler grows by one with each quick run, up to a bound, and is halved by a slow one: a
+# thread may lose the processor in the midst of a quick handler, and one such mishap should not send
+# it to the pool. From the first of these figures on a reader runs it.
+_TRUSTED, _TRUST_MOST = 3, 8
+# When threads wait for the interpreter lock, a look of the watch comes late, as late as a handler
+# may be held up; who is only held up must not be taken for stuck. That many times its lateness is
+# added to the grace, and the lateness, forgotten by a tenth with each look, is bounded (seconds).
+_PATIENCE, _LATENESS_MOST = 4, 0.25
+# After so many looks that found nothing to do the watch sleeps. To wake it costs more than a look.
+_LOOKS_IN_VAIN = 20
 
 # Stands for a message number where a function is to be called instead: a timer's callback.
 _CALL: Any = object()
@@ -74,37 +80,72 @@ class DispatchHost(Protocol):
 
 
 class BlockWatch:
-    """Finds handlers that are stuck, for all connections of a server or client.
+    """Finds handlers that are stuck, for all connections on one timing wheel; see `watch_on`.
 
-    Asleep while nothing is handled; else it looks every `GRACE` seconds, on the timing wheel.
+    It looks every `GRACE` seconds, on the wheel, and sleeps when some looks found nothing running.
     """
 
     def __init__(self, wheel: TimingWheel) -> None:
-        self._wheel = wheel
+        self._wheel = weakref.ref(wheel)
         # The dispatchers that run a batch now. Each adds and removes itself, a look copies it; all
         # three are atomic in CPython, also without the GIL.
         self.running: set[Dispatcher] = set()
-        # Written by a look *before* it copies, read by a dispatcher *after* it has added itself: so
-        # of the two at least one sees the other. That both do, and a look too many is made, is
-        # harmless.
+        # Whether there will be another look. Set under the lock. It is cleared *before* the watch
+        # looks a last time whether anything runs, and read by a dispatcher *after* it has added
+        # itself: so of the two at least one sees the other.
         self.armed: bool = False
+        self._arming = threading.Lock()
+        # Owned by the wheel's thread.
+        self._lateness: float = 0.0  # of looks, lately; in seconds
+        self._due: float = 0.0  # when the next is due; written before it can be
+        self._in_vain: int = 0  # looks that found nothing, in a row
 
     def arm(self) -> None:
-        """Have a look in a moment."""
-        self.armed = True
+        """Have a look in a moment, and further ones. Any thread may call it."""
+        with self._arming:
+            if self.armed:
+                return
+            self.armed = True
+        self._look_later()
+
+    def _look_later(self) -> None:
+        wheel = self._wheel()
+        self._due = time.monotonic() + GRACE
         try:
-            self._wheel.run_after(GRACE, self._look)
+            if wheel is not None:
+                wheel.run_after(GRACE, self._look)
         except (RuntimeError, TooManyTimers):
             # The wheel has stopped, so all connections have ended; or it is full, or has no thread.
             self.armed = False
 
     def _look(self, _: datetime) -> None:
-        self.armed = False
+        now = time.monotonic()
+        self._lateness = min(max(now - self._due, 0.9 * self._lateness), _LATENESS_MOST)
         running = list(self.running)
         for dispatcher in running:
-            dispatcher.look()
-        if running and not self.armed:
+            dispatcher.look(now, GRACE + _PATIENCE * self._lateness)
+        self._in_vain = 0 if running else self._in_vain + 1
+        if self._in_vain < _LOOKS_IN_VAIN:
+            self._look_later()
+            return
+        self._in_vain = 0
+        self.armed = False
+        if self.running:
             self.arm()
+
+
+# Guarded by the lock.
+_watches: weakref.WeakKeyDictionary[TimingWheel, BlockWatch] = weakref.WeakKeyDictionary()
+_watches_lock = threading.Lock()
+
+
+def watch_on(wheel: TimingWheel) -> BlockWatch:
+    """Return the watch that looks on this wheel: one for all who share it."""
+    with _watches_lock:
+        watch = _watches.get(wheel)
+        if watch is None:
+            watch = _watches[wheel] = BlockWatch(wheel)
+        return watch
 
 
 class Dispatcher:
@@ -114,7 +155,7 @@ class Dispatcher:
         host: the connection.
         registry: where handlers are found.
         outbox: the connection's.
-        watch: the server's or client's.
+        watch: finds handlers that are stuck.
         run: runs a function on the pool and waits for it; None runs on the handling thread.
         mode: ``"auto"``, ``"pool"`` or ``"inline"``, for handlers that do not say.
         limit: how many messages may wait.
@@ -140,11 +181,12 @@ class Dispatcher:
         self._run_on_pool = run
         self._mode: str = mode
         self._on_message = on_message
-        self.inbox = Inbox(limit)
+        self._limit: int = limit
         # Guards the fields below; the condition is notified when nothing is pending any more.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._waiting: int = 0  # threads that wait for that; to notify costs, if in vain too
+        self._inbox: Inbox | None = None  # made when the handling thread is started
         self._pending: int = 0  # messages in the inbox, and those being run by the handling thread
         self._inline: bool = False  # the reading thread runs a batch
         self._late: Batch = []  # callbacks that came due meanwhile
@@ -153,15 +195,15 @@ class Dispatcher:
         self._discard: bool = False  # ... and those that wait are not run
         self._then: Callable[[], object] | None = None  # called once nothing is pending any more
         self._abandoned: bool = False  # nobody waits for what is still pending
-        self._handler_started: bool = False
         # Owned by who runs a batch, one at a time; read by the watch and for figures.
         self._runs: int = 0  # batches begun
         self._messages: Iterator[Any] = iter(())  # what is left of the current one
         self._stuck: bool = False  # the watch found it to be stuck
         self.handled: int = 0
-        self.busy_time: float = 0.0  # seconds spent in handlers
-        # Owned by the watch: what it saw last, as (_runs, messages left).
+        self.busy_time: float = 0.0  # seconds spent in handlers, but not in sending
+        # Owned by the watch: what it saw last, as (_runs, messages left), and since when.
         self._seen: tuple[int, int] = (0, 0)
+        self._seen_since: float = 0.0
         # Owned by the reading role.
         self.waiting_for_room: bool = False
 
@@ -222,8 +264,16 @@ class Dispatcher:
 
     def _wants_handler(self) -> bool:
         """Tell whether the handling thread is to be started, by the caller. Needs _lock."""
-        start, self._handler_started = not self._handler_started, True
+        start = self._inbox is None
+        if self._inbox is None:
+            self._inbox = Inbox(self._limit)
         return start
+
+    @property
+    def inbox(self) -> Inbox:
+        """What waits, once the handling thread was wanted."""
+        assert self._inbox is not None
+        return self._inbox
 
     # -- for the timing wheel, and others
 
@@ -274,7 +324,8 @@ class Dispatcher:
         with self._lock:
             self._abandoned = self._discard = True
             self._idle.notify_all()
-        self.inbox.unbind()
+            if self._inbox is not None:
+                self._inbox.unbind()
         self._skip()
 
     def _skip(self) -> None:
@@ -286,7 +337,8 @@ class Dispatcher:
         """End `handle`, when it gets there."""
         with self._lock:
             self._discard = True
-            self.inbox.push([(_STOP, None)])
+            if self._inbox is not None:
+                self._inbox.push([(_STOP, None)])
 
     @property
     def pending(self) -> int:
@@ -373,7 +425,7 @@ class Dispatcher:
             return entry, None, True
         mode = entry.dispatch or self._mode
         if mode == "auto":
-            return entry, handler, entry.quick_runs >= _TRUSTED_AFTER
+            return entry, handler, entry.trust >= _TRUSTED
         return entry, handler, mode == "inline"
 
     def _run(self, batch: Batch, *, inline: bool) -> Batch:
@@ -396,7 +448,7 @@ class Dispatcher:
         watch.running.add(self)
         if not watch.armed:
             watch.arm()
-        started = time.monotonic()
+        started = time.monotonic() - outbox.send_time
         try:
             for number, message in messages:
                 if number != group:
@@ -430,35 +482,46 @@ class Dispatcher:
         return [] if self._discard else rest
 
     def _account(self, entry: Registration | None, started: float, count: int) -> float:
-        """Learn from a group that was run; return the time now."""
-        now = time.monotonic()
+        """Learn from a group that was run; return the time now.
+
+        The time that counts is the clock's, less what was spent sending: to send is to let go of
+        the interpreter lock, and how long it takes to get it back tells how busy the others are.
+        """
+        now = time.monotonic() - self._outbox.send_time
         elapsed = now - started
         self.handled += count
         self.busy_time += elapsed
         if entry is not None:
-            sample = min(elapsed / count, _COST_CAP)
-            # Two connections may update at once, and one of two samples be lost: it is a guess.
-            entry.cost += (sample - entry.cost) / 8
-            if self._stuck or (sample > QUICK and entry.cost > QUICK):
-                entry.quick_runs = 0
-            elif sample <= QUICK:
-                entry.quick_runs += 1
+            # Two connections may learn at once, and one of two runs not count: it is a guess.
+            if self._stuck:
+                entry.trust = 0
+            elif elapsed > count * QUICK:
+                entry.trust //= 2
+            elif entry.trust < _TRUST_MOST:
+                entry.trust += 1
         return now
 
     # -- for the watch
 
-    def look(self) -> None:
-        """See what became of the batch that was running at the last look."""
+    def look(self, now: float, grace: float) -> None:
+        """See what became of the batch that was running at the last look.
+
+        Args:
+            now: the time, monotonic.
+            grace: for how long a handler may run before it counts as stuck, in seconds.
+        """
         # How far it is, its iterator knows: nobody has to count for it.
         seen = self._runs, length_hint(self._messages)
         before, self._seen = self._seen, seen
-        if before == seen:
+        if before != seen:
+            self._seen_since = now
+            if before[0] == seen[0]:
+                # It goes on, but replies have waited for long enough.
+                self._outbox.flush()
+        elif now - self._seen_since >= grace:
             self._stuck = True
             self._watch.running.discard(self)  # known now, so it costs no more looks
             self._relieve()
-        elif before[0] == seen[0]:
-            # It goes on, but replies have waited for long enough.
-            self._outbox.flush()
 
     def _relieve(self) -> None:
         """Have the other thread read on if a handler blocks the reader, and let replies go."""

@@ -26,8 +26,6 @@ class KeepAlive:
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._options = conn._options
-        #: When something last came, monotonic. Owned by who reads, but for `_look_idle`.
-        self.last_received: float = time.monotonic()
 
     def start(self) -> None:
         """Set the clocks that the options ask for."""
@@ -66,8 +64,8 @@ class KeepAlive:
             return  # lost meanwhile; the next transport sets its own
         if conn._dispatcher.waiting_for_room:
             # Nothing is read because the handlers do not keep up: that is not the peer's fault.
-            self.last_received = time.monotonic()
-        left = self.last_received + limit - time.monotonic()
+            conn._reader.last_received = time.monotonic()
+        left = conn._reader.last_received + limit - time.monotonic()
         if left > 0:
             self._set("idle", left)
         else:

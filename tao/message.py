@@ -95,11 +95,10 @@ class Registration:
         handler: called with ``(ctx, conn)``, or None: then ``on_message`` is.
         dispatch: ``"auto"``, ``"pool"`` or ``"inline"`` for this handler, or None: as its
             connection does.
-        cost: the learned duration of a run in seconds, see ``dispatch.py``, which owns it.
-        quick_runs: how many runs in a row were quick; owned by ``dispatch.py`` too.
+        trust: how far it is trusted to be quick, see ``dispatch.py``, which owns it.
     """
 
-    __slots__ = ("cost", "deserialize", "dispatch", "handler", "number", "quick_runs")
+    __slots__ = ("deserialize", "dispatch", "handler", "number", "trust")
 
     def __init__(
         self,
@@ -112,8 +111,7 @@ class Registration:
         self.deserialize: Deserializer = deserialize
         self.handler: Handler | None = handler
         self.dispatch: str | None = dispatch
-        self.cost: float = 0.0
-        self.quick_runs: int = 0
+        self.trust: int = 0
 
     def __repr__(self) -> str:
         return f"Registration({self.number}, {self.deserialize!r}, handler={self.handler!r})"

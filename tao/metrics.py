@@ -45,9 +45,11 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Add another's counts to this one's."""
-        for field in fields(Counts):
-            name = field.name
+        for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+_COUNTS = tuple(field.name for field in fields(Counts))
 
 
 @dataclass

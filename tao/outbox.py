@@ -88,6 +88,7 @@ class Outbox(queue.Queue[bytes]):
         self.error: OSError | None = None  #: what broke the transport
         #: When the kernel last took bytes, or began to refuse them.
         self.last_sent: float = time.monotonic()
+        self.send_time: float = 0.0  #: seconds that the kernel needed to take them
         self.frames_sent: int = 0
         self.bytes_sent: int = 0
         self.dropped: int = 0
@@ -121,24 +122,15 @@ class Outbox(queue.Queue[bytes]):
                 self._collected_late(frame)  # type: ignore[unreachable]  # says mypy, but threads
             return
         with self.mutex:
-            self._take_collected()
-            frames = self.queue
-            crowded = self._seal is not None or len(frames) >= self.maxsize
-            if crowded and not self._make_room(timeout):
+            if self._collected:
+                self._take_collected()
+            if frame and self._clear():
+                self._send_at_once([frame])  # as nearly always
+            elif not self._line_up(frame, timeout):
                 return
-            if not frame:
-                return  # a kernel that takes nothing of it would look like one that is full
-            self._bytes += len(frame)
-            if self._preface == threading.get_ident():
-                frames.insert(self._ahead, frame)
-                self._ahead += 1
-            else:
-                frames.append(frame)
-            if not self._blocked:
-                self._send()
-                if self.error is not None and not self._keep:
-                    self._take_back(frame)
-                    raise ConnectionClosed(self._seal or "connection broken")
+            if self.error is not None and not self._keep:
+                self._take_back(frame)
+                raise ConnectionClosed(self._seal or "connection broken")
 
     @property
     def waiting(self) -> int:
@@ -156,8 +148,7 @@ class Outbox(queue.Queue[bytes]):
         """Hold frames back until `release`, or until they are many."""
         with self.mutex:
             # Where frames wait already, the writer sends them together anyway.
-            ready = self._transport is not None and self._preface is None and self._seal is None
-            self._collecting = ready and not self.queue
+            self._collecting = self._clear()
 
     def release(self) -> None:
         """Send what was held back and hold nothing more. Any thread may call it."""
@@ -245,7 +236,7 @@ class Outbox(queue.Queue[bytes]):
     def stop(self) -> tuple[int, int]:
         """End the writer thread and return the number of frames, and of bytes, never sent.
 
-        As with `detach`, the transport is aborted already, and no thread is in it afterwards.
+        All is sent, or the transport is aborted already, and no thread is in it afterwards.
         """
         with self.mutex:
             self._stopped = True
@@ -283,17 +274,48 @@ class Outbox(queue.Queue[bytes]):
 
     def _send_collected(self) -> None:
         """Send what was collected, unless the writer does. Needs the mutex."""
+        if self._clear():
+            if self._collected:
+                self._send_at_once(self._pop_collected())
+            return
         self._take_collected()
         if self.queue and not self._blocked:
             self._send()
 
     def _take_collected(self) -> None:
         """Move what was collected to where the frames wait. Needs the mutex."""
+        frames = self._pop_collected()
+        self._bytes += sum(map(len, frames))
+        self.queue.extend(frames)
+
+    def _pop_collected(self) -> list[bytes]:
+        """Take out what was collected so far. Needs the mutex."""
         collected = self._collected
-        for _ in range(len(collected)):
-            frame = collected.popleft()
-            self._bytes += len(frame)
+        return list(islice(iter(collected.popleft, None), len(collected)))
+
+    def _clear(self) -> bool:
+        """Whether nothing waits, and what is written may leave at once. Needs the mutex."""
+        return not self.queue and (
+            self._transport is not None and self._preface is None and self._seal is None
+        )
+
+    def _line_up(self, frame: bytes, timeout: float | None) -> bool:
+        """Queue a frame behind those that wait; False: it was dropped. Needs the mutex."""
+        crowded = self._seal is not None or len(self.queue) >= self.maxsize
+        if crowded and not self._make_room(timeout):
+            return False
+        if not frame:
+            return False  # a kernel that takes nothing of it would look like one that is full
+        self._bytes += len(frame)
+        if self._preface == threading.get_ident():
+            self.queue.insert(self._ahead, frame)
+            self._ahead += 1
+        else:
             self.queue.append(frame)
+        if self._blocked:
+            return False
+        self._send()
+        return True
 
     def _make_room(self, timeout: float | None) -> bool:
         """Make room for a frame, or raise; False: the frame itself is dropped.
@@ -354,6 +376,37 @@ class Outbox(queue.Queue[bytes]):
             if not self.queue:
                 self._offset = 0
 
+    def _send_at_once(self, frames: list[bytes]) -> None:
+        """Give the kernel frames while none waits; what it does not take does from then on.
+
+        Needs the mutex.
+        """
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        taken = 0
+        try:
+            taken = self._give(data)
+        except OSError as error:
+            self._break(error)
+        if taken == len(data):
+            self.bytes_sent += taken
+            self.frames_sent += len(frames)
+            return
+        self._bytes = len(data)
+        self.queue.extend(frames)
+        if taken:
+            self._forget(taken)
+        self._send()
+
+    def _give(self, data: bytes | memoryview) -> int:
+        """Have the kernel take what it can. Needs the mutex, and a transport."""
+        started = time.monotonic()
+        taken = self._transport.send(data)  # type: ignore[union-attr]
+        now = time.monotonic()
+        self.send_time += now - started
+        if taken:
+            self.last_sent = now
+        return taken
+
     def _send(self) -> None:
         """Give the kernel what it takes, and leave the rest to the writer. Needs the mutex."""
         assert self.mutex.locked()
@@ -363,7 +416,7 @@ class Outbox(queue.Queue[bytes]):
         count = len(self.queue) if self._preface is None else self._ahead
         try:
             while count:
-                taken = transport.send(self._next_bytes(count))
+                taken = self._give(self._next_bytes(count))
                 if not taken:
                     self._block()
                     return
@@ -397,7 +450,6 @@ class Outbox(queue.Queue[bytes]):
 
     def _forget(self, taken: int) -> int:
         """Drop the frames that the kernel has wholly got; return how many."""
-        self.last_sent = time.monotonic()
         self.bytes_sent += taken
         taken += self._offset
         dropped = 0

@@ -13,7 +13,6 @@ from typing import Any
 
 from tao.connection import Connection, ConnectionTimer
 from tao.context import SERVER, Context, background
-from tao.dispatch import BlockWatch
 from tao.errors import ConnectionClosed, HandshakeFailed, ServerClosed, TaoError
 from tao.listener import Address, Listener, listen
 from tao.log import logger
@@ -43,7 +42,6 @@ class ServerConn(Connection):
             options,
             registry=server.registry,
             wheel=server._wheel,
-            watch=server._watch,
             run=server._pool.run,
             parent=server.context,
             tally=server._tally,
@@ -179,7 +177,6 @@ class Server:
         else:
             self._pool = WorkerPool(options.workers, options.worker_initializer)
         self._wheel = shared_wheel.acquire()
-        self._watch = BlockWatch(self._wheel)
         self._state = "running"
 
     def serve_forever(

@@ -143,11 +143,11 @@ def test_a_reader_that_blocks_is_relieved(open_end: OpenEnd) -> None:
     end = open_end(registry=gate.registry)
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
-    before = end.conn._alive.last_received
+    before = end.conn._reader.last_received
     for _ in range(3):
         end.send(frame(0, struct.pack("<q", 1)))
-        wait_until(lambda before=before: end.conn._alive.last_received > before)
-        before = end.conn._alive.last_received
+        wait_until(lambda before=before: end.conn._reader.last_received > before)
+        before = end.conn._reader.last_received
     gate.leave.set()
     end.send(number(1))
     assert end.read(16) == number(1)

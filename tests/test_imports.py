@@ -19,7 +19,7 @@ STOREYS = [
         *("log", "threads", "timing", "timers", "context", "workers", "metrics"),
         *("transport", "outbox", "inbox", "dispatch"),
     },
-    {"tls", "connection", "options", "listener", "reporter", "keepalive", "outcomes"},
+    {"tls", "connection", "options", "listener", "reader", "reporter", "keepalive", "outcomes"},
     {"server", "client"},
     {"monitor", "cli", "__main__", "testing"},
     {"__init__"},

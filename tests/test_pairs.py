@@ -361,8 +361,8 @@ def test_an_idle_timeout_while_dialling_does_no_harm(monkeypatch: pytest.MonkeyP
 
     def slowly() -> Any:
         transport = dial()
-        client._alive.last_received -= 100
-        client._alive._look_idle()
+        client._reader.last_received -= 100
+        client._keep_alive._look_idle()
         return transport
 
     monkeypatch.setattr(client, "_dial", slowly)

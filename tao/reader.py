@@ -1,0 +1,76 @@
+"""The reading role of a connection: from the socket to the dispatcher.
+
+One ``recv`` takes as much as the peer has sent, up to a bound; all messages that are whole by then
+are decoded into one batch and dispatched together. So what a system call and a turn of this loop
+cost is shared by as many messages as there are.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tao.codec import Batch, Decoder
+from tao.transport import Transport
+
+if TYPE_CHECKING:
+    from tao.connection import Connection
+
+__all__ = ["Reader"]
+
+# How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
+# connection holds little memory.
+_RECV_LEAST, _RECV_MOST = 4 * 1024, 64 * 1024
+
+
+class Reader:
+    """Reads one connection. Used by the thread that plays the role, one at a time.
+
+    Args:
+        conn: the connection.
+    """
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._recv_size: int = _RECV_LEAST
+        #: When something last came, monotonic.
+        self.last_received: float = time.monotonic()
+        self.bytes_in: int = 0
+        self.messages_in: int = 0
+
+    def read(self, transport: Transport, decoder: Decoder) -> bool:
+        """Read until the end, or (True) until the other thread has taken over."""
+        conn, dispatch = self._conn, self._conn._dispatcher.dispatch
+        recv, feed, now = transport.recv, decoder.feed, time.monotonic
+        while True:
+            try:
+                data = recv(self._recv_size)
+            except OSError as error:
+                conn._transport_failed(error)
+                return False
+            if not data:
+                conn._transport_ended()
+                return False
+            self.last_received = now()
+            size = len(data)
+            self.bytes_in += size
+            if size == self._recv_size:
+                self._recv_size = min(4 * size, _RECV_MOST)
+            elif self._recv_size > _RECV_LEAST and 4 * size < self._recv_size:
+                self._recv_size //= 2
+            if conn._reason is not None or conn._lost is not None:
+                continue  # only waiting for the end
+            batch: Batch = []
+            broken: BaseException | None = None
+            try:
+                feed(data, batch)
+            except BaseException as error:
+                broken = error
+            reading = True
+            if batch:
+                self.messages_in += len(batch)
+                reading = dispatch(batch)
+            if broken is not None:
+                conn._protocol_broken(broken)
+            if not reading:
+                return True
