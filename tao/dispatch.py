@@ -26,12 +26,12 @@ to be quick, and when one of them gets stuck after all, what is there leaves at 
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from datetime import datetime
 from operator import length_hint
+from time import monotonic
 from typing import Any, Protocol
 
 from tao.codec import Batch
@@ -50,8 +50,10 @@ QUICK = 200e-6
 GRACE = 5e-3
 # Trust in a handler grows by one with each quick run, up to a bound, and is halved by a slow one: a
 # thread may lose the processor in the midst of a quick handler, and one such mishap should not send
-# it to the pool. From the first of these figures on a reader runs it.
-_TRUSTED, _TRUST_MOST = 3, 8
+# it to the pool.
+_TRUST_MOST = 8
+# How much trust a reader needs to run a handler, by mode.
+_TRUST_NEEDED = {"inline": 0, "auto": 3, "pool": _TRUST_MOST + 1}
 # When threads wait for the interpreter lock, a look of the watch comes late, as late as a handler
 # may be held up; who is only held up must not be taken for stuck. That many times its lateness is
 # added to the grace, and the lateness, forgotten by a tenth with each look, is bounded (seconds).
@@ -110,7 +112,7 @@ class BlockWatch:
 
     def _look_later(self) -> None:
         wheel = self._wheel()
-        self._due = time.monotonic() + GRACE
+        self._due = monotonic() + GRACE
         try:
             if wheel is not None:
                 wheel.run_after(GRACE, self._look)
@@ -119,7 +121,7 @@ class BlockWatch:
             self.armed = False
 
     def _look(self, _: datetime) -> None:
-        now = time.monotonic()
+        now = monotonic()
         self._lateness = min(max(now - self._due, 0.9 * self._lateness), _LATENESS_MOST)
         running = list(self.running)
         for dispatcher in running:
@@ -230,7 +232,7 @@ class Dispatcher:
         if not inline:
             self._enqueue(batch, start)
             return True
-        rest = self._run(batch, inline=True)
+        rest = self._run_alone(batch) if len(batch) == 1 else self._run(batch, inline=True)
         with self._lock:
             if not (rest or self._late or self._relieved or self._then or self._waiting):
                 self._inline = False
@@ -423,10 +425,33 @@ class Dispatcher:
             handler = lambda context, conn: on_message(context.message, conn)  # noqa: E731
         if handler is None:
             return entry, None, True
-        mode = entry.dispatch or self._mode
-        if mode == "auto":
-            return entry, handler, entry.trust >= _TRUSTED
-        return entry, handler, mode == "inline"
+        return entry, handler, entry.trust >= _TRUST_NEEDED[entry.dispatch or self._mode]
+
+    def _run_alone(self, batch: Batch) -> Batch:
+        """What `_run` does inline, for a batch of one: a message that comes alone bears all of it.
+
+        So here is only what the handler of a registered message needs.
+        """
+        number, message = batch[0]
+        entry = self._entries.get(number)
+        if entry is None or entry.handler is None:
+            return self._run(batch, inline=True)
+        if entry.trust < _TRUST_NEEDED[entry.dispatch or self._mode]:
+            return batch
+        host, watch = self._host, self._watch
+        self._stuck = False
+        self._runs += 1
+        watch.running.add(self)
+        if not watch.armed:
+            watch.arm()
+        started = monotonic() - self._outbox.send_time
+        try:
+            entry.handler(RequestContext(host.context, message), host)
+        except BaseException as error:
+            host.report(error, f"handling message {number}")
+        watch.running.discard(self)
+        self._account(entry, started, 1)
+        return []
 
     def _run(self, batch: Batch, *, inline: bool) -> Batch:
         """Handle a batch and return the part of it that is not for this thread.
@@ -448,7 +473,7 @@ class Dispatcher:
         watch.running.add(self)
         if not watch.armed:
             watch.arm()
-        started = time.monotonic() - outbox.send_time
+        started = monotonic() - outbox.send_time
         try:
             for number, message in messages:
                 if number != group:
@@ -487,7 +512,7 @@ class Dispatcher:
         The time that counts is the clock's, less what was spent sending: to send is to let go of
         the interpreter lock, and how long it takes to get it back tells how busy the others are.
         """
-        now = time.monotonic() - self._outbox.send_time
+        now = monotonic() - self._outbox.send_time
         elapsed = now - started
         self.handled += count
         self.busy_time += elapsed

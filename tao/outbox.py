@@ -24,10 +24,10 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
+from time import monotonic
 
 from tao.errors import ConnectionClosed, WouldBlock
 from tao.threads import Deadline
@@ -73,6 +73,7 @@ class Outbox(queue.Queue[bytes]):
         # thread, and all_tasks_done who waits for the end.
         self.queue: deque[bytes] = deque()
         self._transport: Transport | None = None
+        self._open: bool = False  # there is one, no preface is under way, and nothing sealed
         self._offset: int = 0  # bytes of the first frame that the kernel has
         self._bytes: int = 0  # in all frames that wait
         self._blocked: bool = False  # the kernel did not take all: the writer is on it
@@ -87,7 +88,7 @@ class Outbox(queue.Queue[bytes]):
         self._writer_started: bool = False
         self.error: OSError | None = None  #: what broke the transport
         #: When the kernel last took bytes, or began to refuse them.
-        self.last_sent: float = time.monotonic()
+        self.last_sent: float = monotonic()
         self.send_time: float = 0.0  #: seconds that the kernel needed to take them
         self.frames_sent: int = 0
         self.bytes_sent: int = 0
@@ -124,8 +125,8 @@ class Outbox(queue.Queue[bytes]):
         with self.mutex:
             if self._collected:
                 self._take_collected()
-            if frame and self._clear():
-                self._send_at_once([frame])  # as nearly always
+            if self._open and not self.queue and frame:
+                self._send_at_once(frame, (frame,))  # as nearly always
             elif not self._line_up(frame, timeout):
                 return
             if self.error is not None and not self._keep:
@@ -148,7 +149,7 @@ class Outbox(queue.Queue[bytes]):
         """Hold frames back until `release`, or until they are many."""
         with self.mutex:
             # Where frames wait already, the writer sends them together anyway.
-            self._collecting = self._clear()
+            self._collecting = self._open and not self.queue
 
     def release(self) -> None:
         """Send what was held back and hold nothing more. Any thread may call it."""
@@ -178,6 +179,7 @@ class Outbox(queue.Queue[bytes]):
         """End the preface and send what waits."""
         with self.mutex:
             self._preface = None
+            self._open = self._transport is not None and self._seal is None
             if not self._blocked:
                 self._send()
 
@@ -201,7 +203,7 @@ class Outbox(queue.Queue[bytes]):
             if self._seal is None:
                 self._seal = reason
             self._final = True
-            self._collecting = False
+            self._collecting = self._open = False
             self._take_collected()
             self.not_full.notify_all()
             if not self._blocked:
@@ -274,9 +276,10 @@ class Outbox(queue.Queue[bytes]):
 
     def _send_collected(self) -> None:
         """Send what was collected, unless the writer does. Needs the mutex."""
-        if self._clear():
+        if self._open and not self.queue:
             if self._collected:
-                self._send_at_once(self._pop_collected())
+                frames = self._pop_collected()
+                self._send_at_once(b"".join(frames), frames)
             return
         self._take_collected()
         if self.queue and not self._blocked:
@@ -292,12 +295,6 @@ class Outbox(queue.Queue[bytes]):
         """Take out what was collected so far. Needs the mutex."""
         collected = self._collected
         return list(islice(iter(collected.popleft, None), len(collected)))
-
-    def _clear(self) -> bool:
-        """Whether nothing waits, and what is written may leave at once. Needs the mutex."""
-        return not self.queue and (
-            self._transport is not None and self._preface is None and self._seal is None
-        )
 
     def _line_up(self, frame: bytes, timeout: float | None) -> bool:
         """Queue a frame behind those that wait; False: it was dropped. Needs the mutex."""
@@ -376,32 +373,39 @@ class Outbox(queue.Queue[bytes]):
             if not self.queue:
                 self._offset = 0
 
-    def _send_at_once(self, frames: list[bytes]) -> None:
+    def _send_at_once(self, data: bytes, frames: Sequence[bytes]) -> None:
         """Give the kernel frames while none waits; what it does not take does from then on.
 
         Needs the mutex.
+
+        Args:
+            data: all of the frames in one.
         """
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
         taken = 0
+        started = monotonic()
         try:
-            taken = self._give(data)
+            taken = self._transport.send(data)  # type: ignore[union-attr]
         except OSError as error:
             self._break(error)
+        now = monotonic()
+        self.send_time += now - started
         if taken == len(data):
+            self.last_sent = now
             self.bytes_sent += taken
             self.frames_sent += len(frames)
             return
         self._bytes = len(data)
         self.queue.extend(frames)
         if taken:
+            self.last_sent = now
             self._forget(taken)
         self._send()
 
     def _give(self, data: bytes | memoryview) -> int:
         """Have the kernel take what it can. Needs the mutex, and a transport."""
-        started = time.monotonic()
+        started = monotonic()
         taken = self._transport.send(data)  # type: ignore[union-attr]
-        now = time.monotonic()
+        now = monotonic()
         self.send_time += now - started
         if taken:
             self.last_sent = now
@@ -480,14 +484,14 @@ class Outbox(queue.Queue[bytes]):
         self._collecting = False
         # Either the wait begins now, or the socket was writable a moment ago: under TLS, the kernel
         # may take bytes for long before it has all that a frame became.
-        self.last_sent = time.monotonic()
+        self.last_sent = monotonic()
         self.not_empty.notify()
 
     def _leave(self) -> None:
         """Let no thread be in the transport. Needs the mutex, and gives it up while it waits."""
         self._transport = None
         self._preface = None
-        self._collecting = False
+        self._collecting = self._open = False
         self._take_collected()
         # Before the wait, or the writer would go on with a transport that is gone.
         self._blocked = False
@@ -502,7 +506,7 @@ class Outbox(queue.Queue[bytes]):
         if self._transport is not None:
             self._transport.abort()
         self._blocked = False
-        self._collecting = False
+        self._collecting = self._open = False
         if not self._keep and self._seal is None:
             self._seal = explain(error)
         self._transport = None

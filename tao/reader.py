@@ -7,7 +7,7 @@ cost is shared by as many messages as there are.
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from tao.codec import Batch, Decoder
@@ -34,14 +34,14 @@ class Reader:
         self._conn = conn
         self._recv_size: int = _RECV_LEAST
         #: When something last came, monotonic.
-        self.last_received: float = time.monotonic()
+        self.last_received: float = monotonic()
         self.bytes_in: int = 0
         self.messages_in: int = 0
 
     def read(self, transport: Transport, decoder: Decoder) -> bool:
         """Read until the end, or (True) until the other thread has taken over."""
         conn, dispatch = self._conn, self._conn._dispatcher.dispatch
-        recv, feed, now = transport.recv, decoder.feed, time.monotonic
+        recv, feed = transport.recv, decoder.feed
         while True:
             try:
                 data = recv(self._recv_size)
@@ -51,7 +51,7 @@ class Reader:
             if not data:
                 conn._transport_ended()
                 return False
-            self.last_received = now()
+            self.last_received = monotonic()
             size = len(data)
             self.bytes_in += size
             if size == self._recv_size:
