@@ -27,7 +27,7 @@ from typing import Any
 
 from tao.codec import Decoder
 from tao.context import ConnectionContext, Context
-from tao.dispatch import Dispatcher, watch_on
+from tao.dispatch import Dispatcher
 from tao.errors import BadData, ConnectionClosed
 from tao.keepalive import KeepAlive
 from tao.message import Message, Registry
@@ -40,6 +40,7 @@ from tao.threads import Deadline, gather, spawn
 from tao.timers import TimerSet
 from tao.timing import TimingWheel, delay_until
 from tao.transport import Transport, address_text, explain
+from tao.watch import watch_on
 
 __all__ = ["Connection"]
 

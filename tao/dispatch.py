@@ -14,7 +14,7 @@ more than a quick handler does, so:
 - If nothing waits and nothing runs, a batch is run by the reader itself, as far as its handlers are
   known to be quick. That is learned, for each message number: a handler starts in the pool, is
   trusted after a few quick runs, and no longer after slow ones.
-- A wrong guess costs speed only. ``BlockWatch`` finds a reader that is stuck in a handler after a
+- A wrong guess costs speed only. The watch (``watch.py``) finds a reader that is stuck in a handler after a
   few milliseconds and tells the handling thread to take over the reading; the stuck thread finishes
   its batch and takes the other role. This is Leader/Followers (Schmidt et al., Pattern-Oriented
   Software Architecture 2, 2000) with one follower.
@@ -26,41 +26,29 @@ to be quick, and when one of them gets stuck after all, what is there leaves at 
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from datetime import datetime
 from operator import length_hint
 from time import monotonic
 from typing import Any, Protocol
 
 from tao.codec import Batch
 from tao.context import Context, RequestContext
-from tao.errors import TooManyTimers
 from tao.inbox import TAKE_OVER, Inbox
 from tao.message import HEARTBEAT, Handler, Registration, Registry
 from tao.outbox import Outbox
-from tao.timing import TimingWheel
+from tao.watch import GRACE, BlockWatch
 
-__all__ = ["BlockWatch", "DispatchHost", "Dispatcher", "watch_on"]
+__all__ = ["DispatchHost", "Dispatcher"]
 
 #: A handler is quick if it runs shorter than this, in seconds.
 QUICK = 200e-6
-#: A reader that runs a handler for longer than this is relieved of the reading, in seconds.
-GRACE = 5e-3
 # Trust in a handler grows by one with each quick run, up to a bound, and is halved by a slow one: a
 # thread may lose the processor in the midst of a quick handler, and one such mishap should not send
 # it to the pool.
 _TRUST_MOST = 8
 # How much trust a reader needs to run a handler, by mode.
 _TRUST_NEEDED = {"inline": 0, "auto": 3, "pool": _TRUST_MOST + 1}
-# When threads wait for the interpreter lock, a look of the watch comes late, as late as a handler
-# may be held up; who is only held up must not be taken for stuck. That many times its lateness is
-# added to the grace, and the lateness, forgotten by a tenth with each look, is bounded (seconds).
-_PATIENCE, _LATENESS_MOST = 4, 0.25
-# After so many looks that found nothing to do the watch sleeps. To wake it costs more than a look.
-_LOOKS_IN_VAIN = 20
-
 # Stands for a message number where a function is to be called instead: a timer's callback.
 _CALL: Any = object()
 _STOP: Any = object()
@@ -81,75 +69,6 @@ class DispatchHost(Protocol):
         """Note a message whose number is not registered."""
 
 
-class BlockWatch:
-    """Finds handlers that are stuck, for all connections on one timing wheel; see `watch_on`.
-
-    It looks every `GRACE` seconds, on the wheel, and sleeps when some looks found nothing running.
-    """
-
-    def __init__(self, wheel: TimingWheel) -> None:
-        self._wheel = weakref.ref(wheel)
-        # The dispatchers that run a batch now. Each adds and removes itself, a look copies it; all
-        # three are atomic in CPython, also without the GIL.
-        self.running: set[Dispatcher] = set()
-        # Whether there will be another look. Set under the lock. It is cleared *before* the watch
-        # looks a last time whether anything runs, and read by a dispatcher *after* it has added
-        # itself: so of the two at least one sees the other.
-        self.armed: bool = False
-        self._arming = threading.Lock()
-        # Owned by the wheel's thread.
-        self._lateness: float = 0.0  # of looks, lately; in seconds
-        self._due: float = 0.0  # when the next is due; written before it can be
-        self._in_vain: int = 0  # looks that found nothing, in a row
-
-    def arm(self) -> None:
-        """Have a look in a moment, and further ones. Any thread may call it."""
-        with self._arming:
-            if self.armed:
-                return
-            self.armed = True
-        self._look_later()
-
-    def _look_later(self) -> None:
-        wheel = self._wheel()
-        self._due = monotonic() + GRACE
-        try:
-            if wheel is not None:
-                wheel.run_after(GRACE, self._look)
-        except (RuntimeError, TooManyTimers):
-            # The wheel has stopped, so all connections have ended; or it is full, or has no thread.
-            self.armed = False
-
-    def _look(self, _: datetime) -> None:
-        now = monotonic()
-        self._lateness = min(max(now - self._due, 0.9 * self._lateness), _LATENESS_MOST)
-        running = list(self.running)
-        for dispatcher in running:
-            dispatcher.look(now, GRACE + _PATIENCE * self._lateness)
-        self._in_vain = 0 if running else self._in_vain + 1
-        if self._in_vain < _LOOKS_IN_VAIN:
-            self._look_later()
-            return
-        self._in_vain = 0
-        self.armed = False
-        if self.running:
-            self.arm()
-
-
-# Guarded by the lock.
-_watches: weakref.WeakKeyDictionary[TimingWheel, BlockWatch] = weakref.WeakKeyDictionary()
-_watches_lock = threading.Lock()
-
-
-def watch_on(wheel: TimingWheel) -> BlockWatch:
-    """Return the watch that looks on this wheel: one for all who share it."""
-    with _watches_lock:
-        watch = _watches.get(wheel)
-        if watch is None:
-            watch = _watches[wheel] = BlockWatch(wheel)
-        return watch
-
-
 class Dispatcher:
     """Runs the handlers of one connection.
 
@@ -163,6 +82,13 @@ class Dispatcher:
         limit: how many messages may wait.
         on_message: called with ``(message, conn)`` where a number has no handler.
     """
+
+    __slots__ = (
+        "_abandoned", "_closed", "_discard", "_entries", "_host", "_idle", "_inbox",
+        "_inline", "_late", "_limit", "_lock", "_messages", "_mode", "_on_message",
+        "_outbox", "_pending", "_relieved", "_run_on_pool", "_runs", "_seen", "_seen_since",
+        "_stuck", "_then", "_waiting", "_watch", "busy_time", "handled", "waiting_for_room",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -23,6 +23,8 @@ class KeepAlive:
         conn: the connection.
     """
 
+    __slots__ = ("_conn", "_options")
+
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._options = conn._options

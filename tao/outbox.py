@@ -56,6 +56,14 @@ class Outbox(queue.Queue[bytes]):
         keep: frames written while there is no transport wait for the next one.
     """
 
+    __slots__ = (
+        "_ahead", "_blocked", "_bytes", "_collect_most", "_collected", "_collecting",
+        "_final", "_keep", "_offset", "_open", "_polling", "_preface", "_seal", "_shut",
+        "_slow_consumer", "_start_writer", "_stopped", "_transport", "_waiting",
+        "_writer_started", "bytes_sent", "dropped", "error", "frames_sent", "last_sent",
+        "queue", "send_time",
+    )  # fmt: skip
+
     def __init__(
         self,
         limit: int,

@@ -30,6 +30,8 @@ class Reader:
         conn: the connection.
     """
 
+    __slots__ = ("_conn", "_recv_size", "bytes_in", "last_received", "messages_in")
+
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._recv_size: int = _RECV_LEAST

@@ -27,6 +27,8 @@ class Reporter:
         on_error: the application's callback, or None.
     """
 
+    __slots__ = ("_conn", "_lock", "_on_error", "_undefined", "errors", "undefined")
+
     def __init__(
         self, conn: Connection, on_error: Callable[[Any, BaseException], object] | None
     ) -> None:

@@ -302,7 +302,7 @@ class Server:
         """The connections that are open now."""
         with self._lock:
             everyone = list(self._all.values())
-        return [conn for conn in everyone if conn._established and not conn.closed]
+        return [conn for conn in everyone if conn._established and conn._reason is None]
 
     @property
     def connection_count(self) -> int:
@@ -324,17 +324,17 @@ class Server:
             exclude: connections, or their ids, that do not get it.
         """
         frame = self._options.codec.encode(message)
-        excluded = {getattr(conn, "net_id", conn) for conn in exclude}
-        queued, failed = 0, []
-        for conn in self.connections:
-            if conn.net_id in excluded:
-                continue
+        receivers: Collection[ServerConn] = self.connections
+        if exclude:
+            excluded = {getattr(conn, "net_id", conn) for conn in exclude}
+            receivers = [conn for conn in receivers if conn.net_id not in excluded]
+        failed = []
+        for conn in receivers:
             try:
-                conn.write_frame(frame)
-                queued += 1
+                conn._outbox.write(frame)
             except TaoError as error:
                 failed.append((conn, error))
-        return Broadcast(queued, failed)
+        return Broadcast(len(receivers) - len(failed), failed)
 
     def unicast(self, net_id: int, message: Any) -> None:
         """Send a message to one connection.

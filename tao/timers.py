@@ -25,6 +25,8 @@ class TimerSet:
         post: has a function run in its turn among the messages; never blocks.
     """
 
+    __slots__ = ("_clocks", "_closed", "_lock", "_over", "_post", "_timers", "_wheel")
+
     def __init__(self, wheel: TimingWheel, post: Callable[[Callable[[], object]], None]) -> None:
         self._wheel = wheel
         self._post = post

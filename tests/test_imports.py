@@ -17,11 +17,11 @@ STOREYS = [
     {"message", "codec"},
     {
         *("log", "threads", "timing", "timers", "context", "workers", "metrics"),
-        *("transport", "outbox", "inbox", "dispatch"),
+        *("transport", "outbox", "inbox", "watch", "dispatch"),
     },
     {"tls", "connection", "options", "listener", "reader", "reporter", "keepalive", "outcomes"},
     {"server", "client"},
-    {"monitor", "cli", "__main__", "testing"},
+    {"monitor", "cli", "__main__", "faults", "testing"},
     {"__init__"},
 ]
 STOREY = {module: number for number, storey in enumerate(STOREYS) for module in storey}

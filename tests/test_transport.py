@@ -582,13 +582,14 @@ def test_a_broken_socket_first_tells_what_it_took() -> None:
     """If it breaks between two records, those before count as sent; the next send raises."""
 
     class Breaking(TlsTransport):
-        flushes = 2
+        __slots__ = ()
 
         def _flush(self) -> bool:
-            if not self.flushes:
+            if next(flushes, None) is None:
                 raise BrokenPipeError(errno.EPIPE, "broken pipe")
-            self.flushes -= 1
             return super()._flush()
+
+    flushes = iter(range(2))
 
     server, client = encrypted_pair()
     client.__class__ = Breaking

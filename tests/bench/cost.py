@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import tao
 from tao.context import RequestContext
-from tao.dispatch import BlockWatch, Dispatcher
+from tao.dispatch import Dispatcher
 from tao.outbox import Outbox
 from tao.transport import Transport
+from tao.watch import BlockWatch
 from tests.bench.peers.wire import EchoMessage
 
 BATCH, REPEAT, BEST_OF = 64, 1000, 9

@@ -1,0 +1,104 @@
+"""Finding handlers that block the thread that reads, so that another can take over the reading."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from datetime import datetime
+from time import monotonic
+from typing import Protocol
+
+from tao.errors import TooManyTimers
+from tao.timing import TimingWheel
+
+__all__ = ["GRACE", "BlockWatch", "Watched", "watch_on"]
+
+#: A reader that runs a handler for longer than this is relieved of the reading, in seconds.
+GRACE = 5e-3
+# When threads wait for the interpreter lock, a look of the watch comes late, as late as a handler
+# may be held up; who is only held up must not be taken for stuck. That many times its lateness is
+# added to the grace, and the lateness, forgotten by a tenth with each look, is bounded (seconds).
+_PATIENCE, _LATENESS_MOST = 4, 0.25
+# After so many looks that found nothing to do the watch sleeps. To wake it costs more than a look.
+_LOOKS_IN_VAIN = 20
+
+
+class Watched(Protocol):
+    """What runs handlers, and may get stuck in one."""
+
+    def look(self, now: float, grace: float) -> None:
+        """See what became of what was running at the last look.
+
+        Args:
+            now: the time, monotonic.
+            grace: for how long a handler may run before it counts as stuck, in seconds.
+        """
+
+
+class BlockWatch:
+    """Finds handlers that are stuck, for all connections on one timing wheel; see `watch_on`.
+
+    It looks every `GRACE` seconds, on the wheel, and sleeps when some looks found nothing running.
+    """
+
+    def __init__(self, wheel: TimingWheel) -> None:
+        self._wheel = weakref.ref(wheel)
+        # Those who run a batch now. Each adds and removes itself, a look copies it; all
+        # three are atomic in CPython, also without the GIL.
+        self.running: set[Watched] = set()
+        # Whether there will be another look. Set under the lock. It is cleared *before* the watch
+        # looks a last time whether anything runs, and read by who runs *after* it has added
+        # itself: so of the two at least one sees the other.
+        self.armed: bool = False
+        self._arming = threading.Lock()
+        # Owned by the wheel's thread.
+        self._lateness: float = 0.0  # of looks, lately; in seconds
+        self._due: float = 0.0  # when the next is due; written before it can be
+        self._in_vain: int = 0  # looks that found nothing, in a row
+
+    def arm(self) -> None:
+        """Have a look in a moment, and further ones. Any thread may call it."""
+        with self._arming:
+            if self.armed:
+                return
+            self.armed = True
+        self._look_later()
+
+    def _look_later(self) -> None:
+        wheel = self._wheel()
+        self._due = monotonic() + GRACE
+        try:
+            if wheel is not None:
+                wheel.run_after(GRACE, self._look)
+        except (RuntimeError, TooManyTimers):
+            # The wheel has stopped, so all connections have ended; or it is full, or has no thread.
+            self.armed = False
+
+    def _look(self, _: datetime) -> None:
+        now = monotonic()
+        self._lateness = min(max(now - self._due, 0.9 * self._lateness), _LATENESS_MOST)
+        running = list(self.running)
+        for each in running:
+            each.look(now, GRACE + _PATIENCE * self._lateness)
+        self._in_vain = 0 if running else self._in_vain + 1
+        if self._in_vain < _LOOKS_IN_VAIN:
+            self._look_later()
+            return
+        self._in_vain = 0
+        self.armed = False
+        if self.running:
+            self.arm()
+
+
+# Guarded by the lock.
+_watches: weakref.WeakKeyDictionary[TimingWheel, BlockWatch] = weakref.WeakKeyDictionary()
+_watches_lock = threading.Lock()
+
+
+def watch_on(wheel: TimingWheel) -> BlockWatch:
+    """Return the watch that looks on this wheel: one for all who share it."""
+    with _watches_lock:
+        watch = _watches.get(wheel)
+        if watch is None:
+            watch = _watches[wheel] = BlockWatch(wheel)
+        return watch
