@@ -36,7 +36,7 @@ from tao.options import Options
 from tao.outbox import Outbox
 from tao.reader import Reader
 from tao.reporter import Reporter
-from tao.threads import Deadline, gather, spawn
+from tao.threads import Deadline, Joinable, gather, spawn
 from tao.timers import TimerSet
 from tao.timing import TimingWheel, delay_until
 from tao.transport import Transport, address_text, explain
@@ -119,7 +119,7 @@ class Connection:
         self._deadline: Deadline | None = None  # of the orderly end
         self._values: dict[Hashable, Any] = {}
         self._over: bool = False  # the last steps have begun
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Joinable] = []
         self._transport: Transport | None = None
         self._ready: bool = False  # the handshake is done
         self._established: bool = False  # on_connect agreed, and on_close was not called yet
@@ -130,7 +130,7 @@ class Connection:
         self._keep_alive = KeepAlive(self)
         # Set when all is over but the last thread's last step; then _stuck holds the threads whose
         # handler never returned.
-        self._stuck: list[threading.Thread] = []
+        self._stuck: list[Joinable] = []
         self._finished = threading.Event()
 
     # -- what users call
@@ -317,7 +317,7 @@ class Connection:
     def _thread_name(self, role: str) -> str:
         return f"tao-{role}-{self._label.format(self.net_id)}"
 
-    def _all_threads(self) -> list[threading.Thread]:
+    def _all_threads(self) -> list[Joinable]:
         with self._lock:
             return list(self._threads)
 

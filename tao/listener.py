@@ -77,7 +77,7 @@ class Listener:
             while not self._stopping.is_set():
                 poll.poll()
                 try:
-                    self._accept_waiting()
+                    self._accept_one()
                     backoff = _BACKOFF_LEAST
                 except ServerClosed:
                     self._stopping.wait()  # what `stop` needs is freed only after it
@@ -101,18 +101,17 @@ class Listener:
         if self._path is not None and os.path.exists(self._path):
             os.unlink(self._path)
 
-    def _accept_waiting(self) -> None:
-        """Accept all who wait."""
-        while not self._stopping.is_set():
-            try:
-                sock, address = self._sock.accept()
-            except BlockingIOError:
+    def _accept_one(self) -> None:
+        """Accept who waits longest."""
+        try:
+            sock, address = self._sock.accept()
+        except BlockingIOError:
+            return  # gone again, or it was the bell that rang
+        except OSError as error:
+            if error.errno in _PASSING:
                 return
-            except OSError as error:
-                if error.errno in _PASSING:
-                    continue
-                raise
-            self._admit(sock, address)
+            raise
+        self._admit(sock, address)
 
 
 def listen(address: Address | socket.socket, backlog: int) -> socket.socket:

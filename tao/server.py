@@ -6,6 +6,7 @@ import itertools
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -20,12 +21,16 @@ from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ServerOptions, make_options
 from tao.outcomes import Broadcast, StopReport
-from tao.threads import Deadline, Doorbell, gather, in_tao_thread, spawn
+from tao.spares import Run, Spares
+from tao.threads import Deadline, Doorbell, Joinable, gather, in_tao_thread, spawn
 from tao.timing import shared_wheel
 from tao.transport import TlsTransport, Transport, address_text
 from tao.workers import WorkerPool
 
 __all__ = ["Broadcast", "Server", "ServerConn", "StopReport"]
+
+# Whether an accepted socket is non-blocking because the listening one is, as on BSD.
+_INHERIT_NON_BLOCKING = not sys.platform.startswith("linux")
 
 # Numbers the servers of the process, for their names.
 _numbers = itertools.count(1)
@@ -54,7 +59,10 @@ class ServerConn(Connection):
         return self._owner
 
     def _start(self) -> None:
-        self._thread("reader", self._begin, self._open).start()
+        run = Run(lambda: self._begin(self._open), self._thread_name("reader"))
+        with self._lock:
+            self._threads.append(run)
+        self._owner._spares.start(run)
 
     def _open(self) -> bool:
         """From the first byte to the first message; False if it does not get there."""
@@ -118,6 +126,7 @@ class Server:
         #: Cancelled when the server stops; the connections' contexts are below it.
         self.context: Context = background().with_value(SERVER, self).with_cancel()
         self._ids = itertools.count(1)
+        self._spares = Spares(self._options.cpus)
         self._tally = Tally(f"server-{next(_numbers)}", self._fill)
         # Guards all below, as far as it changes after the start.
         self._lock = threading.Lock()
@@ -397,7 +406,7 @@ class Server:
             listener.stop()
         # What the deadline cuts off still takes a moment to come apart.
         apart = Deadline((deadline.remaining() or 0) + 1.0)
-        threads = gather([listener.thread for listener in listeners], apart)
+        threads: list[Joinable] = [*gather([listener.thread for listener in listeners], apart)]
         self.context.cancel("server stopping")
         with self._lock:
             conns = list(self._all.values())
@@ -413,6 +422,7 @@ class Server:
                 report.abandoned.append((conn, unhandled, unsent))
         for conn in conns:
             threads += gather(conn._all_threads(), apart)
+        threads += self._spares.stop(apart, threads)
         if self._pool is not self._options.workers:
             threads += self._pool.stop(deadline.remaining())
         shared_wheel.release()
@@ -449,7 +459,8 @@ class Server:
             sock.close()
             return
         try:
-            sock.setblocking(True)
+            if _INHERIT_NON_BLOCKING or sock.gettimeout() is not None:
+                sock.setblocking(True)
             conn = ServerConn(net_id, self, _transport(sock, tls), address)
             conn.local_address = sock.getsockname()
             with self._lock:

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tao.log import logger
 
 __all__ = [
     "Deadline",
     "Doorbell",
+    "Joinable",
     "as_tao_thread",
     "gather",
     "in_tao_thread",
@@ -180,7 +181,21 @@ class Deadline:
         return f"Deadline(remaining={self.remaining()})"
 
 
-def gather(threads: Iterable[threading.Thread], deadline: Deadline) -> list[threading.Thread]:
+class Joinable(Protocol):
+    """What `gather` asks of a thread."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def ident(self) -> int | None: ...
+    def is_alive(self) -> bool: ...
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+JoinableT = TypeVar("JoinableT", bound=Joinable)
+
+
+def gather(threads: Iterable[JoinableT], deadline: Deadline) -> list[JoinableT]:
     """Join threads until the deadline and return those that still run.
 
     The calling thread and threads not started yet are passed over: neither can be waited for.
@@ -188,7 +203,7 @@ def gather(threads: Iterable[threading.Thread], deadline: Deadline) -> list[thre
     running = []
     for thread in threads:
         # Not alive, rather than without ident: one that is just starting has that already.
-        if thread is threading.current_thread() or not thread.is_alive():
+        if thread.ident == threading.get_ident() or not thread.is_alive():
             continue
         thread.join(deadline.remaining())
         if thread.is_alive():

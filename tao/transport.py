@@ -81,7 +81,7 @@ class Transport:
         # Guards _closed, so that no shutdown hits a descriptor number that is someone else's.
         self._closing = threading.Lock()
         self._closed: bool = False
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
+        if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 

@@ -16,7 +16,7 @@ STOREYS = [
     {"errors", "atomic", "version"},
     {"message", "codec"},
     {
-        *("log", "threads", "timing", "timers", "context", "workers", "metrics"),
+        *("log", "threads", "timing", "timers", "context", "workers", "spares", "metrics"),
         *("transport", "outbox", "inbox", "watch", "dispatch"),
     },
     {"tls", "connection", "options", "listener", "reader", "reporter", "keepalive", "outcomes"},
