@@ -22,12 +22,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
-from datetime import datetime
 from typing import Any
 
 from tao.codec import Decoder
 from tao.context import ConnectionContext, Context
 from tao.dispatch import Dispatcher
+from tao.ending import EndClock
 from tao.errors import BadData, ConnectionClosed
 from tao.keepalive import KeepAlive
 from tao.message import Message, Registry
@@ -37,21 +37,15 @@ from tao.outbox import Outbox
 from tao.reader import Reader
 from tao.reporter import Reporter
 from tao.threads import Deadline, Joinable, gather, spawn
-from tao.timers import TimerSet
-from tao.timing import TimingWheel, delay_until
+from tao.timers import HasTimers, TimerSet
+from tao.timing import TimingWheel
 from tao.transport import Transport, address_text, explain
 from tao.watch import watch_on
 
 __all__ = ["Connection"]
 
-# How long a peer that was told the end may take to close as well, in seconds.
-_LINGER = 1.0
 
-#: Called with the time it was due, an aware datetime, and the connection.
-ConnectionTimer = Callable[[datetime, Any], object]
-
-
-class Connection:
+class Connection(HasTimers):
     """One end of a connection. All public methods may be called from any thread, at any time.
 
     What users meet are its subclasses `ServerConn` and `ClientConn`.
@@ -112,11 +106,11 @@ class Connection:
         )
         self._timers = TimerSet(wheel, self._dispatcher.post)
         self._reporter = Reporter(self, options.on_error)
+        self._end_clock = EndClock(self)
         # Guards the fields below.
         self._lock = threading.Lock()
         self._reason: str | None = None  # why it ends, once it does
         self._lost: str | None = None  # why the last transport ended, if there may be another
-        self._deadline: Deadline | None = None  # of the orderly end
         self._values: dict[Hashable, Any] = {}
         self._over: bool = False  # the last steps have begun
         self._threads: list[Joinable] = []
@@ -215,41 +209,6 @@ class Connection:
         """Keep something with the connection."""
         with self._lock:
             self._values[key] = value
-
-    def run_at(self, when: datetime | float, callback: ConnectionTimer) -> int:
-        """Call ``callback(due, conn)`` at a time of day; see `run_after`.
-
-        Args:
-            when: an aware datetime, or seconds since the Unix epoch; the past means at once.
-        """
-        return self.run_after(delay_until(when), callback)
-
-    def run_after(self, delay: float, callback: ConnectionTimer) -> int:
-        """Call ``callback(due, conn)`` in ``delay`` seconds, and return the timer's id.
-
-        Callbacks take their turn among the messages of the connection: never two at a time, never
-        one beside a handler. They go with the connection.
-
-        Raises:
-            ConnectionClosed: the connection is closed.
-        """
-        return self._add_timer(delay, callback, periodic=False)
-
-    def run_every(self, interval: float, callback: ConnectionTimer) -> int:
-        """Call ``callback(due, conn)`` every ``interval`` seconds; else as `run_after`.
-
-        A call that is due while the one before still waits for its turn is left out.
-        """
-        return self._add_timer(interval, callback, periodic=True)
-
-    def _add_timer(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
-        if not callable(callback):
-            raise TypeError(f"a timer's callback must be callable, not {callback!r}")
-        return self._timers.add(seconds, lambda due: callback(due, self), periodic=periodic)
-
-    def cancel_timer(self, timer_id: int) -> bool:
-        """Cancel a timer of this connection; tell whether it was pending."""
-        return self._timers.cancel(timer_id)
 
     def __repr__(self) -> str:
         state = self._reason or ("open" if self._established else "connecting")
@@ -436,7 +395,7 @@ class Connection:
             self._dispatcher.finish(None, discard=True)
             self._seal()
         if not ended:
-            self._watch_the_end(self._options.drain_timeout if timeout is None else timeout)
+            self._end_clock.start(self._options.drain_timeout if timeout is None else timeout)
 
     def _collapse(self, error: BaseException) -> None:
         """End at once, for lack of a thread or because of an error that nobody foresaw."""
@@ -445,32 +404,6 @@ class Connection:
 
     def _seal(self) -> None:
         self._outbox.seal(self._reason or "closed")
-
-    def _watch_the_end(self, timeout: float) -> None:
-        """See to it that the end comes: cut off what is not done in time.
-
-        A peer that has been told the end, and does not close as well, is cut off earlier.
-        """
-        with self._lock:
-            if self._deadline is None or Deadline(timeout).before(self._deadline):
-                self._deadline = Deadline(timeout)
-            deadline = self._deadline
-        lingering = False
-
-        def look() -> None:
-            nonlocal lingering
-            if deadline.expired:
-                self._dispatcher.abandon()
-            if deadline.expired or lingering:
-                self._cut_off()
-            if not deadline.expired:
-                lingering = self._outbox.shut
-                self._timers.set_clock("end", min(_LINGER, deadline.remaining() or 0), look)
-
-        if deadline.expired:
-            look()  # and there may be no wheel any more
-        else:
-            self._timers.set_clock("end", min(_LINGER, timeout), look)
 
     def _cut_off(self) -> None:
         self._outbox.give_up(TimeoutError("the peer took too long"))
@@ -483,7 +416,7 @@ class Connection:
         """After reading: see handlers and writer through; tell whether all handlers returned."""
         idle = self._dispatcher.wait_idle()
         if self._transport is not None:
-            deadline = self._deadline or Deadline(self._options.drain_timeout)
+            deadline = self._end_clock.deadline or Deadline(self._options.drain_timeout)
             if not self._outbox.wait_sent(deadline):
                 self._transport.abort()
         return idle

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
-from tao.connection import Connection, ConnectionTimer
+from tao.connection import Connection
 from tao.context import SERVER, Context, background
 from tao.errors import ConnectionClosed, HandshakeFailed, ServerClosed, TaoError
 from tao.listener import Address, Listener, listen
@@ -23,6 +23,7 @@ from tao.options import ServerOptions, make_options
 from tao.outcomes import Broadcast, StopReport
 from tao.spares import Run, Spares
 from tao.threads import Deadline, Doorbell, Joinable, gather, in_tao_thread, spawn
+from tao.timers import ConnectionTimer
 from tao.timing import shared_wheel
 from tao.transport import TlsTransport, Transport, address_text
 from tao.workers import WorkerPool

@@ -10,11 +10,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from tao.errors import ConnectionClosed
-from tao.timing import TimingWheel
+from tao.timing import TimingWheel, delay_until
 
-__all__ = ["TimerSet"]
+__all__ = ["ConnectionTimer", "HasTimers", "TimerSet"]
+
+#: Called with the time it was due, an aware datetime, and the connection.
+ConnectionTimer = Callable[[datetime, Any], object]
 
 
 class TimerSet:
@@ -116,3 +120,45 @@ class TimerSet:
             clocks = list(self._clocks.values())
         for clock in clocks:
             self._wheel.cancel(clock)
+
+
+class HasTimers:
+    """What users do with the timers of a connection. Any thread may call any method."""
+
+    _timers: TimerSet
+    _wheel: TimingWheel
+
+    def run_at(self, when: datetime | float, callback: ConnectionTimer) -> int:
+        """Call ``callback(due, conn)`` at a time of day; see `run_after`.
+
+        Args:
+            when: an aware datetime, or seconds since the Unix epoch; the past means at once.
+        """
+        return self.run_after(delay_until(when), callback)
+
+    def run_after(self, delay: float, callback: ConnectionTimer) -> int:
+        """Call ``callback(due, conn)`` in ``delay`` seconds, and return the timer's id.
+
+        Callbacks take their turn among the messages of the connection: never two at a time, never
+        one beside a handler. They go with the connection.
+
+        Raises:
+            ConnectionClosed: the connection is closed.
+        """
+        return self._add_timer(delay, callback, periodic=False)
+
+    def run_every(self, interval: float, callback: ConnectionTimer) -> int:
+        """Call ``callback(due, conn)`` every ``interval`` seconds; else as `run_after`.
+
+        A call that is due while the one before still waits for its turn is left out.
+        """
+        return self._add_timer(interval, callback, periodic=True)
+
+    def _add_timer(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
+        if not callable(callback):
+            raise TypeError(f"a timer's callback must be callable, not {callback!r}")
+        return self._timers.add(seconds, lambda due: callback(due, self), periodic=periodic)
+
+    def cancel_timer(self, timer_id: int) -> bool:
+        """Cancel a timer of this connection; tell whether it was pending."""
+        return self._timers.cancel(timer_id)

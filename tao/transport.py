@@ -29,6 +29,7 @@ from tao.threads import Deadline
 __all__ = ["TlsTransport", "Transport", "address_text", "explain"]
 
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+_TCP = frozenset((socket.AF_INET, socket.AF_INET6))
 # The most that is sent without letting go of the interpreter lock, see _lock_keeping_send.
 _QUICK_SEND = 64 * 1024
 # The most that one TLS record holds (RFC 8446, 5.1).
@@ -81,7 +82,7 @@ class Transport:
         # Guards _closed, so that no shutdown hits a descriptor number that is someone else's.
         self._closing = threading.Lock()
         self._closed: bool = False
-        if sock.family != socket.AF_UNIX:
+        if sock.family in _TCP:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 

@@ -19,7 +19,10 @@ STOREYS = [
         *("log", "threads", "timing", "timers", "context", "workers", "spares", "metrics"),
         *("transport", "outbox", "inbox", "watch", "dispatch"),
     },
-    {"tls", "connection", "options", "listener", "reader", "reporter", "keepalive", "outcomes"},
+    {
+        *("tls", "connection", "options", "listener"),
+        *("reader", "reporter", "keepalive", "ending", "outcomes"),
+    },
     {"server", "client"},
     {"monitor", "cli", "__main__", "faults", "testing"},
     {"__init__"},

@@ -1,0 +1,58 @@
+"""The end of a connection, seen to: it comes in order if it can, and in time in any case."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from tao.threads import Deadline
+
+if TYPE_CHECKING:
+    from tao.connection import Connection
+
+__all__ = ["EndClock"]
+
+# How long a peer that was told the end may take to close as well, in seconds.
+_LINGER = 1.0
+
+
+class EndClock:
+    """Cuts a connection off that does not end by itself; runs on the timing wheel's thread.
+
+    A peer that has been told the end, and does not close as well, is cut off earlier.
+
+    Args:
+        conn: the connection.
+    """
+
+    __slots__ = ("_conn", "_lock", "deadline")
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        # Guards the deadline, which only ever comes nearer.
+        self._lock = threading.Lock()
+        #: Of the orderly end, once it has begun.
+        self.deadline: Deadline | None = None
+
+    def start(self, timeout: float) -> None:
+        """Grant the end ``timeout`` seconds, or what is left of those granted before."""
+        with self._lock:
+            if self.deadline is None or Deadline(timeout).before(self.deadline):
+                self.deadline = Deadline(timeout)
+            deadline = self.deadline
+        conn, lingering = self._conn, False
+
+        def look() -> None:
+            nonlocal lingering
+            if deadline.expired:
+                conn._dispatcher.abandon()
+            if deadline.expired or lingering:
+                conn._cut_off()
+            if not deadline.expired:
+                lingering = conn._outbox.shut
+                conn._timers.set_clock("end", min(_LINGER, deadline.remaining() or 0), look)
+
+        if deadline.expired:
+            look()  # and there may be no wheel any more
+        else:
+            conn._timers.set_clock("end", min(_LINGER, timeout), look)
