@@ -21,7 +21,7 @@ RUFF_RULES = --select E,F,W,I,UP,B,RUF,A,C4,DTZ,EXE,FLY,G,ISC,LOG,PGH,PIE,PLE,PT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format coverage test-all bench bench-quick dist clean
+.PHONY: help run test check format coverage test-all test-free-threaded bench bench-quick docs dist clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -72,11 +72,28 @@ test-all: ## run the tests on every CPython from 3.10 to 3.14 that is found
 	done; \
 	printf "\n$$report"; exit $$status
 
+# A build without the interpreter lock: make test-free-threaded FREE_THREADED=/path/to/python3.14t
+FREE_THREADED ?= $(firstword $(shell for name in python3.14t python3.13t \
+	"$$HOME"/.pyenv/versions/3.14t*/bin/python "$$HOME"/.pyenv/versions/3.13t*/bin/python; do \
+	command -v $$name; done))
+
+test-free-threaded: ## run the tests on a free-threaded CPython; FREE_THREADED=... names it
+	@test -n '$(FREE_THREADED)' || { \
+		echo 'No free-threaded CPython is found. Name one, of 3.13 or newer:' >&2; \
+		echo '  make test-free-threaded FREE_THREADED=/path/to/python3.14t' >&2; exit 2; }
+	@'$(FREE_THREADED)' -c 'import sys; sys.exit(sys._is_gil_enabled())' 2>/dev/null || { \
+		echo '$(FREE_THREADED) has an interpreter lock.' >&2; exit 2; }
+	PYTHON_GIL=0 $(MAKE) --no-print-directory test PYTHON='$(FREE_THREADED)' VENV=.venv-free-threaded
+
 bench: $(VENV)/.bench ## compare the speed with that of others; takes a while
 	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-quick: $(VENV)/.bench ## the same, shorter
 	$(BIN)/python -m tests.bench --quick $(ARGS)
+
+docs: $(VENV)/.docs ## build the guide and the reference as HTML in build/docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet --doctree-dir build/doctrees examples/guide build/docs
+	@echo 'It begins at build/docs/index.html'
 
 dist: $(VENV)/.dist ## build the wheel and the source distribution in dist/
 	rm -rf dist build
@@ -102,8 +119,9 @@ $(BIN)/python:
 $(VENV)/.run: EXTRAS = [monitor]
 $(VENV)/.test: EXTRAS = [monitor,test]
 $(VENV)/.bench: EXTRAS = [monitor,bench]
+$(VENV)/.docs: EXTRAS = [monitor,docs]
 
-$(VENV)/.run $(VENV)/.test $(VENV)/.bench: $(BIN)/python setup.cfg setup.py
+$(VENV)/.run $(VENV)/.test $(VENV)/.bench $(VENV)/.docs: $(BIN)/python setup.cfg setup.py
 	@echo 'Installing tao$(EXTRAS) in $(VENV) ...'
 	@$(PIP) install --editable '.$(EXTRAS)'
 	@touch $@

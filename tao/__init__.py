@@ -2,107 +2,31 @@
 
 Declare messages and handlers, start a server or a client, and framing, order, heartbeats, timers,
 reconnecting, TLS, back-pressure, limits and a graceful stop are there.
+
+The names are those of ``api.py``, which is imported when the first of them is used: the command
+line and the plugin for pytest come with the package, and should not wait for what they do not need.
 """
 
-from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
-from tao.client import ClientConn, connect
-from tao.codec import Batch, Codec, Decoder, TypeLengthValueCodec
-from tao.connection import Connection
-from tao.context import (
-    Context,
-    background,
-    context_with_message,
-    context_with_net_id,
-    message_from_context,
-    net_id_from_context,
-    server_from_context,
-)
-from tao.errors import (
-    AlreadyRegistered,
-    BadData,
-    Cancelled,
-    ConnectFailed,
-    ConnectionClosed,
-    DeadlineExceeded,
-    HandshakeFailed,
-    NotRegistered,
-    ProtocolError,
-    RegistrationError,
-    ServerClosed,
-    TaoError,
-    TooManyTimers,
-    UndefinedMessage,
-    WouldBlock,
-)
-from tao.log import log_to_stdlib
-from tao.message import HEARTBEAT, HeartbeatMessage, Message, Registry, default_registry, register
-from tao.monitor import Monitor, monitor_on
-from tao.options import Reconnect
-from tao.server import Broadcast, Server, ServerConn, StopReport
-from tao.timing import TimingWheel
-from tao.tls import (
-    Certificate,
-    DevelopmentCA,
-    load_client_tls_config,
-    load_tls_config,
-    self_signed_certificate,
-)
-from tao.version import __version__
-from tao.workers import WorkerPool
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "HEARTBEAT",
-    "AlreadyRegistered",
-    "AtomicBoolean",
-    "AtomicInt32",
-    "AtomicInt64",
-    "BadData",
-    "Batch",
-    "Broadcast",
-    "Cancelled",
-    "Certificate",
-    "ClientConn",
-    "Codec",
-    "ConnectFailed",
-    "Connection",
-    "ConnectionClosed",
-    "Context",
-    "DeadlineExceeded",
-    "Decoder",
-    "DevelopmentCA",
-    "HandshakeFailed",
-    "HeartbeatMessage",
-    "Message",
-    "Monitor",
-    "NotRegistered",
-    "ProtocolError",
-    "Reconnect",
-    "RegistrationError",
-    "Registry",
-    "Server",
-    "ServerClosed",
-    "ServerConn",
-    "StopReport",
-    "TaoError",
-    "TimingWheel",
-    "TooManyTimers",
-    "TypeLengthValueCodec",
-    "UndefinedMessage",
-    "WorkerPool",
-    "WouldBlock",
-    "__version__",
-    "background",
-    "connect",
-    "context_with_message",
-    "context_with_net_id",
-    "default_registry",
-    "load_client_tls_config",
-    "load_tls_config",
-    "log_to_stdlib",
-    "message_from_context",
-    "monitor_on",
-    "net_id_from_context",
-    "register",
-    "self_signed_certificate",
-    "server_from_context",
-]
+# At once, because it silences the log until the application says otherwise.
+import tao.log  # noqa: F401
+from tao.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from tao.api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__" or not name.startswith("__"):
+        api = import_module("tao.api")
+        names = {"__all__": api.__all__, **{each: getattr(api, each) for each in api.__all__}}
+        globals().update(names)
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module 'tao' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -11,11 +11,14 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from tao.connection import Connection
 from tao.context import background
 from tao.errors import ConnectFailed, ConnectionClosed
+from tao.forks import renew_after_fork, renew_client
+from tao.keepalive import set_kernel_clocks
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ClientOptions, Reconnect, make_options
@@ -36,6 +39,8 @@ class ClientConn(Connection):
     With ``reconnect`` it outlives its transports: when one is lost it dials again; what was written
     meanwhile, and what was not wholly sent, waits and then goes out in order, after what
     ``on_connect`` writes. Timers and values stay; ``context`` is a new one for each.
+
+    In a child of ``os.fork`` one that was started is closed, see ``tao/forks.py``.
 
     Args:
         address: ``(host, port)``, resolved anew for each attempt, or the path of a Unix socket.
@@ -75,10 +80,14 @@ class ClientConn(Connection):
         # Then "starting", and "started" when a thread sees to the end, or there is none to see to.
         self._state: str = "new"
         self._dialling: socket.socket | None = None
+        # Owned by the reading thread, once there is one.
+        self._attempts: int = 0  # to connect, since a connection proved to be one
+        self._came_up: tuple[float, int] = monotonic(), 0  # when, and bytes received until then
         self._up = threading.Event()  # set while established
         self._hurry = threading.Event()  # set when closing: ends the back-off
         #: How many times the connection came back.
         self.reconnects: int = 0
+        renew_after_fork(self, renew_client)
 
     # -- what users call
 
@@ -197,10 +206,15 @@ class ClientConn(Connection):
         with self._lock:
             if self._lost is None:
                 self._up.set()
+        self._came_up = monotonic(), self._reader.bytes_in
 
     def _take_down(self, transport: Transport) -> None:
         transport.abort()
-        self._outbox.detach()
+        count = self._outbox.detach()
+        if count:
+            self._unsent += count
+            lost = ConnectionClosed(f"{count} messages written by on_connect could not be sent")
+            self.report(lost, "connecting")
         with self._lock:
             self._transport = None
             self._ready = False
@@ -210,6 +224,7 @@ class ClientConn(Connection):
         sock = self._reach()
         try:
             self.remote_address, self.local_address = sock.getpeername(), sock.getsockname()
+            set_kernel_clocks(sock, self._options)
             return self._transport_on(sock)
         except (OSError, ValueError) as error:  # it may be reset already
             sock.close()
@@ -332,8 +347,15 @@ class ClientConn(Connection):
         """Dial until it succeeds; False if there is nothing to come back to."""
         how = self._reconnect
         assert how is not None
-        for attempt in itertools.count(0 if first else 1):
-            if attempt and self._hurry.wait(how.delay(attempt)):
+        if self._proved_itself(how):
+            self._attempts = 0
+        why = self._lost
+        for attempt in itertools.count(self._attempts + (not first)):
+            if how.attempts is not None and attempt > how.attempts:
+                self._begin_close(f"gave up after {attempt - 1} attempts: {why}", drain=False)
+                return False
+            self._attempts = attempt
+            if attempt and self._wheel.wait(self._hurry, how.delay(attempt)):
                 return False
             self._reset_context()
             try:
@@ -343,13 +365,16 @@ class ClientConn(Connection):
                     return False
                 self._reporter.log().info("attempt {}: {}", attempt, error)
                 self._reporter.tell(error)
-                if how.attempts is not None and attempt >= how.attempts:
-                    self._begin_close(f"gave up after {attempt} attempts: {error}", drain=False)
-                    return False
+                why = str(error)
                 continue
             self.reconnects += not first
             return True
         return False
+
+    def _proved_itself(self, how: Reconnect) -> bool:
+        """Whether the connection just lost was of use; a server may accept only to hang up."""
+        since, received = self._came_up
+        return self._reader.bytes_in > received or monotonic() - since > how.maximum
 
     def _reset_context(self) -> None:
         """Make what a new transport needs anew."""
@@ -392,6 +417,7 @@ class ClientConn(Connection):
         else:
             snapshot.state = "new" if self._state == "new" else "connecting"
         snapshot.connections = int(connected)
+        snapshot.reconnects = self.reconnects
         snapshot.timers = self._wheel.size
 
 

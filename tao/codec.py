@@ -30,7 +30,11 @@ _TLS_HANDSHAKE = (b"\x16\x03\x00", b"\x16\x03\x01", b"\x16\x03\x02", b"\x16\x03\
 
 
 class Decoder(Protocol):
-    """One connection's way from bytes to messages. Used by one thread at a time."""
+    """One connection's way from bytes to messages. Used by one thread at a time.
+
+    It may have an attribute ``pending``: how many bytes it holds of a message that has begun and is
+    not whole yet. Without it, the option ``frame_timeout`` does nothing.
+    """
 
     def feed(self, data: bytes, batch: Batch) -> None:
         """Append to ``batch`` every message that ``data`` completes, as ``(number, message)``.
@@ -40,7 +44,8 @@ class Decoder(Protocol):
             batch: what was whole before an error stays in it and is handled.
 
         Raises:
-            BadData: the stream is broken; the connection is closed with this text as the reason.
+            BadData: the stream is broken; the connection is closed with this text as the reason. As
+                that is logged, nothing secret should be in it.
         """
         ...
 
@@ -115,6 +120,11 @@ class TypeLengthValueDecoder:
         self._partial = bytearray()  # the beginning of a message, from its header on
         self._wanted: int = 0  # how long _partial must be before looking at it makes sense
 
+    @property
+    def pending(self) -> int:
+        """How many bytes it holds of a message that is not whole yet."""
+        return len(self._partial)
+
     def feed(self, data: bytes, batch: Batch) -> None:
         if self._partial:
             self._partial += data
@@ -142,7 +152,7 @@ class TypeLengthValueDecoder:
                     append((number, entry.deserialize(data[value:stop])))
                 except Exception as error:
                     raise BadData(
-                        f"message {number} could not be deserialized: {_told(error)}"
+                        f"message {number} could not be deserialized: {_kind(error)}"
                     ) from error
             start = stop
             value = start + _HEADER.size
@@ -156,9 +166,9 @@ class TypeLengthValueDecoder:
         return BadData(f"message {number} announces {length} bytes, the limit is {self._max_bytes}")
 
 
-def _told(error: BaseException) -> str:
-    """The text of an error, with its type unless it is one of tao's own."""
-    return str(error) if isinstance(error, BadData) else f"{type(error).__name__}: {error}"
+def _kind(error: BaseException) -> str:
+    """What is told of an error: if it is not of tao's own, its text may quote the value."""
+    return str(error) if isinstance(error, BadData) else type(error).__name__
 
 
 def _as_bytes(message: Any, value: Any) -> bytes:

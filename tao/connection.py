@@ -91,6 +91,7 @@ class Connection(HasTimers):
         self._outbox = Outbox(
             options.queue_size,
             self._start_writer,
+            limit_bytes=options.queue_bytes,
             slow_consumer=options.slow_consumer,
             keep=keep,
         )
@@ -98,11 +99,12 @@ class Connection(HasTimers):
             self,
             registry,
             self._outbox,
-            watch_on(wheel),
+            watch_on(wheel.in_real_time),
             run=run,
             mode=options.dispatch,
             limit=options.queue_size,
             on_message=options.on_message,
+            latencies=tally.latencies,
         )
         self._timers = TimerSet(wheel, self._dispatcher.post)
         self._reporter = Reporter(self, options.on_error)
@@ -182,7 +184,7 @@ class Connection(HasTimers):
     @property
     def last_heartbeat(self) -> float:
         """When something last came from the peer, in seconds since the Unix epoch."""
-        return time.time() - (time.monotonic() - self._reader.last_received)
+        return self._wheel.time_of_day() - self._wheel.since(self._reader.last_received)
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
@@ -353,14 +355,14 @@ class Connection(HasTimers):
     def _protocol_broken(self, error: BaseException) -> None:
         """The decoder can make nothing of what the peer sends."""
         if not isinstance(error, BadData):
-            cause, error = error, BadData(f"{type(error).__name__}: {error}")
+            cause, error = error, BadData(f"the decoder raised {type(error).__name__}")
             error.__cause__ = cause
         self._failed(error, f"protocol error: {error}")
 
     def _failed(self, error: Exception, reason: str, *, ended: bool = False) -> None:
         """Give the peer up because of an error of its own, or the network's."""
         if self._reason is None and self._lost is None:
-            self._reporter.log().opt(exception=error.__cause__).info("connection lost: {}", reason)
+            self._reporter.lost(reason, error.__cause__)
             self._reporter.tell(error)
         self._drop(reason, ended=ended)
 
@@ -430,7 +432,7 @@ class Connection(HasTimers):
         self._timers.end()
         self._stuck = gather(self._all_threads(), Deadline(None if idle else 0))
         if frames:
-            self._unsent = frames
+            self._unsent += frames
             lost = ConnectionClosed(
                 f"{frames} messages ({size} bytes) could not be sent: {self._reason}"
             )
@@ -467,6 +469,7 @@ class Connection(HasTimers):
 
     def counts(self) -> Counts:
         """Return what this connection has done so far."""
+        intake = self._reader.intake
         return Counts(
             messages_in=self._reader.messages_in,
             bytes_in=self._reader.bytes_in,
@@ -478,4 +481,7 @@ class Connection(HasTimers):
             undefined=self._reporter.undefined,
             dropped=self._outbox.dropped,
             unsent=self._unsent,
+            over_rate=0 if intake is None else intake.over_rate,
+            frame_timeouts=0 if intake is None else intake.frame_timeouts,
+            overdue=self._reporter.overdue,
         )

@@ -14,10 +14,10 @@ more than a quick handler does, so:
 - If nothing waits and nothing runs, a batch is run by the reader itself, as far as its handlers are
   known to be quick. That is learned, for each message number: a handler starts in the pool, is
   trusted after a few quick runs, and no longer after slow ones.
-- A wrong guess costs speed only. The watch (``watch.py``) finds a reader that is stuck in a handler after a
-  few milliseconds and tells the handling thread to take over the reading; the stuck thread finishes
-  its batch and takes the other role. This is Leader/Followers (Schmidt et al., Pattern-Oriented
-  Software Architecture 2, 2000) with one follower.
+- A wrong guess costs speed only. The watch (``watch.py``) finds a reader that is stuck in a handler
+  after a few milliseconds and tells the handling thread to take over the reading; the stuck thread
+  finishes its batch and takes the other role. This is Leader/Followers (Schmidt et al.,
+  Pattern-Oriented Software Architecture 2, 2000) with one follower.
 
 The replies to a run of quick handlers are collected and leave together; before a handler not known
 to be quick, and when one of them gets stuck after all, what is there leaves at once.
@@ -28,45 +28,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from math import floor
 from operator import length_hint
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from tao.codec import Batch
-from tao.context import Context, RequestContext
-from tao.inbox import TAKE_OVER, Inbox
+from tao.context import RequestContext
+from tao.handling import QUICK, TRUST_MOST, TRUST_NEEDED, DispatchHost, call, learn
+from tao.histogram import NEAR, NEAR_PER_SECOND, Latencies
+from tao.inbox import CALL, STOP, TAKE_OVER, Inbox
 from tao.message import HEARTBEAT, Handler, Registration, Registry
 from tao.outbox import Outbox
 from tao.watch import GRACE, BlockWatch
 
 __all__ = ["DispatchHost", "Dispatcher"]
-
-#: A handler is quick if it runs shorter than this, in seconds.
-QUICK = 200e-6
-# Trust in a handler grows by one with each quick run, up to a bound, and is halved by a slow one: a
-# thread may lose the processor in the midst of a quick handler, and one such mishap should not send
-# it to the pool.
-_TRUST_MOST = 8
-# How much trust a reader needs to run a handler, by mode.
-_TRUST_NEEDED = {"inline": 0, "auto": 3, "pool": _TRUST_MOST + 1}
-# Stands for a message number where a function is to be called instead: a timer's callback.
-_CALL: Any = object()
-_STOP: Any = object()
-
-
-class DispatchHost(Protocol):
-    """What a dispatcher needs of its connection."""
-
-    context: Context
-
-    def start_handler(self) -> None:
-        """Start the second thread, in the handling role; never raises."""
-
-    def report(self, error: BaseException, doing: str) -> None:
-        """Tell log and application of an error; never raises."""
-
-    def undefined(self, number: int) -> None:
-        """Note a message whose number is not registered."""
 
 
 class Dispatcher:
@@ -81,13 +57,15 @@ class Dispatcher:
         mode: ``"auto"``, ``"pool"`` or ``"inline"``, for handlers that do not say.
         limit: how many messages may wait.
         on_message: called with ``(message, conn)`` where a number has no handler.
+        latencies: where to note how long handlers take.
     """
 
     __slots__ = (
-        "_abandoned", "_closed", "_discard", "_entries", "_host", "_idle", "_inbox",
-        "_inline", "_late", "_limit", "_lock", "_messages", "_mode", "_on_message",
-        "_outbox", "_pending", "_relieved", "_run_on_pool", "_runs", "_seen", "_seen_since",
-        "_stuck", "_then", "_waiting", "_watch", "busy_time", "handled", "waiting_for_room",
+        "_abandoned", "_cells", "_closed", "_discard", "_discarded", "_entries", "_host", "_idle",
+        "_inbox", "_inline", "_late", "_latencies", "_limit", "_lock", "_messages", "_mode",
+        "_on_message", "_outbox", "_pending", "_relieved", "_run_on_pool", "_runs", "_seen",
+        "_seen_since", "_stuck", "_then", "_waiting", "_watch", "busy_time", "handled",
+        "waiting_for_room",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +79,7 @@ class Dispatcher:
         mode: str,
         limit: int,
         on_message: Callable[[Any, Any], object] | None,
+        latencies: Latencies | None = None,
     ) -> None:
         self._host = host
         self._entries: dict[int, Registration] = registry.entries
@@ -110,6 +89,8 @@ class Dispatcher:
         self._mode: str = mode
         self._on_message = on_message
         self._limit: int = limit
+        self._latencies: Latencies = latencies or Latencies()
+        self._cells = self._latencies.cells
         # Guards the fields below; the condition is notified when nothing is pending any more.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -122,6 +103,7 @@ class Dispatcher:
         self._closed: bool = False  # batches are not taken any more
         self._discard: bool = False  # ... and those that wait are not run
         self._then: Callable[[], object] | None = None  # called once nothing is pending any more
+        self._discarded: int = 0  # messages that were taken and then forgotten
         self._abandoned: bool = False  # nobody waits for what is still pending
         # Owned by who runs a batch, one at a time; read by the watch and for figures.
         self._runs: int = 0  # batches begun
@@ -210,7 +192,7 @@ class Dispatcher:
 
         How many may wait is the caller's business.
         """
-        item: Batch = [(_CALL, callback)]
+        item: Batch = [(CALL, callback)]
         with self._lock:
             if self._discard:
                 return
@@ -258,20 +240,34 @@ class Dispatcher:
 
     def _skip(self) -> None:
         """Forget what is left of the current batch, by using up its iterator."""
-        for _ in self._messages:
-            pass
+        self._give_up(list(self._messages))
+
+    def _give_up(self, batch: Batch) -> None:
+        """Count messages that will not be handled."""
+        count = sum(isinstance(number, int) for number, _ in batch)
+        with self._lock:
+            self._discarded += count
 
     def stop(self) -> None:
         """End `handle`, when it gets there."""
         with self._lock:
             self._discard = True
             if self._inbox is not None:
-                self._inbox.push([(_STOP, None)])
+                self._inbox.push([(STOP, None)])
 
     @property
     def pending(self) -> int:
         """How many messages wait or are being handled."""
         return self._pending + self._inline
+
+    @property
+    def unhandled(self) -> int:
+        """How many messages were taken, and not handled to the end, or not yet."""
+        with self._lock:
+            waiting = 0 if self._inbox is None else self._inbox.messages
+            running = self._inline or self._pending > waiting
+            begun = running + length_hint(self._messages) if running else 0
+            return self._discarded + waiting + begun
 
     def _settled(self) -> Callable[[], object] | None:
         """If nothing is pending, wake who waits and return what to call. Needs _lock."""
@@ -295,11 +291,11 @@ class Dispatcher:
         while True:
             batch = self.inbox.get()
             special = batch[0][0]
-            if special is _STOP:
+            if special is STOP:
                 return False
             if special is TAKE_OVER:
                 return True
-            stop = batch[-1][0] is _STOP
+            stop = batch[-1][0] is STOP
             if stop:
                 batch.pop()
             self._run_pooled(batch)
@@ -320,10 +316,13 @@ class Dispatcher:
             # is nobody's error.
             if threading.main_thread().is_alive():
                 self._host.report(error, f"handing {len(batch)} messages to the workers")
+            self._give_up(batch)
             self._done(len(batch))
 
     def _run_pending(self, batch: Batch) -> None:
-        if not self._discard:
+        if self._discard:
+            self._give_up(batch)
+        else:
             self._run(batch, inline=False)
         self._done(len(batch))
         self._outbox.release()
@@ -342,16 +341,17 @@ class Dispatcher:
         """Return registration and handler of a number, and whether the reader may run that."""
         entry = self._entries.get(number)
         if entry is None:
-            if number is _CALL:
-                return None, _call, False
+            if number is CALL:
+                return None, call, False
             undefined = self._host.undefined
             return None, lambda context, conn: undefined(number), True
-        handler, on_message = entry.handler, self._on_message
-        if handler is None and number != HEARTBEAT and on_message is not None:
-            handler = lambda context, conn: on_message(context.message, conn)  # noqa: E731
+        handler = entry.handler
         if handler is None:
-            return entry, None, True
-        return entry, handler, entry.trust >= _TRUST_NEEDED[entry.dispatch or self._mode]
+            on_message = self._on_message
+            if number == HEARTBEAT or on_message is None:
+                return entry, None, True
+            handler = lambda context, conn: on_message(context.message, conn)  # noqa: E731
+        return entry, handler, entry.trust >= TRUST_NEEDED[entry.dispatch or self._mode]
 
     def _run_alone(self, batch: Batch) -> Batch:
         """What `_run` does inline, for a batch of one: a message that comes alone bears all of it.
@@ -362,7 +362,7 @@ class Dispatcher:
         entry = self._entries.get(number)
         if entry is None or entry.handler is None:
             return self._run(batch, inline=True)
-        if entry.trust < _TRUST_NEEDED[entry.dispatch or self._mode]:
+        if entry.trust < TRUST_NEEDED[entry.dispatch or self._mode]:
             return batch
         host, watch = self._host, self._watch
         self._stuck = False
@@ -430,37 +430,38 @@ class Dispatcher:
             self._account(entry, started, count)
         if inline and collecting:
             outbox.release()
-        return [] if self._discard else rest
+        if rest and self._discard:
+            self._give_up(rest)
+            return []
+        return rest
 
     def _account(self, entry: Registration | None, started: float, count: int) -> float:
         """Learn from a group that was run; return the time now.
 
         The time that counts is the clock's, less what was spent sending: to send is to let go of
         the interpreter lock, and how long it takes to get it back tells how busy the others are.
+        In the histogram of its number each message of the group counts as the mean of all.
         """
         now = monotonic() - self._outbox.send_time
         elapsed = now - started
         self.handled += count
         self.busy_time += elapsed
         if entry is not None:
-            # Two connections may learn at once, and one of two runs not count: it is a guess.
-            if self._stuck:
-                entry.trust = 0
-            elif elapsed > count * QUICK:
-                entry.trust //= 2
-            elif entry.trust < _TRUST_MOST:
-                entry.trust += 1
+            mean = elapsed / count  # below zero when another thread was sending meanwhile
+            if 0.0 <= mean <= QUICK and entry.trust == TRUST_MOST and not self._stuck:
+                try:
+                    self._cells[entry.number][NEAR[floor(mean * NEAR_PER_SECOND)]] += count
+                    return now
+                except KeyError:
+                    pass  # the first of its number here
+            self._latencies.add(entry.number, mean, count)
+            learn(entry, mean, self._stuck)
         return now
 
     # -- for the watch
 
     def look(self, now: float, grace: float) -> None:
-        """See what became of the batch that was running at the last look.
-
-        Args:
-            now: the time, monotonic.
-            grace: for how long a handler may run before it counts as stuck, in seconds.
-        """
+        """See what became of the batch that was running at the last look, see `Watched`."""
         # How far it is, its iterator knows: nobody has to count for it.
         seen = self._runs, length_hint(self._messages)
         before, self._seen = self._seen, seen
@@ -471,7 +472,7 @@ class Dispatcher:
                 self._outbox.flush()
         elif now - self._seen_since >= grace:
             self._stuck = True
-            self._watch.running.discard(self)  # known now, so it costs no more looks
+            self._watch.blocks(self)
             self._relieve()
 
     def _relieve(self) -> None:
@@ -490,7 +491,3 @@ class Dispatcher:
             if late:
                 self.inbox.push(late)
         self._outbox.release()
-
-
-def _call(context: RequestContext, conn: Any) -> None:
-    context.message()

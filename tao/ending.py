@@ -40,7 +40,12 @@ class EndClock:
             if self.deadline is None or Deadline(timeout).before(self.deadline):
                 self.deadline = Deadline(timeout)
             deadline = self.deadline
-        conn, lingering = self._conn, False
+        conn = self._conn
+        lingering = conn._outbox.shut
+
+        def set_clock(delay: float) -> None:
+            # The peer is another program, and lives by real time.
+            conn._timers.set_clock("end", delay, look, real=True)
 
         def look() -> None:
             nonlocal lingering
@@ -50,9 +55,9 @@ class EndClock:
                 conn._cut_off()
             if not deadline.expired:
                 lingering = conn._outbox.shut
-                conn._timers.set_clock("end", min(_LINGER, deadline.remaining() or 0), look)
+                set_clock(min(_LINGER, deadline.remaining() or 0))
 
         if deadline.expired:
             look()  # and there may be no wheel any more
         else:
-            conn._timers.set_clock("end", min(_LINGER, timeout), look)
+            set_clock(min(_LINGER, timeout))

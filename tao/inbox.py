@@ -8,10 +8,14 @@ from typing import Any
 
 from tao.codec import Batch
 
-__all__ = ["TAKE_OVER", "Inbox"]
+__all__ = ["CALL", "STOP", "TAKE_OVER", "Inbox"]
 
 #: In place of a message number: who gets this is to take over the reading.
 TAKE_OVER: Any = object()
+#: In place of a message number: a function is to be called, a timer's callback.
+CALL: Any = object()
+#: In place of a message number: there will be nothing more.
+STOP: Any = object()
 
 
 class Inbox(queue.Queue[Any]):
@@ -35,6 +39,12 @@ class Inbox(queue.Queue[Any]):
         with self.mutex:
             self._put(batch)
             self.not_empty.notify()
+
+    @property
+    def messages(self) -> int:
+        """How many of those that wait are messages."""
+        with self.mutex:
+            return sum(isinstance(number, int) for number, _ in self.queue)
 
     def unbind(self) -> None:
         """Let the last batch in: who waits for room would wait for a handler that never returns."""

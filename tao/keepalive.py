@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import TYPE_CHECKING
 
 from tao.errors import TaoError
+from tao.options import Options
 
 if TYPE_CHECKING:
     from tao.connection import Connection
 
-__all__ = ["KeepAlive"]
+__all__ = ["KeepAlive", "set_kernel_clocks"]
+
+# After ``write_timeout`` the kernel gives up so much later than tao, which says better why.
+_USER_TIMEOUT_SLACK = 1.0
+# The kernel's clocks, absent on some platforms; macOS has another name for the first.
+_IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+_INTERVAL = getattr(socket, "TCP_KEEPINTVL", None)
+_COUNT = getattr(socket, "TCP_KEEPCNT", None)
+_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
+# So many probes go unanswered before the kernel gives up; and its clocks take at most these.
+_PROBES, _MOST_SECONDS, _MOST_MILLISECONDS = 3, 32767, 2**31 - 1
+
+
+def set_kernel_clocks(sock: socket.socket, options: Options) -> None:
+    """Have the kernel notice what tao cannot see: what is sent, taken by it, and not acknowledged.
+
+    - ``write_timeout`` becomes TCP_USER_TIMEOUT (RFC 5482). ``idle_timeout`` does not: on Linux it
+      would cut off also a peer that is alive and only does not read, and it notices one that
+      vanished by itself, since from there nothing comes.
+    - ``idle_timeout`` sets the probes of an idle line (RFC 1122, 4.2.3.6): the first after half of
+      it, the last in time for it. So the kernel keeps no connection for longer than tao would,
+      whatever happens to its process's threads, and firewalls on the way see it used.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    idle = options.idle_timeout
+    if idle is not None:
+        _set(sock, _IDLE, min(max(1, round(idle / 2)), _MOST_SECONDS))
+        _set(sock, _INTERVAL, min(max(1, round(idle / 2 / _PROBES)), _MOST_SECONDS))
+        _set(sock, _COUNT, _PROBES)
+    if options.write_timeout is not None:
+        seconds = options.write_timeout + _USER_TIMEOUT_SLACK
+        _set(sock, _USER_TIMEOUT, round(min(seconds * 1000, _MOST_MILLISECONDS)))
+
+
+def _set(sock: socket.socket, option: int | None, value: int) -> None:
+    if option is None:
+        return
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    except OSError:
+        pass  # the peer is gone already, or the kernel knows better: it is an extra
 
 
 class KeepAlive:
@@ -45,7 +88,7 @@ class KeepAlive:
         """Send a heartbeat if nothing was sent for so long."""
         conn, interval = self._conn, self._options.heartbeat
         assert interval is not None
-        left = conn._outbox.last_sent + interval - time.monotonic()
+        left = interval - conn._wheel.since(conn._outbox.last_sent)
         if left <= 0:
             left = interval
             try:
@@ -64,10 +107,11 @@ class KeepAlive:
         assert limit is not None
         if not conn._established:
             return  # lost meanwhile; the next transport sets its own
-        if conn._dispatcher.waiting_for_room:
-            # Nothing is read because the handlers do not keep up: that is not the peer's fault.
+        intake = conn._reader.intake
+        if conn._dispatcher.waiting_for_room or (intake is not None and intake.paused):
+            # Nothing is read: the handlers do not keep up, or a limit says so. That is not silence.
             conn._reader.last_received = time.monotonic()
-        left = conn._reader.last_received + limit - time.monotonic()
+        left = limit - conn._wheel.since(conn._reader.last_received)
         if left > 0:
             self._set("idle", left)
         else:
@@ -77,7 +121,7 @@ class KeepAlive:
         """Close if the peer took nothing for so long although something waits."""
         outbox, limit = self._conn._outbox, self._options.write_timeout
         assert limit is not None
-        left = outbox.last_sent + limit - time.monotonic()
+        left = limit - self._conn._wheel.since(outbox.last_sent)
         if outbox.blocked and left <= 0:
             # The reading thread sees it, and tells the application: here, that would delay others.
             outbox.give_up(TimeoutError(f"the peer took nothing for {limit} s"))

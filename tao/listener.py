@@ -14,7 +14,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from tao.credentials import Credentials
 from tao.errors import ServerClosed
+from tao.limits import TokenBucket
 from tao.log import logger
 from tao.threads import spawn
 from tao.transport import address_text, explain
@@ -37,6 +39,9 @@ class Listener:
         admit: given each accepted socket and its peer's address; what it raises counts as a failure
             to accept, but `ServerClosed` ends the accepting.
         failed: called for each failure, to count it.
+        credentials: what who connects here meets; for `admit` to look up, and others to change.
+        pace: has a token for each that may be accepted; who waits for one waits in the kernel.
+        delayed: called when someone has to.
     """
 
     def __init__(
@@ -44,10 +49,17 @@ class Listener:
         sock: socket.socket,
         admit: Callable[[socket.socket, Any], None],
         failed: Callable[[], None],
+        *,
+        credentials: Credentials | None = None,
+        pace: TokenBucket | None = None,
+        delayed: Callable[[], object] = bool,
     ) -> None:
         self._sock = sock
         self._admit = admit
         self._failed = failed
+        self.credentials: Credentials = credentials or Credentials(None)
+        self._pace = pace
+        self._delayed = delayed
         self.address: Any = sock.getsockname()
         self._path = self.address if isinstance(self.address, str) else None
         # Wakes the thread on every platform, and leaves alone a socket that others share.
@@ -77,6 +89,8 @@ class Listener:
             while not self._stopping.is_set():
                 poll.poll()
                 try:
+                    if self._pace is not None and not self._keep(self._pace):
+                        continue
                     self._accept_one()
                     backoff = _BACKOFF_LEAST
                 except ServerClosed:
@@ -101,6 +115,14 @@ class Listener:
         if self._path is not None and os.path.exists(self._path):
             os.unlink(self._path)
 
+    def _keep(self, pace: TokenBucket) -> bool:
+        """Wait until one more may be accepted; False: none may, as the listener is stopped."""
+        seconds = pace.wait_for()
+        if seconds and not self._stopping.is_set():
+            self._delayed()
+            self._stopping.wait(seconds)
+        return not self._stopping.is_set()
+
     def _accept_one(self) -> None:
         """Accept who waits longest."""
         try:
@@ -111,6 +133,8 @@ class Listener:
             if error.errno in _PASSING:
                 return
             raise
+        if self._pace is not None:
+            self._pace.lend(1)
         self._admit(sock, address)
 
 

@@ -1,6 +1,9 @@
 """The way to the log: loguru, silent until the application says ``logger.enable("tao")``.
 
-Nothing here or elsewhere in tao adds a sink, and no line is written per message above TRACE.
+Nothing here or elsewhere in tao adds a sink, and no line is written per message above TRACE. Nor is
+the content of one: of what a decoder raises, only where and of what kind is told. An exception of a
+handler is logged as it is; what its text says is the application's choice, and whether a traceback
+shows the values of variables is that of who adds a sink (``diagnose``).
 """
 
 from __future__ import annotations

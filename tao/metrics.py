@@ -11,8 +11,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Protocol
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
+
+from tao.failures import Failures
+from tao.histogram import Latencies, summed
+from tao.limits import FloodLog
 
 __all__ = ["Counts", "Snapshot", "Tally", "tallies"]
 
@@ -30,6 +34,9 @@ class Counts:
         undefined: messages whose number is not registered.
         dropped: messages that a slow consumer did not get, by ``slow_consumer``.
         unsent: messages that were accepted but never sent because the connection ended.
+        over_rate: times that a peer was held back, or closed, by ``message_rate`` or ``byte_rate``.
+        frame_timeouts: connections closed because a message was not whole in time.
+        overdue: handlers that ran for longer than ``handler_warn_after``.
     """
 
     messages_in: int = 0
@@ -42,6 +49,9 @@ class Counts:
     undefined: int = 0
     dropped: int = 0
     unsent: int = 0
+    over_rate: int = 0
+    frame_timeouts: int = 0
+    overdue: int = 0
 
     def add(self, other: Counts) -> None:
         """Add another's counts to this one's."""
@@ -67,8 +77,12 @@ class Snapshot(Counts):
         connections_total: ever established.
         refused: turned away, by a limit or by ``on_connect``.
         accept_errors: failures to accept one.
+        accept_delays: times that accepting paused because of ``accept_rate``.
         workers, workers_busy: of the pool.
         timers: pending on the timing wheel.
+        reconnects: how many times a client came back.
+        latency: how long handlers take, by message number, as `tao.histogram.Latency` tells.
+        error_kinds: how many errors there were of each class of exceptions.
     """
 
     name: str = ""
@@ -80,11 +94,15 @@ class Snapshot(Counts):
     connections_total: int = 0
     refused: int = 0
     accept_errors: int = 0
+    accept_delays: int = 0
     workers: int = 0
     workers_busy: int = 0
     timers: int = 0
+    reconnects: int = 0
+    latency: dict[str, dict[str, float]] = field(default_factory=dict)
+    error_kinds: dict[str, int] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, int | float | str]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -107,14 +125,22 @@ class Tally:
     def __init__(self, name: str, fill: Callable[[Snapshot], None]) -> None:
         self.name: str = name
         self._fill = fill
+        #: For the warnings that peers can bring about any number of times.
+        self.floods = FloodLog()
+        #: For those about handlers that run for long, of which several often have one cause.
+        self.overdue = FloodLog(burst=20)
+        #: How long its handlers take, and what went wrong.
+        self.latencies = Latencies()
+        self.failures = Failures()
         self._started: float = time.monotonic()
         # Guards all below.
         self._lock = threading.Lock()
-        self._living: set[Counting] = set()
+        self._living: dict[Counting, float] = {}  # and since when they are established
         self._ended = Counts()
         self._established: int = 0
         self._refused: int = 0
         self._accept_errors: int = 0
+        self._accept_delays: int = 0
         with _all_lock:
             _all.add(self)
 
@@ -122,7 +148,7 @@ class Tally:
         """Count a connection that came to be, and from now on what it counts."""
         with self._lock:
             self._established += 1
-            self._living.add(conn)
+            self._living[conn] = time.monotonic()
 
     def refused(self) -> None:
         """Count a connection that was turned away."""
@@ -134,11 +160,16 @@ class Tally:
         with self._lock:
             self._accept_errors += 1
 
+    def accept_delayed(self) -> None:
+        """Count a pause in accepting."""
+        with self._lock:
+            self._accept_delays += 1
+
     def ended(self, conn: Counting) -> None:
         """Keep what a connection counted, which from now on counts no more."""
         counts = conn.counts()
         with self._lock:
-            self._living.discard(conn)
+            self._living.pop(conn, None)
             self._ended.add(counts)
 
     def snapshot(self) -> Snapshot:
@@ -152,11 +183,22 @@ class Tally:
                 connections_total=self._established,
                 refused=self._refused,
                 accept_errors=self._accept_errors,
+                accept_delays=self._accept_delays,
             )
         for conn in living:  # should one end meanwhile, its last counts are still these
             result.add(conn.counts())
+        result.latency = {
+            str(number): summed(cells).as_dict()
+            for number, cells in self.latencies.copies().items()
+        }
+        result.error_kinds = self.failures.kinds()
         self._fill(result)
         return result
+
+    def living(self) -> dict[Any, float]:
+        """Return the connections that have not ended, and since when each is established."""
+        with self._lock:
+            return dict(self._living)
 
 
 # Guards _all, which holds the tallies of all servers and clients that are still referred to.

@@ -26,6 +26,9 @@ __all__ = ["ClientOptions", "Options", "Reconnect", "ServerOptions", "make_optio
 
 _DISPATCH = ("auto", "pool", "inline")
 _SLOW_CONSUMER = ("raise", "drop_newest", "drop_oldest", "close")
+_OVER_RATE = ("delay", "close")
+# Those that may be None.
+_TIMES = ("write_timeout", "heartbeat", "idle_timeout", "frame_timeout", "handler_warn_after")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +56,40 @@ class Options:
 
     #: How many messages may wait to be sent, and as many to be handled, for each connection.
     queue_size: int = 256
+    #: How many bytes may wait to be sent, beside that: with many large messages, ``queue_size`` of
+    #: them may be more than there is memory. One message that is longer is taken if none waits.
+    #: None: no limit of its own.
+    queue_bytes: int | None = None
     #: What a write to a connection with a full send queue does: ``"raise"`` WouldBlock,
     #: ``"drop_newest"``, ``"drop_oldest"``, or ``"close"`` the connection.
     slow_consumer: str = "raise"
+    #: How many messages a second the peer may send in the long run, heartbeats included; None: any
+    #: number.
+    message_rate: float | None = None
+    #: How many may come at once after a quiet time; None: as many as in one second.
+    message_burst: int | None = None
+    #: How many bytes a second the peer may send in the long run, under TLS counted without it;
+    #: None: any number.
+    byte_rate: float | None = None
+    #: How many may come at once after a quiet time; None: as many as in one second.
+    byte_burst: int | None = None
+    #: What becomes of a peer that sends more: ``"delay"`` reads nothing until it is within its rate
+    #: again, so that TCP holds it back, and does not count that time as idle; ``"close"`` closes
+    #: the connection.
+    over_rate: str = "delay"
+    #: Seconds that a message which has begun to come may take to become whole, after which the
+    #: connection is closed; None: any time. Longer than the longest message takes on the slowest
+    #: line. A codec of one's own has to tell, see `Decoder`.
+    frame_timeout: float | None = None
     #: Seconds after which a connection is closed whose peer takes nothing although something waits
-    #: to be sent; None: never.
+    #: to be sent; None: never. Where there is TCP_USER_TIMEOUT, also what the kernel has taken must
+    #: arrive in that time, and a second: so a peer that vanished is noticed although the kernel
+    #: takes what is sent to it.
     write_timeout: float | None = None
     #: Seconds without sending after which a heartbeat is sent; None: none is.
     heartbeat: float | None = 30.0
     #: Seconds after which a connection is closed from which nothing came; None: never. The peer
-    #: should send heartbeats more often than that.
+    #: should send heartbeats more often than that. The kernel's own probes are set to it, too.
     idle_timeout: float | None = None
     #: Seconds that the TLS handshake may take.
     handshake_timeout: float = 10.0
@@ -71,6 +98,10 @@ class Options:
     #: Where handlers run: ``"auto"`` learns, ``"pool"`` always uses the workers, ``"inline"`` the
     #: thread that reads.
     dispatch: str = "auto"
+    #: Seconds after which a handler that still runs is told of in the log, once, with the stack of
+    #: its thread; None: never. 30 is longer than the usual timeouts of what handlers wait for: who
+    #: runs for longer is, as a rule, waiting for something that does not come.
+    handler_warn_after: float | None = 30.0
     #: Which CPUs the threads of connections run on (Linux): None, any; ``"auto"``, one; a number or
     #: several. On one CPU they do not fight over the interpreter lock, which makes many connections
     #: with little to do at a time about twice as fast; the price is that handlers on the reading
@@ -86,9 +117,14 @@ class Options:
         for name in ("on_connect", "on_message", "on_close", "on_error"):
             _callable(self, name)
         _count(self, "queue_size")
+        for name in ("queue_bytes", "message_burst", "byte_burst"):
+            _count(self, name, optional=True)
+        for name in ("message_rate", "byte_rate"):
+            _seconds(self, name, optional=True)
+        _one_of(self, "over_rate", _OVER_RATE)
         _one_of(self, "slow_consumer", _SLOW_CONSUMER)
         _one_of(self, "dispatch", _DISPATCH)
-        for name in ("write_timeout", "heartbeat", "idle_timeout"):
+        for name in _TIMES:
             _seconds(self, name, optional=True)
         for name in ("handshake_timeout", "drain_timeout"):
             _seconds(self, name)
@@ -121,6 +157,11 @@ class ServerOptions(Options):
     max_connections_per_host: int | None = None
     #: How many connections may wait in the kernel to be accepted.
     backlog: int = 1024
+    #: How many connections a second are accepted in the long run; None: all that come. Who comes
+    #: too soon waits in the kernel, as far as ``backlog`` goes.
+    accept_rate: float | None = None
+    #: How many are accepted at once after a quiet time; None: as many as in one second.
+    accept_burst: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,6 +174,8 @@ class ServerOptions(Options):
         _count(self, "max_connections")
         _count(self, "max_connections_per_host", optional=True)
         _count(self, "backlog")
+        _seconds(self, "accept_rate", optional=True)
+        _count(self, "accept_burst", optional=True)
         if self.tls is not None and self.tls.protocol is ssl.PROTOCOL_TLS_CLIENT:
             raise ValueError("tls: a server cannot use a client's context")
 

@@ -3,8 +3,8 @@
 Guarantees:
 
 - Frames leave in the order of `write` calls, each whole; bytes of two never mix.
-- The queue never holds more frames than its limit; those of a preface (see `Outbox.attach`) have as
-  much room of their own.
+- The queue never holds more frames than its limit, nor more bytes unless it is one frame that does;
+  those of a preface (see `Outbox.attach`) have as much room of their own.
 - `write` does not block unless it is given time to.
 - A frame is forgotten only when the kernel has taken all of it. If the transport breaks, what is
   left is kept, from the first frame that is not wholly gone, for the next transport or the report.
@@ -29,7 +29,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from time import monotonic
 
-from tao.errors import ConnectionClosed, WouldBlock
+from tao.errors import ConnectionClosed
+from tao.overflow import make_room
 from tao.threads import Deadline
 from tao.transport import Transport, explain
 
@@ -54,12 +55,13 @@ class Outbox(queue.Queue[bytes]):
         start_writer: starts the thread that runs `run_writer`; called when that is first needed,
             under the mutex, and again only if it raised.
         keep: frames written while there is no transport wait for the next one.
+        limit_bytes: how many bytes may wait, beside ``limit``; None: any number.
     """
 
     __slots__ = (
         "_ahead", "_blocked", "_bytes", "_collect_most", "_collected", "_collecting",
-        "_final", "_keep", "_offset", "_open", "_polling", "_preface", "_seal", "_shut",
-        "_slow_consumer", "_start_writer", "_stopped", "_transport", "_waiting",
+        "_final", "_keep", "_limit_bytes", "_offset", "_open", "_polling", "_preface", "_seal",
+        "_shut", "_slow_consumer", "_start_writer", "_stopped", "_transport", "_waiting",
         "_writer_started", "bytes_sent", "dropped", "error", "frames_sent", "last_sent",
         "queue", "send_time",
     )  # fmt: skip
@@ -71,8 +73,10 @@ class Outbox(queue.Queue[bytes]):
         *,
         slow_consumer: str = "raise",
         keep: bool = False,
+        limit_bytes: int | None = None,
     ) -> None:
         super().__init__(limit)
+        self._limit_bytes: int | None = limit_bytes
         self._slow_consumer: str = slow_consumer
         self._start_writer = start_writer
         self._keep: bool = keep
@@ -107,6 +111,8 @@ class Outbox(queue.Queue[bytes]):
         # popleft are atomic in CPython, also without the GIL.
         self._collected: deque[bytes] = deque()
         self._collect_most: int = min(limit // 2, _COLLECT_FRAMES)
+        if limit_bytes is not None:
+            self._collect_most = min(self._collect_most, limit_bytes // _COLLECT_BYTES)
 
     # -- for everyone
 
@@ -191,19 +197,24 @@ class Outbox(queue.Queue[bytes]):
             if not self._blocked:
                 self._send()
 
-    def detach(self) -> None:
+    def detach(self) -> int:
         """Take an aborted transport away; when this returns, no thread is in it.
 
         What is not wholly sent is kept, but nothing of the preface: on the next connection, there
         will be a new one.
+
+        Returns:
+            how many frames of the preface were dropped.
         """
         with self.mutex:
             self._leave()
-            for _ in range(self._ahead):
+            dropped = self._ahead
+            for _ in range(dropped):
                 self._bytes -= len(self.queue.popleft())
             self._ahead = self._offset = 0
             if not self._final:
                 self._seal = None
+            return dropped
 
     def seal(self, reason: str) -> None:
         """Let nothing more be written; when all is sent, tell the peer so. From any thread."""
@@ -306,8 +317,10 @@ class Outbox(queue.Queue[bytes]):
 
     def _line_up(self, frame: bytes, timeout: float | None) -> bool:
         """Queue a frame behind those that wait; False: it was dropped. Needs the mutex."""
+        most, size = self._limit_bytes, len(frame)
         crowded = self._seal is not None or len(self.queue) >= self.maxsize
-        if crowded and not self._make_room(timeout):
+        crowded = crowded or (most is not None and self._bytes + size > most)
+        if crowded and not make_room(self, size, timeout):
             return False
         if not frame:
             return False  # a kernel that takes nothing of it would look like one that is full
@@ -321,57 +334,6 @@ class Outbox(queue.Queue[bytes]):
             return False
         self._send()
         return True
-
-    def _make_room(self, timeout: float | None) -> bool:
-        """Make room for a frame, or raise; False: the frame itself is dropped.
-
-        Needs the mutex, and gives it up while it waits.
-        """
-        deadline = Deadline(timeout or 0.0)
-        while self._seal is None and self._full():
-            if self._transport is not None and self._preface is None and not self._blocked:
-                self._send()  # what a batch held back; whatever comes of it, this is not so again
-            elif not deadline.expired:
-                self._waiting += 1
-                self.not_full.wait(deadline.remaining())
-                self._waiting -= 1
-            elif not self._overflow():
-                return False
-        if self._seal is not None:
-            raise ConnectionClosed(self._seal)
-        return True
-
-    def _full(self) -> bool:
-        """Whether the limit is reached: of the preface for who writes it, else of the rest."""
-        mine = self._preface == threading.get_ident()
-        return (self._ahead if mine else len(self.queue) - self._ahead) >= self.maxsize
-
-    def _overflow(self) -> bool:
-        """Do what is to be done with a consumer too slow; False: drop the new frame."""
-        policy = self._slow_consumer
-        if policy in ("drop_oldest", "drop_newest"):
-            self.dropped += 1
-            oldest = self._droppable() if policy == "drop_oldest" else len(self.queue)
-            if oldest == len(self.queue):
-                return False
-            self._bytes -= len(self.queue[oldest])
-            del self.queue[oldest]
-            return True
-        if policy == "close" and self._transport is not None:
-            self._break(TimeoutError("send queue full: the peer reads too slowly"))
-            return True
-        raise WouldBlock(f"the send queue is full: {len(self.queue)} messages wait")
-
-    def _droppable(self) -> int:
-        """The index of the first frame that has not begun to leave, and is not of the preface."""
-        begun = self._offset
-        if self._transport is not None:
-            begun += self._transport.begun
-        index = 0
-        while begun > 0:
-            begun -= len(self.queue[index])
-            index += 1
-        return max(index, self._ahead)
 
     def _take_back(self, frame: bytes) -> None:
         """Forget the frame added last: whoever wrote it is told that it cannot be sent."""

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from tao.codec import Batch, Decoder
+from tao.intake import Intake, intake_for
 from tao.transport import Transport
 
 if TYPE_CHECKING:
@@ -30,11 +31,17 @@ class Reader:
         conn: the connection.
     """
 
-    __slots__ = ("_conn", "_recv_size", "bytes_in", "last_received", "messages_in")
+    __slots__ = (
+        "_conn", "_recv_most", "_recv_size", "bytes_in", "intake", "last_received", "messages_in",
+    )  # fmt: skip
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
-        self._recv_size: int = _RECV_LEAST
+        #: What limits the peer, or None if no option does.
+        self.intake: Intake | None = intake_for(conn, conn._options)
+        most = None if self.intake is None else self.intake.recv_most
+        self._recv_most: int = _RECV_MOST if most is None else min(most, _RECV_MOST)
+        self._recv_size: int = min(_RECV_LEAST, self._recv_most)
         #: When something last came, monotonic.
         self.last_received: float = monotonic()
         self.bytes_in: int = 0
@@ -43,7 +50,9 @@ class Reader:
     def read(self, transport: Transport, decoder: Decoder) -> bool:
         """Read until the end, or (True) until the other thread has taken over."""
         conn, dispatch = self._conn, self._conn._dispatcher.dispatch
-        recv, feed = transport.recv, decoder.feed
+        recv, feed, intake = transport.recv, decoder.feed, self.intake
+        if intake is not None and not intake.resume(decoder):
+            return True
         while True:
             try:
                 data = recv(self._recv_size)
@@ -57,7 +66,7 @@ class Reader:
             size = len(data)
             self.bytes_in += size
             if size == self._recv_size:
-                self._recv_size = min(4 * size, _RECV_MOST)
+                self._recv_size = min(4 * size, self._recv_most)
             elif self._recv_size > _RECV_LEAST and 4 * size < self._recv_size:
                 self._recv_size //= 2
             if conn._reason is not None or conn._lost is not None:
@@ -68,6 +77,11 @@ class Reader:
                 feed(data, batch)
             except BaseException as error:
                 broken = error
+            if intake is not None:
+                self.messages_in += len(batch)
+                if not intake.take_in(batch, size, broken):
+                    return True
+                continue
             reading = True
             if batch:
                 self.messages_in += len(batch)

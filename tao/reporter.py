@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from traceback import format_tb
 from typing import TYPE_CHECKING, Any
 
 from tao.errors import UndefinedMessage
@@ -12,6 +13,7 @@ from tao.transport import address_text
 
 if TYPE_CHECKING:
     from tao.connection import Connection
+    from tao.overdue import Running
 
 __all__ = ["Reporter"]
 
@@ -27,7 +29,7 @@ class Reporter:
         on_error: the application's callback, or None.
     """
 
-    __slots__ = ("_conn", "_lock", "_on_error", "_undefined", "errors", "undefined")
+    __slots__ = ("_conn", "_lock", "_on_error", "_undefined", "errors", "overdue", "undefined")
 
     def __init__(
         self, conn: Connection, on_error: Callable[[Any, BaseException], object] | None
@@ -40,21 +42,36 @@ class Reporter:
         # Owned by who handles messages, one at a time.
         self._undefined: set[int] = set()
         self.undefined: int = 0
+        # Owned by the timing wheel's thread.
+        self.overdue: int = 0
 
     def log(self) -> Any:
         """Return a logger whose lines carry the connection's number and its peer."""
         conn = self._conn
         return logger.bind(connection=conn.net_id, peer=address_text(conn.remote_address))
 
+    def lost(self, reason: str, cause: BaseException | None) -> None:
+        """Tell that the peer is given up, and where the cause was raised, in a decoder as a rule.
+
+        Its text is left out above TRACE: it may quote what the peer has sent, as that of ``int()``
+        does.
+        """
+        where = "" if cause is None else "; raised at\n" + "".join(format_tb(cause.__traceback__))
+        self.log().info("connection lost: {}{}", reason, where.rstrip())
+        if cause is not None:
+            self.log().opt(exception=cause).trace("what was raised")
+
     def raised(self, error: BaseException, doing: str) -> None:
         """Tell of an exception of the application's code or of tao's, with its traceback."""
         self.log().opt(exception=error).error("error {}", doing)
-        self.tell(error)
+        self.tell(error, doing)
 
-    def tell(self, error: BaseException) -> None:
-        """Count an error and pass it to ``on_error``."""
+    def tell(self, error: BaseException, doing: str = "") -> None:
+        """Count an error, keep its reason for the monitor, and pass it to ``on_error``."""
+        conn = self._conn
         with self._lock:
             self.errors += 1
+        conn._tally.failures.add(error, doing, conn.net_id, address_text(conn.remote_address))
         if self._on_error is None:
             return
         try:
@@ -62,9 +79,37 @@ class Reporter:
         except BaseException:
             self.log().exception("on_error raised")
 
+    def flood(self, text: str, *args: object) -> None:
+        """Warn of what a peer could have this side warn of any number of times."""
+        conn = self._conn
+        who = f"connection {conn.net_id} from {address_text(conn.remote_address)}: "
+        conn._tally.floods.warn(self.log(), "{}" + text, who, *args)
+
+    def overdue_handler(self, running: Running, stack: str) -> None:
+        """Warn of a handler that runs for too long. Called by the timing wheel's thread only."""
+        self.overdue += 1
+        number, seconds, ident = running
+        what = "a timer's callback" if number is None else f"the handler of message {number}"
+        self._conn._tally.overdue.warn(
+            self.log(),
+            "{} has been running for {:.1f} s on connection {} from {}, in thread {}; "
+            "its stack:\n{}",
+            what,
+            seconds,
+            self._conn.net_id,
+            address_text(self._conn.remote_address),
+            _thread_name(ident),
+            stack,
+        )
+
     def unregistered(self, number: int) -> None:
         """Count a message whose number is not registered, and log the first of each number."""
         self.undefined += 1
         if number not in self._undefined and len(self._undefined) < _UNDEFINED_LOGGED:
             self._undefined.add(number)
             self.log().warning("{}; such messages are skipped", UndefinedMessage(number))
+
+
+def _thread_name(ident: int) -> str:
+    names = [each.name for each in threading.enumerate() if each.ident == ident]
+    return names[0] if names else f"number {ident}"

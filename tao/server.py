@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import socket
 import ssl
 import sys
@@ -12,16 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
-from tao.connection import Connection
 from tao.context import SERVER, Context, background
-from tao.errors import ConnectionClosed, HandshakeFailed, ServerClosed, TaoError
+from tao.credentials import Credentials, HasCredentials
+from tao.errors import ConnectionClosed, ServerClosed, TaoError
+from tao.forks import renew_after_fork, renew_server
+from tao.keepalive import set_kernel_clocks
+from tao.limits import TokenBucket
 from tao.listener import Address, Listener, listen
 from tao.log import logger
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ServerOptions, make_options
 from tao.outcomes import Broadcast, StopReport
-from tao.spares import Run, Spares
+from tao.serverconn import ServerConn, host_of
+from tao.signals import catch_signals
+from tao.spares import Spares
 from tao.threads import Deadline, Doorbell, Joinable, gather, in_tao_thread, spawn
 from tao.timers import ConnectionTimer
 from tao.timing import shared_wheel
@@ -37,80 +41,11 @@ _INHERIT_NON_BLOCKING = not sys.platform.startswith("linux")
 _numbers = itertools.count(1)
 
 
-class ServerConn(Connection):
-    """A server's end of a connection; made by the server."""
-
-    def __init__(self, net_id: int, server: Server, transport: Transport, address: Any) -> None:
-        self._owner = server
-        options = server._options
-        super().__init__(
-            net_id,
-            options,
-            registry=server.registry,
-            wheel=server._wheel,
-            run=server._pool.run,
-            parent=server.context,
-            tally=server._tally,
-        )
-        self.remote_address = address
-        self._accepted = transport
-        self._followed: dict[int, int] = {}  # schedule to timer, guarded by _lock
-
-    def _server(self) -> Any:
-        return self._owner
-
-    def _start(self) -> None:
-        run = Run(lambda: self._begin(self._open), self._thread_name("reader"))
-        with self._lock:
-            self._threads.append(run)
-        self._owner._spares.start(run)
-
-    def _open(self) -> bool:
-        """From the first byte to the first message; False if it does not get there."""
-        try:
-            self._establish(self._accepted)
-            self._owner._welcome(self)
-        except HandshakeFailed as error:
-            self._failed(error, str(error), ended=True)
-            return False
-        except ConnectionClosed as error:
-            if not self._ready:
-                return False  # closed before it began
-            # What on_connect wrote goes out all the same, and is seen off like any other end.
-            self._owner._tally.refused()
-            self._outbox.open()
-            self._begin_close(str(error), drain=False)
-        return True
-
-    def _follow(self, schedule: int, interval: float, callback: ConnectionTimer) -> None:
-        """Run a timer of the server's, unless that is done already."""
-        try:
-            with self._lock:
-                if schedule in self._followed:
-                    return
-                self._followed[schedule] = 0
-            timer = self.run_every(interval, callback)
-            with self._lock:
-                self._followed[schedule] = timer
-            if schedule not in self._owner._schedules:
-                self._unfollow(schedule)  # it was cancelled meanwhile
-        except ConnectionClosed:
-            pass  # so it needs none
-
-    def _unfollow(self, schedule: int) -> None:
-        with self._lock:
-            timer = self._followed.pop(schedule, 0)
-        self.cancel_timer(timer)
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._owner._remove(self.net_id, _host_of(self.remote_address))
-
-
-class Server:
+class Server(HasCredentials):
     """A TCP server. All methods may be called from any thread, handlers included.
 
     It may be started and stopped once. As a context manager it is stopped at the end of the block.
+    In a child of ``os.fork`` one that was started is stopped, see ``tao/forks.py``.
 
     Args:
         options: see `ServerOptions`; all are keyword-only.
@@ -137,11 +72,13 @@ class Server:
         self._hosts: Counter[str] = Counter()
         self._schedules: dict[int, tuple[float, ConnectionTimer]] = {}
         self._state: str = "new"  # then "running", "stopping", "stopped"
+        self._why_stopped: str = "a server that was stopped cannot be started again"
         self._stopper: threading.Thread | None = None
         self._report = StopReport()
         # Rings when serve_forever is to return.
         self._doorbell: Doorbell | None = None
         self._interrupted: bool = False  # by a signal
+        renew_after_fork(self, renew_server)
 
     # -- starting
 
@@ -161,18 +98,23 @@ class Server:
             OSError: the address cannot be listened at; the text names it.
             ServerClosed: the server has been stopped.
         """
-        # Checked as the option is.
-        tls = self._options.tls if tls is None else ServerOptions(tls=tls).tls
+        ServerOptions(tls=tls)  # which checks it
         sock = listen(address, self._options.backlog)
         with self._lock:
             if self._state in ("stopping", "stopped"):
                 if sock is not address:
                     sock.close()
-                raise ServerClosed("a server that was stopped cannot be started again")
+                raise ServerClosed(self._why_stopped)
             if self._state == "new":
                 self._begin()
+            credentials = self._credentials if tls is None else Credentials(tls)
             listener = Listener(
-                sock, lambda sock, peer: self._admit(sock, peer, tls), self._tally.accept_error
+                sock,
+                lambda sock, peer: self._admit(sock, peer, credentials.context),
+                self._tally.accept_error,
+                credentials=credentials,
+                pace=self._pace,
+                delayed=self._accept_delayed,
             )
             listener.start()
             self._listeners.append(listener)
@@ -187,6 +129,10 @@ class Server:
         else:
             self._pool = WorkerPool(options.workers, options.worker_initializer)
         self._wheel = shared_wheel.acquire()
+        self._credentials = Credentials(options.tls)
+        self._pace: TokenBucket | None = None
+        if options.accept_rate is not None:
+            self._pace = TokenBucket(options.accept_rate, options.accept_burst)
         self._state = "running"
 
     def serve_forever(
@@ -207,16 +153,19 @@ class Server:
         """
         with Doorbell() as doorbell:
             self._doorbell = doorbell
-            restore = self._catch_signals() if handle_signals else {}
+            restore = catch_signals(self._interrupt) if handle_signals else bool
             try:
                 if address is not None:
                     self.start(address)
                 self._wait_for_the_end(doorbell, restore, ready)
             finally:
-                self._restore(restore)
+                restore()
 
     def _wait_for_the_end(
-        self, doorbell: Doorbell, restore: dict[int, Any], ready: Callable[[Any], object] | None
+        self,
+        doorbell: Doorbell,
+        restore: Callable[[], object],
+        ready: Callable[[Any], object] | None,
     ) -> None:
         try:
             if ready is not None:
@@ -224,30 +173,14 @@ class Server:
             while self.running and not self._interrupted:
                 doorbell.wait()
         finally:
-            self._restore(restore)  # a signal during the stop acts as it did before
+            restore()  # a signal during the stop acts as it did before
             self.stop()
 
-    def _catch_signals(self) -> dict[int, Any]:
-        """Have signals interrupt `serve_forever`, the first time; return what was before."""
-        before: dict[int, Any] = {}
-
-        def caught(number: int, frame: object) -> None:
-            self._interrupted = True
-            self._restore(before)
-            if self._doorbell is not None:  # the wait may be about to begin
-                self._doorbell.ring()
-
-        for name in ("SIGINT", "SIGTERM"):
-            number = int(getattr(signal, name))
-            before[number] = signal.getsignal(number)
-            signal.signal(number, caught)
-        return before
-
-    @staticmethod
-    def _restore(handlers: dict[int, Any]) -> None:
-        for number, handler in handlers.items():
-            if handler is not None:  # as it is for one that was not set from Python
-                signal.signal(number, handler)
+    def _interrupt(self) -> None:
+        """A signal ends `serve_forever`."""
+        self._interrupted = True
+        if self._doorbell is not None:  # the wait may be about to begin
+            self._doorbell.ring()
 
     def __enter__(self) -> Server:
         return self
@@ -416,7 +349,7 @@ class Server:
         report = self._report
         for conn in conns:
             ended = conn._finished.wait(apart.remaining())
-            unhandled, unsent = conn._dispatcher.pending, conn._outbox.waiting
+            unhandled, unsent = conn._dispatcher.unhandled, conn._outbox.waiting
             if ended and not unhandled and not unsent:
                 report.drained += 1
             else:
@@ -427,6 +360,8 @@ class Server:
         if self._pool is not self._options.workers:
             threads += self._pool.stop(deadline.remaining())
         shared_wheel.release()
+        self._tally.floods.flush()
+        self._tally.overdue.flush()
         report.threads = [thread.name for thread in threads]
         if report.clean:
             logger.info("stopped; {} connections ended in order", report.drained)
@@ -437,9 +372,38 @@ class Server:
 
     # -- for listeners and connections
 
+    def _accept_delayed(self) -> None:
+        self._tally.accept_delayed()
+        rate = self._options.accept_rate
+        self._tally.floods.warn(
+            logger, "more than {} connections a second come (accept_rate), so they wait", rate
+        )
+
     def _admit(self, sock: socket.socket, address: Any, tls: ssl.SSLContext | None) -> None:
         """Make a connection of an accepted socket, or close it if there are too many."""
-        host = _host_of(address)
+
+        def connect() -> tuple[Transport, Any]:
+            if _INHERIT_NON_BLOCKING or sock.gettimeout() is not None:
+                sock.setblocking(True)
+            set_kernel_clocks(sock, self._options)
+            return _transport(sock, tls), sock.getsockname()
+
+        self._adopt(address, connect, sock.close)
+
+    def _adopt(
+        self,
+        address: Any,
+        connect: Callable[[], tuple[Transport, Any]],
+        discard: Callable[[], object],
+    ) -> ServerConn | None:
+        """Make a connection, whatever its bytes travel by; None: there are too many.
+
+        Args:
+            address: the peer's.
+            connect: returns the transport and this side's address.
+            discard: called when there is to be no connection.
+        """
+        host = host_of(address)
         options = self._options
         per_host = options.max_connections_per_host
         with self._lock:
@@ -456,23 +420,24 @@ class Server:
                 self._admitted += 1
         if refusal:
             self._tally.refused()
-            logger.warning("connection from {} refused: {}", address, refusal)
-            sock.close()
-            return
+            floods = self._tally.floods
+            floods.warn(logger, "connection from {} refused: {}", address, refusal)
+            discard()
+            return None
         try:
-            if _INHERIT_NON_BLOCKING or sock.gettimeout() is not None:
-                sock.setblocking(True)
-            conn = ServerConn(net_id, self, _transport(sock, tls), address)
-            conn.local_address = sock.getsockname()
+            transport, local_address = connect()
+            conn = ServerConn(net_id, self, transport, address)
+            conn.local_address = local_address
             with self._lock:
                 if self._state != "running":  # a stop has seen, or will see, only what is there
                     raise ServerClosed("the server is stopping")
                 self._all[net_id] = conn
             conn._start()
         except BaseException:
-            sock.close()
+            discard()
             self._remove(net_id, host)
             raise
+        return conn
 
     def _welcome(self, conn: ServerConn) -> None:
         """A connection is established: give it what is scheduled for all."""
@@ -503,7 +468,3 @@ class Server:
 
 def _transport(sock: socket.socket, tls: ssl.SSLContext | None) -> Transport:
     return Transport(sock) if tls is None else TlsTransport(sock, tls, server_side=True)
-
-
-def _host_of(address: Any) -> str:
-    return str(address[0]) if isinstance(address, tuple) and address else ""

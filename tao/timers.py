@@ -36,7 +36,7 @@ class TimerSet:
         self._post = post
         # Guards all below.
         self._lock = threading.Lock()
-        self._clocks: dict[str, int] = {}  # by purpose
+        self._clocks: dict[str, tuple[TimingWheel, int]] = {}  # by purpose
         self._timers: set[int] = set()
         self._closed: str | None = None  # why no timer may be added any more
         self._over: bool = False  # nor any clock be set
@@ -45,16 +45,23 @@ class TimerSet:
         """How many timers of the user are pending."""
         return len(self._timers)
 
-    def set_clock(self, purpose: str, delay: float, callback: Callable[[], object]) -> None:
-        """Call ``callback()`` in ``delay`` seconds, in place of the purpose's clock before."""
+    def set_clock(
+        self, purpose: str, delay: float, callback: Callable[[], object], *, real: bool = False
+    ) -> None:
+        """Call ``callback()`` in ``delay`` seconds, in place of the purpose's clock before.
+
+        Args:
+            real: the seconds are those of the world outside, whatever kind of wheel this is.
+        """
         with self._lock:
             if self._over:
                 return
             before = self._clocks.pop(purpose, None)
             if before is not None:
-                self._wheel.cancel(before)
+                before[0].cancel(before[1])
             try:
-                self._clocks[purpose] = self._wheel.run_after(delay, lambda _: callback())
+                wheel = self._wheel.in_real_time if real else self._wheel
+                self._clocks[purpose] = wheel, wheel.run_after(delay, lambda _: callback())
             except RuntimeError:
                 if self._closed is None:
                     raise
@@ -79,7 +86,7 @@ class TimerSet:
                     self._timers.discard(timer_id)
             if not waiting:
                 waiting = True
-                self._post(lambda: run(due))
+                self._wheel.hand_over(self._post, lambda: run(due))
 
         def run(due: datetime) -> None:
             nonlocal waiting
@@ -118,8 +125,8 @@ class TimerSet:
         with self._lock:
             self._over = True
             clocks = list(self._clocks.values())
-        for clock in clocks:
-            self._wheel.cancel(clock)
+        for wheel, clock in clocks:
+            wheel.cancel(clock)
 
 
 class HasTimers:
@@ -134,7 +141,7 @@ class HasTimers:
         Args:
             when: an aware datetime, or seconds since the Unix epoch; the past means at once.
         """
-        return self.run_after(delay_until(when), callback)
+        return self.run_after(delay_until(when, self._wheel.time_of_day()), callback)
 
     def run_after(self, delay: float, callback: ConnectionTimer) -> int:
         """Call ``callback(due, conn)`` in ``delay`` seconds, and return the timer's id.

@@ -82,7 +82,7 @@ class TimingWheel:
             ValueError: ``when`` is a datetime without time zone.
             TooManyTimers: the wheel is full.
         """
-        return self._add(delay_until(when), callback, 0.0)
+        return self._add(delay_until(when, self.time_of_day()), callback, 0.0)
 
     def run_after(self, delay: float, callback: TimerCallback) -> int:
         """Call ``callback(due)`` once in ``delay`` seconds and return the timer's id."""
@@ -127,10 +127,36 @@ class TimingWheel:
         if thread is not None:
             gather([thread], Deadline(timeout))
 
+    # -- the time, which another kind of wheel may take from elsewhere, as `Clock` in ``clock.py``
+
+    now = staticmethod(time.monotonic)  # in seconds
+    time_of_day = staticmethod(time.time)  # in seconds since the Unix epoch
+
+    @property
+    def in_real_time(self) -> TimingWheel:
+        """The wheel for what depends on the world outside: the end of a connection, say."""
+        return self
+
+    def since(self, moment: float) -> float:
+        """Return how long ago a moment of ``time.monotonic()`` was, in seconds of this wheel's."""
+        return time.monotonic() - moment
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Wait for an event, so many seconds at most; tell whether it is set."""
+        return event.wait(seconds)
+
+    def hand_over(
+        self, post: Callable[[Callable[[], object]], object], call: Callable[[], object]
+    ) -> None:
+        """Have ``post`` see to a call that a timer brought about, on another thread."""
+        post(call)
+
+    # -- inside
+
     def _add(self, delay: float, callback: TimerCallback, interval: float) -> int:
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
-        due = time.monotonic() + delay
+        due = self.now() + delay
         with self._changed:
             if self._stopped:
                 raise RuntimeError(f"the timing wheel {self._name} is stopped")
@@ -138,15 +164,19 @@ class TimingWheel:
                 raise TooManyTimers(f"{self._name} has {self._max_pending} timers pending already")
             if self._thread is None:
                 # If it cannot be started, there is no timer either, and the next one tries again.
-                thread = spawn(self._turn, name=self._name)
-                thread.start()
-                self._thread = thread
+                self._start_thread()
             timer_id = next(self._ids)
             self._timers[timer_id] = _Timer(callback, interval)
             heapq.heappush(self._heap, (due, timer_id))
             if self._heap[0][1] == timer_id:
                 self._changed.notify()
         return timer_id
+
+    def _start_thread(self) -> None:
+        """Start what will turn the wheel. Needs _changed."""
+        thread = spawn(self._turn, name=self._name)
+        thread.start()
+        self._thread = thread
 
     def _turn(self) -> None:
         """The wheel's thread: sleep, fire what is due, again."""
@@ -157,27 +187,31 @@ class TimingWheel:
                         return
                     self._changed.wait(self._until_next())
             due, timer = taken
-            try:
-                timer.callback(_as_datetime(due))
-            except BaseException:
-                logger.exception("timer callback {!r} raised", timer.callback)
+            self._fire(due, timer)
             # A callback's last reference may be ours, and what it holds must not wait for the
             # next timer to be freed.
             del taken, timer
+
+    def _fire(self, due: float, timer: _Timer) -> None:
+        try:
+            moment = self.time_of_day() + due - self.now()
+            timer.callback(datetime.fromtimestamp(moment, timezone.utc))
+        except BaseException:
+            logger.exception("timer callback {!r} raised", timer.callback)
 
     def _until_next(self) -> float | None:
         """Seconds until the next timer, None if there is none. Needs _changed."""
         if not self._timers:
             self._heap.clear()
             return None
-        return min(max(0.0, self._heap[0][0] - time.monotonic()), threading.TIMEOUT_MAX)
+        return min(max(0.0, self._heap[0][0] - self.now()), threading.TIMEOUT_MAX)
 
     def _take_due(self) -> tuple[float, _Timer] | None:
         """Take out the timer that is due first, or put it back if periodic. Needs _changed.
 
         One at a time, so that a callback can still cancel what is due together with its own timer.
         """
-        now = time.monotonic()
+        now = self.now()
         while self._heap and self._heap[0][0] <= now:
             due, timer_id = heapq.heappop(self._heap)
             timer = self._timers.get(timer_id)
@@ -200,11 +234,25 @@ class SharedWheel:
     """
 
     def __init__(self) -> None:
-        # Guards both fields. Reentrant, because a forgotten client gives the wheel back when the
-        # garbage collector finds it, at any point.
+        # Guards the fields below. Reentrant, because a forgotten client gives the wheel back when
+        # the garbage collector finds it, at any point.
         self._lock = threading.RLock()
         self._wheel: TimingWheel | None = None
         self._users: int = 0
+        #: What is handed out in its place, if not None: a clock that a test advances.
+        self.stand_in: TimingWheel | None = None
+
+    @property
+    def wheel(self) -> TimingWheel:
+        """The wheel itself, for who has acquired it.
+
+        Raises:
+            RuntimeError: nobody has, or not any more.
+        """
+        wheel = self._wheel
+        if wheel is None:
+            raise RuntimeError("the shared timing wheel is stopped")
+        return wheel
 
     def acquire(self) -> TimingWheel:
         """Return the wheel; each call wants one `release`."""
@@ -212,7 +260,7 @@ class SharedWheel:
             self._users += 1
             if self._wheel is None:
                 self._wheel = TimingWheel()
-            return self._wheel
+            return self.stand_in or self._wheel
 
     def release(self) -> None:
         """Give the wheel back; the last one stops it, after having cancelled his timers."""
@@ -237,8 +285,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=shared_wheel.forked)
 
 
-def delay_until(when: datetime | float) -> float:
-    """Return the seconds from now until a time of day, 0 for the past.
+def delay_until(when: datetime | float, now: float | None = None) -> float:
+    """Return the seconds until a time of day, 0 for the past.
+
+    Args:
+        when: as for `TimingWheel.run_at`.
+        now: in seconds since the Unix epoch; None: what the system's clock says.
 
     Raises:
         ValueError: a datetime without time zone, which could mean anything.
@@ -251,7 +303,7 @@ def delay_until(when: datetime | float) -> float:
         raise TypeError(f"when must be a datetime or a timestamp in seconds, not {when!r}")
     if not math.isfinite(when):
         raise ValueError(f"when must be a finite timestamp, not {when!r}")
-    return max(0.0, when - time.time())
+    return max(0.0, when - (time.time() if now is None else now))
 
 
 def _checked(what: str, seconds: float, *, zero: bool = False) -> float:
@@ -261,7 +313,3 @@ def _checked(what: str, seconds: float, *, zero: bool = False) -> float:
         kind = "zero or a positive" if zero else "a positive"
         raise ValueError(f"{what} must be {kind} number of seconds, not {seconds!r}")
     return seconds
-
-
-def _as_datetime(due: float) -> datetime:
-    return datetime.fromtimestamp(time.time() + due - time.monotonic(), timezone.utc)

@@ -29,6 +29,8 @@ from tao.threads import Deadline
 __all__ = ["TlsTransport", "Transport", "address_text", "explain"]
 
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+# What it means when send() takes nothing, and nothing is wrong.
+_FULL = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 _TCP = frozenset((socket.AF_INET, socket.AF_INET6))
 # The most that is sent without letting go of the interpreter lock, see _lock_keeping_send.
 _QUICK_SEND = 64 * 1024
@@ -60,7 +62,7 @@ def _lock_keeping_send() -> Callable[[int, bytes, int, int], int] | None:
     try:
         # No types are declared, as checking them costs as much as the call. The arguments are
         # passed as C ints, which libffi extends to the width of a size_t.
-        return ctypes.PyDLL(None).send
+        return ctypes.PyDLL(None, use_errno=True).send
     except (AttributeError, OSError, TypeError):
         return None
 
@@ -116,7 +118,10 @@ class Transport:
             taken = _quick_send(self._sock.fileno(), data, len(data), _SEND_FLAGS)
             if taken > 0:
                 return taken
-            # Nothing was taken, and the usual way tells why.
+            number = ctypes.get_errno()
+            if number in _FULL:
+                return 0
+            raise OSError(number, os.strerror(number))
         try:
             return self._sock.send(data, _SEND_FLAGS)
         except BlockingIOError:

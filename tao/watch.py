@@ -6,9 +6,10 @@ import threading
 import weakref
 from datetime import datetime
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from tao.errors import TooManyTimers
+from tao.overdue import OverdueWatch
 from tao.timing import TimingWheel
 
 __all__ = ["GRACE", "BlockWatch", "Watched", "watch_on"]
@@ -51,6 +52,7 @@ class BlockWatch:
         # itself: so of the two at least one sees the other.
         self.armed: bool = False
         self._arming = threading.Lock()
+        self._overdue = OverdueWatch(self._wheel)
         # Owned by the wheel's thread.
         self._lateness: float = 0.0  # of looks, lately; in seconds
         self._due: float = 0.0  # when the next is due; written before it can be
@@ -63,6 +65,14 @@ class BlockWatch:
                 return
             self.armed = True
         self._look_later()
+
+    def blocks(self, each: Any) -> None:
+        """A dispatcher is known to be stuck now, and costs no more looks until it runs the next.
+
+        Called by its `look`.
+        """
+        self.running.discard(each)
+        self._overdue.add(each)
 
     def _look_later(self) -> None:
         wheel = self._wheel()

@@ -120,7 +120,10 @@ class WorkerPool:
         self._let_go_of = len(threads)
         to_join: MutableMapping[threading.Thread, Any] = getattr(_executors, "_threads_queues", {})
         for thread in threads:
-            to_join.pop(thread, None)
+            # One that is not a daemon, as its maker is none, is joined in any case, and has to be
+            # told to end.
+            if thread.daemon:
+                to_join.pop(thread, None)
 
     def _begin(self) -> None:
         mark_tao_thread()

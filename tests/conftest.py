@@ -5,7 +5,6 @@ And what some ask for: the lines that tao logs.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +14,7 @@ import loguru
 import pytest
 
 from tao.message import Registry
+from tao.pytest_plugin import open_sockets
 from tao.server import Server
 from tests.ends import End, MakeServer
 from tests.support import wait_until
@@ -35,28 +35,16 @@ def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith(OURS)}
 
 
-def _sockets() -> set[str]:
-    found = set()
-    for entry in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
-        except OSError:
-            continue  # the descriptor of the listing itself
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """Fail a test after which a thread or a socket of tao's is still there."""
-    threads, sockets = _threads(), _sockets()
+    threads, sockets = _threads(), open_sockets()
     yield
     _eventually(lambda: _threads() <= threads)
     left = sorted(thread.name for thread in _threads() - threads)
     assert not left, f"threads left behind: {left}"
-    _eventually(lambda: _sockets() <= sockets)
-    assert not _sockets() - sockets, "sockets left behind"
+    _eventually(lambda: open_sockets() <= sockets)
+    assert not open_sockets() - sockets, "sockets left behind"
 
 
 @pytest.fixture

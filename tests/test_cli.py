@@ -140,6 +140,7 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
         ("serve exits", "exits cannot be imported: SystemExit: enough"),
         ("serve garbled", "garbled cannot be imported: SyntaxError"),
         ("serve lacks", "lacks cannot be imported: ModuleNotFoundError"),
+        ("serve fine --work 3", "--work"),
         ("serve fine --port many", "a port is a number from 0 to 65535, not 'many'"),
         ("serve fine --port 65536", "a port is a number from 0 to 65535, not '65536'"),
         ("serve fine --port -1", "a port is a number from 0 to 65535, not '-1'"),
@@ -157,6 +158,30 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
             "serve fine --tls-cert cert.pem --tls-key key.pem --tls-client-ca plain.py",
             "plain.py: holds no readable PEM certificate",
         ),
+        ("connect", "HOST:PORT"),
+        ("connect nowhere", "a port is a number from 0 to 65535, not 'nowhere'"),
+        ("connect ::1:80", "write [::1]:80 for an IPv6 address and a port"),
+        ("connect :0", "nobody listens at port 0"),
+        ("connect :1 --ca ca.pem", "--ca needs --tls"),
+        ("connect :1 --server-name x", "--server-name needs --tls"),
+        ("connect :1 --tls --key key.pem", "--key needs --cert"),
+        ("connect :1 --tls --ca nowhere.pem", "nowhere.pem: no such file or directory"),
+        ("connect :1 --tls --ca cert.pem --insecure", "--ca makes no sense with it"),
+        ("connect :1 --messages nowhere", "there is no module nowhere"),
+        ("connect :1 --messages plain", "module plain has no messages"),
+        ("connect :1 --messages raises", "raises cannot be imported: ZeroDivisionError"),
+        ("connect :1 --wait long", "a positive number of seconds is wanted, not 'long'"),
+        ("bench :1 --connections 0", "a whole number from 1 on is wanted, not '0'"),
+        ("bench :1 --size 8388609", "a size is from 0 to 8388608 bytes"),
+        ("bench :1 --size 8388608 --window 100", "must not be more than 64 MiB"),
+        ("bench :1 --number 2147483648", "a message number is a whole number from"),
+        ("bench :1 --duration inf", "a positive number of seconds is wanted, not 'inf'"),
+        ("top /run/socket", "a monitor listens at HOST:PORT, not at a path"),
+        ("top :1 --sort beauty", "beauty"),
+        ("dev-cert --days 0", "a number of days up to 3650 is wanted, not '0'"),
+        ("dev-cert --days many", "a number of days up to 3650 is wanted, not 'many'"),
+        ("dev-cert --name a..b", "not a hostname or an IP address: 'a..b'"),
+        ("--print-completion csh", "csh"),
     ],
 )
 @pytest.mark.usefixtures("certificate")
@@ -186,14 +211,37 @@ def test_debugging_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.splitlines()[-1] == "tao: module raises cannot be imported"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"]])
-def test_explaining(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_explaining(capsys: pytest.CaptureFixture[str], option: str) -> None:
     """It says what there is, on stdout."""
     with pytest.raises(SystemExit) as ending:
-        main(arguments)
+        main([option])
     assert ending.value.code == 0
     output, errors = capsys.readouterr()
     assert ("serve" in output or tao.__version__ in output) and errors == ""
+
+
+@pytest.mark.parametrize("command", ["serve", "connect", "bench", "top", "dev-cert"])
+def test_the_help_of_a_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """It has examples, tells the exit status, and fits on a terminal."""
+    with pytest.raises(SystemExit) as ending:
+        main([command, "--help"])
+    assert ending.value.code == 0
+    output = capsys.readouterr().out
+    assert f"  tao {command}" in output and "exit status:\n  0  fine" in output
+    assert max(map(len, output.splitlines())) <= 90
+
+
+def test_serving_imports_nothing_new(modules: Path) -> None:
+    """What only other commands need is not loaded before it is asked for."""
+    names = ("rich", "readline", "tao.cli_connect", "tao.cli_bench", "tao.cli_top")
+    source = f"import sys\nprint('loaded', [name for name in {names} if name in sys.modules])\n"
+    (modules / "spy.py").write_text(f"{source}from fine import server\n", encoding="utf-8")
+    with Program("tao", "serve", "spy", "--port", 0, cwd=modules) as program:
+        program.prints(r"loaded \[\]")
+        program.prints("Ctrl-C stops it")
+        program.send(signal.SIGINT)
+        assert program.status() == 0
 
 
 def test_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +278,12 @@ def test_what_can_be_served(
     thread.join()
     lines = capsys.readouterr().out.splitlines()
     assert f": {target} listens at 127.0.0.1:" in lines[0] and lines[0].endswith("(no TLS)")
-    assert lines[1:] == ["tao: Ctrl-C stops it", "tao: stopping", "tao: stopped"]
+    assert lines[1:] == [
+        "tao: 20 workers, 1000 connections at most",
+        "tao: Ctrl-C stops it",
+        "tao: stopping",
+        "tao: stopped",
+    ]
 
 
 @pytest.mark.usefixtures("modules")

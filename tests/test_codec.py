@@ -148,7 +148,7 @@ def test_decoders_of_one_codec_share_nothing() -> None:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (KeyError("x"), "message 2 could not be deserialized: KeyError: 'x'"),
+        (KeyError("x"), "message 2 could not be deserialized: KeyError"),
         (BadData("no such move"), "message 2 could not be deserialized: no such move"),
     ],
 )

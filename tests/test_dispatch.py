@@ -360,7 +360,7 @@ def test_the_watch_sleeps_when_nothing_runs(open_end: OpenEnd) -> None:
 def test_the_watch_sleeps_while_a_known_handler_blocks(open_end: OpenEnd) -> None:
     """A handler that was found to block costs no further looks."""
     gate = Gate()
-    end = open_end(registry=gate.registry, heartbeat=None)
+    end = open_end(registry=gate.registry, heartbeat=None, handler_warn_after=None)
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
     wait_until(lambda: end.conn._wheel.size == 0)

@@ -17,14 +17,26 @@ STOREYS = [
     {"message", "codec"},
     {
         *("log", "threads", "timing", "timers", "context", "workers", "spares", "metrics"),
-        *("transport", "outbox", "inbox", "watch", "dispatch"),
+        *("histogram", "handling", "failures"),
+        *("limits", "signals", "overdue"),
+        *("transport", "outbox", "overflow", "inbox", "watch", "dispatch"),
     },
     {
-        *("tls", "connection", "options", "listener"),
+        *("tls", "connection", "options", "listener", "intake", "credentials", "forks"),
         *("reader", "reporter", "keepalive", "ending", "outcomes"),
     },
-    {"server", "client"},
-    {"monitor", "cli", "__main__", "faults", "testing"},
+    {"server", "serverconn", "client"},
+    {
+        *("monitor", "monitor_http", "monitor_pages", "monitor_metrics", "monitor_live"),
+        *("monitor_connections", "monitor_stacks"),
+        *("faults", "clock", "memory", "recording", "testing", "pytest_plugin"),
+    },
+    {
+        *("cli_common", "cli_arguments", "cli_completion", "cli_values", "cli_load", "cli_figures"),
+        *("cli_serve", "cli_reload", "cli_connect", "cli_bench", "cli_top", "cli_dev_cert"),
+        *("cli", "__main__"),
+    },
+    {"api"},
     {"__init__"},
 ]
 STOREY = {module: number for number, storey in enumerate(STOREYS) for module in storey}

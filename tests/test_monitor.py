@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPResponse
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from tao import monitor as module
+from tao import monitor_metrics
 from tao.client import ClientConn
 from tao.message import Registry
-from tao.metrics import Snapshot, tallies
+from tao.metrics import Snapshot
 from tao.monitor import Monitor, monitor_on
 from tao.server import Server
 from tests.ends import Text
@@ -28,10 +30,7 @@ Get = Callable[..., tuple[HTTPResponse, str]]
 @pytest.fixture
 def only_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the servers and clients that tests before this one have not let go of."""
-    before = set(tallies())
-    monkeypatch.setattr(
-        module, "tallies", lambda: [each for each in tallies() if each not in before]
-    )
+    monkeypatch.setattr("tao.metrics._all", weakref.WeakSet())
 
 
 @pytest.fixture
@@ -202,8 +201,9 @@ def test_metrics(server: Server, get: Get) -> None:
 
 def test_every_figure_has_a_metric() -> None:
     """Who adds a figure thinks of Prometheus too."""
-    words = {"name", "kind", "state", "address"}
-    shown = [figure.field for figure in (*module._COUNTERS, *module._GAUGES)]
+    words = {"name", "kind", "state", "address", "latency", "error_kinds"}
+    figures = (*monitor_metrics._COUNTERS, *monitor_metrics._GAUGES)
+    shown = [figure.field for figure in figures]
     assert sorted(shown) == sorted({field.name for field in fields(Snapshot)} - words)
 
 
@@ -236,7 +236,7 @@ def test_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_path_that_is_not_there(get: Get) -> None:
     """The answer lists what is there."""
-    answer, text = get("/")
+    answer, text = get("/nowhere")
     assert answer.status == 404
     assert all(path in text for path in ("/debug/vars", "/metrics", "/healthz"))
 
@@ -253,7 +253,7 @@ def test_head(get: Get) -> None:
     assert (answer.status, answer.headers["Content-Length"], text) == (200, "3", "")
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "XYZ"])
 def test_nothing_can_be_changed(get: Get, method: str) -> None:
     """Other methods are refused, and the answer arrives though the body was not read."""
     answer, _ = get("/debug/vars", method, b"x" * 300_000)

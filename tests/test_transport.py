@@ -189,6 +189,15 @@ def test_abort_and_close_in_any_order(pair: Pair) -> None:
     assert ends(b.abort)
 
 
+def test_who_sends_learns_of_a_reset(pair: Pair) -> None:
+    """The first send after a reset tells what happened, not only that it is over."""
+    a, b = pair
+    b._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    b.close()
+    with pytest.raises(ConnectionResetError):
+        send_all(a, bytes(8 * KIB))
+
+
 def test_a_reset_peer(pair: Pair) -> None:
     """A connection that breaks raises for who receives and for who sends."""
     a, b = pair

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -12,6 +14,7 @@ import pytest
 
 from tao.threads import in_tao_thread
 from tao.workers import WorkerPool
+from tests.programs import LONG, ROOT
 from tests.support import PATIENCE, together, wait_until
 
 
@@ -223,3 +226,12 @@ def test_arguments_are_checked(
     """The error names the argument and what it was."""
     with pytest.raises(error, match=text):
         WorkerPool(*arguments)
+
+
+def test_a_pool_that_is_forgotten_lets_the_program_end() -> None:
+    """Its idle workers do not keep the interpreter from ending, whoever has started them."""
+    program = "import tao; pool = tao.WorkerPool(1); print(pool.submit(int).result())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")

@@ -1,0 +1,104 @@
+"""Everything that ``import tao`` gives, gathered from the modules."""
+
+from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
+from tao.client import ClientConn, connect
+from tao.codec import Batch, Codec, Decoder, TypeLengthValueCodec
+from tao.connection import Connection
+from tao.context import (
+    Context,
+    background,
+    context_with_message,
+    context_with_net_id,
+    message_from_context,
+    net_id_from_context,
+    server_from_context,
+)
+from tao.errors import (
+    AlreadyRegistered,
+    BadData,
+    Cancelled,
+    ConnectFailed,
+    ConnectionClosed,
+    DeadlineExceeded,
+    HandshakeFailed,
+    NotRegistered,
+    ProtocolError,
+    RegistrationError,
+    ServerClosed,
+    TaoError,
+    TooManyTimers,
+    UndefinedMessage,
+    WouldBlock,
+)
+from tao.log import log_to_stdlib
+from tao.message import HEARTBEAT, HeartbeatMessage, Message, Registry, default_registry, register
+from tao.monitor import Monitor, monitor_on
+from tao.options import Reconnect
+from tao.server import Broadcast, Server, ServerConn, StopReport
+from tao.timing import TimingWheel
+from tao.tls import (
+    Certificate,
+    DevelopmentCA,
+    load_client_tls_config,
+    load_tls_config,
+    self_signed_certificate,
+)
+from tao.version import __version__
+from tao.workers import WorkerPool
+
+__all__ = [
+    "HEARTBEAT",
+    "AlreadyRegistered",
+    "AtomicBoolean",
+    "AtomicInt32",
+    "AtomicInt64",
+    "BadData",
+    "Batch",
+    "Broadcast",
+    "Cancelled",
+    "Certificate",
+    "ClientConn",
+    "Codec",
+    "ConnectFailed",
+    "Connection",
+    "ConnectionClosed",
+    "Context",
+    "DeadlineExceeded",
+    "Decoder",
+    "DevelopmentCA",
+    "HandshakeFailed",
+    "HeartbeatMessage",
+    "Message",
+    "Monitor",
+    "NotRegistered",
+    "ProtocolError",
+    "Reconnect",
+    "RegistrationError",
+    "Registry",
+    "Server",
+    "ServerClosed",
+    "ServerConn",
+    "StopReport",
+    "TaoError",
+    "TimingWheel",
+    "TooManyTimers",
+    "TypeLengthValueCodec",
+    "UndefinedMessage",
+    "WorkerPool",
+    "WouldBlock",
+    "__version__",
+    "background",
+    "connect",
+    "context_with_message",
+    "context_with_net_id",
+    "default_registry",
+    "load_client_tls_config",
+    "load_tls_config",
+    "log_to_stdlib",
+    "message_from_context",
+    "monitor_on",
+    "net_id_from_context",
+    "register",
+    "self_signed_certificate",
+    "server_from_context",
+]

@@ -1,0 +1,58 @@
+"""What a dispatcher knows of whom it serves: the connection, and how quick its handlers are."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tao.context import Context
+from tao.histogram import NEAR_MOST
+from tao.message import Registration
+
+__all__ = ["QUICK", "TRUST_MOST", "TRUST_NEEDED", "DispatchHost", "call", "learn"]
+
+#: A handler is quick if it runs shorter than this, in seconds.
+QUICK = NEAR_MOST
+# Trust in a handler grows by one with each quick run, up to a bound, and is halved by a slow one: a
+# thread may lose the processor in the midst of a quick handler, and one such mishap should not send
+# it to the pool.
+TRUST_MOST = 8
+# How much trust a reader needs to run a handler, by mode.
+TRUST_NEEDED = {"inline": 0, "auto": 3, "pool": TRUST_MOST + 1}
+
+
+class DispatchHost(Protocol):
+    """What a dispatcher needs of its connection."""
+
+    context: Context
+
+    def start_handler(self) -> None:
+        """Start the second thread, in the handling role; never raises."""
+
+    def report(self, error: BaseException, doing: str) -> None:
+        """Tell log and application of an error; never raises."""
+
+    def undefined(self, number: int) -> None:
+        """Note a message whose number is not registered."""
+
+
+def learn(entry: Registration, mean: float, stuck: bool) -> None:
+    """Learn how far to trust a handler from runs of it.
+
+    Two connections may learn at once, and one of two runs not count: it is a guess.
+
+    Args:
+        entry: whose handler ran.
+        mean: how long, in seconds.
+        stuck: whether the watch found it to block.
+    """
+    if stuck:
+        entry.trust = 0
+    elif mean > QUICK:
+        entry.trust //= 2
+    elif entry.trust < TRUST_MOST:
+        entry.trust += 1
+
+
+def call(context: Context, conn: Any) -> None:
+    """Handle a timer's callback, which stands where a message does."""
+    context.message()

@@ -1,0 +1,165 @@
+"""Handlers that run now, and those that run for too long.
+
+Who runs a handler notes nothing for this: that would be done for every message. What runs where is
+read from the stacks of the threads (``sys._current_frames``), when somebody asks, or when a handler
+is told of. For how long is known to the watch (``watch.py``), to a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import weakref
+from collections.abc import Collection
+from datetime import datetime
+from operator import length_hint
+from time import monotonic
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tao.errors import TooManyTimers
+from tao.timing import TimingWheel
+
+if TYPE_CHECKING:
+    from tao.connection import Connection
+    from tao.dispatch import Dispatcher
+
+__all__ = ["OverdueWatch", "Running", "running_in"]
+
+# How often to look after handlers that are known to block, in seconds.
+_STEP = 1.0
+# Where a dispatcher calls handlers.
+_MODULE, _CALLERS = "tao.dispatch", ("_run", "_run_alone")
+
+
+class Running(NamedTuple):
+    """A handler, or a timer's callback, that runs."""
+
+    #: The number of its message; None for a timer's callback.
+    number: int | None
+    #: For how long, in seconds; 0 if for less than a few milliseconds.
+    seconds: float
+    #: The number of its thread, as `threading.get_ident` gives it.
+    ident: int
+
+
+def running_in(dispatchers: Collection[Dispatcher]) -> dict[Dispatcher, Running]:
+    """Return what the dispatchers run now; those that run nothing are left out.
+
+    Any thread may call it. It looks through the stacks of all threads, once, if any of the
+    dispatchers has something to do: better ask for many at a time.
+    """
+    busy = {each for each in dispatchers if each.pending}
+    return {each: found.running for each, found in _find(busy).items()}
+
+
+class _Found(NamedTuple):
+    running: Running
+    stack: str  # from the dispatcher's call on
+
+
+def _find(dispatchers: Collection[Dispatcher], *, stacks: bool = False) -> dict[Any, _Found]:
+    """Find what dispatchers run now, with the stack if wanted."""
+    found: dict[Any, _Found] = {}
+    if not dispatchers:
+        return found
+    now = monotonic()
+    for ident, top in sys._current_frames().items():
+        frame: FrameType | None = top
+        while frame is not None:
+            if frame.f_code.co_name in _CALLERS and frame.f_globals.get("__name__") == _MODULE:
+                names = frame.f_locals
+                each, number = names.get("self"), names.get("number")
+                if each is not None and each in dispatchers and number is not None:
+                    running = Running(
+                        number if isinstance(number, int) else None, _since(each, now), ident
+                    )
+                    found[each] = _Found(running, _stack(top, frame) if stacks else "")
+            frame = frame.f_back
+    return found
+
+
+def _since(dispatcher: Dispatcher, now: float) -> float:
+    """For how long it has run the same."""
+    return now - dispatcher._seen_since if dispatcher._seen == _state(dispatcher) else 0.0
+
+
+def _state(dispatcher: Dispatcher) -> tuple[int, int]:
+    """How far a dispatcher is: its batches begun, and the messages left of the present one."""
+    return dispatcher._runs, length_hint(dispatcher._messages)
+
+
+def _stack(top: FrameType, end: FrameType) -> str:
+    """The calls below ``end``, up to ``top``, as a traceback shows them."""
+    frames = []
+    frame: FrameType | None = top
+    while frame is not None and frame is not end:
+        frames.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    frames.reverse()
+    return "".join(traceback.StackSummary.extract(iter(frames)).format())
+
+
+class OverdueWatch:
+    """Looks after the handlers that a `BlockWatch` has found to block. All on the wheel's thread.
+
+    Each has an option ``handler_warn_after``; after that it is told of, once.
+
+    Args:
+        wheel: what it looks on.
+    """
+
+    def __init__(self, wheel: weakref.ref[TimingWheel]) -> None:
+        self._wheel = wheel
+        # Connections that run something that blocks, maybe not any more; and whether it was told
+        # of. They are held weakly: when the wheel stops, nobody looks after them any more.
+        self._told: weakref.WeakKeyDictionary[Connection, bool] = weakref.WeakKeyDictionary()
+        self._armed: bool = False
+
+    def add(self, dispatcher: Dispatcher) -> None:
+        """Look after what the dispatcher runs now."""
+        host: Any = dispatcher._host
+        if _limit(host) is not None:
+            self._told[host] = False
+            if not self._armed:
+                self._look_later()
+
+    def _look_later(self) -> None:
+        shortest = min((_limit(each) or _STEP for each in list(self._told)), default=_STEP)
+        wheel = self._wheel()
+        self._armed = False
+        try:
+            if wheel is not None:
+                wheel.run_after(min(_STEP, shortest / 4), self._look)
+                self._armed = True
+        except (RuntimeError, TooManyTimers):
+            # The wheel has stopped, so all connections have ended; or it is full.
+            self._told.clear()
+
+    def _look(self, _: datetime) -> None:
+        now = monotonic()
+        overdue: dict[Dispatcher, Connection] = {}
+        for conn, told in list(self._told.items()):
+            each = conn._dispatcher
+            before, state = each._seen, _state(each)
+            if state[0] != before[0] or not each.pending:
+                del self._told[conn]  # it has ended; what came after is found by itself
+            elif state != before:
+                each._seen, each._seen_since = state, now
+                self._told[conn] = False
+            elif not told and now - each._seen_since >= (_limit(conn) or 0.0):
+                overdue[each] = conn
+        found = _find(overdue, stacks=True)
+        for each, conn in overdue.items():
+            if each in found:
+                self._told[conn] = True
+                conn._reporter.overdue_handler(found[each].running, found[each].stack)
+            else:
+                del self._told[conn]  # what is pending there waits for a worker
+        self._armed = False
+        if self._told:
+            self._look_later()
+
+
+def _limit(conn: Connection) -> float | None:
+    return conn._options.handler_warn_after

@@ -1,0 +1,93 @@
+"""A server's end of a connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tao.connection import Connection
+from tao.errors import ConnectionClosed, HandshakeFailed
+from tao.spares import Run
+from tao.timers import ConnectionTimer
+from tao.transport import Transport
+
+if TYPE_CHECKING:
+    from tao.server import Server
+
+__all__ = ["ServerConn", "host_of"]
+
+
+class ServerConn(Connection):
+    """A server's end of a connection; made by the server."""
+
+    def __init__(self, net_id: int, server: Server, transport: Transport, address: Any) -> None:
+        self._owner = server
+        options = server._options
+        super().__init__(
+            net_id,
+            options,
+            registry=server.registry,
+            wheel=server._wheel,
+            run=server._pool.run,
+            parent=server.context,
+            tally=server._tally,
+        )
+        self.remote_address = address
+        self._accepted = transport
+        self._followed: dict[int, int] = {}  # schedule to timer, guarded by _lock
+        self._welcomed: bool = False  # all that follows on_connect is done, and it reads
+
+    def _server(self) -> Any:
+        return self._owner
+
+    def _start(self) -> None:
+        run = Run(lambda: self._begin(self._open), self._thread_name("reader"))
+        with self._lock:
+            self._threads.append(run)
+        self._owner._spares.start(run)
+
+    def _open(self) -> bool:
+        """From the first byte to the first message; False if it does not get there."""
+        try:
+            self._establish(self._accepted)
+            self._owner._welcome(self)
+            self._welcomed = True
+        except HandshakeFailed as error:
+            self._failed(error, str(error), ended=True)
+            return False
+        except ConnectionClosed as error:
+            if not self._ready:
+                return False  # closed before it began
+            # What on_connect wrote goes out all the same, and is seen off like any other end.
+            self._owner._tally.refused()
+            self._outbox.open()
+            self._begin_close(str(error), drain=False)
+        return True
+
+    def _follow(self, schedule: int, interval: float, callback: ConnectionTimer) -> None:
+        """Run a timer of the server's, unless that is done already."""
+        try:
+            with self._lock:
+                if schedule in self._followed:
+                    return
+                self._followed[schedule] = 0
+            timer = self.run_every(interval, callback)
+            with self._lock:
+                self._followed[schedule] = timer
+            if schedule not in self._owner._schedules:
+                self._unfollow(schedule)  # it was cancelled meanwhile
+        except ConnectionClosed:
+            pass  # so it needs none
+
+    def _unfollow(self, schedule: int) -> None:
+        with self._lock:
+            timer = self._followed.pop(schedule, 0)
+        self.cancel_timer(timer)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._owner._remove(self.net_id, host_of(self.remote_address))
+
+
+def host_of(address: Any) -> str:
+    """Return the host of a peer's address; for what has none, as a Unix socket, an empty string."""
+    return str(address[0]) if isinstance(address, tuple) and address else ""

@@ -1,0 +1,119 @@
+"""Helpers for tests of your own handlers, clients and messages.
+
+- `serving` and `running` have a server run for the length of a ``with`` block.
+- `RecordingClient` talks to it, keeps what comes, and says what came instead.
+- `memory_pair` connects a client and a server without sockets.
+- `Clock` is a clock that the test advances: nobody waits for a heartbeat.
+- `FaultProxy` sits between the two and breaks connections in any way they can break.
+
+With pytest the fixtures ``tao_server``, ``tao_client``, ``tao_clock`` and ``tao_no_leaks`` are
+there as soon as tao is installed; see ``pytest_plugin.py``. What fails, fails by an
+``AssertionError`` that tells what happened in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tao.clock import Clock
+from tao.faults import FaultProxy, Faults
+from tao.listener import Address
+from tao.memory import (
+    MemoryClient,
+    MemoryPair,
+    MemoryTransport,
+    memory_pair,
+    memory_transports,
+)
+from tao.outcomes import StopReport
+from tao.recording import PATIENCE, RecordingClient, Unregistered
+from tao.server import Server
+from tao.transport import address_text
+
+__all__ = [
+    "PATIENCE",
+    "Clock",
+    "FaultProxy",
+    "Faults",
+    "MemoryClient",
+    "MemoryPair",
+    "MemoryTransport",
+    "RecordingClient",
+    "Unregistered",
+    "memory_pair",
+    "memory_transports",
+    "running",
+    "serving",
+]
+
+
+@contextmanager
+def running(
+    server: Server, address: Address = ("127.0.0.1", 0), *, clean: bool = True
+) -> Iterator[Any]:
+    """Have a server run in a ``with`` block that is given the address.
+
+    ::
+
+        import socket, tao
+        from tao.testing import running
+
+        server = tao.Server()
+        with running(server) as address:
+            socket.create_connection(address).close()
+
+    Args:
+        server: with its handlers; not started, as a rule.
+        address: where to listen; as it is, a free port that only this machine reaches.
+        clean: whether it is a failure if the stop at the end has to cut something off.
+
+    Raises:
+        AssertionError: a handler or a thread did not end, or messages were not handled or not sent,
+            within the server's ``drain_timeout``. What the block itself raises comes first.
+    """
+    bound = server.start(address)
+    try:
+        yield bound
+    except BaseException:
+        server.stop()
+        raise
+    report = server.stop()
+    if clean and not report.clean:
+        raise AssertionError(f"the server did not stop cleanly: {_told(report)}")
+
+
+@contextmanager
+def serving(
+    address: Address = ("127.0.0.1", 0), *, clean: bool = True, **options: Any
+) -> Iterator[Server]:
+    """Make a server and have it run in a ``with`` block, which is given the server.
+
+    ::
+
+        from tao.testing import RecordingClient, serving
+
+        with serving(max_connections=1) as server:
+            with RecordingClient(server), RecordingClient(server) as second:
+                assert second.expect_closed() == "peer closed"
+
+    Args:
+        address, clean: as for `running`.
+        options: of the server.
+    """
+    server = Server(**options)
+    with running(server, address, clean=clean):
+        yield server
+
+
+def _told(report: StopReport) -> str:
+    """A stop report for people."""
+    lines = [
+        f"connection {conn.name} ({address_text(conn.remote_address)}) was cut off with "
+        f"{unhandled} messages not handled and {unsent} not sent"
+        for conn, unhandled, unsent in report.abandoned
+    ]
+    if report.threads:
+        lines.append(f"threads that still run: {', '.join(report.threads)}")
+    return "; ".join(lines)

@@ -1,0 +1,161 @@
+"""``python -m tests.chaos.soak``: ordinary life for a long time; does anything grow?
+
+Clients come and go, are cut off and come back, write messages of nothing to a megabyte and set
+timers, on TLS and without. What the process holds is sampled all the while.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import threading
+from typing import Any
+
+from tao.client import ClientConn
+from tao.errors import TaoError
+from tao.faults import FaultProxy, Faults
+from tao.message import Registry
+from tao.options import Reconnect
+from tao.server import Server
+from tests.chaos.figures import Curve, Holding, settled
+from tests.support import PATIENCE, together
+from tests.tls_pairs import CLIENT, SERVER
+
+SIZES = (0, 10, 1_000, 30_000, 250_000, 1024 * 1024)
+# Of the samples, so many do not count: until then pools fill and buffers find their size.
+WARM_UP = 0.3
+# What each may grow after that, and the share that it may at least.
+GROWTH, GROWTH_SHARE = {"memory": 16 * 1024, "blocks": 10_000, "threads": 5, "descriptors": 10}, 0.1
+
+
+class Blob:
+    """A message of any bytes."""
+
+    message_number = 3
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> bytes:
+        return self.data
+
+    @classmethod
+    def deserialize(cls, data: bytes) -> Blob:
+        return cls(data)
+
+
+class Life:
+    """The server, its proxies, and what its clients do.
+
+    Args:
+        seed: of everything.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._fate = random.Random(f"{seed}-faults")
+        registry = Registry()
+        registry.handler(Blob)(lambda ctx, conn: conn.write(ctx.message, PATIENCE))
+        self.server = Server(registry=registry, heartbeat=1, idle_timeout=10, drain_timeout=5)
+        self.server.schedule(0.25, lambda due, conn: conn.write(Blob(b"due")))
+        self.proxies = [
+            FaultProxy(self.server.start(("127.0.0.1", 0)), plan=self._plan, seed=seed),
+            FaultProxy(self.server.start(("127.0.0.1", 0), tls=SERVER), plan=self._plan, seed=seed),
+        ]
+        self.end = threading.Event()
+        # Guards the count.
+        self._lock = threading.Lock()
+        self.exchanged: int = 0
+        self.lives: int = 0
+
+    def _plan(self, number: int) -> tuple[Faults, Faults]:
+        faults = Faults(), Faults()
+        if number % 3 == 0:
+            way = self._fate.choice(faults)
+            end = self._fate.choice(("cut_after", "reset_after"))
+            setattr(way, end, self._fate.randrange(2_000_000))
+        return faults
+
+    def client(self, number: int) -> None:
+        """Live one life after the other, some short, some longer."""
+        chance = random.Random(f"{self._seed}-{number}")
+        while not self.end.is_set():
+            self._live(chance, number % 2)
+            with self._lock:
+                self.lives += 1
+
+    def _live(self, chance: random.Random, tls: int) -> None:
+        got = threading.Semaphore(0)
+        registry = Registry()
+        registry.register(3, Blob.deserialize, lambda ctx, conn: got.release())
+        client = ClientConn(
+            self.proxies[tls].address,
+            registry=registry,
+            reconnect=Reconnect(initial=0.01, maximum=0.1),
+            heartbeat=1,
+            idle_timeout=10,
+            tls=CLIENT if tls else None,
+        ).start(keep_trying=True)
+        try:
+            timers = [client.run_every(0.05, lambda due, conn: None) for _ in range(3)]
+            for _ in range(chance.randrange(30)):
+                client.write(Blob(bytes(chance.choice(SIZES))), PATIENCE)
+                if got.acquire(timeout=1):  # it may be lost
+                    with self._lock:
+                        self.exchanged += 1
+                client.run_after(chance.random(), lambda due, conn: None)
+                if timers and chance.random() < 0.2:
+                    client.cancel_timer(timers.pop())
+                if self.end.wait(chance.random() * 0.05):
+                    break
+        except TaoError:
+            pass  # closed under it
+        finally:
+            client.close()
+
+    def stop(self) -> Any:
+        report = self.server.stop()
+        together(*(proxy.close for proxy in self.proxies))
+        return report
+
+
+def watch(life: Life, seconds: float, curve: Curve) -> None:
+    """Take samples until the time is over, then let all end."""
+    step = max(0.1, min(1.0, seconds / 100))
+    never = threading.Event()
+    for _ in range(int(seconds / step)):
+        never.wait(step)
+        curve.add()
+    life.end.set()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--clients", type=int, default=12, help="every second one speaks TLS")
+    options = parser.parse_args()
+    print(f"seed {options.seed}, {options.clients} clients, {options.minutes:g} min", flush=True)
+    before = Holding.now()
+    life, curve = Life(options.seed), Curve()
+    acts = [lambda number=number: life.client(number) for number in range(options.clients)]
+    together(lambda: watch(life, 60 * options.minutes, curve), *acts)
+    report = life.stop()
+    after = settled(before)
+    print(f"{life.lives} lives, {life.exchanged} messages there and back")
+    broken = [] if report.clean else [f"the stop was not clean: {report}"]
+    for name, (first, last, slope) in curve.trends(WARM_UP).items():
+        print(f"{name:12} {first:10.1f} to {last:10.1f}, {slope:+9.2f} a minute")
+        if last - first > max(GROWTH[name], GROWTH_SHARE * first):
+            broken.append(f"{name}: grow from {first:.0f} to {last:.0f}")
+    print(f"before: {before}\nafter:  {after}")
+    if after.threads > before.threads or after.descriptors > before.descriptors:
+        broken.append("threads or descriptors are left behind")
+    for text in broken:
+        print(f"BROKEN: {text}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

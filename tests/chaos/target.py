@@ -1,0 +1,123 @@
+"""What streams are fed to: the decoder, and servers that live; both say what is wrong, if any."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import sys
+from typing import Any
+
+from tao.codec import Batch, TypeLengthValueCodec
+from tao.errors import BadData
+from tao.message import Registry
+from tao.server import Server
+from tests.ends import Number, Text
+from tests.support import PATIENCE, recv_exactly, wait_until
+from tests.tls_pairs import CLIENT, SERVER
+
+_PROBE = struct.pack("<iIq", 2, 8, 42)
+
+
+def registry() -> Registry:
+    """Text is 1, a number 2, any bytes 3; the heartbeat is always there."""
+    made = Registry()
+    made.register(1, Text.deserialize)
+    made.register(2, Number.deserialize)
+    made.register(3, bytes)
+    return made
+
+
+def _decoded(pieces: list[bytes]) -> tuple[list[Any], str | None]:
+    """All that a decoder makes of the pieces, and how it failed."""
+    decoder = TypeLengthValueCodec().decoder(registry())
+    batch: Batch = []
+    fed = 0
+    for piece in pieces:
+        fed += len(piece)
+        try:
+            decoder.feed(piece, batch)
+        except BadData as error:
+            return _shown(batch), str(error)
+        kept = sys.getsizeof(decoder._partial)
+        assert kept <= 2 * fed + 1000, f"{kept} bytes are kept of {fed}"
+    return _shown(batch), None
+
+
+def _shown(batch: Batch) -> list[Any]:
+    """Messages as what can be compared."""
+    return [
+        (number, each.serialize() if hasattr(each, "serialize") else each) for number, each in batch
+    ]
+
+
+def cut(chance: random.Random, data: bytes) -> list[bytes]:
+    """Cut a stream into pieces, of all sizes or of similar ones."""
+    most = chance.choice((1, 8, 100, 5000, 10**6)) if len(data) < 20_000 else 10**5
+    pieces, start = [], 0
+    while start < len(data):
+        size = chance.randint(1, most)
+        pieces.append(data[start : start + size])
+        start += size
+    return pieces
+
+
+def check_decoder(data: bytes, seed: int) -> None:
+    """However a stream is cut, it gives the same messages and the same error, if any.
+
+    Raises:
+        AssertionError, or whatever the decoder should not have raised.
+    """
+    whole = _decoded([data])
+    pieces = _decoded(cut(random.Random(seed), data))
+    assert whole == pieces, "where the stream is cut makes a difference"
+
+
+class Target:
+    """A server, on TLS and without, and a peer of it that must always be served.
+
+    Its echo of numbers is what the peer asks for.
+    """
+
+    def __init__(self) -> None:
+        known = registry()
+        known.entries[2].handler = lambda ctx, conn: conn.write(ctx.message)
+        self.server = Server(
+            registry=known, handshake_timeout=2.0, idle_timeout=2.0, heartbeat=None
+        )
+        self.plain = self.server.start(("127.0.0.1", 0))
+        self.secure = self.server.start(("127.0.0.1", 0), tls=SERVER)
+        self._good = socket.create_connection(self.plain, PATIENCE)
+
+    def check(self, data: bytes, seed: int, way: str = "plain") -> None:
+        """Send a stream to the server and see that it copes.
+
+        Args:
+            way: ``"plain"``; ``"tls"``, inside of TLS; or ``"raw"``, in place of TLS.
+
+        Raises:
+            AssertionError: the server did not end the connection, or serves nobody any more.
+        """
+        chance = random.Random(seed)
+        sock = socket.create_connection(self.plain if way == "plain" else self.secure, PATIENCE)
+        with sock if way != "tls" else CLIENT.wrap_socket(sock, server_hostname="localhost") as end:
+            try:
+                for piece in cut(chance, data):
+                    end.sendall(piece)
+                (end if way != "tls" else end.unwrap()).shutdown(socket.SHUT_WR)  # type: ignore[attr-defined]
+                while end.recv(65536):
+                    pass
+            except TimeoutError:
+                raise AssertionError("the server does not end the connection") from None
+            except OSError:
+                pass  # it has, and not without reason
+        self._good.sendall(_PROBE)
+        assert recv_exactly(self._good, 16) == _PROBE, "others are not served any more"
+
+    def wait_idle(self) -> None:
+        """Wait until only the good connection is left."""
+        wait_until(lambda: self.server.snapshot().connections == 1)
+
+    def close(self) -> None:
+        self._good.close()
+        assert self.server.stop().clean
