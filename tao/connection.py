@@ -123,6 +123,7 @@ class Connection(HasTimers):
         self._decoder: Decoder = self._codec.decoder(registry)
         self._reader = Reader(self)
         self._unsent: int = 0
+        self._in_flight: int = 0  # bytes on their way to the peer when it was cut off
         self._keep_alive = KeepAlive(self)
         # Set when all is over but the last thread's last step; then _stuck holds the threads whose
         # handler never returned.
@@ -407,7 +408,14 @@ class Connection(HasTimers):
     def _seal(self) -> None:
         self._outbox.seal(self._reason or "closed")
 
+    def _unacknowledged(self) -> int:
+        """How many bytes that the kernel took are still on their way to the peer."""
+        with self._lock:
+            transport = self._transport
+        return 0 if transport is None else transport.unacknowledged()
+
     def _cut_off(self) -> None:
+        self._in_flight = self._unacknowledged()
         self._outbox.give_up(TimeoutError("the peer took too long"))
         with self._lock:
             transport = self._transport
@@ -437,6 +445,9 @@ class Connection(HasTimers):
                 f"{frames} messages ({size} bytes) could not be sent: {self._reason}"
             )
             self.report(lost, "closing")
+        elif self._in_flight:
+            late = f"{self._in_flight} bytes that were sent did not reach the peer in time"
+            self.report(ConnectionClosed(late), "closing")
         self._call_on_close()
         if self._transport is not None:
             self._transport.close()

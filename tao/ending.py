@@ -19,7 +19,9 @@ _LINGER = 1.0
 class EndClock:
     """Cuts a connection off that does not end by itself; runs on the timing wheel's thread.
 
-    A peer that has been told the end, and does not close as well, is cut off earlier.
+    A peer that has been told the end, and does not close as well, is cut off earlier, once it has
+    all that was sent: who would free the socket before that, and then get a heartbeat, would answer
+    it with a reset, which makes the rest void.
 
     Args:
         conn: the connection.
@@ -51,7 +53,7 @@ class EndClock:
             nonlocal lingering
             if deadline.expired:
                 conn._dispatcher.abandon()
-            if deadline.expired or lingering:
+            if deadline.expired or (lingering and not conn._unacknowledged()):
                 conn._cut_off()
             if not deadline.expired:
                 lingering = conn._outbox.shut

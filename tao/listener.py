@@ -42,6 +42,7 @@ class Listener:
         credentials: what who connects here meets; for `admit` to look up, and others to change.
         pace: has a token for each that may be accepted; who waits for one waits in the kernel.
         delayed: called when someone has to.
+        path: a file that goes when the listener does: of a Unix socket, if it was made here.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Listener:
         credentials: Credentials | None = None,
         pace: TokenBucket | None = None,
         delayed: Callable[[], object] = bool,
+        path: str | None = None,
     ) -> None:
         self._sock = sock
         self._admit = admit
@@ -61,7 +63,7 @@ class Listener:
         self._pace = pace
         self._delayed = delayed
         self.address: Any = sock.getsockname()
-        self._path = self.address if isinstance(self.address, str) else None
+        self._path = path
         # Wakes the thread on every platform, and leaves alone a socket that others share.
         self._wake, self._woken = socket.socketpair()
         self._stopping = threading.Event()

@@ -62,6 +62,11 @@ class _Pipe:
                 self._changed.notify_all()
         return taken
 
+    @property
+    def waiting(self) -> int:
+        """How many bytes are under way."""
+        return len(self._bytes)
+
     def wait_room(self) -> None:
         """Wait until `write` takes something, or raises."""
         with self._changed:
@@ -112,6 +117,9 @@ class MemoryTransport(Transport):
 
     def wait_writable(self) -> None:
         self._outward.wait_room()
+
+    def unacknowledged(self) -> int:
+        return self._outward.waiting
 
     def abort(self) -> None:
         self._outward.end()

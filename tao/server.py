@@ -115,6 +115,7 @@ class Server(HasCredentials):
                 credentials=credentials,
                 pace=self._pace,
                 delayed=self._accept_delayed,
+                path=address if isinstance(address, str) else None,
             )
             listener.start()
             self._listeners.append(listener)
@@ -305,9 +306,8 @@ class Server(HasCredentials):
         it waits for the same stop.
 
         Args:
-            timeout: seconds for all of it; None: ``drain_timeout``. What is not finished then is
-            cut
-                off.
+            timeout: seconds for all of it; None: ``drain_timeout``. What is not finished by then is
+                cut off.
 
         Returns:
             what could not be finished.
@@ -350,7 +350,7 @@ class Server(HasCredentials):
         for conn in conns:
             ended = conn._finished.wait(apart.remaining())
             unhandled, unsent = conn._dispatcher.unhandled, conn._outbox.waiting
-            if ended and not unhandled and not unsent:
+            if ended and not (unhandled or unsent or conn._in_flight):
                 report.drained += 1
             else:
                 report.abandoned.append((conn, unhandled, unsent))

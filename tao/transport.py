@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import select
 import socket
 import ssl
+import struct
 import sys
+import termios
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -144,6 +147,21 @@ class Transport:
     def wait_writable(self) -> None:
         """Wait until `send` has a chance, or the connection is aborted or broken."""
         _poll(self._sock, select.POLLOUT, None)
+
+    def unacknowledged(self) -> int:
+        """Tell how many bytes that the kernel took have not arrived at the peer's machine yet.
+
+        Any thread may call it. 0 where that is not known.
+        """
+        with self._closing:
+            if self._closed:
+                return 0
+            try:
+                answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
+            except OSError:
+                return 0
+        count: int = struct.unpack("i", answer)[0]
+        return count
 
     def abort(self) -> None:
         """End both directions now and wake whoever waits. Any thread may call it, any time."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,22 @@ import pytest
 
 import tao
 from tao.options import ClientOptions, ServerOptions
+from tests.documents import Block, blocks_of, run
 from tests.ends import Seen, text
 from tests.support import PATIENCE, recv_exactly
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
-BLOCKS = [
-    textwrap.dedent(block)
-    for block in re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", README)
-]
+BLOCKS = blocks_of(ROOT / "README.rst")
 
 
-def names_after(*blocks: str) -> dict[str, Any]:
+def names_after(*blocks: Block) -> dict[str, Any]:
     """Run blocks of the README one after another, as one program, and return its names."""
-    names: dict[str, Any] = {"__name__": "readme", "tao": tao}
-    for block in blocks:
-        exec(compile(block, "README.rst", "exec"), names)
-    return names
+    return run(list(blocks), "readme", tao=tao)
 
 
-def block(containing: str) -> str:
-    (found,) = [each for each in BLOCKS if containing in each]
+def block(containing: str) -> Block:
+    (found,) = [each for each in BLOCKS if containing in each.code]
     return found
 
 
@@ -47,14 +41,14 @@ def fresh_default_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_chat_server_and_its_client(capsys: pytest.CaptureFixture[str]) -> None:
     """What one says, all hear, and the server is at most 50 lines long."""
-    assert len(CHAT.splitlines()) <= 50
+    assert len(CHAT.code.splitlines()) <= 50
     names = names_after(CHAT)
     server = names["server"]
     address = server.start(("127.0.0.1", 0))
     with socket.create_connection(address, PATIENCE) as listener:
         listener.sendall(text("first"))
         assert recv_exactly(listener, 13) == text("first")
-        program = CLIENT.replace("12345", str(address[1]))
+        program = CLIENT.code.replace("12345", str(address[1]))
         exec(compile(program, "README.rst", "exec"), names)
         assert recv_exactly(listener, 13) == text("hello")
     server.stop()

@@ -26,7 +26,7 @@ from tao.faults import FaultProxy, Faults
 from tao.message import Registry
 from tao.options import Reconnect
 from tao.server import Server
-from tests.ends import MakeServer, Number, Seen, number
+from tests.ends import MakeServer, Number, Seen, number, text
 from tests.support import PATIENCE, recv_exactly, together, wait_until
 from tests.tls_pairs import CLIENT, SERVER
 
@@ -703,3 +703,52 @@ def test_what_on_connect_wrote_in_vain_is_counted(scene: Scene) -> None:
     counts = client.counts()
     assert counts.messages_out + counts.unsent == accepted[0]
     assert "written by on_connect could not be sent" in str(scene.client_errors.items)
+
+
+@pytest.mark.parametrize("ending", ["close", "stop"])
+def test_a_slow_reader_that_still_talks_gets_everything(
+    make_server: MakeServer, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel holds when this side ends is not made void by what the peer sends then."""
+    monkeypatch.setattr("tao.ending._LINGER", 0.01)
+    server, address = make_server(queue_size=1000, drain_timeout=PATIENCE)
+    with socket.create_connection(address, PATIENCE) as sock:
+        wait_until(lambda: server.connections)
+        (conn,) = server.connections
+        item = Item(1, 20_000)
+        for _ in range(100):
+            conn.write(item)
+        report = Seen()
+        thread = threading.Thread(
+            target=lambda: report.add(server.stop() if ending == "stop" else conn.close())
+        )
+        thread.start()
+        wait_until(lambda: conn.closed)
+        received = 0
+        while data := sock.recv(50_000):
+            received += len(data)
+            sock.sendall(text("still here"))
+            time.sleep(0.002)  # slower than the looks after the end
+        thread_ended = thread.join(PATIENCE) or not thread.is_alive()
+    assert thread_ended
+    assert received == 100 * (8 + len(item.serialize()))
+    assert conn._in_flight == 0
+    assert ending == "close" or report.items[0].clean
+
+
+def test_a_peer_that_stops_reading_is_reported(make_server: MakeServer) -> None:
+    """Messages that only the kernel has when time is up make a stop unclean."""
+    errors = Seen()
+    server, address = make_server(
+        queue_size=1000, on_error=lambda conn, error: errors.add(str(error))
+    )
+    with socket.create_connection(address, PATIENCE) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wait_until(lambda: server.connections)
+        (conn,) = server.connections
+        while not conn._transport.unacknowledged():
+            conn.write(Item(1, 20_000))
+        report = server.stop(0.2)
+    assert not report.clean
+    assert report.abandoned[0][0] is conn
+    assert "did not reach the peer" in errors.items[-1] or "could not be sent" in errors.items[-1]

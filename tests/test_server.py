@@ -109,6 +109,18 @@ def test_a_socket_handed_in(make_server: MakeServer, dial: Dial) -> None:
     assert asks(dial(address), "handed")
 
 
+def test_a_unix_socket_handed_in(make_server: MakeServer, tmp_path: Path) -> None:
+    """Its file belongs to who has made it, and stays."""
+    path = str(tmp_path / "socket")
+    server, _ = make_server()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        assert server.start(listening) == path
+        server.stop()
+    assert os.path.exists(path)
+
+
 def test_a_port_in_use_is_named(make_server: MakeServer) -> None:
     """The error says which address cannot be had, and why."""
     server, address = make_server()

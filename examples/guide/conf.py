@@ -1,0 +1,68 @@
+"""How Sphinx makes HTML of the guide and of the docstrings: make docs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tao
+
+project = "tao"
+version = release = tao.__version__
+copyright = "the authors of tao"  # noqa: A001
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+root_doc = "index"
+html_theme = "alabaster"
+html_theme_options = {"description": tao.__doc__.splitlines()[0].removeprefix("tao: ")}
+html_show_sphinx = html_show_copyright = html_show_sourcelink = False
+pygments_style = "friendly"
+
+# Docstrings have names in single backticks: they become links, and one that is unknown is an error.
+default_role = "py:obj"
+nitpicky = True
+# Not so what only type hints name, and what is explained where it is named.
+nitpick_ignore_regex = [("py:class|py:exc", ".*"), ("py:obj", "Transport|tao.histogram.Latency")]
+# One name may mean several things (``connect``), and the choice among them is harmless.
+suppress_warnings = ["ref.python"]
+napoleon_use_rtype = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True}
+
+# Where a name may be meant to be that does not say.
+_MODULES = ("tao", "tao.options", "tao.testing")
+# The docstrings of attributes while napoleon looks at them.
+_kept: dict[str, list[str]] = {}
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("missing-reference", _find)
+    # Napoleon's priority is 500.
+    app.connect("autodoc-process-docstring", _keep, 499)
+    app.connect("autodoc-process-docstring", _put_back, 501)
+
+
+def _find(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Find a name of tao's wherever it is used."""
+    if node.get("refdomain") != "py":
+        return None
+    python = env.get_domain("py")
+    for module in _MODULES:
+        target = f"{module}.{node['reftarget']}"
+        found = python.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, content)
+        if found is not None:
+            return found
+    return None
+
+
+def _keep(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Keep what napoleon would spoil: it takes words before a colon for the type."""
+    if what in ("attribute", "data", "property"):
+        _kept[name] = list(lines)
+
+
+def _put_back(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    if name in _kept:
+        lines[:] = _kept.pop(name)

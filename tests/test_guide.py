@@ -1,0 +1,234 @@
+"""What the guide says is true: its code runs, and what it names exists."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import loguru
+import pytest
+
+import tao
+import tao.testing
+from tao.message import Registry
+from tao.options import ClientOptions, Reconnect, ServerOptions
+from tests.documents import Block, blocks_of, run
+from tests.ends import text
+from tests.programs import LONG
+from tests.support import recv_exactly
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "examples" / "guide"
+PAGES = sorted(path.stem for path in GUIDE.glob("*.rst"))
+#: Pages without any code to run.
+WITHOUT = ["index"]
+BLOCKS = {page: blocks_of(GUIDE / f"{page}.rst") for page in PAGES}
+NEEDS = [
+    (page, package)
+    for page in PAGES
+    for package in sorted({block.needs for block in BLOCKS[page] if block.needs})
+]
+OPTIONS = ServerOptions.__dataclass_fields__ | ClientOptions.__dataclass_fields__
+#: Has a program take a socket, the first argument, as its descriptor 3.
+AS_SYSTEMD_DOES = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, sys.argv[2]])
+"""
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each page has the default registry to itself, and what it does about the log is undone."""
+    fresh = Registry()
+    for module in ("server", "client", "recording"):
+        monkeypatch.setattr(f"tao.{module}.default_registry", fresh)
+    yield
+    loguru.logger.disable("tao")
+    loguru.logger.remove()
+
+
+def source(page: str) -> str:
+    return (GUIDE / f"{page}.rst").read_text(encoding="utf-8")
+
+
+def names_after(page: str, needs: str | None = None) -> dict[str, Any]:
+    """Run the blocks of a page that need no package, or none but one; return their names."""
+    blocks = [each for each in BLOCKS[page] if not each.not_run and each.needs in (None, needs)]
+    return run(blocks, f"guide_{page}")
+
+
+def block(page: str, containing: str) -> Block:
+    (found,) = [each for each in BLOCKS[page] if containing in each.code]
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in WITHOUT])
+def test_a_page_runs(page: str) -> None:
+    """All of its code, in order, as one program; and there is some."""
+    assert any(each.not_run is None and each.needs is None for each in BLOCKS[page])
+    names_after(page)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("page", "package"), NEEDS)
+def test_a_page_runs_with(page: str, package: str) -> None:
+    """The same with what needs a package of others, where that is installed."""
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    names_after(page, package)
+
+
+def test_all_code_is_known_as_such() -> None:
+    """No block of Python is overlooked because of how it is written, or left out for no reason."""
+    for page in PAGES:
+        written = re.findall(r"^ *\.\. code-block:: python", source(page), re.MULTILINE)
+        assert len(written) == len(BLOCKS[page]), page
+        assert all(each.not_run is None or len(each.not_run) > 10 for each in BLOCKS[page])
+        for each in BLOCKS[page]:
+            ast.parse(each.code)
+            assert max(map(len, each.code.splitlines())) <= 100, page
+        if page in WITHOUT:
+            assert not BLOCKS[page]
+
+
+def test_the_index_has_every_page() -> None:
+    """Each with one line."""
+    index = source("index")
+    assert re.findall(r"^   (\w+)$", index, re.MULTILINE) == re.findall(
+        r"^:doc:`(\w+)`\n    \S", index, re.MULTILINE
+    )
+    assert set(re.findall(r"^:doc:`(\w+)`", index, re.MULTILINE)) == {*PAGES} - {"index"}
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """Those of tao, of tao.testing, and the fixtures."""
+    pages = "".join(path.read_text(encoding="utf-8") for path in GUIDE.glob("reference/*.rst"))
+    documented = set(re.findall(r"^\.\. (?:auto|py:)\w+:: (?:tao\.)?([\w.]+)", pages, re.MULTILINE))
+    assert set(tao.__all__) <= documented
+    assert set(tao.testing.__all__) <= documented
+    for fixture in ("server", "client", "clock", "no_leaks"):
+        assert f"pytest_plugin.tao_{fixture}" in documented
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_exists(page: str) -> None:
+    """Names of tao's, and options written with their value."""
+    prose = re.sub(r"(?m)^\.\. code-block::.*\n(?:\n|    .*\n)+", "", source(page))
+    prose = prose.split("From Go Tao")[0]  # where the names are those of others, too
+    for name in re.findall(r"``tao\.(\w+)", prose):
+        assert hasattr(tao, name) or (ROOT / "tao" / f"{name}.py").exists(), name
+    owners = (tao.Server, tao.ClientConn, tao.Connection, tao.Context, tao.testing.RecordingClient)
+    for name in re.findall(r"``(?:server|conn|client|ctx)\.(\w+)", prose):
+        assert any(hasattr(each, name) for each in owners) or name == "context", name
+
+
+def test_defaults_are_right() -> None:
+    """Each default of an option that the guide gives, in a table or in brackets, is the default."""
+    options = ServerOptions()
+    found = 0
+    for page in PAGES:
+        pattern = r"``(\w+)``,?  +(off|\d+(?: s)?) |``(\w+)`` \((off|\d+(?: s)?)\)"
+        for match in re.finditer(pattern, source(page)):
+            name, value = [each for each in match.groups() if each]
+            if name in OPTIONS:
+                default = getattr(options, name)
+                assert default == (None if value == "off" else float(value.split()[0])), name
+                found += 1
+    assert found > 10
+    assert (Reconnect().initial, Reconnect().maximum, Reconnect().factor) == (0.1, 30, 2)
+
+
+def test_the_symptoms_are_what_tao_says() -> None:
+    """Each text in the tables of reasons and symptoms is in the code of tao's."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tao").glob("*.py"))
+    code = re.sub(r'"\s+f?"', "", re.sub(r"\{[^{}\n]*\}", "...", code))
+    tables = source("debugging").split("Why did it end?")[1]
+    texts = re.findall(r"^(?:   \* - .*?)?``([a-z][^`]* [^`]*)``", tables, re.MULTILINE)
+    assert len(texts) > 15
+    systems = (os.strerror(errno.EMFILE).lower(), os.strerror(errno.EADDRINUSE).lower())
+    for each in texts:
+        for piece in re.split(r"\.\.\.|: |; |, |is not registered", each):
+            said = piece.strip(" ,()")
+            assert said in code or said in systems, each
+
+
+def test_the_service_under_systemd(tmp_path: Path) -> None:
+    """It serves at the socket that it is given, says that it is ready, and stops in order."""
+    program = tmp_path / "gateway.py"
+    program.write_text(block("deploying", "def sockets_of_systemd").code, encoding="utf-8")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notes,
+    ):
+        notes.bind(str(tmp_path / "notify"))
+        notes.settimeout(LONG)
+        number = listener.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-c", AS_SYSTEMD_DOES, str(number), str(program)],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "LISTEN_FDS": "1",
+                "NOTIFY_SOCKET": str(tmp_path / "notify"),
+                "MONITOR_PORT": "0",
+            },
+            pass_fds=[number],
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert notes.recv(100) == b"READY=1"
+            with socket.create_connection(listener.getsockname(), LONG) as sock:
+                sock.sendall(text("hello"))
+                assert recv_exactly(sock, 13) == text("hello")
+                process.send_signal(signal.SIGTERM)
+                assert notes.recv(100) == b"STOPPING=1"
+                assert sock.recv(100) == b""
+            assert process.wait(LONG) == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_the_page_on_testing_under_pytest(tmp_path: Path) -> None:
+    """Its tests pass, the one that wants fixtures too."""
+    page = "\n\n".join(each.code for each in BLOCKS["testing"])
+    (tmp_path / "test_page.py").write_text(page, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{page.count('def test_')} passed" in done.stdout
+
+
+def test_the_pages_of_the_monitor_exist() -> None:
+    """Those that the guide names."""
+    names = set(re.findall(r"``(/[a-z/]*)``", source("deploying").split("Monitoring\n---")[1]))
+    assert len(names) > 5
+    with tao.monitor_on(0) as monitor:
+        for name in names - {"/healthz"}:  # which tells of the servers of earlier tests
+            with urllib.request.urlopen(monitor.url + name, timeout=LONG) as page:
+                assert page.status == 200, name
+        with urllib.request.urlopen(monitor.url + "/metrics", timeout=LONG) as page:
+            figures = page.read().decode()
+        with urllib.request.urlopen(monitor.url + "/debug/vars", timeout=LONG) as page:
+            json.load(page)
+    for name in set(re.findall(r"``(tao_\w+)``", source("deploying"))):
+        assert f"# TYPE {name} " in figures, name
