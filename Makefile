@@ -21,7 +21,7 @@ RUFF_RULES = --select E,F,W,I,UP,B,RUF,A,C4,DTZ,EXE,FLY,G,ISC,LOG,PGH,PIE,PLE,PT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format coverage test-all test-free-threaded bench bench-quick docs dist clean
+.PHONY: help run test check format coverage test-all test-free-threaded chaos soak fuzz bench bench-quick docs dist clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -84,6 +84,15 @@ test-free-threaded: ## run the tests on a free-threaded CPython; FREE_THREADED=.
 	@'$(FREE_THREADED)' -c 'import sys; sys.exit(sys._is_gil_enabled())' 2>/dev/null || { \
 		echo '$(FREE_THREADED) has an interpreter lock.' >&2; exit 2; }
 	PYTHON_GIL=0 $(MAKE) --no-print-directory test PYTHON='$(FREE_THREADED)' VENV=.venv-free-threaded
+
+chaos: $(VENV)/.test ## run a random mix of faults, SECONDS=30; ARGS="--seed N" repeats one
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),30) $(ARGS)
+
+soak: $(VENV)/.test ## run all kinds of traffic, MINUTES=5, and look for what grows
+	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),5) $(ARGS)
+
+fuzz: $(VENV)/.test ## feed decoder and server with garbage, SECONDS=60
+	$(BIN)/python -m tests.chaos.fuzz --seconds $(or $(SECONDS),60) $(ARGS)
 
 bench: $(VENV)/.bench ## compare the speed with that of others; takes a while
 	$(BIN)/python -m tests.bench $(ARGS)

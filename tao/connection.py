@@ -412,7 +412,9 @@ class Connection(HasTimers):
         """How many bytes that the kernel took are still on their way to the peer."""
         with self._lock:
             transport = self._transport
-        return 0 if transport is None else transport.unacknowledged()
+        count = 0 if transport is None else transport.unacknowledged()
+        # The end itself (FIN), which comes last, counts for one.
+        return max(0, count - self._outbox.shut)
 
     def _cut_off(self) -> None:
         self._in_flight = self._unacknowledged()
