@@ -11,6 +11,7 @@ the decoder pays for a message.
 
 from __future__ import annotations
 
+import inspect
 import struct
 import threading
 import weakref
@@ -162,9 +163,9 @@ class Registry:
             TypeError, ValueError: an argument is of the wrong type or out of range.
         """
         _check_number(number)
-        _check_callable("deserialize", deserialize)
+        check_callable("deserialize", deserialize, "data")
         if handler is not None:
-            _check_callable("handler", handler)
+            check_callable("handler", handler, "ctx", "conn")
         _check_dispatch(dispatch)
         self._add(Registration(number, deserialize, handler, dispatch))
 
@@ -192,11 +193,11 @@ class Registry:
         deserialize = getattr(message_class, "deserialize", None)
         if deserialize is None:
             raise TypeError(f"{_name(message_class)} has no deserialize(data) class method")
-        _check_callable("deserialize", deserialize)
+        check_callable("deserialize", deserialize, "data")
         _check_dispatch(dispatch)
 
         def decorate(function: _HandlerT) -> _HandlerT:
-            _check_callable("handler", function)
+            check_callable("handler", function, "ctx", "conn")
             self._set_handler(Registration(number, deserialize, function, dispatch))
             return function
 
@@ -227,7 +228,10 @@ class Registry:
             number = registration.number
             known = self._own.get(number)
             if known is not None and known.deserialize != registration.deserialize:
-                raise AlreadyRegistered(f"message number {number} belongs to another class")
+                raise AlreadyRegistered(
+                    f"message number {number} belongs to {_owner(known)}, so {_owner(registration)}"
+                    " needs another number, or a registry of its own"
+                )
             if known is not None and known.handler is not None:
                 raise AlreadyRegistered(
                     f"message number {number} has a handler: {_name(known.handler)}"
@@ -257,6 +261,11 @@ def _name(thing: Any) -> str:
     return getattr(thing, "__qualname__", None) or repr(thing)
 
 
+def _owner(registration: Registration) -> str:
+    """The class that a deserializer is of."""
+    return _name(registration.deserialize).removesuffix(".deserialize")
+
+
 def _check_number(number: object) -> None:
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"message_number must be an int, not {number!r}")
@@ -264,9 +273,19 @@ def _check_number(number: object) -> None:
         raise ValueError(f"message_number {number} does not fit an int32")
 
 
-def _check_callable(what: str, value: object) -> None:
+def check_callable(what: str, value: object, *arguments: str) -> None:
+    """Raise a ``TypeError`` unless ``value`` can be called with so many arguments."""
     if not callable(value):
         raise TypeError(f"{what} must be callable, not {value!r}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return  # it is written in C, and does not tell
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        call = f"{what}({', '.join(arguments)})"
+        raise TypeError(f"{_name(value)} cannot be called as {call}: {error}") from None
 
 
 def _check_dispatch(dispatch: str | None) -> None:

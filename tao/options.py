@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tao.codec import Codec, TypeLengthValueCodec
-from tao.message import Registry
+from tao.message import Registry, check_callable
 from tao.threads import usable_cpus
 from tao.workers import WorkerPool
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["ClientOptions", "Options", "Reconnect", "ServerOptions", "make_options"]
 
 _DISPATCH = ("auto", "pool", "inline")
+_ARGUMENTS = {
+    "on_connect": ("conn",),
+    "on_message": ("message", "conn"),
+    "on_close": ("conn",),
+    "on_error": ("conn", "error"),
+}
 _SLOW_CONSUMER = ("raise", "drop_newest", "drop_oldest", "close")
 _OVER_RATE = ("delay", "close")
 # Those that may be None.
@@ -114,8 +120,8 @@ class Options:
                 raise TypeError(f"codec must have {name}(), {self.codec!r} has not")
         _is(self, "registry", Registry, optional=True)
         _is(self, "tls", ssl.SSLContext, optional=True)
-        for name in ("on_connect", "on_message", "on_close", "on_error"):
-            _callable(self, name)
+        for name in _ARGUMENTS:
+            _callable(self, name, *_ARGUMENTS[name])
         _count(self, "queue_size")
         for name in ("queue_bytes", "message_burst", "byte_burst"):
             _count(self, name, optional=True)
@@ -282,10 +288,10 @@ def _is(options: Any, name: str, kind: type | tuple[type, ...], optional: bool =
     raise TypeError(f"{name} must be {expected}, not {value!r}")
 
 
-def _callable(options: Any, name: str) -> None:
+def _callable(options: Any, name: str, *arguments: str) -> None:
     value = getattr(options, name)
-    if value is not None and not callable(value):
-        raise TypeError(f"{name} must be callable, not {value!r}")
+    if value is not None:
+        check_callable(name, value, *arguments)
 
 
 def _one_of(options: Any, name: str, choices: tuple[str, ...]) -> None:

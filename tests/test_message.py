@@ -176,7 +176,7 @@ def test_a_number_has_one_handler_and_one_class(registry: Registry) -> None:
     registry.handler(Chat)(handle)
     with pytest.raises(AlreadyRegistered, match="message number 1 has a handler: handle"):
         registry.handler(Chat)(lambda ctx, conn: None)
-    with pytest.raises(AlreadyRegistered, match="message number 1 belongs to another class"):
+    with pytest.raises(AlreadyRegistered, match="message number 1 belongs to "):
         registry.handler(Shout)(handle)
 
 

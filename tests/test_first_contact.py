@@ -1,0 +1,170 @@
+"""The ten commonest mistakes, and what tao says to each: the cause, and the way out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+import tao
+from tests.ends import MakeServer, Seen, Text
+from tests.programs import LONG, ROOT
+from tests.support import wait_until
+
+
+def test_a_port_in_use(make_server: MakeServer) -> None:
+    """The address is named, so that one knows which of several it was."""
+    _, (host, port) = make_server()
+    with pytest.raises(OSError, match=f"cannot listen at {host}:{port}: address already in use"):
+        tao.Server().start((host, port))
+
+
+def test_a_handler_with_the_wrong_signature() -> None:
+    """It is refused where it is declared, with how it will be called, not when a message comes."""
+    server = tao.Server(registry=tao.Registry())
+
+    def answer(message: Text) -> None:
+        """It takes one argument, and gets two."""
+
+    with pytest.raises(
+        TypeError, match=r"answer cannot be called as handler\(ctx, conn\): too many"
+    ):
+        server.handler(Text)(answer)
+
+
+@pytest.mark.parametrize(
+    ("option", "call"),
+    [
+        ("on_connect", "conn"),
+        ("on_message", "message, conn"),
+        ("on_close", "conn"),
+        ("on_error", "conn, error"),
+    ],
+)
+def test_a_callback_with_the_wrong_signature(option: str, call: str) -> None:
+    """So are callbacks."""
+
+    def callback() -> None:
+        """It takes nothing."""
+
+    with pytest.raises(TypeError, match=rf"callback cannot be called as {option}\({call}\)"):
+        tao.Server(**{option: callback})
+
+
+def test_a_message_without_a_number() -> None:
+    """The class is named, and what it lacks."""
+
+    class Nameless:
+        @classmethod
+        def deserialize(cls, data: bytes) -> Nameless:
+            return cls()
+
+    with pytest.raises(TypeError, match="Nameless has no message_number"):
+        tao.Server(registry=tao.Registry()).handler(Nameless)
+
+
+def test_text_instead_of_bytes(make_server: MakeServer) -> None:
+    """``serialize`` is named with its class, in ``write``, where the mistake is near."""
+    _, address = make_server()
+
+    class Wrong(Text):
+        def serialize(self) -> Any:
+            return "text"
+
+    with tao.connect(address, registry=tao.Registry()) as client:
+        with pytest.raises(TypeError, match=r"Wrong\.serialize\(\) must return bytes, not str"):
+            client.write(Wrong("text"))
+        assert not client.closed
+
+
+def test_connecting_before_the_server_is_up(make_server: MakeServer) -> None:
+    """The address and the reason are named; and with ``keep_trying`` it need not be up."""
+    server, (host, port) = make_server()
+    server.stop()
+    client = tao.ClientConn((host, port))
+    with pytest.raises(tao.ConnectFailed, match=f"cannot connect to {host} port {port}: "):
+        client.start()
+    client.close()
+
+
+def test_a_plain_client_to_a_tls_port(make_server: MakeServer) -> None:
+    """The server tells that the peer does not speak TLS."""
+    errors = Seen()
+    certificate = tao.self_signed_certificate("localhost")
+    _, address = make_server(
+        tls=certificate.server_config(), on_error=lambda conn, error: errors.add(str(error))
+    )
+    client = tao.connect(address, registry=tao.Registry(), heartbeat=None)
+    client.write(Text("hello"))
+    assert "the peer does not speak TLS" in errors.wait()[0]
+    wait_until(lambda: client.closed)
+    client.close()
+
+
+def test_a_tls_client_to_a_plain_port(make_server: MakeServer) -> None:
+    """And the other way round both sides tell."""
+    reasons = Seen()
+    _, address = make_server(on_close=lambda conn: reasons.add(conn.close_reason))
+    config = tao.self_signed_certificate("localhost").client_config()
+    client = tao.ClientConn(("localhost", address[1]), tls=config)
+    with pytest.raises(tao.HandshakeFailed, match="does it speak TLS on this port"):
+        client.start()
+    client.close()
+    assert "the peer speaks TLS, but this side does not" in reasons.wait()[0]
+
+
+def test_blocking_in_on_connect(make_server: MakeServer) -> None:
+    """It holds up that connection only: others come and go meanwhile."""
+    leave, first = threading.Event(), threading.Event()
+
+    def slow_for_the_first(conn: Any) -> None:
+        if not first.is_set():
+            first.set()
+            leave.wait()
+
+    server, address = make_server(on_connect=slow_for_the_first)
+    with tao.connect(address, registry=tao.Registry()):
+        first.wait()
+        with tao.connect(address, registry=tao.Registry()):
+            wait_until(lambda: server.connection_count == 1)
+        leave.set()
+
+
+def test_forgetting_to_stop() -> None:
+    """The program ends all the same."""
+    program = (
+        "import tao; server = tao.Server(); address = server.start(('127.0.0.1', 0));"
+        "client = tao.connect(address); print('end')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_writing_after_the_close(make_server: MakeServer) -> None:
+    """The error tells who has closed."""
+    _, address = make_server()
+    client = tao.connect(address, registry=tao.Registry())
+    client.close()
+    with pytest.raises(tao.ConnectionClosed, match="closed by this side"):
+        client.write(Text("too late"))
+
+
+def test_two_messages_with_one_number() -> None:
+    """Both are named."""
+
+    class Other:
+        message_number = Text.message_number
+
+        @classmethod
+        def deserialize(cls, data: bytes) -> Other:
+            return cls()
+
+    registry = tao.Registry()
+    registry.handler(Text)(lambda ctx, conn: None)
+    with pytest.raises(tao.AlreadyRegistered, match="belongs to Text, so .*Other needs another"):
+        registry.handler(Other)(lambda ctx, conn: None)
