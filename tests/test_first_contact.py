@@ -166,5 +166,5 @@ def test_two_messages_with_one_number() -> None:
 
     registry = tao.Registry()
     registry.handler(Text)(lambda ctx, conn: None)
-    with pytest.raises(tao.AlreadyRegistered, match="belongs to Text, so .*Other needs another"):
+    with pytest.raises(tao.AlreadyRegistered, match=r"belongs to Text, so .*Other needs another"):
         registry.handler(Other)(lambda ctx, conn: None)
