@@ -102,8 +102,9 @@ class Monitor:
         """
         with self._lock:
             if not self.closing.is_set():
-                self.closing.set()
+                # In this order: once it is told, the accepting thread may free what is written to.
                 self._wake.send(b"x")
+                self.closing.set()
             for sock in self._requests:
                 shut(sock, socket.SHUT_RDWR)
             threads = [self._thread, *self._requests.values()]

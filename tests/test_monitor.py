@@ -396,3 +396,24 @@ def test_a_port_that_is_none(port: Any, error: type[Exception]) -> None:
     """It is refused before anything is opened."""
     with pytest.raises(error, match="port"):
         monitor_on(port)
+
+
+def test_closing_while_somebody_comes() -> None:
+    """A request that arrives in the same instant wakes the accepting thread; the close is quiet."""
+    for _ in range(50):
+        monitor = monitor_on(0)
+        stop = threading.Event()
+
+        def call(address: tuple[str, int] = monitor.address, stop: threading.Event = stop) -> None:
+            while not stop.is_set():
+                try:
+                    socket.create_connection(address, PATIENCE).close()
+                except OSError:
+                    return
+
+        caller = threading.Thread(target=call, name="test-caller")
+        caller.start()
+        monitor.close()
+        stop.set()
+        caller.join(PATIENCE)
+        assert not caller.is_alive()
