@@ -58,6 +58,7 @@ def server(monitor: Monitor) -> Iterator[Server]:
 def client(server: Server) -> Iterator[ClientConn]:
     with ClientConn(server.address, registry=Registry()) as made:
         made.handler(Text)(lambda ctx, conn: None)
+        wait_until(lambda: server.connections)
         yield made
 
 

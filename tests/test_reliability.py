@@ -138,7 +138,7 @@ def test_a_stop_answers_all_that_was_handled(make_server: MakeServer) -> None:
         nonlocal report
         all_in.wait(PATIENCE)
         wait_until(lambda: server.snapshot().handled > 1000)
-        report = server.stop()
+        report = server.stop(6 * PATIENCE)
 
     with FaultProxy(address, plan=lambda number: (faults[number % 100], Faults())) as proxy:
         *answered, _ = together(*[client] * 100, stop)
