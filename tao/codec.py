@@ -25,15 +25,18 @@ __all__ = ["Batch", "Codec", "Decoder", "TypeLengthValueCodec"]
 Batch = list[tuple[int, Any]]
 
 _HEADER = struct.Struct("<iI")
-# What a TLS ClientHello looks like when it is read as a TLV header: type 22, version 3.x.
-_TLS_HANDSHAKE = (b"\x16\x03\x00", b"\x16\x03\x01", b"\x16\x03\x02", b"\x16\x03\x03")
+# How TLS records begin: a ClientHello is of type 22, an alert of type 21, and both say version 3.x.
+_TLS_RECORDS = tuple(bytes((kind, 3, minor)) for kind in (22, 21) for minor in range(4))
+_SPEAKS_TLS = "the peer speaks TLS, but this side does not"
 
 
 class Decoder(Protocol):
     """One connection's way from bytes to messages. Used by one thread at a time.
 
     It may have an attribute ``pending``: how many bytes it holds of a message that has begun and is
-    not whole yet. Without it, the option ``frame_timeout`` does nothing.
+    not whole yet. Without it, the option ``frame_timeout`` does nothing. And it may have a method
+    ``end()``, called when the peer has ended the stream, which raises as `feed` does if that must
+    not end there.
     """
 
     def feed(self, data: bytes, batch: Batch) -> None:
@@ -160,9 +163,16 @@ class TypeLengthValueDecoder:
             self._partial += data[start:]
             self._wanted = wanted
 
+    def end(self) -> None:
+        """Refuse a stream that ends in the midst of a message."""
+        if self._partial[:3] in _TLS_RECORDS:
+            raise BadData(_SPEAKS_TLS)
+        if self._partial:
+            raise BadData(f"the peer closed {len(self._partial)} bytes into a message")
+
     def _too_long(self, number: int, length: int, beginning: bytes) -> BadData:
-        if beginning in _TLS_HANDSHAKE:
-            return BadData("the peer speaks TLS, but this side does not")
+        if beginning in _TLS_RECORDS:
+            return BadData(_SPEAKS_TLS)
         return BadData(f"message {number} announces {length} bytes, the limit is {self._max_bytes}")
 
 

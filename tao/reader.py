@@ -60,6 +60,7 @@ class Reader:
                 conn._transport_failed(error)
                 return False
             if not data:
+                self._check_end(decoder)
                 conn._transport_ended()
                 return False
             self.last_received = monotonic()
@@ -90,3 +91,13 @@ class Reader:
                 conn._protocol_broken(broken)
             if not reading:
                 return True
+
+    def _check_end(self, decoder: Decoder) -> None:
+        """See whether the peer may end the stream here; if it is this side that did, it may."""
+        conn, end = self._conn, getattr(decoder, "end", None)
+        if end is None or conn.close_reason is not None or conn._outbox.error is not None:
+            return
+        try:
+            end()
+        except BaseException as error:
+            conn._protocol_broken(error)

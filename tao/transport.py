@@ -50,6 +50,9 @@ _NOT_TLS = frozenset(
     ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG",
      "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "BAD_RECORD_TYPE", "HTTPS_PROXY_REQUEST")
 )  # fmt: skip
+# What a server answers to those, as OpenSSL itself does not: the fatal alert protocol_version (RFC
+# 8446, 6.2), in a record as all versions have it. So a peer can tell what it has come upon.
+_NO_TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
 
 
 def _lock_keeping_send() -> Callable[[int, bytes, int, int], int] | None:
@@ -245,6 +248,8 @@ class TlsTransport(Transport):
                     self._incoming.write(data)
         except ssl.SSLError as error:
             with self._lock:
+                if self._server_side and error.reason in _NOT_TLS and not self._outgoing.pending:
+                    self._outgoing.write(_NO_TLS_ALERT)
                 self._flush_if_possible()  # the alert that tells the peer what was wrong
             raise HandshakeFailed(f"TLS handshake failed: {explain(error)}") from error
         except ConnectionResetError as error:

@@ -176,6 +176,27 @@ def test_a_tls_client_is_recognized() -> None:
         decoded(registry_of(1), outgoing.read())
 
 
+def test_an_alert_of_tls_is_recognized() -> None:
+    """It is shorter than a header, so only the end of the stream shows that nothing else came."""
+    decoder, batch = TypeLengthValueCodec().decoder(registry_of(1)), Batch()
+    decoder.feed(b"\x15\x03\x01\0\x02\x02\x46", batch)
+    with pytest.raises(BadData, match="the peer speaks TLS, but this side does not"):
+        decoder.end()
+
+
+def test_a_stream_ends_between_messages() -> None:
+    """Wherever else it is cut, the end of it is an error that says how much there was."""
+    whole = frame(1, b"abc")
+    for cut in range(len(whole) + 1):
+        decoder, batch = TypeLengthValueCodec().decoder(registry_of(1)), Batch()
+        decoder.feed(whole[:cut], batch)
+        if cut in (0, len(whole)):
+            decoder.end()
+            continue
+        with pytest.raises(BadData, match=f"the peer closed {cut} bytes into a message"):
+            decoder.end()
+
+
 # -- encoding
 
 

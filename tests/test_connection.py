@@ -495,6 +495,20 @@ def test_the_peer_closes(open_end: OpenEnd) -> None:
         end.conn.write(Text("x"))
 
 
+def test_the_peer_closes_in_the_midst_of_a_message(open_end: OpenEnd) -> None:
+    """What was whole is handled; that more was to come is the reason, and reaches on_error."""
+    closed, errors = Seen(), Seen()
+    end = open_end(
+        on_close=lambda conn: closed.add(conn.close_reason),
+        on_error=lambda conn, error: errors.add(str(error)),
+    )
+    end.peer.sendall(text("whole") + text("torn")[:-1])
+    end.peer.close()
+    assert end.conn.wait_closed(PATIENCE)
+    assert closed.items == ["protocol error: the peer closed 11 bytes into a message"]
+    assert errors.items == ["the peer closed 11 bytes into a message"]
+
+
 def test_the_peer_resets(open_end: OpenEnd) -> None:
     """A reset is told apart from an orderly end, and reaches on_error."""
     closed, errors = Seen(), Seen()

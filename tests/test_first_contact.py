@@ -91,7 +91,7 @@ def test_connecting_before_the_server_is_up(make_server: MakeServer) -> None:
 
 
 def test_a_plain_client_to_a_tls_port(make_server: MakeServer) -> None:
-    """The server tells that the peer does not speak TLS."""
+    """Both sides tell: what the server answers shows the client what it has come upon."""
     errors = Seen()
     certificate = tao.self_signed_certificate("localhost")
     _, address = make_server(
@@ -101,6 +101,7 @@ def test_a_plain_client_to_a_tls_port(make_server: MakeServer) -> None:
     client.write(Text("hello"))
     assert "the peer does not speak TLS" in errors.wait()[0]
     wait_until(lambda: client.closed)
+    assert client.close_reason == "protocol error: the peer speaks TLS, but this side does not"
     client.close()
 
 

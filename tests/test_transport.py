@@ -443,11 +443,12 @@ def test_a_socket_that_breaks_under_the_handshake() -> None:
     "said", [b"\1\0\0\0\2\0\0\0hi", b"GET / HTTP/1.1\r\n\r\n", b"hello, is there anybody?\n"]
 )
 def test_a_peer_that_speaks_plain_text(said: bytes) -> None:
-    """Plain text on a TLS port is told from a broken handshake."""
+    """Plain text on a TLS port is told from a broken handshake, and answered by an alert."""
     ours, theirs = tcp_pair()
     server = TlsTransport(ours, SERVER, server_side=True)
     theirs.sendall(said)
     assert "the peer does not speak TLS" in failure(server)
+    assert theirs.recv(100) == b"\x15\x03\x01\0\x02\x02\x46"
     close(server, theirs)
 
 
