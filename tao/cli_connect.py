@@ -98,7 +98,7 @@ class _Console:
         self._changed = threading.Condition()
         self._replies: int = 0
         self._reason: str | None = None  # why the connection is over
-        self._silent: bool = False  # and nothing has ever come
+        self._silent: bool = True  # no message has ever come
         self._told: bool = False  # that the connection is over, or no need to know any more
         self._unheard: bool = False  # nobody reads the output any more
 
@@ -273,6 +273,7 @@ class _Console:
         heartbeat = raw.message_number == HEARTBEAT
         line = "" if heartbeat else value_text(raw, self._known, self._options.show)
         with self._changed:
+            self._silent = False
             if not heartbeat:
                 self._show(f"< {line}")
                 self._replies += 1
@@ -290,7 +291,7 @@ class _Console:
     def _closed(self, conn: ClientConn) -> None:
         """Tell the main thread why the connection is over, until it has heard."""
         with self._changed:
-            self._reason, self._silent = conn.close_reason, not conn.snapshot().bytes_in
+            self._reason = conn.close_reason
             self._changed.notify_all()
             while not self._told:
                 if self._waiting:
