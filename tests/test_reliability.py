@@ -285,7 +285,7 @@ def test_back_off_follows_the_option(scene: Scene) -> None:
         proxy.refuse()
         started = time.monotonic()
         proxy.cut()
-        wait_until(lambda: len(asked) == 6)
+        wait_until(lambda: len(asked) >= 6)
         # 10, 20, 40, 40 and 40 ms are over.
         assert time.monotonic() - started >= 0.15
         proxy.accept()
@@ -309,7 +309,7 @@ def test_back_off_grows_before_a_server_that_hangs_up(scene: Scene) -> None:
     scene.client(reconnect=Noted(initial=0.001, maximum=60, factor=1, jitter=0)).start()
     proxy.refuse(hang_up=True)
     proxy.reset()
-    wait_until(lambda: len(asked) == 20)
+    wait_until(lambda: len(asked) >= 20)
     assert max(asked) > 10
 
 
