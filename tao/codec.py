@@ -144,10 +144,12 @@ class TypeLengthValueDecoder:
             if length > self._max_bytes:
                 raise self._too_long(number, length, data[start : start + 3])
             stop = value + length
+            entry = entries.get(number)
             if stop > end:
+                if entry is None and _is_client_hello(data[start:value]):
+                    raise BadData(_SPEAKS_TLS)
                 wanted = stop - start
                 break
-            entry = entries.get(number)
             if entry is None:
                 append((number, None))
             else:
@@ -174,6 +176,15 @@ class TypeLengthValueDecoder:
         if beginning in _TLS_RECORDS:
             return BadData(_SPEAKS_TLS)
         return BadData(f"message {number} announces {length} bytes, the limit is {self._max_bytes}")
+
+
+def _is_client_hello(header: bytes) -> bool:
+    """Tell whether what looks like the header of a short message begins a short ClientHello.
+
+    A longer one announces too much anyway. This is a record, and in it a handshake message of type
+    1 that is shorter than 256 bytes and fills it (RFC 8446, 4 and 5.1).
+    """
+    return header[:3] in _TLS_RECORDS and header[5:] == b"\1\0\0" and header[3:5] < b"\1\4"
 
 
 def _kind(error: BaseException) -> str:

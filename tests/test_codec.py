@@ -166,14 +166,28 @@ def test_a_deserializer_that_raises_is_bad_data(error: Exception, text: str) -> 
     assert batch == [(1, b"a")]
 
 
-def test_a_tls_client_is_recognized() -> None:
+@pytest.mark.parametrize("short", [False, True])
+def test_a_tls_client_is_recognized(short: bool) -> None:
     """Its first bytes, read as a header, give an error that says what is wrong."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    context = ssl.create_default_context()
+    if short:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
+    hello = outgoing.read()
+    assert (len(hello) < 256) is short
     with pytest.raises(BadData, match="the peer speaks TLS, but this side does not"):
-        decoded(registry_of(1), outgoing.read())
+        decoded(registry_of(1), hello)
+
+
+def test_a_message_may_look_like_a_short_hello() -> None:
+    """If its number is known, it is a message."""
+    header = b"\x16\x03\x01\0\xc8\1\0\0"
+    number, length = struct.unpack("<iI", header)
+    assert decoded(registry_of(number), header + bytes(length)) == [(number, bytes(length))]
 
 
 def test_an_alert_of_tls_is_recognized() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from tao.codec import TypeLengthValueCodec
 from tao.errors import BadData, ConnectFailed, ConnectionClosed, TaoError
 from tao.failures import Failures, reason_of
-from tao.message import HeartbeatMessage
+from tao.message import Registry
 
 SECRET = "the combination of the safe"
 
@@ -61,8 +62,10 @@ def test_a_reason_for_closing_that_quotes() -> None:
             "cannot connect to a port 1: refused",
         ),
         (
-            caught(lambda: HeartbeatMessage.deserialize(b"1234")),
-            "a heartbeat carries 8 bytes, not 4",
+            caught(
+                lambda: TypeLengthValueCodec(1).decoder(Registry()).feed(b"\7\0\0\0\2\0\0\0", [])
+            ),
+            "message 7 announces 2 bytes, the limit is 1",
         ),
         (KeyError(SECRET), ""),
     ],
