@@ -21,7 +21,7 @@ RUFF_RULES = --select E,F,W,I,UP,B,RUF,A,C4,DTZ,EXE,FLY,G,ISC,LOG,PGH,PIE,PLE,PT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format coverage test-all test-free-threaded chaos soak fuzz bench bench-quick docs dist clean
+.PHONY: help run test check format coverage test-all test-free-threaded chaos pairs soak fuzz bench bench-quick docs dist clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -87,6 +87,10 @@ test-free-threaded: ## run the tests on a free-threaded CPython; FREE_THREADED=.
 
 chaos: $(VENV)/.test ## run a random mix of faults, SECONDS=30; ARGS="--seed N" repeats one
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),30) $(ARGS)
+
+pairs: export PAIRS = $(or $(TIMES),20)
+pairs: $(VENV)/.test ## have events meet in pairs, TIMES=20 as often as in a test run
+	$(BIN)/python -m pytest --quiet tests/test_pairs.py $(ARGS)
 
 soak: $(VENV)/.test ## run all kinds of traffic, MINUTES=5, and look for what grows
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),5) $(ARGS)

@@ -32,11 +32,17 @@ from tao.timing import shared_wheel
 from tao.workers import WorkerPool
 from tests.ends import End, MakeServer, Number, Seen, Text, number, text
 from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
-from tests.tls_pairs import SERVER
+from tests.tls_pairs import CLIENT, SERVER
 
 OpenEnd = Callable[..., End]
 
 AT_ONCE = Reconnect(initial=0.001, maximum=0.005)
+
+
+def seeds(count: int) -> range:
+    """How often a pair meets; ``PAIRS`` in the environment, see `make pairs`, multiplies it."""
+    return range(count * int(os.environ.get("PAIRS", "1")))
+
 
 
 class Gate:
@@ -104,7 +110,7 @@ def over(conn: Connection, closed: Seen) -> None:
 # -- close and others
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(60))
 def test_close_and_write(open_end: OpenEnd, seed: int) -> None:
     """What write() accepts beside close() arrives, in order; what it does not, raises."""
     end = open_end()
@@ -126,7 +132,7 @@ def test_close_and_write(open_end: OpenEnd, seed: int) -> None:
     assert received == b"".join(map(number, accepted))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 def test_close_and_close_and_hang_up(open_end: OpenEnd, seed: int) -> None:
     """Whoever of both sides is first, there is one end."""
     closed = Seen()
@@ -135,7 +141,7 @@ def test_close_and_close_and_hang_up(open_end: OpenEnd, seed: int) -> None:
     over(end.conn, closed)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 def test_a_timer_and_close(open_end: OpenEnd, seed: int) -> None:
     """Timers that fall due, or are made, while their connection ends do not survive it."""
     closed = Seen()
@@ -153,7 +159,7 @@ def test_a_timer_and_close(open_end: OpenEnd, seed: int) -> None:
     assert not end.conn._timers and end.conn._dispatcher.pending == 0
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 def test_a_handler_and_the_end(open_end: OpenEnd, seed: int) -> None:
     """A handler that writes while the connection ends is told, and on_close comes after it."""
     happened = Seen()
@@ -236,7 +242,7 @@ def test_callbacks_may_do_anything(open_end: OpenEnd) -> None:
 # -- taking over the reading
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(12))
 @pytest.mark.parametrize("event", ["hang_up", "close", "leave", "flood"])
 def test_taking_over_and_others(open_end: OpenEnd, event: str, seed: int) -> None:
     """While the reading changes hands the connection may end, or more come than has room."""
@@ -333,7 +339,7 @@ def test_a_cancelled_timer_does_not_run_when_its_turn_comes(open_end: OpenEnd) -
 # -- a client that comes back
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", seeds(25))
 def test_reconnect_and_close(make_server: MakeServer, seed: int) -> None:
     """A client whose server hangs up all the time may be closed at any moment."""
     _, address = make_server(on_connect=lambda conn: conn.close())
@@ -459,7 +465,7 @@ def test_close_in_on_error_of_a_client_that_never_started() -> None:
     assert client._finished.is_set()
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 def test_start_and_close_and_close(make_server: MakeServer, seed: int) -> None:
     """A client closed while it starts ends once, started or not, and is counted once."""
     _, address = make_server()
@@ -516,7 +522,7 @@ def own_port() -> socket.socket:
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(12))
 def test_stop_and_accept(make_server: MakeServer, seed: int, timeout: float | None) -> None:
     """Whoever comes while the server stops is served or hung up on, never kept."""
     opened, closed = Seen(), Seen()
@@ -608,6 +614,33 @@ def test_stop_and_handshake(make_server: MakeServer, timeout: float | None) -> N
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
+@pytest.mark.parametrize("seed", seeds(10))
+def test_stop_in_a_handshake(make_server: MakeServer, seed: int, timeout: float | None) -> None:
+    """Wherever in its handshake a client is, it is served to the end or told that there is none."""
+    opened, closed = Seen(), Seen()
+    server, address = make_server(tls=SERVER, on_connect=opened.add, on_close=closed.add)
+    pause = random.Random(seed).uniform(0, 0.01)
+
+    def dial() -> None:
+        client = ClientConn(("localhost", address[1]), tls=CLIENT, registry=Registry())
+        try:
+            client.start()
+            assert client.wait_closed(PATIENCE), "kept"
+        except (ConnectFailed, ConnectionClosed):
+            pass  # among them HandshakeFailed: the stop was faster
+        finally:
+            client.close()
+
+    def stop() -> None:
+        threading.Event().wait(pause)  # wherever the handshakes are by then
+        server.stop(timeout)
+
+    together(dial, dial, stop)
+    wait_until(lambda: not server._all)
+    assert len(closed.items) == len(opened.items)
+
+
+@pytest.mark.parametrize("timeout", [None, 0])
 def test_stop_and_on_connect(make_server: MakeServer, timeout: float | None) -> None:
     """An on_connect that returns after the stop was cut short frees what its connection has."""
     asked, answer = threading.Event(), threading.Event()
@@ -637,7 +670,7 @@ def test_one_deadline_for_all_that_is_stuck(make_server: MakeServer) -> None:
         sock.close()
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", seeds(15))
 def test_broadcast_and_stop(make_server: MakeServer, seed: int) -> None:
     """A broadcast beside a stop says who got it, and those did."""
     server, address = make_server()
@@ -655,7 +688,7 @@ def test_broadcast_and_stop(make_server: MakeServer, seed: int) -> None:
     assert sum(received) == 16 * said
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", seeds(15))
 def test_schedule_and_cancel_and_connect(make_server: MakeServer, seed: int) -> None:
     """A schedule that was cancelled runs on no connection, whenever that came."""
     server, address = make_server()
@@ -843,7 +876,7 @@ def test_no_thread_for_a_worker(no_thread: Callable[[str], None]) -> None:
 # -- all at once
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_traffic_with_threads_that_change_all_the_time(
     make_server: MakeServer, switching: None, seed: int
 ) -> None:
@@ -871,7 +904,7 @@ def test_traffic_with_threads_that_change_all_the_time(
     together(lambda: talk(0), lambda: talk(1))
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_ends_with_threads_that_change_all_the_time(
     open_end: OpenEnd, switching: None, seed: int
 ) -> None:
