@@ -44,7 +44,6 @@ def seeds(count: int) -> range:
     return range(count * int(os.environ.get("PAIRS", "1")))
 
 
-
 class Gate:
     """A handler of `Text` that waits to be let go; `Number` is answered."""
 
