@@ -145,9 +145,9 @@ class TypeLengthValueDecoder:
                 raise self._too_long(number, length, data[start : start + 3])
             stop = value + length
             entry = entries.get(number)
+            if entry is None and _is_client_hello(data[start:value]):
+                raise BadData(_SPEAKS_TLS)
             if stop > end:
-                if entry is None and _is_client_hello(data[start:value]):
-                    raise BadData(_SPEAKS_TLS)
                 wanted = stop - start
                 break
             if entry is None:

@@ -15,10 +15,10 @@ def frame(number: int, value: bytes = b"", length: int | None = None) -> bytes:
     return struct.pack("<iI", number, length) + value
 
 
-def _client_hello() -> bytes:
+def _client_hello(size: int) -> bytes:
     """How a TLS client begins, with a body that is none."""
-    body = random.Random(0).randbytes(200)
-    return b"\x16\x03\x01" + struct.pack(">H", len(body) + 4) + b"\x01\x00\x00\xc8" + body
+    body = b"\x01\x00" + struct.pack(">H", size) + random.Random(0).randbytes(size)
+    return b"\x16\x03\x01" + struct.pack(">H", len(body)) + body
 
 
 #: By name. Numbers 0 to 3 are registered where these are used: a heartbeat, a text, a number, and
@@ -43,7 +43,9 @@ STREAMS: dict[str, bytes] = {
     "heartbeats-from-the-end-of-time": frame(0, b"\xff" * 7 + b"\x7f") + frame(0, b"\x80" * 8),
     "good-then-zeros": frame(1, b"good") + bytes(4096),
     "all-ones": b"\xff" * 4096,
-    "a-tls-client": _client_hello(),
+    "a-tls-client": _client_hello(508),
+    "a-tls-client-of-few-words": _client_hello(127),
+    "a-tls-alert": b"\x15\x03\x01\0\x02\x02\x46",
     "an-http-request": b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     "a-message-in-a-message": frame(3, frame(3, frame(3, b"core") * 3) * 3),
     "one-large-message": frame(3, random.Random(1).randbytes(600_000)),

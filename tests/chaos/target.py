@@ -41,6 +41,10 @@ def _decoded(pieces: list[bytes]) -> tuple[list[Any], str | None]:
             return _shown(batch), str(error)
         kept = sys.getsizeof(decoder._partial)
         assert kept <= 2 * fed + 1000, f"{kept} bytes are kept of {fed}"
+    try:
+        decoder.end()
+    except BadData as error:
+        return _shown(batch), str(error)
     return _shown(batch), None
 
 
