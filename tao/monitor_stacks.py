@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from types import FrameType
 
 from tao.metrics import tallies
-from tao.overdue import running_in
+from tao.overdue import current_frames, running_in
 from tao.transport import address_text
 
 __all__ = ["stacks"]
@@ -32,7 +31,7 @@ def stacks() -> str:
     A line of source is shown as it is in the file; the values of variables are not. The stacks are
     taken one after another while the program runs.
     """
-    frames = sys._current_frames()
+    frames = current_frames()
     alive = {each for each in threading.enumerate() if each.name.startswith("tao-")}
     total, left = len(alive), _MOST
     parts: list[str] = []
@@ -46,6 +45,8 @@ def stacks() -> str:
     if others:
         parts.append("no connection\n" + "".join(_told(each, frames) for each in others))
     note = f"{total} threads" if total <= _MOST else f"{_MOST} of {total} threads"
+    if not frames:
+        parts.insert(0, "their stacks cannot be looked at without the interpreter lock\n")
     return "\n".join([f"{note}\n", *parts])
 
 
@@ -75,6 +76,6 @@ def _told(thread: threading.Thread, frames: dict[int, FrameType]) -> str:
     role = next((f", {role}" for start, role in _ROLES if thread.name.startswith(start)), "")
     frame = frames.get(thread.ident or 0)
     if frame is None:
-        return f"  {thread.name}{role}: began or ended just now\n"
+        return f"  {thread.name}{role}{': began or ended just now' if frames else ''}\n"
     lines = "".join(traceback.StackSummary.extract(traceback.walk_stack(frame)).format()[::-1])
     return f"  {thread.name}{role}\n" + "".join(f"  {line}\n" for line in lines.splitlines())

@@ -3,6 +3,9 @@
 Who runs a handler notes nothing for this: that would be done for every message. What runs where is
 read from the stacks of the threads (``sys._current_frames``), when somebody asks, or when a handler
 is told of. For how long is known to the watch (``watch.py``), to a few milliseconds.
+
+Without the interpreter lock nobody may look: the stack of a thread that runs changes meanwhile, and
+the interpreter crashes (its manual warns of it, under "free threading"). There nothing is told.
 """
 
 from __future__ import annotations
@@ -24,12 +27,18 @@ if TYPE_CHECKING:
     from tao.connection import Connection
     from tao.dispatch import Dispatcher
 
-__all__ = ["OverdueWatch", "Running", "running_in"]
+__all__ = ["OverdueWatch", "Running", "current_frames", "running_in"]
 
 # How often to look after handlers that are known to block, in seconds.
 _STEP = 1.0
 # Where a dispatcher calls handlers.
 _MODULE, _CALLERS = "tao.dispatch", ("_run", "_run_alone")
+
+
+def current_frames() -> dict[int, FrameType]:
+    """Return the stack of each thread by its number; none where they cannot be looked at."""
+    locked = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return sys._current_frames() if locked else {}
 
 
 class Running(NamedTuple):
@@ -64,7 +73,7 @@ def _find(dispatchers: Collection[Dispatcher], *, stacks: bool = False) -> dict[
     if not dispatchers:
         return found
     now = monotonic()
-    for ident, top in sys._current_frames().items():
+    for ident, top in current_frames().items():
         frame: FrameType | None = top
         while frame is not None:
             if frame.f_code.co_name in _CALLERS and frame.f_globals.get("__name__") == _MODULE:

@@ -9,8 +9,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
+from tao.overdue import current_frames
+
 #: How long a test waits for what should come at once, in seconds: long, for machines under load.
 PATIENCE = 20.0
+
+
+#: For tests of what is read from the stacks of running threads.
+needs_stacks = pytest.mark.skipif(
+    not current_frames(), reason="without the interpreter lock stacks cannot be looked at"
+)
 
 
 def wait_until(condition: Callable[[], object], timeout: float = PATIENCE) -> None:

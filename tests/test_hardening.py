@@ -29,7 +29,7 @@ from tao.server import Server
 from tao.tls import Certificate, DevelopmentCA, load_client_tls_config, self_signed_certificate
 from tests.ends import End, MakeServer, Number, Seen, Text, frame, number, text
 from tests.programs import LONG
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, needs_stacks, wait_until
 from tests.tls_pairs import CA, CLIENT, MUTUAL_SERVER, SERVER
 
 OpenEnd = Callable[..., End]
@@ -147,6 +147,7 @@ def told(log_lines: list[Any]) -> list[str]:
     return [each["message"] for each in log_lines if "its stack" in each["message"]]
 
 
+@needs_stacks
 @pytest.mark.parametrize("dispatch", ["inline", "pool"])
 def test_a_handler_that_hangs_is_told_of(
     open_end: OpenEnd, log_lines: list[Any], dispatch: str
@@ -172,6 +173,7 @@ def test_a_handler_that_hangs_is_told_of(
     assert (end.conn.counts().overdue, len(told(log_lines))) == (1, 1)
 
 
+@needs_stacks
 def test_each_handler_that_hangs_is_told_of(open_end: OpenEnd, log_lines: list[Any]) -> None:
     """Also the second of a batch whose first hung."""
     blocker = Blocker("pool")
@@ -184,6 +186,7 @@ def test_each_handler_that_hangs_is_told_of(open_end: OpenEnd, log_lines: list[A
     wait_until(lambda: len(told(log_lines)) == 2)
 
 
+@needs_stacks
 def test_a_timer_that_hangs_is_told_of(open_end: OpenEnd, log_lines: list[Any]) -> None:
     """Callbacks take their turn among the messages, and hold them up likewise."""
     blocker = Blocker("pool")
@@ -206,6 +209,7 @@ def test_no_warning_if_none_is_wanted(open_end: OpenEnd) -> None:
     blocker.leave.release()
 
 
+@needs_stacks
 def test_who_waits_for_a_worker_does_not_hang(
     make_server: MakeServer, log_lines: list[Any]
 ) -> None:
@@ -229,6 +233,7 @@ def test_who_waits_for_a_worker_does_not_hang(
             sock.close()
 
 
+@needs_stacks
 @pytest.mark.parametrize("dispatch", ["inline", "pool"])
 def test_what_runs_can_be_listed(open_end: OpenEnd, dispatch: str) -> None:
     """With the number of its message, for how long, and in which thread; else nothing is."""

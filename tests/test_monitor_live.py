@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from tao.message import Registry
 from tao.monitor import Monitor, monitor_on
 from tao.server import Server
 from tests.ends import Number, Text
-from tests.support import PATIENCE, ends, wait_until
+from tests.support import PATIENCE, ends, needs_stacks, wait_until
 
 SECRET = "the combination of the safe"
 
@@ -135,6 +136,7 @@ def test_a_connection_is_told_of(monitor: Monitor, server: Server, client: Clien
     assert 0 <= row["last_heartbeat"] <= row["age"] < PATIENCE
 
 
+@needs_stacks
 def test_a_handler_that_runs(monitor: Monitor, server: Server, client: ClientConn) -> None:
     """Which message it is for, and for how long."""
     client.write(Number(1))
@@ -201,6 +203,7 @@ def test_questions_that_make_no_sense(monitor: Monitor, query: str, why: str) ->
 # -- /stacks
 
 
+@needs_stacks
 def test_stacks(monitor: Monitor, server: Server, client: ClientConn) -> None:
     """Threads are told by connection and role, with their stacks, and no value of a variable."""
     client.write(Text(SECRET))
@@ -217,6 +220,19 @@ def test_stacks(monitor: Monitor, server: Server, client: ClientConn) -> None:
         assert f"  {thread}" in text
     assert "in keep\n" in text
     assert SECRET not in text and "123456789" not in text
+
+
+def test_without_the_interpreter_lock_nobody_looks(
+    monitor: Monitor, client: ClientConn, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks at the stack of a thread that runs crashes the interpreter then."""
+    client.write(Number(1))
+    wait_until(lambda: server.connections[0]._dispatcher.pending)
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    text = ask(monitor, "/stacks")[1]
+    assert "their stacks cannot be looked at" in text
+    assert re.search(r"^  tao-reader-1$", text, re.MULTILINE) and "File" not in text
+    assert connections(monitor)["connections"][0]["running"] is None
 
 
 def test_stacks_are_bounded(
