@@ -20,7 +20,6 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tao.errors import TooManyTimers
 from tao.timing import TimingWheel
 
 if TYPE_CHECKING:
@@ -139,10 +138,10 @@ class OverdueWatch:
         self._armed = False
         try:
             if wheel is not None:
-                wheel.run_after(min(_STEP, shortest / 4), self._look)
+                wheel.run_clock(min(_STEP, shortest / 4), self._look)
                 self._armed = True
-        except (RuntimeError, TooManyTimers):
-            # The wheel has stopped, so all connections have ended; or it is full.
+        except RuntimeError:
+            # The wheel has stopped, so all connections have ended.
             self._told.clear()
 
     def _look(self, _: datetime) -> None:

@@ -61,7 +61,7 @@ class TimerSet:
                 before[0].cancel(before[1])
             try:
                 wheel = self._wheel.in_real_time if real else self._wheel
-                self._clocks[purpose] = wheel, wheel.run_after(delay, lambda _: callback())
+                self._clocks[purpose] = wheel, wheel.run_clock(delay, lambda _: callback())
             except RuntimeError:
                 if self._closed is None:
                     raise

@@ -55,7 +55,7 @@ class TimingWheel:
 
     Args:
         name: of the thread.
-        max_pending: how many timers there may be at once.
+        max_pending: how many timers there may be at once, beside those of `run_clock`.
     """
 
     def __init__(self, name: str = "tao-timing-wheel", max_pending: int = 1_000_000) -> None:
@@ -87,6 +87,13 @@ class TimingWheel:
     def run_after(self, delay: float, callback: TimerCallback) -> int:
         """Call ``callback(due)`` once in ``delay`` seconds and return the timer's id."""
         return self._add(_checked("delay", delay, zero=True), callback, 0.0)
+
+    def run_clock(self, delay: float, callback: TimerCallback) -> int:
+        """As `run_after`, for the few timers that tao itself needs: they go by no limit.
+
+        However many the user has set, a connection must come to its end in time.
+        """
+        return self._add(_checked("delay", delay, zero=True), callback, 0.0, limited=False)
 
     def run_every(self, interval: float, callback: TimerCallback) -> int:
         """Call ``callback(due)`` every ``interval`` seconds, first after one, and return the id."""
@@ -153,14 +160,16 @@ class TimingWheel:
 
     # -- inside
 
-    def _add(self, delay: float, callback: TimerCallback, interval: float) -> int:
+    def _add(
+        self, delay: float, callback: TimerCallback, interval: float, *, limited: bool = True
+    ) -> int:
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
         due = self.now() + delay
         with self._changed:
             if self._stopped:
                 raise RuntimeError(f"the timing wheel {self._name} is stopped")
-            if len(self._timers) >= self._max_pending:
+            if limited and len(self._timers) >= self._max_pending:
                 raise TooManyTimers(f"{self._name} has {self._max_pending} timers pending already")
             if self._thread is None:
                 # If it cannot be started, there is no timer either, and the next one tries again.

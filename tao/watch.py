@@ -8,7 +8,6 @@ from datetime import datetime
 from time import monotonic
 from typing import Any, Protocol
 
-from tao.errors import TooManyTimers
 from tao.overdue import OverdueWatch
 from tao.timing import TimingWheel
 
@@ -79,9 +78,9 @@ class BlockWatch:
         self._due = monotonic() + GRACE
         try:
             if wheel is not None:
-                wheel.run_after(GRACE, self._look)
-        except (RuntimeError, TooManyTimers):
-            # The wheel has stopped, so all connections have ended; or it is full, or has no thread.
+                wheel.run_clock(GRACE, self._look)
+        except RuntimeError:
+            # The wheel has stopped, so all connections have ended; or it has no thread.
             self.armed = False
 
     def _look(self, _: datetime) -> None:

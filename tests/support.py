@@ -16,7 +16,6 @@ from tao.overdue import current_frames
 #: How long a test waits for what should come at once, in seconds: long, for machines under load.
 PATIENCE = 20.0
 
-
 #: For tests of what is read from the stacks of running threads.
 needs_stacks = pytest.mark.skipif(
     not current_frames(), reason="without the interpreter lock stacks cannot be looked at"

@@ -23,7 +23,14 @@ from tao.client import ClientConn
 from tao.codec import TypeLengthValueCodec
 from tao.connection import Connection
 from tao.context import Context, background
-from tao.errors import ConnectFailed, ConnectionClosed, ServerClosed, TaoError, WouldBlock
+from tao.errors import (
+    ConnectFailed,
+    ConnectionClosed,
+    ServerClosed,
+    TaoError,
+    TooManyTimers,
+    WouldBlock,
+)
 from tao.listener import Listener
 from tao.message import HEARTBEAT, Registry
 from tao.options import Reconnect
@@ -774,6 +781,27 @@ def test_a_codec_whose_heartbeat_fails(open_end: OpenEnd) -> None:
     )
     assert end.read_frame()[0] == HEARTBEAT
     assert errors.items == [ZeroDivisionError] * 2
+
+
+def test_timers_without_number_and_stop(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel full of the user's timers has room for the clocks of an end all the same."""
+    server, address = make_server(idle_timeout=60)
+    socks = [socket.create_connection(address, PATIENCE) for _ in range(3)]
+    wait_until(lambda: server.connection_count == 3)
+    client = ClientConn(address, registry=Registry()).start()
+    monkeypatch.setattr(shared_wheel.wheel, "_max_pending", 30)
+    with pytest.raises(TooManyTimers):
+        while True:
+            client.run_after(60, lambda due, conn: None)
+    socks.append(socket.create_connection(address, PATIENCE))
+    wait_until(lambda: server.connection_count == 5)
+    report = server.stop()
+    assert server._state == "stopped" and report.drained == 5
+    client.close()
+    for sock in socks:
+        sock.close()
 
 
 # -- no threads to be had
