@@ -197,6 +197,7 @@ class ClientConn(Connection):
 
     def _connect_once(self) -> None:
         """Dial and establish, or leave everything as it was."""
+        self._renew_context()
         transport = self._dial()
         try:
             self._establish(transport)
@@ -322,7 +323,7 @@ class ClientConn(Connection):
                 # Nothing more goes where it would be lost; it waits for the next.
                 self._outbox.give_up(ConnectionAbortedError(reason), transport)
             with self._lock:
-                if self._lost is not None:
+                if self._lost is not None and self._reason is None:  # at the end it stays set
                     self._up.clear()
 
     def _renew(self) -> bool:
@@ -357,7 +358,6 @@ class ClientConn(Connection):
             self._attempts = attempt
             if attempt and self._wheel.wait(self._hurry, how.delay(attempt)):
                 return False
-            self._reset_context()
             try:
                 self._connect_once()
             except ConnectionClosed as error:
@@ -376,12 +376,17 @@ class ClientConn(Connection):
         since, received = self._came_up
         return self._reader.bytes_in > received or monotonic() - since > how.maximum
 
-    def _reset_context(self) -> None:
-        """Make what a new transport needs anew."""
-        context = self._new_context()
+    def _renew_context(self) -> None:
+        """Have a context for the next transport, unless no transport has had that of now."""
         with self._lock:
-            if self._reason is None:
-                self.context = context
+            if self._reason is None and self.context.cancelled:
+                self.context = self._new_context()
+
+    def _ask_on_connect(self) -> bool:
+        agreed = super()._ask_on_connect()
+        if not agreed:  # what it began with this context is to end
+            self.context.cancel("refused by on_connect")
+        return agreed
 
     # -- ending
 

@@ -35,6 +35,7 @@ from tao.listener import Listener
 from tao.message import HEARTBEAT, Registry
 from tao.options import Reconnect
 from tao.server import Server, ServerConn
+from tao.threads import as_tao_thread
 from tao.timing import shared_wheel
 from tao.workers import WorkerPool
 from tests.ends import End, MakeServer, Number, Seen, Text, number, text
@@ -407,6 +408,46 @@ def test_losses_from_both_sides(make_server: MakeServer) -> None:
             wait_until(lambda b=before: len(received.items) > b or client._lost is not None)
             wait_until(lambda: client.connected)
     client.close()
+
+
+def test_a_loss_and_close_and_waiting() -> None:
+    """Who waits for a connection after the end is told, though its loss was noticed before."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = ClientConn(listener.getsockname(), registry=Registry(), reconnect=AT_ONCE).start()
+        peer, _ = listener.accept()
+
+    def lose() -> None:
+        """What a clock does, on a thread of tao's, whose callback of the user's closes."""
+        with as_tao_thread():
+            client.context.after_cancel(lambda: client.close() or client.wait_closed(PATIENCE))
+            client._drop("lost")
+
+    assert ends(lose)
+    assert client._finished.is_set()
+    assert ends(client.wait_connected) and not client.connected
+    peer.close()
+
+
+def test_contexts_of_a_client_end(make_server: MakeServer) -> None:
+    """Each that anybody has seen is cancelled, of an attempt that was refused too, in order."""
+    _, address = make_server()
+    happened = Seen()
+
+    def on_connect(conn: ClientConn) -> bool:
+        attempt = len(contexts)
+        contexts.append(conn.context)
+        conn.context.after_cancel(lambda: happened.add(attempt))
+        return attempt == 3
+
+    client = ClientConn(address, registry=Registry(), reconnect=AT_ONCE, on_connect=on_connect)
+    before = client.context
+    contexts: list[Context] = []
+    client.start(keep_trying=True)
+    assert client.wait_connected(PATIENCE)
+    assert happened.items == [0, 1, 2] and contexts[0] is before
+    assert len(set(contexts)) == 4 and client.context is contexts[3]
+    client.close()
+    assert happened.wait(4) == [0, 1, 2, 3]
 
 
 def test_close_waits_for_a_timer_only_so_long() -> None:
