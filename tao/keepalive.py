@@ -108,9 +108,11 @@ class KeepAlive:
         assert limit is not None
         if not conn._established:
             return  # lost meanwhile; the next transport sets its own
-        intake = conn._reader.intake
-        if conn._dispatcher.waiting_for_room or (intake is not None and intake.paused):
-            # Nothing is read: the handlers do not keep up, or a limit says so. That is not silence.
+        intake, dispatcher = conn._reader.intake, conn._dispatcher
+        handling = dispatcher._inline and not dispatcher._relieved
+        if handling or dispatcher.waiting_for_room or (intake is not None and intake.paused):
+            # Nothing is read: the reader is busy with handlers, these do not keep up, or a limit
+            # says so. That is not silence.
             conn._reader.last_received = time.monotonic()
         left = limit - conn._wheel.since(conn._reader.last_received)
         if left > 0:

@@ -309,6 +309,16 @@ def test_a_busy_handler_is_not_a_dead_peer(open_end: OpenEnd) -> None:
     assert end.read_text() == "alive"
 
 
+def test_many_handlers_in_a_row_are_not_a_dead_peer(open_end: OpenEnd) -> None:
+    """A batch may keep the reading thread for longer than idle_timeout, though no handler does."""
+    registry = Registry()
+    registry.handler(Number, dispatch="inline")(lambda ctx, conn: time.sleep(0.002))
+    registry.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
+    end = open_end(registry=registry, idle_timeout=0.3)
+    end.send(b"".join(map(number, range(400))) + text("alive"))
+    assert end.read_text() == "alive"
+
+
 def test_a_peer_that_takes_nothing_is_closed(open_end: OpenEnd) -> None:
     """write_timeout ends a connection whose peer reads nothing."""
     closed = Seen()
