@@ -11,6 +11,7 @@ Therefore, in a child of ``os.fork``, and of ``multiprocessing`` where that fork
   connections are closed with that reason, and `Server.stop` returns at once. A client that was
   started is closed. No callback is called for either.
 - The child's copies of their sockets are closed. The parent's connections do not notice.
+- A `Monitor` is closed, likewise without the parent's noticing.
 - What was not started can be started in the child, as can what is made there. A `WorkerPool` that
   was given to a server has new workers.
 
@@ -43,9 +44,10 @@ from tao.workers import WorkerPool
 if TYPE_CHECKING:
     from tao.client import ClientConn
     from tao.connection import Connection
+    from tao.monitor import Monitor
     from tao.server import Server
 
-__all__ = ["renew_after_fork", "renew_client", "renew_server"]
+__all__ = ["renew_after_fork", "renew_client", "renew_monitor", "renew_server"]
 
 _LOCKS = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
 # What there is in this process, and what to call with it in a child.
@@ -143,6 +145,17 @@ def renew_client(client: ClientConn, reason: str) -> None:
     client._up, client._hurry = threading.Event(), threading.Event()
     client._up.set()
     client._give_back()
+
+
+def renew_monitor(monitor: Monitor, reason: str) -> None:
+    """Close a monitor."""
+    _renew_locks(monitor, monitor.feed, monitor._rate)
+    monitor.closing = threading.Event()
+    monitor.closing.set()
+    for sock in (monitor._sock, monitor._wake, monitor._woken, *monitor._requests):
+        sock.close()
+    monitor._requests.clear()
+    monitor._streams.clear()
 
 
 def _close(transport: Transport | None) -> None:

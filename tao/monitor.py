@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tao.forks import renew_after_fork, renew_monitor
 from tao.log import logger
 from tao.metrics import Snapshot, tallies
 from tao.monitor_http import PATIENCE, Answer, Request, shut
@@ -93,6 +94,7 @@ class Monitor:
         self._streams: set[socket.socket] = set()  # those of them that send news
         self._name: str = f"tao-monitor-{self.address[1]}"
         self._thread: threading.Thread = spawn(self._accept_all, name=self._name)
+        renew_after_fork(self, renew_monitor)
         self._thread.start()
 
     def close(self) -> None:

@@ -551,6 +551,34 @@ def test_a_fork_leaves_the_parent_alone_and_can_begin_anew() -> None:
     ]
 
 
+MONITOR = """
+import time
+monitor = tao.monitor_on(0)
+looking = socket.create_connection(monitor.address)
+looking.sendall(b"GET /events HTTP/1.0\\r\\n\\r\\n")
+assert looking.recv(8) == b"HTTP/1.0"
+done, let_go = os.pipe()
+child = os.fork()
+if not child:
+    monitor.close(), monitor.close()
+    os.close(let_go), os.read(done, 1)
+    os._exit(0)
+os.close(done)
+before = time.process_time()
+time.sleep(1.5)
+print(time.process_time() - before < 0.7, looking.recv(1 << 20).endswith(b"\\n\\n"))
+looking.close(), monitor.close()
+tao.monitor_on(monitor.address[1]).close()
+os.close(let_go), os.waitpid(child, 0)
+sock.close(), client.close(), pool.stop(), server.stop()
+"""
+
+
+def test_a_monitor_stays_the_parents() -> None:
+    """A child neither disturbs who looks, nor keeps the parent's thread busy, nor its port."""
+    assert run_program(FORK + MONITOR).splitlines() == ["True True"]
+
+
 IN_A_HANDLER = """
 seen = []
 @server.handler(type("Fork", (Text,), {"message_number": 9}))
