@@ -27,6 +27,8 @@ __all__ = ["HTML", "JSON", "PATIENCE", "TEXT", "Answer", "Request", "shut"]
 PATIENCE: Final = 5.0
 # How long the head of a request may be, in bytes.
 _LONGEST_HEAD = 16 * 1024
+# How many fields a query may have.
+_MOST_FIELDS: Final = 20
 
 TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"
@@ -127,9 +129,16 @@ class Request(BaseHTTPRequestHandler):
         elif path == "/events":
             self._begin_stream()
         else:
-            self._send(self._monitor.page(path, dict(parse_qsl(query, max_num_fields=20))))
+            self._send(self._page(path, query))
 
     do_HEAD = do_GET
+
+    def _page(self, path: str, query: str) -> Answer:
+        try:
+            fields = dict(parse_qsl(query, max_num_fields=_MOST_FIELDS))
+        except ValueError:
+            return Answer(400, TEXT, f"a query has {_MOST_FIELDS} fields at most\n")
+        return self._monitor.page(path, fields)
 
     def _is_welcome(self) -> bool:
         """Tell whether whoever asks knows whom he asks.

@@ -260,6 +260,13 @@ def test_nothing_can_be_changed(get: Get, method: str) -> None:
     assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
 
 
+def test_a_query_without_end(get: Get, log_lines: list[Any]) -> None:
+    """It is refused, which is no error of this side's."""
+    answer, body = get("/connections?" + "a=1&" * 21)
+    assert (answer.status, body) == (400, "a query has 20 fields at most\n")
+    assert not [each for each in log_lines if each["level"].no >= 30]
+
+
 @pytest.mark.parametrize("head", [b"\x16\x03\x01\x00\xee\r\n\r\n", b"GET\r\n\r\n", b"x" * 20_000])
 def test_what_is_not_http(monitor: Monitor, head: bytes) -> None:
     """It is answered by an error, or by nothing, and the next is served."""
