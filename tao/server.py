@@ -75,8 +75,8 @@ class Server(HasCredentials):
         self._why_stopped: str = "a server that was stopped cannot be started again"
         self._stopper: threading.Thread | None = None
         self._report = StopReport()
-        # Rings when serve_forever is to return.
-        self._doorbell: Doorbell | None = None
+        # They ring when serve_forever is to return: one for each thread that is in it.
+        self._doorbells: list[Doorbell] = []
         self._interrupted: bool = False  # by a signal
         renew_after_fork(self, renew_server)
 
@@ -153,14 +153,15 @@ class Server(HasCredentials):
                 to tell people, or a supervisor.
         """
         with Doorbell() as doorbell:
-            self._doorbell = doorbell
             restore = catch_signals(self._interrupt) if handle_signals else bool
+            self._doorbells.append(doorbell)
             try:
                 if address is not None:
                     self.start(address)
                 self._wait_for_the_end(doorbell, restore, ready)
             finally:
                 restore()
+                self._doorbells.remove(doorbell)
 
     def _wait_for_the_end(
         self,
@@ -180,8 +181,12 @@ class Server(HasCredentials):
     def _interrupt(self) -> None:
         """A signal ends `serve_forever`."""
         self._interrupted = True
-        if self._doorbell is not None:  # the wait may be about to begin
-            self._doorbell.ring()
+        self._ring()
+
+    def _ring(self) -> None:
+        """Have `serve_forever` look whether to return, or not begin to wait."""
+        for doorbell in list(self._doorbells):
+            doorbell.ring()
 
     def __enter__(self) -> Server:
         return self
@@ -320,8 +325,7 @@ class Server(HasCredentials):
                 thread = spawn(self._stop, deadline, name="tao-stopper")
                 thread.start()  # if that fails, the server runs on and can be stopped later
                 self._stopper, self._state = thread, "stopping"
-                if self._doorbell is not None:
-                    self._doorbell.ring()
+                self._ring()
             stopper = self._stopper
         if stopper is not None and not in_tao_thread():
             stopper.join()

@@ -793,6 +793,19 @@ def test_stop_and_start() -> None:
             server.start(("127.0.0.1", 0))
 
 
+def test_stop_and_two_that_serve_forever() -> None:
+    """Each of the threads that wait for the end of a server returns."""
+    server = Server(registry=Registry())
+    serve = partial(server.serve_forever, ("127.0.0.1", 0))
+
+    def stop() -> None:
+        wait_until(lambda: len(server.addresses) == 2)
+        server.stop()
+
+    assert ends(lambda: together(serve, serve, stop))
+    assert not server._doorbells
+
+
 def test_stop_from_everywhere(make_server: MakeServer) -> None:
     """A server may be stopped in a callback, a timer, a cancellation, and from outside at once."""
     for _ in range(10):
