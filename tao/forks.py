@@ -111,8 +111,8 @@ def renew_server(server: Server, reason: str) -> None:
         _renew_pool(server._options.workers)
     if server._state == "new":
         return
-    if server._state == "running":
-        shared_wheel.release()
+    if hasattr(server, "_give_back"):  # a server may be stopped without having been started
+        server._give_back()
     server._state = "stopped"
     server._stopper = None
     server._why_stopped = f"the server was started in another process: {reason}"

@@ -7,6 +7,7 @@ import socket
 import ssl
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
@@ -130,6 +131,8 @@ class Server(HasCredentials):
         else:
             self._pool = WorkerPool(options.workers, options.worker_initializer)
         self._wheel = shared_wheel.acquire()
+        self._give_back = weakref.finalize(self, shared_wheel.release)
+        self._give_back.atexit = False
         self._credentials = Credentials(options.tls)
         self._pace: TokenBucket | None = None
         if options.accept_rate is not None:
@@ -363,7 +366,7 @@ class Server(HasCredentials):
         threads += self._spares.stop(apart, threads)
         if self._pool is not self._options.workers:
             threads += self._pool.stop(deadline.remaining())
-        shared_wheel.release()
+        self._give_back()
         self._tally.floods.flush()
         self._tally.overdue.flush()
         report.threads = [thread.name for thread in threads]

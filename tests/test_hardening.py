@@ -551,6 +551,56 @@ def test_a_fork_leaves_the_parent_alone_and_can_begin_anew() -> None:
     ]
 
 
+WHILE_STOPPING = """
+import time
+from tao.timing import shared_wheel
+entered, leave = threading.Event(), threading.Event()
+server.handler(type("Wait", (Text,), {"message_number": 9}))(
+    lambda ctx, conn: entered.set() or leave.wait(LONG)
+)
+sock.sendall(bytes([9, 0, 0, 0, 0, 0, 0, 0]))
+entered.wait(LONG)
+stopping = threading.Thread(target=server.stop)
+stopping.start()
+while server.running:
+    time.sleep(0.001)
+child = os.fork()
+if not child:
+    unstarted.close()
+    print(server.stop().clean, shared_wheel._users, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+leave.set(), stopping.join(), sock.close(), client.close(), pool.stop()
+"""
+
+
+def test_a_fork_while_a_server_stops() -> None:
+    """The child keeps nothing of it either: the wheel's thread can end there."""
+    assert run_program(FORK + WHILE_STOPPING).splitlines() == ["True 0"]
+
+
+TERMINATED = """
+import multiprocessing, time
+@server.handler(type("Fork", (Text,), {"message_number": 9}))
+def fork(ctx, conn):
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(LONG,))
+    process.start()
+    process.terminate()
+    process.join()
+    print(process.exitcode, flush=True)
+    server.stop()
+
+sock.sendall(bytes([9, 0, 0, 0, 0, 0, 0, 0]))
+server.serve_forever(handle_signals=True)
+sock.close(), client.close(), pool.stop()
+"""
+
+
+def test_signals_are_not_caught_in_a_child() -> None:
+    """It ends by the first, as if there were no server."""
+    assert run_program(FORK + TERMINATED).splitlines() == ["-15"]
+
+
 MONITOR = """
 import time
 monitor = tao.monitor_on(0)
