@@ -21,7 +21,7 @@ from tao.log import logger
 from tao.threads import spawn
 from tao.transport import address_text, explain
 
-__all__ = ["Address", "Listener", "listen"]
+__all__ = ["Address", "Listener", "listen", "unlisten"]
 
 Address = tuple[str, int] | str
 
@@ -111,11 +111,9 @@ class Listener:
             self._free()
 
     def _free(self) -> None:
-        self._sock.close()
+        unlisten(self._sock, self._path)
         self._wake.close()
         self._woken.close()
-        if self._path is not None and os.path.exists(self._path):
-            os.unlink(self._path)
 
     def _keep(self, pace: TokenBucket) -> bool:
         """Wait until one more may be accepted; False: none may, as the listener is stopped."""
@@ -169,6 +167,16 @@ def listen(address: Address | socket.socket, backlog: int) -> socket.socket:
         _bind(sock, (host, port), backlog)
     sock.setblocking(False)
     return sock
+
+
+def unlisten(sock: socket.socket, path: str | None) -> None:
+    """Close a listening socket, and remove the file of a Unix socket if that was made with it."""
+    sock.close()
+    if path is not None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
 
 
 def _checked(address: Any) -> tuple[str, int]:

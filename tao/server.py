@@ -18,7 +18,7 @@ from tao.errors import ConnectionClosed, ServerClosed, TaoError
 from tao.forks import renew_after_fork, renew_server
 from tao.keepalive import set_kernel_clocks
 from tao.limits import TokenBucket
-from tao.listener import Address, Listener, listen
+from tao.listener import Address, Listener, listen, unlisten
 from tao.log import logger
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
@@ -101,10 +101,11 @@ class Server(HasCredentials):
         """
         ServerOptions(tls=tls)  # which checks it
         sock = listen(address, self._options.backlog)
+        path = address if isinstance(address, str) else None
         with self._lock:
             if self._state in ("stopping", "stopped"):
                 if sock is not address:
-                    sock.close()
+                    unlisten(sock, path)
                 raise ServerClosed(self._why_stopped)
             if self._state == "new":
                 self._begin()
@@ -116,7 +117,7 @@ class Server(HasCredentials):
                 credentials=credentials,
                 pace=self._pace,
                 delayed=self._accept_delayed,
-                path=address if isinstance(address, str) else None,
+                path=path,
             )
             listener.start()
             self._listeners.append(listener)

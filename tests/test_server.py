@@ -100,6 +100,17 @@ def test_a_unix_socket(make_server: MakeServer, tmp_path: Path) -> None:
     assert not os.path.exists(path)
 
 
+def test_a_unix_socket_of_a_server_that_was_stopped(tmp_path: Path) -> None:
+    """It leaves no file, so another server can have the path."""
+    server = Server(registry=Registry())
+    server.stop()
+    path = str(tmp_path / "socket")
+    with pytest.raises(ServerClosed):
+        server.start(path)
+    with Server(registry=Registry()) as other:
+        other.start(path)
+
+
 def test_a_socket_handed_in(make_server: MakeServer, dial: Dial) -> None:
     """A socket that listens already is served, as with socket activation."""
     server, _ = make_server()
