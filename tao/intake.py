@@ -135,6 +135,7 @@ class Intake:
         batch, conn = self._batch, self._conn
         while batch:
             if conn._reason is not None or conn._lost is not None:
+                conn._dispatcher._give_up(batch)
                 self._batch, self._broken, self._debt = [], None, 0.0
                 break
             bucket = self._messages
@@ -181,8 +182,9 @@ class Intake:
         while (seconds := bucket.wait_for(wanted)) > 0 and not conn.context.wait(seconds):
             pass
         now = conn._reader.last_received = monotonic()  # silence is this side's doing
-        if self._begun is not None:
-            self._begun += now - started
+        begun = self._begun  # the clock may take it back at any moment
+        if begun is not None:
+            self._begun = begun + now - started
         self.paused = False
 
     # -- for the clock, on the timing wheel's thread

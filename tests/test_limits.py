@@ -256,6 +256,18 @@ def test_a_reader_that_is_relieved_leaves_what_waits(open_end: OpenEnd) -> None:
     assert seen.wait(60) == list(range(60))
 
 
+def test_what_waits_when_the_server_stops_is_told_of(make_server: MakeServer) -> None:
+    """Messages that were read, and held back by a rate, are handled or reported."""
+    registry, seen = numbers()
+    server, address = make_server(registry=registry, message_rate=NEVER, message_burst=5)
+    with socket.create_connection(address, PATIENCE) as sock:
+        sock.sendall(b"".join(map(number, range(100))))
+        wait_until(lambda: server.snapshot().messages_in == 100 and len(seen.items) == 5)
+        report = server.stop()
+    ((_, unhandled, _),) = report.abandoned
+    assert len(seen.items) + unhandled == 100 and not report.clean
+
+
 def test_too_many_messages_may_end_the_connection(open_end: OpenEnd) -> None:
     """over_rate="close" handles what is within the rate, and then says what was exceeded."""
     registry, seen = numbers()
