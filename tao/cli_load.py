@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from tao.cli_common import Address, Failed
 from tao.message import HEARTBEAT
+from tao.threads import Deadline
 from tao.transport import address_text, explain
 
 __all__ = ["Histogram", "Load", "ReplyCounter"]
@@ -222,8 +223,10 @@ class Load:
         self._clients.append(client)
         try:
             sock.sendall(self._frame)
+            deadline = Deadline(_STALLED)  # what comes may be anything but a reply
             while not (count := client.counter.feed(self._receive(client))):
-                pass
+                if deadline.expired:
+                    raise TimeoutError
         except TimeoutError:
             raise Failed(
                 f"{where}: no reply within {_STALLED:g} s; does the server answer that message?"
@@ -247,8 +250,11 @@ class Load:
         """
         begin = now = self._last_came = time.monotonic()
         self.bytes_in = self.bytes_out = 0
-        for client in self._clients:
-            self._allow(client, self._window, now)
+        try:
+            for client in self._clients:
+                self._allow(client, self._window, now)
+        except OSError as error:
+            raise self._lost(error) from error
         told = begin
         while now < begin + seconds:
             self._step(min(_TICK, begin + seconds - now))
@@ -300,9 +306,7 @@ class Load:
                 if events & selectors.EVENT_READ:
                     self._take(key.data)
         except OSError as error:
-            raise Failed(
-                f"connection lost: {explain(error)}, after {self.latencies.count} replies"
-            ) from error
+            raise self._lost(error) from error
 
     def _allow(self, client: _Client, count: int, now: float) -> None:
         """Let a connection send so many messages more."""
@@ -362,6 +366,9 @@ class Load:
             raise ConnectionAbortedError("peer closed")
         self.bytes_in += size
         return self._buffer[:size]
+
+    def _lost(self, error: OSError) -> Failed:
+        return Failed(f"connection lost: {explain(error)}, after {self.latencies.count} replies")
 
     def _too_many(self) -> Failed:
         where = address_text(self._address)

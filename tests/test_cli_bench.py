@@ -220,6 +220,35 @@ def test_no_echo(
     assert words in complaint(capsys, serve(handler))
 
 
+def test_heartbeats_are_no_replies(
+    serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sends nothing else is not waited for."""
+    monkeypatch.setattr("tao.cli_load._STALLED", 0.2)
+    address = serve(lambda ctx, conn: None, heartbeat=0.02)
+    assert "no reply within 0.2 s" in complaint(capsys, address)
+
+
+def test_a_connection_that_is_lost_before_the_others_are_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is told in a line like any other loss."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for _ in range(2):
+                sock, _ = listener.accept()
+                with sock:
+                    sock.sendall(sock.recv(100))
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        thread = threading.Thread(target=answer, name="test-answer")
+        thread.start()
+        where = f"127.0.0.1:{listener.getsockname()[1]}"
+        assert "connection lost: " in complaint(capsys, where, "--connections", "2", "--size", "8")
+        thread.join()
+
+
 def test_tls_that_is_not_trusted(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     """A certificate of nobody known is refused."""
     words = complaint(capsys, serve(tls=SERVER), "--tls")
