@@ -103,7 +103,8 @@ class Options:
     #: Seconds that an orderly end may take: handlers that run, messages still to be sent.
     drain_timeout: float = 10.0
     #: Where handlers run: ``"auto"`` learns, ``"pool"`` always uses the workers, ``"inline"`` the
-    #: thread that reads.
+    #: thread that reads. With an initializer of the workers it is ``"pool"`` unless it is given, as
+    #: only the workers are prepared.
     dispatch: str = "auto"
     #: Seconds after which a handler that still runs is told of in the log, once, with the stack of
     #: its thread; None: never. 30 is longer than the usual timeouts of what handlers wait for: who
@@ -156,7 +157,8 @@ class ServerOptions(Options):
     #: How many handlers that block run at once, over all connections; or a pool, which several
     #: servers may share and which its maker stops.
     workers: int | WorkerPool = 20
-    #: Called in each worker thread as it starts: to open a database connection, say.
+    #: Called in each worker thread as it starts: to open a database connection, say. Handlers then
+    #: run on workers only, see ``dispatch``.
     worker_initializer: Callable[[], object] | None = None
     #: How many connections there may be; one more is closed at once.
     max_connections: int = 1000
@@ -260,7 +262,17 @@ def make_options(kind: type[OptionsT], owner: str, given: dict[str, Any]) -> Opt
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise TypeError(f"{owner} has no option {name!r}{hint}")
+    if "dispatch" not in given and _prepares_workers(given):
+        given = {**given, "dispatch": "pool"}
     return kind(**given)
+
+
+def _prepares_workers(given: dict[str, Any]) -> bool:
+    """Tell whether handlers may need what an initializer has set up in the workers."""
+    workers = given.get("workers")
+    if isinstance(workers, WorkerPool):
+        return workers.initializer is not None
+    return given.get("worker_initializer") is not None
 
 
 def _check_cpus(wanted: Any) -> None:

@@ -44,7 +44,7 @@ class WorkerPool:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, not {initializer!r}")
         self.size: int = workers
-        self._initializer = initializer
+        self.initializer = initializer
         # Guards the two counts, and the making of workers.
         self._lock = threading.Lock()
         self._busy: int = 0
@@ -129,10 +129,10 @@ class WorkerPool:
         mark_tao_thread()
         pin(None)  # a connection's thread, which may be pinned, has started this one
         self._inside.worker = True
-        if self._initializer is None:
+        if self.initializer is None:
             return
         try:
-            self._initializer()
+            self.initializer()
         except BaseException:
             logger.exception("the initializer of {} raised", threading.current_thread().name)
 

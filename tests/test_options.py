@@ -94,6 +94,22 @@ def test_a_pool_brings_its_own_initializer() -> None:
     pool.stop()
 
 
+def test_handlers_stay_where_they_are_prepared() -> None:
+    """With an initializer they run on the workers, unless that is said otherwise."""
+    pools = [WorkerPool(1), WorkerPool(1, initializer=print)]
+    for options, dispatch in (
+        ({}, "auto"),
+        ({"worker_initializer": None}, "auto"),
+        ({"worker_initializer": print}, "pool"),
+        ({"worker_initializer": print, "dispatch": "auto"}, "auto"),
+        ({"workers": pools[0]}, "auto"),
+        ({"workers": pools[1]}, "pool"),
+    ):
+        assert make_options(ServerOptions, "Server", dict(options)).dispatch == dispatch, options
+    for pool in pools:
+        pool.stop()
+
+
 def test_defaults_are_not_shared_by_accident() -> None:
     """Options can be made without arguments, and each has a codec."""
     made = make_options(Options, "Thing", {"registry": Registry()})
