@@ -193,6 +193,11 @@ class Registry:
         """
         number = getattr(message_class, "message_number", None)
         if number is None or isinstance(number, property):
+            if not isinstance(message_class, type):
+                raise TypeError(
+                    "handler() takes a message class, as in @server.handler(ChatMessage), not "
+                    f"{_name(message_class)}"
+                )
             raise TypeError(f"{_name(message_class)} has no message_number")
         _check_number(number)
         deserialize = getattr(message_class, "deserialize", None)
@@ -268,6 +273,9 @@ def _name(thing: Any) -> str:
 
 def _owner(registration: Registration) -> str:
     """The class that a deserializer is of."""
+    owner = getattr(registration.deserialize, "__self__", None)
+    if isinstance(owner, type):  # and not the one that it has inherited it from
+        return _name(owner)
     return _name(registration.deserialize).removesuffix(".deserialize")
 
 
@@ -282,6 +290,12 @@ def check_callable(what: str, value: object, *arguments: str) -> None:
     """Raise a ``TypeError`` unless ``value`` can be called with so many arguments."""
     if not callable(value):
         raise TypeError(f"{what} must be callable, not {value!r}")
+    call = f"{what}({', '.join(arguments)})"
+    if any(inspect.iscoroutinefunction(each) for each in (value, type(value).__call__)):
+        raise TypeError(
+            f"{_name(value)} is asynchronous, and {call} is called in a thread, not awaited: "
+            "write it with def, or hand over to an event loop from there"
+        )
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):
@@ -289,7 +303,6 @@ def check_callable(what: str, value: object, *arguments: str) -> None:
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        call = f"{what}({', '.join(arguments)})"
         raise TypeError(f"{_name(value)} cannot be called as {call}: {error}") from None
 
 

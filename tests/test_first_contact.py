@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,37 @@ def test_a_handler_with_the_wrong_signature() -> None:
         TypeError, match=r"answer cannot be called as handler\(ctx, conn\): too many"
     ):
         server.handler(Text)(answer)
+
+
+def test_an_asynchronous_handler() -> None:
+    """Called, it would only make a coroutine; so it is refused, however it is made."""
+    server = tao.Server(registry=tao.Registry())
+
+    async def answer(ctx: Any, conn: Any) -> None:
+        """It is for an event loop."""
+
+    class Answer:
+        async def __call__(self, ctx: Any, conn: Any) -> None:
+            """So is it."""
+
+    for handler in (answer, partial(answer), Answer()):
+        with pytest.raises(TypeError, match=r"is asynchronous, and handler\(ctx, conn\) is called"):
+            server.handler(Text)(handler)
+    with pytest.raises(TypeError, match=r"answer is asynchronous, and on_message\(message, conn\)"):
+        tao.Server(on_message=answer)
+
+
+def test_a_handler_without_its_message_class() -> None:
+    """How it is written is shown, whatever stands in its place."""
+    server = tao.Server(registry=tao.Registry())
+
+    def answer(ctx: Any, conn: Any) -> None:
+        """It is right, but for whom?"""
+
+    with pytest.raises(TypeError, match=r"as in @server\.handler\(ChatMessage\), not .*answer$"):
+        server.handler(answer)
+    with pytest.raises(TypeError, match=r"handler\(\) takes a message class, .* not 1$"):
+        server.handler(1)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +197,12 @@ def test_two_messages_with_one_number() -> None:
         def deserialize(cls, data: bytes) -> Other:
             return cls()
 
+    class Derived(Text):
+        """Has forgotten to give itself a number."""
+
     registry = tao.Registry()
     registry.handler(Text)(lambda ctx, conn: None)
-    with pytest.raises(tao.AlreadyRegistered, match=r"belongs to Text, so .*Other needs another"):
-        registry.handler(Other)(lambda ctx, conn: None)
+    for second in (Other, Derived):
+        named = rf"belongs to Text, so .*{second.__name__} needs another"
+        with pytest.raises(tao.AlreadyRegistered, match=named):
+            registry.handler(second)(lambda ctx, conn: None)
