@@ -19,6 +19,7 @@ from tao.context import background
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.forks import renew_after_fork, renew_client
 from tao.keepalive import set_kernel_clocks
+from tao.listener import check_path
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ClientOptions, Reconnect, make_options
@@ -433,6 +434,7 @@ def connect(address: tuple[str, int] | str, **options: Any) -> ClientConn:
 
 def _checked(address: Any) -> tuple[str, int] | str:
     if isinstance(address, str):
+        check_path(address)
         return address
     if isinstance(address, (tuple, list)) and len(address) == 2:
         host, port = address

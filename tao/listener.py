@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import socket
 import threading
@@ -21,7 +22,7 @@ from tao.log import logger
 from tao.threads import spawn
 from tao.transport import address_text, explain
 
-__all__ = ["Address", "Listener", "listen", "unlisten"]
+__all__ = ["Address", "Listener", "check_path", "listen", "unlisten"]
 
 Address = tuple[str, int] | str
 
@@ -152,6 +153,7 @@ def listen(address: Address | socket.socket, backlog: int) -> socket.socket:
     if isinstance(address, socket.socket):
         sock = address
     elif isinstance(address, str):
+        check_path(address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         _bind(sock, address, backlog)
     else:
@@ -177,6 +179,16 @@ def unlisten(sock: socket.socket, path: str | None) -> None:
             os.unlink(path)
         except FileNotFoundError:
             pass
+
+
+def check_path(path: str) -> None:
+    """Raise a ``ValueError`` if a path looks as if a host and a port were meant."""
+    if found := re.fullmatch(r"([^/\0]*):([0-9]{1,5})", path):
+        host, port = found[1].strip("[]"), int(found[2])
+        raise ValueError(
+            f"{path!r} would be a Unix socket's path; write ({host!r}, {port}) for a host and a "
+            f"port, or './{path}' for that path"
+        )
 
 
 def _checked(address: Any) -> tuple[str, int]:

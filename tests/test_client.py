@@ -148,6 +148,8 @@ def test_what_is_no_address(address: Any) -> None:
         ClientConn(address)
     with pytest.raises(ValueError, match="from 1 to 65535"):
         ClientConn(("localhost", 0))
+    with pytest.raises(ValueError, match=r"write \('localhost', 80\) for a host and a port"):
+        ClientConn("localhost:80")
 
 
 def test_a_client_that_never_started(host: Host) -> None:

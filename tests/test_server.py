@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -147,6 +148,20 @@ def test_what_is_no_address(make_server: MakeServer, address: Any) -> None:
         server.start(address)
     with pytest.raises(ValueError, match="from 0 to 65535"):
         server.start(("127.0.0.1", 70000))
+
+
+@pytest.mark.parametrize(("path", "meant"), [("localhost:80", "localhost"), ("[::1]:80", "::1")])
+def test_a_path_that_is_meant_as_host_and_port(
+    path: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No socket of that name is made, unless it is said that it is a path."""
+    monkeypatch.chdir(tmp_path)
+    server = Server(registry=Registry())
+    with pytest.raises(ValueError, match=re.escape(f"write ('{meant}', 80) for a host and a port")):
+        server.start(path)
+    assert server.start(f"./{path}") == f"./{path}"
+    assert [each.name for each in tmp_path.iterdir()] == [path]
+    server.stop()
 
 
 # -- declaring
