@@ -117,11 +117,19 @@ class Options:
     cpu_affinity: str | int | Collection[int] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.codec, type):
+            raise TypeError(f"codec must be an object, not a class; write {self.codec.__name__}()")
         for name in ("encode", "decoder"):
             if not callable(getattr(self.codec, name, None)):
                 raise TypeError(f"codec must have {name}(), {self.codec!r} has not")
         _is(self, "registry", Registry, optional=True)
-        _is(self, "tls", ssl.SSLContext, optional=True)
+        if self.tls is not None and not isinstance(self.tls, ssl.SSLContext):
+            # Not shown: a certificate is long, and may stand beside its key.
+            raise TypeError(
+                "tls must be an SSLContext, as load_tls_config() and load_client_tls_config() "
+                f"return, or server_config() and client_config() of a certificate, not "
+                f"{type(self.tls).__name__}"
+            )
         for name in _ARGUMENTS:
             _callable(self, name, *_ARGUMENTS[name])
         _count(self, "queue_size")
@@ -261,6 +269,9 @@ def make_options(kind: type[OptionsT], owner: str, given: dict[str, Any]) -> Opt
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
+            for other, whose in ((ServerOptions, "a Server"), (ClientOptions, "a ClientConn")):
+                if name in other.__dataclass_fields__:
+                    hint = f"; it is one of {whose}"
             raise TypeError(f"{owner} has no option {name!r}{hint}")
     if "dispatch" not in given and _prepares_workers(given):
         given = {**given, "dispatch": "pool"}

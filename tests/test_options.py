@@ -76,6 +76,28 @@ def test_a_clients_options(name: str, wrong: Any, error: type[Exception]) -> Non
         ClientConn(("localhost", 1), **{name: wrong})
 
 
+def test_an_option_of_the_other_end() -> None:
+    """It is said whose it is, and nothing like it is proposed."""
+    with pytest.raises(TypeError, match=r"Server has no option 'reconnect'; it is one of a Client"):
+        Server(reconnect=True)
+    with pytest.raises(TypeError, match=r"has no option 'max_connections'; it is one of a Server$"):
+        ClientConn(("localhost", 1), max_connections=3)
+
+
+def test_a_codec_is_an_object() -> None:
+    """Its class is refused, with what is missing."""
+    with pytest.raises(TypeError, match=r"not a class; write TypeLengthValueCodec\(\)"):
+        Server(codec=TypeLengthValueCodec)
+
+
+def test_what_is_no_context() -> None:
+    """It is said where to get one; a certificate, which has one, is not spread out."""
+    for wrong in (True, ("cert.pem", "key.pem"), self_signed_certificate()):
+        with pytest.raises(TypeError, match=r"as load_tls_config\(\) and") as raised:
+            Server(tls=wrong)
+        assert str(raised.value).endswith(f"not {type(wrong).__name__}")
+
+
 def test_contexts_are_for_one_end() -> None:
     """A TLS context of the wrong end is refused at once, not at the first connection."""
     with pytest.raises(ValueError, match="a server cannot use a client's context"):
