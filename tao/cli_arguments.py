@@ -15,6 +15,7 @@ from tao.cli_common import (
     WrongCall,
     parse_address,
     parse_count,
+    parse_monitor,
     parse_number,
     parse_port,
     parse_rate,
@@ -334,7 +335,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_top(parser: argparse.ArgumentParser) -> None:
-    _add_address(parser, "where the monitor listens")
+    parser.add_argument(
+        "address",
+        type=parse_monitor,
+        metavar="HOST:PORT",
+        help="where the monitor listens; :PORT is at this machine",
+    )
     parser.add_argument(
         "--interval",
         type=parse_seconds,
@@ -375,14 +381,12 @@ def _add_dev_cert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace files that are there")
 
 
-def _add_address(
-    parser: argparse.ArgumentParser, meaning: str = "where the server listens"
-) -> None:
+def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "address",
         type=parse_address,
         metavar="HOST:PORT",
-        help=f"{meaning}; :PORT is at this machine, a path is a Unix socket",
+        help="where the server listens; :PORT is at this machine, a path is a Unix socket",
     )
 
 

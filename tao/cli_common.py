@@ -37,6 +37,7 @@ __all__ = [
     "leave",
     "parse_address",
     "parse_count",
+    "parse_monitor",
     "parse_number",
     "parse_port",
     "parse_rate",
@@ -135,7 +136,9 @@ def parse_address(text: str) -> Address:
     """Read ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` or ``PORT`` at this machine, or a path."""
     if "/" in text:
         return text
-    host, _, port = text.rpartition(":")
+    host, colon, port = text.rpartition(":")
+    if not colon and not port.isdigit():
+        raise argparse.ArgumentTypeError(f"a port is wanted as well, as in {text or 'HOST'}:12345")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
@@ -144,6 +147,14 @@ def parse_address(text: str) -> Address:
     if not number:
         raise argparse.ArgumentTypeError("nobody listens at port 0")
     return host or "127.0.0.1", number
+
+
+def parse_monitor(text: str) -> tuple[str, int]:
+    """Read where a monitor listens, maybe as the page's URL, which is shown when it starts."""
+    address = parse_address(text.removeprefix("http://").removesuffix("/"))
+    if isinstance(address, str):
+        raise argparse.ArgumentTypeError("a monitor listens at HOST:PORT, not at a path")
+    return address
 
 
 def parse_count(text: str) -> int:
@@ -234,7 +245,9 @@ def import_module(name: str, *, debug: bool | None = None) -> ModuleType:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         # The module itself or a package above it, not one that it imports.
         if missing and f"{name}.".startswith(f"{missing}."):
-            raise WrongCall(f"there is no module {missing}, nor one below {here}") from None
+            meant = name.removesuffix(".py").replace("/", ".")
+            hint = "" if meant == name else f"; a module is written {meant}, not as its file"
+            raise WrongCall(f"there is no module {missing}, nor one below {here}{hint}") from None
         raise raised_in(f"module {name} cannot be imported", error, debug=debug) from error
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tao.cli_common import DONE, Failed, WrongCall, has_rich, say
+from tao.cli_common import DONE, Failed, has_rich, say
 from tao.cli_figures import GAP, Frame, Table, Watch
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ _CLEAR = "\x1b[H\x1b[J"
 
 def run(options: argparse.Namespace) -> int:
     """Show frames as the command line says, and return the exit status."""
-    if isinstance(options.address, str):
-        raise WrongCall("a monitor listens at HOST:PORT, not at a path")
     watch = Watch(options.address, options.sort, options.limit)
     frame = watch.read()
     if options.once:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 import tao
-from tao.cli_common import harmless, parse_address, size_text
+from tao.cli_common import harmless, parse_address, parse_monitor, size_text
 from tao.cli_values import Raw, RawCodec, deserializers_of, parse_line, value_text
 from tao.errors import BadData
 
@@ -145,6 +145,12 @@ def test_frames_in_pieces() -> None:
 def test_an_address(text: str, address: object) -> None:
     """A host and a port, a port here, or a path."""
     assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["http://127.0.0.1:8080", "http://127.0.0.1:8080/", ":8080"])
+def test_the_address_of_a_monitor(text: str) -> None:
+    """It may be given as `tao serve` shows it."""
+    assert parse_monitor(text) == ("127.0.0.1", 8080)
 
 
 def test_text_of_strangers() -> None:
