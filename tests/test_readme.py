@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import socket
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +42,9 @@ def fresh_default_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tao.server.default_registry", tao.Registry())
 
 
-def test_the_chat_server_and_its_client(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_chat_server_and_its_client(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What one says, all hear, and the server is at most 50 lines long."""
     assert len(CHAT.code.splitlines()) <= 50
     names = names_after(CHAT)
@@ -48,8 +53,10 @@ def test_the_chat_server_and_its_client(capsys: pytest.CaptureFixture[str]) -> N
     with socket.create_connection(address, PATIENCE) as listener:
         listener.sendall(text("first"))
         assert recv_exactly(listener, 13) == text("first")
-        program = CLIENT.code.replace("12345", str(address[1]))
-        exec(compile(program, "README.rst", "exec"), names)
+        # They are two files, of which one imports the other.
+        monkeypatch.setitem(sys.modules, "chat", SimpleNamespace(**names))
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+        run([CLIENT._replace(code=CLIENT.code.replace("12345", str(address[1])))], "client")
         assert recv_exactly(listener, 13) == text("hello")
     server.stop()
     assert "client 1 came from" in capsys.readouterr().out
