@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +16,7 @@ from tao.client import ClientConn
 from tao.message import Registry
 from tao.monitor import monitor_on
 from tao.server import Server
-from tests.ends import Text
+from tests.ends import Number, Text
 from tests.support import PATIENCE, wait_until
 
 webdriver = pytest.importorskip(
@@ -244,6 +246,24 @@ def test_what_is_wrong_stands_out(page: Page, server: Server, clients: list[Clie
     assert page.text("#announce") == "1 thing needs attention"
     page.wait_for("#errors li", "ValueError: handling message 1: at test_dashboard.py:")
     assert "a secret" not in page.browser.page_source
+
+
+def test_what_runs_is_shown(page: Page, server: Server, clients: list[ClientConn]) -> None:
+    """By the number of its message; and for how long, once that is known."""
+    go_on = threading.Event()
+
+    @server.handler(Number)
+    def wait_for_it(ctx: Any, conn: Any) -> None:
+        go_on.wait(PATIENCE)
+
+    clients[0].write(Number(1))
+    wait_until(
+        lambda: re.search(
+            r"^2(, [\d.]+ m?s)?$", page.text("#connections td:last-child"), re.MULTILINE
+        )
+    )
+    assert "2, 0" not in page.text("#connections td:last-child").split("\n")
+    go_on.set()
 
 
 def test_names_are_text(page: Page, server: Server) -> None:
