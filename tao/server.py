@@ -20,7 +20,7 @@ from tao.keepalive import set_kernel_clocks
 from tao.limits import TokenBucket
 from tao.listener import Address, Listener, listen, unlisten
 from tao.log import logger
-from tao.message import Registry, default_registry
+from tao.message import Registry, check_callable, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ServerOptions, make_options
 from tao.outcomes import Broadcast, StopReport
@@ -219,6 +219,7 @@ class Server(HasCredentials):
         """
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
+        check_callable("callback", callback, "due", "conn")
         if not isinstance(interval, (int, float)) or not interval > 0:
             raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
         with self._lock:

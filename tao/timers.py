@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from tao.errors import ConnectionClosed
+from tao.message import check_callable
 from tao.timing import TimingWheel, delay_until
 
 __all__ = ["ConnectionTimer", "HasTimers", "TimerSet"]
@@ -164,6 +165,8 @@ class HasTimers:
     def _add_timer(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
+        if periodic:  # one that is called once is not worth what that costs
+            check_callable("callback", callback, "due", "conn")
         return self._timers.add(seconds, lambda due: callback(due, self), periodic=periodic)
 
     def cancel_timer(self, timer_id: int) -> bool:

@@ -86,6 +86,19 @@ def test_a_callback_with_the_wrong_signature(option: str, call: str) -> None:
         tao.Server(**{option: callback})
 
 
+def test_a_timer_with_the_wrong_signature(make_server: MakeServer) -> None:
+    """So are callbacks that would be called again and again."""
+    server, address = make_server()
+
+    def callback(conn: Any) -> None:
+        """It gets the time as well."""
+
+    with tao.connect(address, registry=tao.Registry()) as client:
+        for repeat in (server.schedule, client.run_every):
+            with pytest.raises(TypeError, match=r"cannot be called as callback\(due, conn\): too"):
+                repeat(1, callback)
+
+
 def test_a_message_without_a_number() -> None:
     """The class is named, and what it lacks."""
 
