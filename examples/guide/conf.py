@@ -23,6 +23,8 @@ nitpicky = True
 nitpick_ignore_regex = [("py:class|py:exc", ".*"), ("py:obj", "Transport|tao.histogram.Latency")]
 # One name may mean several things (``connect``), and the choice among them is harmless.
 suppress_warnings = ["ref.python"]
+# Else long names are cut off in the narrow column at the left.
+toc_object_entries_show_parents = "hide"
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
