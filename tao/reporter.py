@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable
 from traceback import format_tb
@@ -54,9 +55,11 @@ class Reporter:
         """Tell that the peer is given up, and where the cause was raised, in a decoder as a rule.
 
         Its text is left out above TRACE: it may quote what the peer has sent, as that of ``int()``
-        does.
+        does. What TLS has raised, the reason tells; where it did, nobody wants to know.
         """
-        where = "" if cause is None else "; raised at\n" + "".join(format_tb(cause.__traceback__))
+        where = ""
+        if cause is not None and not isinstance(cause, ssl.SSLError):
+            where = "; raised at\n" + "".join(format_tb(cause.__traceback__))
         self.log().info("connection lost: {}{}", reason, where.rstrip())
         if cause is not None:
             self.log().opt(exception=cause).trace("what was raised")

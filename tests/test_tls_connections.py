@@ -248,6 +248,16 @@ def test_a_silent_peer_is_not_waited_for(ends: Ends) -> None:
     assert ends.closed.items == []
 
 
+def test_a_handshake_that_fails_is_one_line_of_the_log(ends: Ends, log_lines: list[Any]) -> None:
+    """Who scans ports fills no log with tracebacks; what there is to know stands in the line."""
+    ends.serve()
+    with ends.socket() as scanner:
+        scanner.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        ends.errors.wait()
+    (lost,) = [each for each in log_lines if each["message"].startswith("connection lost")]
+    assert "\n" not in lost["message"] and "does not speak TLS" in lost["message"]
+
+
 def test_a_plain_client_on_a_tls_port(ends: Ends) -> None:
     """Both ends say what is wrong."""
     ends.serve()
