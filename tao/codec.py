@@ -89,7 +89,11 @@ class TypeLengthValueCodec(Codec):
         self.max_bytes: int = max_bytes
 
     def encode(self, message: Message) -> bytes:
-        value = message.serialize()
+        try:
+            value = message.serialize()
+        except (AttributeError, TypeError):
+            _check_message(message)
+            raise
         if type(value) is not bytes:
             value = _as_bytes(message, value)
         length = len(value)
@@ -190,6 +194,19 @@ def _is_client_hello(header: bytes) -> bool:
 def _kind(error: BaseException) -> str:
     """What is told of an error: if it is not of tao's own, its text may quote the value."""
     return str(error) if isinstance(error, BadData) else type(error).__name__
+
+
+def _check_message(message: Any) -> None:
+    """Raise a ``TypeError`` that says what a message is, unless this is one."""
+    if isinstance(message, type):
+        wrong = f"the class {message.__name__} itself"
+    elif not hasattr(message, "serialize"):
+        wrong = type(message).__name__
+    else:
+        return
+    raise TypeError(
+        f"a message is an object with a message_number and a serialize(), not {wrong}"
+    ) from None
 
 
 def _as_bytes(message: Any, value: Any) -> bytes:

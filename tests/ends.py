@@ -11,8 +11,8 @@ from typing import Any
 from tao.client import ClientConn
 from tao.connection import Connection
 from tao.message import Registry
-from tao.server import Server
-from tests.support import PATIENCE, recv_exactly, wait_until
+from tao.server import Server, ServerConn
+from tests.support import PATIENCE, recv_exactly
 
 #: What the fixture ``make_server`` gives: options in, a started server and its address out.
 MakeServer = Callable[..., tuple[Server, Any]]
@@ -83,6 +83,18 @@ class Seen:
             return list(self.items)
 
 
+class _Noting(Server):
+    """Notes who is established, however soon that one is gone again."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.welcomed = Seen()
+
+    def _welcome(self, conn: ServerConn) -> None:
+        super()._welcome(conn)
+        self.welcomed.add(conn)
+
+
 class End:
     """A connection under test and the plain socket at its other side.
 
@@ -97,11 +109,9 @@ class End:
         self.listener: socket.socket | None = None
         self.conn: Connection
         if kind == "server":
-            self.server = Server(**options)
-            address = self.server.start(("127.0.0.1", 0))
-            self.peer = socket.create_connection(address, PATIENCE)
-            wait_until(lambda: self.server is not None and self.server.connections)
-            self.conn = self.server.connections[0]
+            self.server = server = _Noting(**options)
+            self.peer = socket.create_connection(server.start(("127.0.0.1", 0)), PATIENCE)
+            self.conn = server.welcomed.wait()[0]
         else:
             self.listener = socket.create_server(("127.0.0.1", 0))
             self.listener.settimeout(PATIENCE)

@@ -237,15 +237,26 @@ def test_a_serializer_must_return_bytes(value: Any) -> None:
         TypeLengthValueCodec().encode(Raw(value))
 
 
-def test_what_a_serializer_raises_comes_out() -> None:
+@pytest.mark.parametrize("kind", [LookupError, AttributeError, TypeError])
+def test_what_a_serializer_raises_comes_out(kind: type[Exception]) -> None:
     """The caller of ``encode`` sees the very exception."""
 
     class Broken(Raw):
         def serialize(self) -> bytes:
-            raise LookupError("no text")
+            raise kind("no text")
 
-    with pytest.raises(LookupError, match="no text"):
+    with pytest.raises(kind, match="no text"):
         TypeLengthValueCodec().encode(Broken(b""))
+
+
+@pytest.mark.parametrize(
+    ("thing", "name"), [("hello", "str"), (b"hello", "bytes"), (Raw, "the class Raw itself")]
+)
+def test_what_is_no_message(thing: Any, name: str) -> None:
+    """Text in place of a message that has it, and a class in place of one of its objects."""
+    text = rf"a message is an object with a message_number and a serialize\(\), not {name}"
+    with pytest.raises(TypeError, match=text):
+        TypeLengthValueCodec().encode(thing)
 
 
 @pytest.mark.parametrize(
