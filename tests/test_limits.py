@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from tao.message import Message, Registry
 from tao.outbox import Outbox
 from tao.server import Server
 from tao.transport import Transport
+from tests.crowd import CROWD_PATIENCE, crowd
 from tests.ends import End, MakeServer, Number, Seen, Text, frame, number, text
 from tests.support import PATIENCE, ends, recv_exactly, wait_until
 
@@ -440,21 +442,25 @@ def test_a_codec_that_says_nothing_is_exempt(open_end: OpenEnd) -> None:
     assert seen.wait(2) == ["one", "two"]
 
 
-def test_a_hundred_that_begin_and_stop(make_server: MakeServer, log_lines: list[Any]) -> None:
+def test_five_hundred_that_begin_and_stop(make_server: MakeServer, log_lines: list[Any]) -> None:
     """They keep nobody from being served, and are gone after frame_timeout."""
-    server, address = make_server(frame_timeout=0.5)
+    server, address = make_server(frame_timeout=1.0)
     server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
-    slow = [socket.create_connection(address, PATIENCE) for _ in range(100)]
-    for sock in slow:
-        sock.sendall(b"\1")
-    with socket.create_connection(address, PATIENCE) as sock:
+    began = time.monotonic()
+    with (
+        crowd(address, 500, b"\1") as slow,
+        socket.create_connection(address, CROWD_PATIENCE) as sock,
+    ):
         sock.sendall(text("hello"))
         assert recv_exactly(sock, 13) == text("hello")
+        # They are there all the while, unless it took so long that the first are gone already.
+        there = server.snapshot().connections
+        assert there == 501 or time.monotonic() - began > 1.0
         for each in slow:
             assert each.recv(1) == b""
             each.close()
-        wait_until(lambda: server.snapshot().connections == 1)
-    assert server.snapshot().frame_timeouts == 100
+        wait_until(lambda: server.snapshot().connections == 1, CROWD_PATIENCE)
+    assert server.snapshot().frame_timeouts == 500
     server.stop()
     told = [each for each in log_lines if each["level"].name == "WARNING"]
     assert 1 <= len(told) < 100
