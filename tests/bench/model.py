@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Disturbance:
+    """A peer that behaves badly while a contestant is under load."""
+
+    kind: str  # what it does, see `tests.bench.disturber`
+    elsewhere: bool = False  # it does so to another server of the same make
+
+
+@dataclass(frozen=True)
 class Contestant:
     """A server as it takes part in a row."""
 
@@ -21,6 +29,7 @@ class Contestant:
     switches: tuple[str, ...] = ()
     package: str | None = None  # what must be importable
     quick: bool = True  # takes part in a quick run too
+    disturbance: Disturbance | None = None
 
     @property
     def missing(self) -> str | None:
@@ -61,6 +70,7 @@ class Row:
     workload: Workload
     contestants: tuple[Contestant, ...]
     targets: tuple[Target, ...] = ()
+    quick: bool = True  # is part of a quick run, if there is something to reach
 
 
 @dataclass(frozen=True)

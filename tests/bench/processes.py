@@ -124,9 +124,9 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def running(command: list[str]) -> Iterator[ServerProcess]:
-    """Run a server for the time of a ``with`` block."""
-    server = ServerProcess(command)
+def running(command: list[str], cpu: int | None = None) -> Iterator[ServerProcess]:
+    """Run a server for the time of a ``with`` block, on one processor only if given."""
+    server = ServerProcess(command, cpu)
     try:
         server.wait_listening()
         yield server

@@ -61,6 +61,11 @@ def _details(entry: Entry) -> str:
         words.append(f"{cpu:.1f} us of CPU each")
     if (threads := entry.detail("threads")) is not None:
         words.append(f"{threads:.0f} threads")
+    if (extra := entry.detail("extra_kb")) is not None:
+        words.append(f"{extra:+.0f} KB")
+    if (connections := entry.detail("disturber_connections")) is not None:
+        sent, cpu = entry.detail("disturber_mb") or 0.0, entry.detail("disturber_cpu") or 0.0
+        words.append(f"disturber: {connections:.1f} connections/s, {sent:.1f} MB/s, {cpu:.0%} CPU")
     return "; ".join(words)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 
 from tests.bench.load import Load
-from tests.bench.model import Contestant, Row, Target
+from tests.bench.model import Contestant, Disturbance, Row, Target
 from tests.bench.processes import first_cpu, last_cpu
-from tests.bench.workloads import IdleWorkload, LoadWorkload, TimersWorkload
+from tests.bench.workloads import DisturbedWorkload, IdleWorkload, LoadWorkload, TimersWorkload
 
 TAO = Contestant("tao", "tao_server", package="tao")
 TAO_PINNED = Contestant(
@@ -165,6 +165,71 @@ def _server_rows() -> list[Row]:
     ]
 
 
+def _beside(mode: str, connections: int, window: int, unit: str) -> DisturbedWorkload:
+    """Return a load with the server on one CPU, and the load and who disturbs on another."""
+    load = Load(mode, connections, window, cpu=last_cpu())
+    return DisturbedWorkload(load, unit=unit, server_cpu=first_cpu())
+
+
+def _disturbed(label: str, kind: str, *switches: str, elsewhere: bool = False) -> Contestant:
+    """Return tao with a bad peer beside the load."""
+    return Contestant(
+        label, "tao_server", switches, package="tao", disturbance=Disturbance(kind, elsewhere)
+    )
+
+
+def _deaf_rows() -> list[Row]:
+    undisturbed = dataclasses.replace(TAO, label="tao, undisturbed")
+    deaf = (
+        _disturbed("tao, raise", "deaf"),
+        _disturbed("tao, drop_oldest", "deaf", "--slow-consumer", "drop_oldest"),
+        _disturbed("tao, close", "deaf", "--slow-consumer", "close"),
+        _disturbed("tao, writes wait", "deaf", "--patience", "30"),
+    )
+    silent = _disturbed("tao, one is silent", "silent", "--broadcast")
+    return [
+        Row(
+            "silent-broadcast-200",
+            "Broadcast, 200 receivers, and one more that does not read",
+            _beside("broadcast", 201, 1, "deliveries/s"),
+            (_with(undisturbed, "--broadcast"), silent),
+            (Target(silent.label, (undisturbed.label,), at_least=0.9),),
+            quick=False,
+        ),
+        Row(
+            "deaf-200x4",
+            "Echo, 200 x 4, and one that sends at full speed and reads no reply",
+            _beside("echo", 200, 4, "messages/s"),
+            (undisturbed, *deaf),
+            tuple(Target(each.label, (undisturbed.label,), at_least=0.9) for each in deaf),
+            quick=False,
+        ),
+    ]
+
+
+def _garbage_rows() -> list[Row]:
+    undisturbed = dataclasses.replace(TAO, label="tao, undisturbed")
+    elsewhere, here = "tao, disturber elsewhere", "tao, disturbed"
+    titles = {
+        "garbage": "Echo, 200 x 4, and one that connects and sends garbage, again and again",
+        "unknown": "Echo, 200 x 4, and a stream of empty messages that nobody knows",
+    }
+    return [
+        Row(
+            f"{kind}-200x4",
+            title,
+            _beside("echo", 200, 4, "messages/s"),
+            (undisturbed, _disturbed(elsewhere, kind, elsewhere=True), _disturbed(here, kind)),
+            (
+                Target(here, (elsewhere,), at_least=0.8),
+                Target(here, (undisturbed.label,), at_least=0.8),
+            ),
+            quick=False,
+        )
+        for kind, title in titles.items()
+    ]
+
+
 def _idle_rows() -> list[Row]:
     contestants = (TAO, _resting(SOCKETSERVER), _resting(ASYNCIO))
     target = Target(TAO.label, at_most=40.0, unit_text="KB")
@@ -204,8 +269,13 @@ def _timer_row() -> Row:
 
 def all_rows(quick: bool = False) -> list[Row]:
     """Return every row in the order of the report; quick runs leave out what has no target."""
-    rows = [*_pipelined_rows(), *_single_rows(), *_server_rows(), *_idle_rows(), _timer_row()]
-    return [row for row in rows if not quick or any(target.bounded for target in row.targets)]
+    rows = [*_pipelined_rows(), *_single_rows(), *_server_rows(), *_deaf_rows(), *_garbage_rows()]
+    rows += [*_idle_rows(), _timer_row()]
+    return [row for row in rows if not quick or (row.quick and _judged(row))]
+
+
+def _judged(row: Row) -> bool:
+    return any(target.bounded for target in row.targets)
 
 
 def growth_contestants() -> tuple[Contestant, ...]:

@@ -1,4 +1,4 @@
-"""How one run of a contestant goes: load on its server, idle connections, or timers."""
+"""How one run of a contestant goes: a load, disturbed or not, idle connections, or timers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Protocol
 
-from tests.bench.load import Generator, Load, LoadFailed
+from tests.bench.disturbance import disturbed
+from tests.bench.load import PATIENCE, Generator, Load, LoadFailed
 from tests.bench.model import Contestant, Measurement
 from tests.bench.processes import ROOT, ServerProcess, peer_command
 
@@ -99,13 +100,44 @@ class LoadWorkload:
     ) -> Measurement:
         """Put the load on the server and count what its processor time bought."""
         assert server is not None
+        measured = self._measure(settings, server)
+        server.wait_quiet(0.03 + self._ramp)
+        return measured
+
+    def _measure(self, settings: Settings, server: ServerProcess) -> Measurement:
         before = server.cpu_seconds()
         seconds, warmup = settings.seconds + self._ramp, settings.warmup + self._ramp
         figures = settings.generator.run(self.asked, server.port, seconds, warmup)
         used = server.cpu_seconds() - before
         answered = figures["messages"] + figures["warmup_messages"]
-        server.wait_quiet(0.03 + self._ramp)
         return Measurement(figures["rate"], figures | {"server_cpu_us": used / answered * 1e6})
+
+
+@dataclass(frozen=True)
+class DisturbedWorkload(LoadWorkload):
+    """What is left of the others' throughput beside a peer that behaves badly.
+
+    The load must name its processor: there the disturber runs too, and the server elsewhere, so
+    that what is taken from the server measured is taken by what reaches it.
+    """
+
+    limited: bool = False
+
+    def run(
+        self, settings: Settings, contestant: Contestant, server: ServerProcess | None
+    ) -> Measurement:
+        """Put the load on the server while the contestant's disturber, if it has one, is at work.
+
+        The memory is looked at before that one is gone.
+        """
+        assert server is not None
+        before = server.resident_kb()
+        longest = settings.seconds + settings.warmup + PATIENCE
+        with disturbed(contestant, server, self.asked.cpu, longest) as doings:
+            measured = self._measure(settings, server)
+            extra = server.resident_kb() - before
+        server.wait_quiet(0.03 + self._ramp)
+        return Measurement(measured.value, measured.details | doings | {"extra_kb": extra})
 
 
 @dataclass(frozen=True)

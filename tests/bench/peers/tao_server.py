@@ -21,6 +21,8 @@ def make_server(options: argparse.Namespace) -> tao.Server:
         chosen["workers"] = options.workers
     if options.cpu_affinity is not None:
         chosen["cpu_affinity"] = options.cpu_affinity
+    if options.slow_consumer is not None:
+        chosen["slow_consumer"] = options.slow_consumer
     if options.tls:
         chosen["tls"] = tao.load_tls_config(*options.tls)
     server = tao.Server(registry=tao.Registry(), **chosen)
@@ -28,6 +30,9 @@ def make_server(options: argparse.Namespace) -> tao.Server:
 
     def echo(ctx: tao.Context, conn: tao.Connection) -> None:
         conn.write(ctx.message)
+
+    def echo_or_wait(ctx: tao.Context, conn: tao.Connection) -> None:
+        conn.write(ctx.message, timeout=options.patience)
 
     def sleep_and_echo(ctx: tao.Context, conn: tao.Connection) -> None:
         time.sleep(pause)
@@ -37,6 +42,8 @@ def make_server(options: argparse.Namespace) -> tao.Server:
         server.broadcast(ctx.message)
 
     handler = broadcast if options.broadcast else sleep_and_echo if pause else echo
+    if options.patience is not None:
+        handler = echo_or_wait
     server.handler(EchoMessage)(handler)
     return server
 
@@ -47,6 +54,8 @@ def main() -> None:
     parser.add_argument("--cpu-affinity", type=lambda text: {int(text)})
     parser.add_argument("--workers", type=int)
     parser.add_argument("--sleep-ms", type=float, default=0.0)
+    parser.add_argument("--slow-consumer")
+    parser.add_argument("--patience", type=float, help="seconds to wait for room for a reply")
     parser.add_argument("--broadcast", action="store_true")
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     options = parser.parse_args()
