@@ -94,10 +94,11 @@ class KeepAlive:
             try:
                 make = getattr(conn._codec, "heartbeat", None)  # a codec may have none
                 frame = make(time.time_ns()) if make is not None else b""
-                if frame and conn._established:
+                # Where something waits to be sent none is needed: it would take the place of that.
+                if frame and conn._established and not conn._outbox.waiting:
                     conn._outbox.write(frame)
             except TaoError:
-                pass  # so much waits to be sent that a heartbeat is not needed, or it is over
+                pass  # it is over, or something waits by now
             except Exception as error:
                 conn.report(error, "in the codec's heartbeat")
         self._set("heartbeat", left)

@@ -264,6 +264,21 @@ def test_heartbeats_are_sent_when_nothing_else_is(open_end: OpenEnd) -> None:
         assert before <= stamp <= time.time_ns()
 
 
+@pytest.mark.parametrize("policy", ["raise", "drop_newest", "drop_oldest", "close"])
+def test_heartbeats_take_no_place_of_messages(open_end: OpenEnd, policy: str) -> None:
+    """To a peer that does not read none is sent: what was written for it waits as it was."""
+    end = open_end(heartbeat=0.02, queue_size=2, slow_consumer=policy)
+    written = 0
+    while end.conn.send_queue_length < 2:
+        end.conn.write(Text("x" * 100_000))
+        written += 1
+    threading.Event().wait(0.3)
+    assert (end.conn.counts().dropped, end.conn.closed) == (0, False)
+    while written:
+        kind, value = end.read_frame()
+        written -= kind == 1 and len(value) == 100_000
+
+
 def test_an_idle_peer_is_closed(open_end: OpenEnd) -> None:
     """Who sends nothing for idle_timeout is closed, and the reason says so."""
     closed = Seen()
