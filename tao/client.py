@@ -89,6 +89,7 @@ class ClientConn(Connection):
         #: How many times the connection came back.
         self.reconnects: int = 0
         renew_after_fork(self, renew_client)
+        self._tally.publish()
 
     # -- what users call
 

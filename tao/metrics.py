@@ -141,6 +141,9 @@ class Tally:
         self._refused: int = 0
         self._accept_errors: int = 0
         self._accept_delays: int = 0
+
+    def publish(self) -> None:
+        """Have it shown by those who look at all. Its owner is complete now, and can be asked."""
         with _all_lock:
             _all.add(self)
 

@@ -80,6 +80,7 @@ class Server(HasCredentials):
         self._doorbells: list[Doorbell] = []
         self._interrupted: bool = False  # by a signal
         renew_after_fork(self, renew_server)
+        self._tally.publish()
 
     # -- starting
 

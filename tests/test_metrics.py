@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import gc
+import sys
+from typing import Any
 
+import pytest
+
+from tao.client import ClientConn
+from tao.message import Registry
 from tao.metrics import Counts, Snapshot, Tally, tallies
+from tao.server import Server
 
 
 class Counted:
@@ -47,7 +54,26 @@ def test_what_never_was_a_connection_is_counted_too() -> None:
 def test_tallies_are_known_while_someone_refers_to_them() -> None:
     """What a monitor shows vanishes with its owner."""
     tally = Tally("three", fill)
+    assert tally not in tallies()
+    tally.publish()
     assert tally in tallies()
     del tally
     gc.collect()
     assert "three" not in [each.name for each in tallies()]
+
+
+@pytest.mark.parametrize("part", ["connection.TimerSet", "server.StopReport"])
+def test_who_looks_sees_nothing_half_made(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Whatever is being made in another thread at the same time."""
+    module, _, name = f"tao.{part}".rpartition(".")
+    original = getattr(sys.modules[module], name)
+
+    def make(*args: Any) -> Any:
+        assert all(each.snapshot().name for each in tallies())
+        return original(*args)
+
+    monkeypatch.setattr(f"tao.{part}", make)
+    client = ClientConn(("127.0.0.1", 1), registry=Registry())
+    server = Server(registry=Registry())
+    assert {client._tally, server._tally} <= set(tallies())
+    client.close()
