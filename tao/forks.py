@@ -33,6 +33,7 @@ import tao.metrics
 import tao.watch
 from tao.ending import EndClock
 from tao.message import default_registry
+from tao.metrics import Tally
 from tao.outbox import Outbox
 from tao.spares import Spares
 from tao.timers import TimerSet
@@ -88,6 +89,12 @@ def _renew_locks(*things: Any) -> None:
                 setattr(thing, name, make())
 
 
+def _renew_tally(tally: Tally) -> None:
+    floods = tally.floods, tally.overdue
+    _renew_locks(tally, tally.latencies, tally.failures, *floods)
+    _renew_locks(*(each._bucket for each in floods))
+
+
 def _renew_pool(pool: WorkerPool) -> None:
     """Give a pool an executor without workers: it starts as many as it needs."""
     _renew_locks(pool)
@@ -102,10 +109,8 @@ def _renew_pool(pool: WorkerPool) -> None:
 
 def renew_server(server: Server, reason: str) -> None:
     """Stop a server that was started; one that was not can be started."""
-    tally = server._tally
-    floods = tally.floods, tally.overdue
-    _renew_locks(server, server.registry, tally, tally.__dict__.get("latencies"))
-    _renew_locks(tally.__dict__.get("failures"), *floods, *(each._bucket for each in floods))
+    _renew_locks(server, server.registry)
+    _renew_tally(server._tally)
     server._spares = Spares(server._options.cpus)
     if isinstance(server._options.workers, WorkerPool):
         _renew_pool(server._options.workers)
@@ -130,8 +135,8 @@ def renew_server(server: Server, reason: str) -> None:
 
 def renew_client(client: ClientConn, reason: str) -> None:
     """Close a client that was started; one that was not can be started."""
-    tally = client._tally
-    _renew_locks(client, client.registry, tally)
+    _renew_locks(client, client.registry)
+    _renew_tally(client._tally)
     if client._state == "new":
         client._wheel = wheel = shared_wheel.wheel
         client._timers = TimerSet(wheel, client._dispatcher.post)
