@@ -119,7 +119,9 @@ def serve(make_server: MakeServer) -> Callable[..., str]:
 Serve = Callable[..., str]
 
 
-@pytest.mark.parametrize("options", ["", "--window 1 --connections 1", "--size 0", "--size 300000"])
+@pytest.mark.parametrize(
+    "options", ["", "--window 1 --connections 1", "--size 0", "--size 300000 --duration 1"]
+)
 def test_the_figures(serve: Serve, capsys: pytest.CaptureFixture[str], options: str) -> None:
     """One JSON object, whose figures agree with one another, and nothing else."""
     address = serve()
@@ -159,7 +161,7 @@ def test_tls(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     """The load may be encrypted, in pieces smaller and larger than a record of TLS."""
     address = serve(tls=SERVER)
     for size in (10, 40000):
-        options = ["--tls", "--insecure", "--json", "--duration", "0.1", "--size", str(size)]
+        options = ["--tls", "--insecure", "--json", "--duration", "0.5", "--size", str(size)]
         assert main(["bench", address, *options]) == 0
         result = json.loads(capsys.readouterr().out)
         assert result["tls"] == "TLSv1.3" and result["messages"] > 0
