@@ -484,10 +484,8 @@ class Dispatcher:
                 late, self._late = self._late, []
                 self._pending += 1 + len(late)
                 start = self._wants_handler()
-        if relieve:
-            self.inbox.push([(TAKE_OVER, None)])
-            if start:
-                self._host.start_handler()
-            if late:
-                self.inbox.push(late)
+                # Here, so that nothing comes before it.
+                self.inbox.push([(TAKE_OVER, None), *late])
+        if relieve and start:
+            self._host.start_handler()
         self._outbox.release()

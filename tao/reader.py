@@ -32,11 +32,14 @@ class Reader:
     """
 
     __slots__ = (
-        "_conn", "_recv_most", "_recv_size", "bytes_in", "intake", "last_received", "messages_in",
+        "_broken", "_conn", "_recv_most", "_recv_size", "bytes_in", "intake", "last_received",
+        "messages_in",
     )  # fmt: skip
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
+        # What the decoder has raised, until who goes on in the role has told the connection.
+        self._broken: BaseException | None = None
         #: What limits the peer, or None if no option does.
         self.intake: Intake | None = intake_for(conn, conn._options)
         most = None if self.intake is None else self.intake.recv_most
@@ -51,6 +54,8 @@ class Reader:
         """Read until the end, or (True) until the other thread has taken over."""
         conn, dispatch = self._conn, self._conn._dispatcher.dispatch
         recv, feed, intake = transport.recv, decoder.feed, self.intake
+        if self._broken is not None:
+            self._break()  # the other thread has taken over in the midst of what came before
         if intake is not None and not intake.resume(decoder):
             return True
         while True:
@@ -83,14 +88,20 @@ class Reader:
                 if not intake.take_in(batch, size, broken):
                     return True
                 continue
-            reading = True
+            if broken is not None:
+                self._broken = broken
             if batch:
                 self.messages_in += len(batch)
-                reading = dispatch(batch)
+                if not dispatch(batch):
+                    return True
             if broken is not None:
-                conn._protocol_broken(broken)
-            if not reading:
-                return True
+                self._break()
+
+    def _break(self) -> None:
+        """Give the peer up, after what came before the error."""
+        broken, self._broken = self._broken, None
+        if broken is not None:
+            self._conn._protocol_broken(broken)
 
     def _check_end(self, decoder: Decoder) -> None:
         """See whether the peer may end the stream here; if it is this side that did, it may."""

@@ -10,6 +10,7 @@ import gc
 import os
 import random
 import socket
+import struct
 import sys
 import threading
 import weakref
@@ -31,6 +32,7 @@ from tao.errors import (
     TooManyTimers,
     WouldBlock,
 )
+from tao.inbox import TAKE_OVER, Inbox
 from tao.listener import Listener
 from tao.message import HEARTBEAT, Registry
 from tao.options import Reconnect
@@ -275,6 +277,48 @@ def test_taking_over_and_others(open_end: OpenEnd, event: str, seed: int) -> Non
         assert gate.handled.items == ["x", *range(20)]
     together(end.conn.close, lambda: hang_up(end))
     over(end.conn, closed)
+
+
+def test_a_broken_protocol_and_taking_over(open_end: OpenEnd) -> None:
+    """Who takes over the reading decodes nothing after what could not be decoded."""
+    gate, closed = Gate(), Seen()
+    end = open_end(registry=gate.registry, on_close=lambda conn: closed.add(conn.net_id))
+    end.send(text("x") + struct.pack("<iI", 2, 2**31))
+    assert gate.entered.wait(PATIENCE)
+    wait_until(lambda: end.conn.closed)
+    end.send(number(1))
+    gate.leave.set()
+    over(end.conn, closed)
+    assert gate.handled.items == ["x"]
+    assert (end.conn.close_reason or "").startswith("protocol error: message 2 announces")
+
+
+def test_a_callback_that_comes_while_the_reading_changes_hands(
+    open_end: OpenEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timers of a `Clock` run elsewhere than the watch, and may come in between."""
+    gate = Gate()
+    end = open_end(registry=gate.registry)
+    push = Inbox.push
+
+    def late(inbox: Inbox, batch: Any) -> None:
+        if batch[0][0] is TAKE_OVER:
+            posting.start()
+            posting.join(0.2)
+        push(inbox, batch)
+
+    posting = threading.Thread(
+        target=end.conn._dispatcher.post, args=(lambda: gate.handled.add("due"),), name="test-post"
+    )
+    monkeypatch.setattr(Inbox, "push", late)
+    end.send(text("x"))
+    assert gate.entered.wait(PATIENCE)
+    wait_until(lambda: end.conn._dispatcher.pending == 3)
+    end.send(number(1))
+    wait_until(lambda: end.conn._dispatcher.pending == 4)
+    gate.leave.set()
+    assert end.read(16) == number(1)
+    assert gate.handled.items == ["x", "due", 1]
 
 
 def test_timers_wait_for_a_handler_that_blocks(open_end: OpenEnd) -> None:
