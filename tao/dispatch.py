@@ -444,18 +444,19 @@ class Dispatcher:
         """
         now = monotonic() - self._outbox.send_time
         elapsed = now - started
-        self.handled += count
         self.busy_time += elapsed
         if entry is not None:
             mean = elapsed / count  # below zero when another thread was sending meanwhile
             if 0.0 <= mean <= QUICK and entry.trust == TRUST_MOST and not self._stuck:
                 try:
                     self._cells[entry.number][NEAR[floor(mean * NEAR_PER_SECOND)]] += count
+                    self.handled += count
                     return now
                 except KeyError:
                     pass  # the first of its number here
             self._latencies.add(entry.number, mean, count)
             learn(entry, mean, self._stuck)
+        self.handled += count  # last, so that whoever sees it finds the rest as well
         return now
 
     # -- for the watch
