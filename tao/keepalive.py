@@ -125,9 +125,10 @@ class KeepAlive:
         """Close if the peer took nothing for so long although something waits."""
         outbox, limit = self._conn._outbox, self._options.write_timeout
         assert limit is not None
+        transport = self._conn._transport  # of now: the next may be there any moment
         left = limit - self._conn._wheel.since(outbox.last_sent)
         if outbox.blocked and left <= 0:
             # The reading thread sees it, and tells the application: here, that would delay others.
-            outbox.give_up(TimeoutError(f"the peer took nothing for {limit} s"))
+            outbox.give_up(TimeoutError(f"the peer took nothing for {limit} s"), transport)
         else:
             self._set("write", left if left > 0 else limit)

@@ -314,7 +314,8 @@ class Server(HasCredentials):
 
         The contexts are cancelled at once, so that handlers which wait for that can return. Called
         by one of tao's threads (in a handler, say), it begins all that and returns; called again,
-        it waits for the same stop.
+        it waits for the same stop. Where no thread can be started for it, as in an ``atexit``
+        function on CPython 3.12, the caller's does it.
 
         Args:
             timeout: seconds for all of it; None: ``drain_timeout``. What is not finished by then is
@@ -323,17 +324,26 @@ class Server(HasCredentials):
         Returns:
             what could not be finished.
         """
+        alone = False
         with self._lock:
             if self._state == "new":
                 self._state = "stopped"
             if self._state == "running":
                 deadline = Deadline(self._options.drain_timeout if timeout is None else timeout)
                 thread = spawn(self._stop, deadline, name="tao-stopper")
-                thread.start()  # if that fails, the server runs on and can be stopped later
-                self._stopper, self._state = thread, "stopping"
+                try:
+                    thread.start()
+                    self._stopper = thread
+                except RuntimeError:
+                    if in_tao_thread():
+                        raise  # the server runs on and can be stopped later
+                    alone = True
+                self._state = "stopping"
                 self._ring()
             stopper = self._stopper
-        if stopper is not None and not in_tao_thread():
+        if alone:
+            self._stop(deadline)
+        elif stopper is not None and not in_tao_thread():
             stopper.join()
         return self._report
 
@@ -343,7 +353,7 @@ class Server(HasCredentials):
         return self._state == "running"
 
     def _stop(self, deadline: Deadline) -> None:
-        """The stopping thread."""
+        """Stop, on a thread of its own as a rule."""
         with self._lock:
             listeners = list(self._listeners)
         for listener in listeners:
