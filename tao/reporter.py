@@ -8,7 +8,7 @@ from collections.abc import Callable
 from traceback import format_tb
 from typing import TYPE_CHECKING, Any
 
-from tao.errors import UndefinedMessage
+from tao.errors import UndefinedMessage, WouldBlock
 from tao.log import logger
 from tao.transport import address_text
 
@@ -65,8 +65,14 @@ class Reporter:
             self.log().opt(exception=cause).trace("what was raised")
 
     def raised(self, error: BaseException, doing: str) -> None:
-        """Tell of an exception of the application's code or of tao's, with its traceback."""
-        self.log().opt(exception=error).error("error {}", doing)
+        """Tell of an exception of the application's code or of tao's, with its traceback.
+
+        But for a full send queue: a peer that does not read brings that about with each message.
+        """
+        if isinstance(error, WouldBlock):
+            self.flood("error {}: {}", doing, error)
+        else:
+            self.log().opt(exception=error).error("error {}", doing)
         self.tell(error, doing)
 
     def tell(self, error: BaseException, doing: str = "") -> None:

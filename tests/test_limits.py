@@ -466,6 +466,22 @@ def test_five_hundred_that_begin_and_stop(make_server: MakeServer, log_lines: li
     assert 1 <= len(told) < 100
 
 
+def test_a_peer_that_does_not_read_does_not_flood_the_log(
+    make_server: MakeServer, log_lines: list[Any]
+) -> None:
+    """Each reply for which there is no room counts as an error, and few of them are told of."""
+    server, address = make_server(queue_size=1)
+    large = Text("x" * 1_000_000)
+    server.handler(Text)(lambda ctx, conn: conn.write(large))
+    with socket.create_connection(address, PATIENCE) as sock:
+        sock.sendall(text("more") * 300)
+        wait_until(lambda: server.snapshot().handled == 300)
+    errors = server.snapshot().error_kinds["WouldBlock"]
+    assert errors > 100
+    told = [each for each in log_lines if "the send queue is full" in each["message"]]
+    assert 1 <= len(told) < errors / 5
+
+
 def test_a_reconnected_client_begins_anew(make_server: MakeServer) -> None:
     """What the lost transport had begun is forgotten."""
     from tao.client import ClientConn
