@@ -209,6 +209,8 @@ class FaultProxy:
             # By pairs, because a second thread that is not alive may be about to start.
             alive = [pair for pair in self._threads if any(each.is_alive() for each in pair)]
             self._threads = [*alive, link.threads]
+        if self._hang_up:  # since a moment ago: who says so may have looked for links before this
+            link.end(reset=True)  # type: ignore[unreachable]  # says mypy, but threads
         link.threads[0].start()
 
     def _forget(self, number: int) -> None:

@@ -274,6 +274,21 @@ def test_hanging_up_for_a_while(make_line: MakeLine) -> None:
     assert line.proxy.accepted == 2
 
 
+def test_hanging_up_on_who_is_just_being_let_in(make_line: MakeLine) -> None:
+    """Whoever is reset at that moment, too, nobody stays who came before."""
+
+    def plan(number: int) -> tuple[Faults, Faults]:
+        line.proxy.refuse(hang_up=True)
+        line.proxy.reset()
+        return Faults(), Faults()
+
+    line = make_line(plan=plan)
+    with socket.socket() as sock, pytest.raises(ConnectionResetError):
+        sock.settimeout(PATIENCE)
+        sock.connect(line.proxy.address)
+        sock.recv(1)
+
+
 def test_a_server_that_is_not_there(make_line: MakeLine) -> None:
     """The client is reset, and the proxy goes on."""
     line = make_line()
