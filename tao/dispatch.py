@@ -455,7 +455,7 @@ class Dispatcher:
                 except KeyError:
                     pass  # the first of its number here
             self._latencies.add(entry.number, mean, count)
-            learn(entry, mean, self._stuck)
+            learn(entry, mean, self._stuck, self._watch.lateness)
         self.handled += count  # last, so that whoever sees it finds the rest as well
         return now
 

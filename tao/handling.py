@@ -14,7 +14,8 @@ __all__ = ["QUICK", "TRUST_MOST", "TRUST_NEEDED", "DispatchHost", "call", "learn
 QUICK = NEAR_MOST
 # Trust in a handler grows by one with each quick run, up to a bound, and is halved by a slow one: a
 # thread may lose the processor in the midst of a quick handler, and one such mishap should not send
-# it to the pool.
+# it to the pool. Where a thousand threads want the interpreter lock, such a loss takes a tenth of a
+# second, and they are many: so what lasts no longer than the watch is late tells nothing.
 TRUST_MOST = 8
 # How much trust a reader needs to run a handler, by mode.
 TRUST_NEEDED = {"inline": 0, "auto": 3, "pool": TRUST_MOST + 1}
@@ -35,7 +36,7 @@ class DispatchHost(Protocol):
         """Note a message whose number is not registered."""
 
 
-def learn(entry: Registration, mean: float, stuck: bool) -> None:
+def learn(entry: Registration, mean: float, stuck: bool, lateness: float) -> None:
     """Learn how far to trust a handler from runs of it.
 
     Two connections may learn at once, and one of two runs not count: it is a guess.
@@ -44,12 +45,13 @@ def learn(entry: Registration, mean: float, stuck: bool) -> None:
         entry: whose handler ran.
         mean: how long, in seconds.
         stuck: whether the watch found it to block.
+        lateness: how long a thread that could run has waited lately, in seconds.
     """
     if stuck:
         entry.trust = 0
-    elif mean > QUICK:
+    elif mean > QUICK + lateness:
         entry.trust //= 2
-    elif entry.trust < TRUST_MOST:
+    elif mean <= QUICK and entry.trust < TRUST_MOST:
         entry.trust += 1
 
 

@@ -18,7 +18,7 @@ GRACE = 5e-3
 # When threads wait for the interpreter lock, a look of the watch comes late, as late as a handler
 # may be held up; who is only held up must not be taken for stuck. That many times its lateness is
 # added to the grace, and the lateness, forgotten by a tenth with each look, is bounded (seconds).
-_PATIENCE, _LATENESS_MOST = 4, 0.25
+_PATIENCE, _LATENESS_MOST = 4, 1.0
 # After so many looks that found nothing to do the watch sleeps. To wake it costs more than a look.
 _LOOKS_IN_VAIN = 20
 
@@ -52,8 +52,9 @@ class BlockWatch:
         self.armed: bool = False
         self._arming = threading.Lock()
         self._overdue = OverdueWatch(self._wheel)
+        #: How late looks came lately, in seconds. Written by the wheel's thread.
+        self.lateness: float = 0.0
         # Owned by the wheel's thread.
-        self._lateness: float = 0.0  # of looks, lately; in seconds
         self._due: float = 0.0  # when the next is due; written before it can be
         self._in_vain: int = 0  # looks that found nothing, in a row
 
@@ -85,10 +86,10 @@ class BlockWatch:
 
     def _look(self, _: datetime) -> None:
         now = monotonic()
-        self._lateness = min(max(now - self._due, 0.9 * self._lateness), _LATENESS_MOST)
+        self.lateness = min(max(now - self._due, 0.9 * self.lateness), _LATENESS_MOST)
         running = list(self.running)
         for each in running:
-            each.look(now, GRACE + _PATIENCE * self._lateness)
+            each.look(now, GRACE + _PATIENCE * self.lateness)
         self._in_vain = 0 if running else self._in_vain + 1
         if self._in_vain < _LOOKS_IN_VAIN:
             self._look_later()

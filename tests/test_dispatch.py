@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tao.context import Context
-from tao.message import Registry
+from tao.handling import TRUST_MOST, learn
+from tao.message import Registration, Registry
 from tao.server import Server
 from tests.ends import End, Number, Seen, Text, frame, number, text
 from tests.support import PATIENCE, recv_exactly, together, wait_until
@@ -114,6 +115,23 @@ def test_a_handler_that_turns_slow_goes_back_to_the_pool(open_end: OpenEnd) -> N
 
 
 # -- handlers that block
+
+
+def test_what_a_busy_machine_takes_is_not_held_against_a_handler() -> None:
+    """A run no longer than threads have to wait anyway neither costs trust nor earns it."""
+    entry = Registration(1, bytes)
+    for _ in range(TRUST_MOST):
+        learn(entry, 0.0, False, 0.0)
+    learn(entry, 0.1, False, 0.2)
+    assert entry.trust == TRUST_MOST
+    learn(entry, 0.3, False, 0.2)
+    assert entry.trust == TRUST_MOST // 2
+    learn(entry, 0.1, False, 0.2)
+    assert entry.trust == TRUST_MOST // 2
+    learn(entry, 0.1, False, 0.0)
+    assert entry.trust == TRUST_MOST // 4
+    learn(entry, 0.0, True, 0.2)
+    assert entry.trust == 0
 
 
 class Gate:
