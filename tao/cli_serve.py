@@ -67,6 +67,8 @@ def _serve(options: argparse.Namespace, link: Link | None) -> int:
     logger.remove()
     logger.add(sys.stderr, level=options.log_level.upper())
     logger.enable("tao")
+    if options.switch_interval is not None:
+        sys.setswitchinterval(options.switch_interval)
     tls = _tls(options)
     server = _find_server(options.target, debug=options.log_level in ("trace", "debug"))
     _configure(server, options)

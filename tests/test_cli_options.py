@@ -88,7 +88,9 @@ def served(arguments: str) -> ServerOptions:
 
 def test_what_is_given_and_what_is_not() -> None:
     """Options given take the place of the module's; all others stay as they are there."""
+    before = sys.getswitchinterval()
     options = served("--workers 3 --queue-size 9 --slow-consumer close --dispatch pool")
+    assert sys.getswitchinterval() == before
     assert (options.workers, options.queue_size) == (3, 9)
     assert (options.slow_consumer, options.dispatch) == ("close", "pool")
     assert (options.idle_timeout, options.max_connections) == (90, 5)
@@ -127,6 +129,16 @@ def test_cpus(text: str, value: object) -> None:
     assert served(f"--cpu-affinity {text}").cpu_affinity == value
 
 
+def test_the_interpreters_switch_interval() -> None:
+    """It is set for the whole process."""
+    before = sys.getswitchinterval()
+    try:
+        served("--switch-interval 0.02")
+        assert sys.getswitchinterval() == pytest.approx(0.02)
+    finally:
+        sys.setswitchinterval(before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -143,6 +155,8 @@ def test_cpus(text: str, value: object) -> None:
         ("one --dispatch there", "--dispatch: invalid choice: 'there'"),
         ("one --cpu-affinity 3-1", "or CPUs as 0,2 or 0-3, not '3-1'"),
         ("one --cpu-affinity x", "or CPUs as 0,2 or 0-3, not 'x'"),
+        ("one --switch-interval 0", "a positive number of seconds is wanted, not '0'"),
+        ("one --switch-interval 20", "at most 1 second is wanted, not '20'"),
         ("problems:started --workers 3", "was started by its module: --workers cannot be changed"),
         ("problems:shared --workers 3", "the server shares its workers with others"),
     ],
