@@ -4,10 +4,10 @@ A *codec* is shared by all connections and keeps no state. Its *decoder* belongs
 and keeps what an incomplete message needs. The reader gives it whatever the socket gave, a byte or
 a thousand messages, and the decoder appends each message that became whole to a batch.
 
-Strategy of the TLV decoder: data that begins at a message boundary, which is nearly all, is cut up
-where it lies. Only the incomplete tail is copied, into a buffer that then grows in place until the
-message it began is whole, so that no byte is copied more often than a constant number of times
-however small the pieces are.
+Strategy of the TLV decoder: what lies whole in the data is cut out of it, which is one copy of each
+value. The beginning of a message that is not whole is held, and joined with the end when that has
+come; if it comes in more than two pieces, they are collected in a buffer that grows in place. So no
+byte is copied more often than a constant number of times however small the pieces are.
 """
 
 from __future__ import annotations
@@ -119,29 +119,36 @@ class TypeLengthValueCodec(Codec):
 class TypeLengthValueDecoder:
     """The reading half of `TypeLengthValueCodec`."""
 
-    __slots__ = ("_entries", "_max_bytes", "_partial", "_wanted")
+    __slots__ = ("_entries", "_header", "_max_bytes", "_missing", "_value")
 
     def __init__(self, registry: Registry, max_bytes: int) -> None:
         self._entries = registry.entries
         self._max_bytes: int = max_bytes
-        self._partial = bytearray()  # the beginning of a message, from its header on
-        self._wanted: int = 0  # how long _partial must be before looking at it makes sense
+        self._header: bytes = b""  # of a message that is not whole yet, or the beginning of one
+        self._value: bytes | bytearray = b""  # as much as there is; a bytearray from two pieces on
+        self._missing: int = 0  # bytes of it; 0: the header is not whole either
 
     @property
     def pending(self) -> int:
         """How many bytes it holds of a message that is not whole yet."""
-        return len(self._partial)
+        return len(self._header) + len(self._value)
 
     def feed(self, data: bytes, batch: Batch) -> None:
-        if self._partial:
-            self._partial += data
-            if len(self._partial) < self._wanted:
-                return
-            data = bytes(self._partial)
-            self._partial.clear()
-        end = len(data)
         start = 0  # of the message looked at
-        wanted = value = _HEADER.size
+        if self._missing:
+            if len(data) < self._missing:
+                self._missing -= len(data)
+                if not isinstance(self._value, bytearray):
+                    self._value = bytearray(self._value)
+                self._value += data
+                return
+            start = self._missing
+            self._complete(data, batch)
+        elif self._header:
+            data = self._header + data
+            self._header = b""
+        end = len(data)
+        value = start + _HEADER.size
         entries, unpack, append = self._entries, _HEADER.unpack_from, batch.append
         while value <= end:
             number, length = unpack(data, start)
@@ -152,29 +159,40 @@ class TypeLengthValueDecoder:
             if entry is None and _is_client_hello(data[start:value]):
                 raise BadData(_SPEAKS_TLS)
             if stop > end:
-                wanted = stop - start
-                break
+                self._header = data[start:value]
+                self._missing = stop - end
+                self._value = data[value:]
+                return
             if entry is None:
                 append((number, None))
             else:
                 try:
                     append((number, entry.deserialize(data[value:stop])))
                 except Exception as error:
-                    raise BadData(
-                        f"message {number} could not be deserialized: {_kind(error)}"
-                    ) from error
+                    raise _not_deserialized(number, error) from error
             start = stop
             value = start + _HEADER.size
         if start < end:
-            self._partial += data[start:]
-            self._wanted = wanted
+            self._header = data[start:]
+
+    def _complete(self, data: bytes, batch: Batch) -> None:
+        """Append the message that ``data`` begins with the rest of."""
+        number, _ = _HEADER.unpack(self._header)
+        value = b"".join((self._value, memoryview(data)[: self._missing]))
+        self._header = self._value = b""
+        self._missing = 0
+        entry = self._entries.get(number)
+        try:
+            batch.append((number, None if entry is None else entry.deserialize(value)))
+        except Exception as error:
+            raise _not_deserialized(number, error) from error
 
     def end(self) -> None:
         """Refuse a stream that ends in the midst of a message."""
-        if self._partial[:3] in _TLS_RECORDS:
+        if self._header[:3] in _TLS_RECORDS:
             raise BadData(_SPEAKS_TLS)
-        if self._partial:
-            raise BadData(f"the peer closed {len(self._partial)} bytes into a message")
+        if self._header:
+            raise BadData(f"the peer closed {self.pending} bytes into a message")
 
     def _too_long(self, number: int, length: int, beginning: bytes) -> BadData:
         if beginning in _TLS_RECORDS:
@@ -191,9 +209,10 @@ def _is_client_hello(header: bytes) -> bool:
     return header[:3] in _TLS_RECORDS and header[5:] == b"\1\0\0" and header[3:5] < b"\1\4"
 
 
-def _kind(error: BaseException) -> str:
-    """What is told of an error: if it is not of tao's own, its text may quote the value."""
-    return str(error) if isinstance(error, BadData) else type(error).__name__
+def _not_deserialized(number: int, error: Exception) -> BadData:
+    # If the error is not of tao's own, its text may quote the value.
+    what = str(error) if isinstance(error, BadData) else type(error).__name__
+    return BadData(f"message {number} could not be deserialized: {what}")
 
 
 def _check_message(message: Any) -> None:

@@ -37,7 +37,7 @@ from tao.transport import Transport, explain
 __all__ = ["Outbox"]
 
 # So many frames are collected at most, each shorter than so many bytes.
-_COLLECT_FRAMES, _COLLECT_BYTES = 256, 4 * 1024
+_COLLECT_FRAMES, _COLLECT_BYTES = 128, 16 * 1024
 # One send is given at most about so many bytes: more than a socket buffer takes is copied in vain.
 _SEND_BYTES = 256 * 1024
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["Reader"]
 
 # How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
-# connection holds little memory.
-_RECV_LEAST, _RECV_MOST = 4 * 1024, 64 * 1024
+# connection holds little memory. More is for large messages: a batch of small ones would be long.
+_RECV_LEAST, _RECV_MOST, _RECV_MOST_LARGE = 4 * 1024, 64 * 1024, 256 * 1024
+# How many bytes a message must have to be large.
+_LARGE = 4 * 1024
 
 
 class Reader:
@@ -32,8 +34,8 @@ class Reader:
     """
 
     __slots__ = (
-        "_broken", "_conn", "_recv_most", "_recv_size", "bytes_in", "intake", "last_received",
-        "messages_in",
+        "_broken", "_conn", "_recv_most", "_recv_most_large", "_recv_size", "bytes_in", "intake",
+        "last_received", "messages_in",
     )  # fmt: skip
 
     def __init__(self, conn: Connection) -> None:
@@ -43,7 +45,8 @@ class Reader:
         #: What limits the peer, or None if no option does.
         self.intake: Intake | None = intake_for(conn, conn._options)
         most = None if self.intake is None else self.intake.recv_most
-        self._recv_most: int = _RECV_MOST if most is None else min(most, _RECV_MOST)
+        self._recv_most: int = min(most or _RECV_MOST, _RECV_MOST)
+        self._recv_most_large: int = min(most or _RECV_MOST_LARGE, _RECV_MOST_LARGE)
         self._recv_size: int = min(_RECV_LEAST, self._recv_most)
         #: When something last came, monotonic.
         self.last_received: float = monotonic()
@@ -71,10 +74,6 @@ class Reader:
             self.last_received = monotonic()
             size = len(data)
             self.bytes_in += size
-            if size == self._recv_size:
-                self._recv_size = min(4 * size, self._recv_most)
-            elif self._recv_size > _RECV_LEAST and 4 * size < self._recv_size:
-                self._recv_size //= 2
             if conn._reason is not None or conn._lost is not None:
                 continue  # only waiting for the end
             batch: Batch = []
@@ -83,6 +82,11 @@ class Reader:
                 feed(data, batch)
             except BaseException as error:
                 broken = error
+            if size == self._recv_size:
+                large = len(batch) * _LARGE <= size
+                self._recv_size = min(4 * size, self._recv_most_large if large else self._recv_most)
+            elif self._recv_size > _RECV_LEAST and 4 * size < self._recv_size:
+                self._recv_size //= 2
             if intake is not None:
                 self.messages_in += len(batch)
                 if not intake.take_in(batch, size, broken):

@@ -36,7 +36,7 @@ _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _FULL = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 _TCP = frozenset((socket.AF_INET, socket.AF_INET6))
 # The most that is sent without letting go of the interpreter lock, see _lock_keeping_send.
-_QUICK_SEND = 64 * 1024
+_QUICK_SEND = 256 * 1024
 # The most that one TLS record holds (RFC 8446, 5.1).
 _TLS_RECORD = 16 * 1024
 # How much is encrypted in one send, for as long as it takes nobody else gets at the machine.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import struct
+import sys
 from array import array
 from typing import Any
 
@@ -80,15 +81,22 @@ def test_what_is_encoded_decodes() -> None:
     assert (zero, beat.timestamp) == (0, 5)
 
 
+def kept_by(decoder: Any) -> int:
+    """How many bytes of memory a decoder holds of a message that is not whole."""
+    return sys.getsizeof(decoder._header) + sys.getsizeof(decoder._value)
+
+
 @pytest.mark.parametrize("size", [2 * MIB, 8 * MIB])
 def test_a_large_message_in_small_pieces_is_not_copied_again_and_again(size: int) -> None:
     """The buffer grows in place, by ever larger steps: the bytes it moves are linear in all."""
     decoder, batch = TypeLengthValueCodec().decoder(registry_of(1)), Batch()
     stream = frame(1, bytes(size))
-    buffer, room, moved = decoder._partial, 0, 0
-    for start in range(0, len(stream), 1024):
+    decoder.feed(stream[:1024], batch)
+    decoder.feed(stream[1024:2048], batch)
+    buffer, room, moved = decoder._value, 0, 0
+    for start in range(2048, len(stream), 1024):
+        assert decoder._value is buffer
         decoder.feed(stream[start : start + 1024], batch)
-        assert decoder._partial is buffer
         if buffer.__alloc__() != room:
             room = buffer.__alloc__()
             moved += len(buffer)
@@ -100,10 +108,26 @@ def test_a_decoder_keeps_no_more_than_it_got() -> None:
     """A header that announces much takes no memory for it, and whole messages leave none behind."""
     decoder, batch = TypeLengthValueCodec().decoder(registry_of(1)), Batch()
     decoder.feed(struct.pack("<iI", 1, 8 * MIB), batch)
-    assert len(decoder._partial) == 8 and decoder._partial.__alloc__() < 100
+    assert decoder.pending == 8 and kept_by(decoder) < 200
+    decoder.feed(b"y", batch)
+    decoder.feed(b"z", batch)
+    assert decoder.pending == 10 and kept_by(decoder) < 200
     decoder = TypeLengthValueCodec().decoder(registry_of(1))
     decoder.feed(frame(1, b"x"), batch)
-    assert (batch, len(decoder._partial)) == ([(1, b"x")], 0)
+    assert (batch, decoder.pending) == ([(1, b"x")], 0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 4096])
+def test_every_way_to_cut_a_message_in_three(size: int) -> None:
+    """Within the header, at its end, within the value: it comes out whole, and so does the next."""
+    stream = frame(1, bytes(i % 251 for i in range(size)))
+    expected = decoded(registry_of(1), stream + frame(2, b""))
+    assert len(expected) == 2
+    points = [*range(12), size // 2, size + 6, size + 7, size + 8]
+    for first in points:
+        for second in points:
+            parts = stream[:first], stream[first:second], stream[max(first, second) :]
+            assert decoded(registry_of(1), *parts, frame(2, b"")) == expected
 
 
 def test_too_long_a_value_fails_on_its_header() -> None:

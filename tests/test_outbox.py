@@ -330,20 +330,20 @@ def test_flush_goes_on_collecting(line: MakeLine) -> None:
 
 
 def test_much_is_not_held_back() -> None:
-    """Half a queue full of frames, or a frame of 4 KiB, takes along all that was collected."""
-    box, transport = Outbox(100, lambda: None), Script([2**20] * 2)
+    """Half a queue full of frames, or a frame of 16 KiB, takes along all that was collected."""
+    box, transport = Outbox(100, lambda: None), Script([2**20] * 8)
     box.attach(transport)
     box.open()
     box.collect()
     for _ in range(50):
-        box.write(b"x" * (4 * KIB - 1))
+        box.write(b"x" * (16 * KIB - 1))
     assert not transport.got
     assert box.waiting == 50
     box.write(b"x")
-    assert len(transport.got) == 50 * (4 * KIB - 1) + 1
+    assert len(transport.got) == 50 * (16 * KIB - 1) + 1
     box.write(b"y")
-    box.write(b"z" * 4 * KIB)
-    assert transport.got.endswith(b"xyz" + b"z" * (4 * KIB - 1))
+    box.write(b"z" * 16 * KIB)
+    assert transport.got.endswith(b"xyz" + b"z" * (16 * KIB - 1))
 
 
 def test_full_while_collecting(line: MakeLine) -> None:
@@ -467,7 +467,7 @@ def test_what_was_held_back_counts_as_left(line: MakeLine) -> None:
     it.box.write(b"held back")
     it.peers[0].close()
     with pytest.raises(ConnectionClosed):
-        it.box.write(b"told" * KIB)  # so long that it is not held back
+        it.box.write(b"told" * 4 * KIB)  # so long that it is not held back
     assert it.box.stop() == (1, 9)
 
 

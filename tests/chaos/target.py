@@ -39,7 +39,7 @@ def _decoded(pieces: list[bytes]) -> tuple[list[Any], str | None]:
             decoder.feed(piece, batch)
         except BadData as error:
             return _shown(batch), str(error)
-        kept = sys.getsizeof(decoder._partial)
+        kept = sys.getsizeof(decoder._header) + sys.getsizeof(decoder._value)
         assert kept <= 2 * fed + 1000, f"{kept} bytes are kept of {fed}"
     try:
         decoder.end()
