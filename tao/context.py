@@ -120,6 +120,15 @@ class _Scope(threading.Event):
             scope = scope.parent
 
 
+class _Fallen:
+    """In place of the scope of a context that was cancelled before it had one."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Cancelled) -> None:
+        self.error: Cancelled = error
+
+
 def _run(callback: Callable[[], object]) -> None:
     try:
         callback()
@@ -138,8 +147,8 @@ class Context:
 
     def __init__(self, parent: Context | None = None) -> None:
         self._parent: Context | None = parent
-        # Set once, under _links, when something needs it.
-        self._scope: _Scope | None = None
+        # Set under _links: when something needs a scope, or when there will be no need for one.
+        self._scope: _Scope | _Fallen | None = None
 
     # -- descending
 
@@ -173,11 +182,10 @@ class Context:
         with _links:
             if self._scope is None:
                 # Nobody waits for it and nothing is below: it need not be hung into the tree first.
-                self._scope = _Scope(None)
-                self._scope.error = (self._parent and self._parent.error) or error
-                self._scope.set()
+                self._scope = _Fallen((self._parent and self._parent.error) or error)
                 return
-        self._scope.cancel(error)
+        if isinstance(self._scope, _Scope):
+            self._scope.cancel(error)
 
     @property
     def done(self) -> threading.Event:
@@ -240,12 +248,17 @@ class Context:
 
     def _own_scope(self) -> _Scope:
         scope = self._scope
-        if scope is None:
-            with _links:
-                if self._scope is None:
-                    parent = None if self._parent is None else self._parent._own_scope()
-                    self._scope = _Scope(parent)
-                scope = self._scope
+        if isinstance(scope, _Scope):
+            return scope
+        with _links:
+            scope = self._scope
+            if isinstance(scope, _Fallen):
+                error, scope = scope.error, _Scope(None)
+                scope.error = error
+                scope.set()
+            elif scope is None:
+                scope = _Scope(None if self._parent is None else self._parent._own_scope())
+            self._scope = scope
         return scope
 
     def __repr__(self) -> str:

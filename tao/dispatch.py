@@ -91,10 +91,10 @@ class Dispatcher:
         self._limit: int = limit
         self._latencies: Latencies = latencies or Latencies()
         self._cells = self._latencies.cells
-        # Guards the fields below; the condition is notified when nothing is pending any more.
+        # Guards the fields below.
         self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._waiting: int = 0  # threads that wait for that; to notify costs, if in vain too
+        self._waiting: int = 0  # threads that wait until nothing is pending any more
+        self._idle: threading.Condition | None = None  # ... for this, made when one first does
         self._inbox: Inbox | None = None  # made when the handling thread is started
         self._pending: int = 0  # messages in the inbox, and those being run by the handling thread
         self._inline: bool = False  # the reading thread runs a batch
@@ -233,7 +233,7 @@ class Dispatcher:
         """Have nobody wait for handlers that do not end. Any thread may call it."""
         with self._lock:
             self._abandoned = self._discard = True
-            self._idle.notify_all()
+            self._wake()
             if self._inbox is not None:
                 self._inbox.unbind()
         self._skip()
@@ -274,15 +274,22 @@ class Dispatcher:
         if self._pending or self._inline:
             return None
         if self._waiting:
-            self._idle.notify_all()
+            self._wake()
         then, self._then = self._then, None
         return then
 
     def _wait_idle(self, timeout: float | None) -> None:
         """Wait until nothing is pending, or for any other reason. Needs _lock."""
+        if self._idle is None:
+            self._idle = threading.Condition(self._lock)
         self._waiting += 1
         self._idle.wait(timeout)
         self._waiting -= 1
+
+    def _wake(self) -> None:
+        """Wake all who wait until nothing is pending. Needs _lock."""
+        if self._idle is not None:
+            self._idle.notify_all()
 
     # -- for the handling role
 

@@ -184,7 +184,7 @@ class FaultProxy:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.stop()
-            gather([listener.thread], Deadline(_JOIN_TIMEOUT))
+            listener.join(Deadline(_JOIN_TIMEOUT))
 
     def _admit(self, sock: socket.socket, address: object) -> None:
         """Begin to pass on a connection. Called by the listener's thread."""

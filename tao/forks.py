@@ -35,7 +35,6 @@ from tao.ending import EndClock
 from tao.message import default_registry
 from tao.metrics import Tally
 from tao.outbox import Outbox
-from tao.spares import Spares
 from tao.timers import TimerSet
 from tao.timing import shared_wheel
 from tao.transport import Transport
@@ -111,7 +110,6 @@ def renew_server(server: Server, reason: str) -> None:
     """Stop a server that was started; one that was not can be started."""
     _renew_locks(server, server.registry)
     _renew_tally(server._tally)
-    server._spares = Spares(server._options.cpus)
     if isinstance(server._options.workers, WorkerPool):
         _renew_pool(server._options.workers)
     if server._state == "new":
@@ -188,7 +186,7 @@ def _abandon(conn: Connection, reason: str) -> None:
     conn._end_clock = EndClock(conn)
     dispatcher = conn._dispatcher
     _renew_locks(dispatcher)
-    dispatcher._idle = threading.Condition(dispatcher._lock)
+    dispatcher._idle = None
     dispatcher._outbox = outbox
     dispatcher._closed = dispatcher._discard = dispatcher._abandoned = True
     dispatcher._inline, dispatcher._pending, dispatcher._inbox = False, 0, None

@@ -1,7 +1,8 @@
 """Listening: from an address to accepted sockets, however accepting may fail.
 
-The thread of a listener never dies of an error: out of descriptors, memory or threads, it says so,
-waits a little, longer each time, and goes on.
+Whoever accepts a connection serves it, see ``turns.py``. Accepting never ends because of an error:
+out of descriptors, memory or threads, a listener says so, waits a little, longer each time, and
+goes on.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import re
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 from tao.credentials import Credentials
 from tao.errors import ServerClosed
 from tao.limits import TokenBucket
 from tao.log import logger
-from tao.threads import spawn
+from tao.threads import Deadline, Joinable
 from tao.transport import address_text, explain
+from tao.turns import Run, Turns
 
 __all__ = ["Address", "Listener", "check_path", "listen", "unlisten"]
 
@@ -33,29 +35,32 @@ _PASSING = (errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN)
 
 
 class Listener:
-    """A listening socket and the thread that accepts from it.
+    """A listening socket and the threads that accept from it.
 
     Args:
         sock: as `listen` returns it; it belongs to the listener from now on.
-        admit: given each accepted socket and its peer's address; what it raises counts as a failure
-            to accept, but `ServerClosed` ends the accepting.
+        admit: given each accepted socket and its peer's address; returns what is to be done on the
+            thread that accepted it, None if that is nothing. What it raises counts as a failure to
+            accept, but `ServerClosed` ends the accepting.
         failed: called for each failure, to count it.
         credentials: what who connects here meets; for `admit` to look up, and others to change.
         pace: has a token for each that may be accepted; who waits for one waits in the kernel.
         delayed: called when someone has to.
         path: a file that goes when the listener does: of a Unix socket, if it was made here.
+        cpus: which the threads are pinned to, or None.
     """
 
     def __init__(
         self,
         sock: socket.socket,
-        admit: Callable[[socket.socket, Any], None],
+        admit: Callable[[socket.socket, Any], Run | None],
         failed: Callable[[], None],
         *,
         credentials: Credentials | None = None,
         pace: TokenBucket | None = None,
         delayed: Callable[[], object] = bool,
         path: str | None = None,
+        cpus: Set[int] | None = None,
     ) -> None:
         self._sock = sock
         self._admit = admit
@@ -65,56 +70,81 @@ class Listener:
         self._delayed = delayed
         self.address: Any = sock.getsockname()
         self._path = path
-        # Wakes the thread on every platform, and leaves alone a socket that others share.
+        # At any address of this machine: then each connection has its own.
+        self._anywhere: bool = self.address[:1] in (("0.0.0.0",), ("::",))
+        # Wakes who waits on every platform, and leaves alone a socket that others share.
         self._wake, self._woken = socket.socketpair()
         self._stopping = threading.Event()
-        self.thread = spawn(self._accept_all, name=f"tao-acceptor-{_port_of(self.address)}")
+        #: Set when nobody accepts any more, and the socket is free.
+        self.closed = threading.Event()
+        self._turns = Turns(self._accept_next, f"tao-acceptor-{_port_of(self.address)}", cpus)
+        # Owned by who accepts.
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._poll.register(self._woken, select.POLLIN)
+        self._backoff: float = _BACKOFF_LEAST
 
     def start(self) -> None:
+        """Begin to accept.
+
+        Raises:
+            RuntimeError: no thread can be had; the socket is free then.
+        """
         try:
-            self.thread.start()
-        except RuntimeError:  # there are too many
+            self._turns.start()
+        except RuntimeError:
             self._free()
             raise
 
     def stop(self) -> None:
-        """Accept no more; the thread frees the socket."""
-        # In this order: once it is told to stop, the thread may free what is written to here.
+        """Accept no more. See `closed` and `join`."""
+        # In this order: once it is told to stop, who accepts may free what is written to here.
         self._wake.send(b"x")
         self._stopping.set()
 
-    def _accept_all(self) -> None:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        poll.register(self._woken, select.POLLIN)
-        backoff = _BACKOFF_LEAST
-        try:
-            while not self._stopping.is_set():
-                poll.poll()
-                try:
-                    if self._pace is not None and not self._keep(self._pace):
-                        continue
-                    self._accept_one()
-                    backoff = _BACKOFF_LEAST
-                except ServerClosed:
-                    self._stopping.wait()  # what `stop` needs is freed only after it
-                except Exception as error:
-                    self._failed()
-                    logger.warning(
-                        "accepting at {} failed, again in {} s: {}",
-                        self.address,
-                        backoff,
-                        explain(error),
-                    )
-                    self._stopping.wait(backoff)
-                    backoff = min(2 * backoff, _BACKOFF_MOST)
-        finally:
-            self._free()
+    def join(self, deadline: Deadline, stuck: Iterable[Joinable] = ()) -> list[threading.Thread]:
+        """Wait, after `stop`, for the threads; return those that did not end in time.
+
+        Args:
+            stuck: runs that are not waited for.
+        """
+        return self._turns.join(deadline, stuck)
+
+    def local_address(self, sock: socket.socket) -> Any:
+        """Return this side's address of a connection accepted here."""
+        return sock.getsockname() if self._anywhere else self.address
+
+    def _accept_next(self) -> Run | None:
+        """Accept until there is something to do; None: accept no more."""
+        while not self._stopping.is_set():
+            self._poll.poll()
+            try:
+                if self._pace is not None and not self._keep(self._pace):
+                    break
+                run = self._accept_one()
+                self._backoff = _BACKOFF_LEAST
+                if run is not None:
+                    return run
+            except ServerClosed:
+                self._stopping.wait()  # what `stop` needs is freed only after it
+            except Exception as error:
+                self._failed()
+                logger.warning(
+                    "accepting at {} failed, again in {} s: {}",
+                    self.address,
+                    self._backoff,
+                    explain(error),
+                )
+                self._stopping.wait(self._backoff)
+                self._backoff = min(2 * self._backoff, _BACKOFF_MOST)
+        self._free()
+        return None
 
     def _free(self) -> None:
         unlisten(self._sock, self._path)
         self._wake.close()
         self._woken.close()
+        self.closed.set()
 
     def _keep(self, pace: TokenBucket) -> bool:
         """Wait until one more may be accepted; False: none may, as the listener is stopped."""
@@ -124,19 +154,24 @@ class Listener:
             self._stopping.wait(seconds)
         return not self._stopping.is_set()
 
-    def _accept_one(self) -> None:
-        """Accept who waits longest."""
+    def _accept_one(self) -> Run | None:
+        """Accept who waits longest, and return what is to be done for it on this thread."""
         try:
             sock, address = self._sock.accept()
         except BlockingIOError:
-            return  # gone again, or it was the bell that rang
+            return None  # gone again, or it was the bell that rang
         except OSError as error:
             if error.errno in _PASSING:
-                return
+                return None
             raise
         if self._pace is not None:
             self._pace.lend(1)
-        self._admit(sock, address)
+        try:
+            self._turns.provide()
+        except RuntimeError:
+            sock.close()
+            raise
+        return self._admit(sock, address)
 
 
 def listen(address: Address | socket.socket, backlog: int) -> socket.socket:

@@ -191,8 +191,13 @@ class MemoryClient(ClientConn):
         near, far = memory_transports(self._capacity)
         place = f"memory of {server._tally.name}"
         self.remote_address, self.local_address = place, self._address
+
+        def begin(conn: ServerConn) -> ServerConn:
+            conn._start()
+            return conn
+
         try:
-            self.server_conn = server._adopt(self._address, lambda: (far, place), far.close)
+            self.server_conn = server._adopt(self._address, lambda: (far, place), far.close, begin)
         except (ServerClosed, RuntimeError) as error:  # it just stopped, or has no thread
             raise self._failure(str(error)) from error
         self._far = far

@@ -18,6 +18,7 @@ _MOST = 1000
 # What the threads that belong to no connection do, by how their names begin.
 _ROLES = (
     ("tao-acceptor", "accepts connections"),
+    ("tao-spare", "waits to accept the next"),
     ("tao-worker", "runs handlers that may block"),
     ("tao-timing-wheel", "runs timers, heartbeats and timeouts"),
     ("tao-stopper", "stops a server"),

@@ -26,6 +26,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import islice
 from time import monotonic
 
@@ -75,7 +76,9 @@ class Outbox(queue.Queue[bytes]):
         keep: bool = False,
         limit_bytes: int | None = None,
     ) -> None:
-        super().__init__(limit)
+        # In place of the base's, which makes three conditions that most connections never need.
+        self.maxsize: int = limit
+        self.mutex = threading.Lock()
         self._limit_bytes: int | None = limit_bytes
         self._slow_consumer: str = slow_consumer
         self._start_writer = start_writer
@@ -113,6 +116,19 @@ class Outbox(queue.Queue[bytes]):
         self._collect_most: int = min(limit // 2, _COLLECT_FRAMES)
         if limit_bytes is not None:
             self._collect_most = min(self._collect_most, limit_bytes // _COLLECT_BYTES)
+
+    def _condition(self) -> threading.Condition:
+        return threading.Condition(self.mutex)
+
+    # Each is made when somebody first waits for it. Needs the mutex.
+    not_full = cached_property(_condition)
+    not_empty = cached_property(_condition)
+    all_tasks_done = cached_property(_condition)
+
+    def _wake(self, condition: str) -> None:
+        """Wake all who wait for a condition. Needs the mutex."""
+        if condition in self.__dict__:
+            getattr(self, condition).notify_all()
 
     # -- for everyone
 
@@ -224,7 +240,7 @@ class Outbox(queue.Queue[bytes]):
             self._final = True
             self._collecting = self._open = False
             self._take_collected()
-            self.not_full.notify_all()
+            self._wake("not_full")
             if not self._blocked:
                 self._send()
 
@@ -261,7 +277,7 @@ class Outbox(queue.Queue[bytes]):
         """
         with self.mutex:
             self._stopped = True
-            self.not_empty.notify()
+            self._wake("not_empty")
             self._leave()
             return len(self.queue), self.bytes_waiting
 
@@ -279,7 +295,7 @@ class Outbox(queue.Queue[bytes]):
             transport.wait_writable()
             with self.mutex:
                 self._polling = False
-                self.all_tasks_done.notify_all()
+                self._wake("all_tasks_done")
                 if transport is self._transport and self._blocked:
                     self._send()
 
@@ -400,7 +416,7 @@ class Outbox(queue.Queue[bytes]):
                     self._block()
                     return
                 self._shut = True
-                self.all_tasks_done.notify_all()
+                self._wake("all_tasks_done")
             self._blocked = False
         except OSError as error:
             self._break(error)
@@ -442,7 +458,7 @@ class Outbox(queue.Queue[bytes]):
         if self._ahead:
             self._ahead -= min(dropped, self._ahead)
         if self._waiting:
-            self.not_full.notify_all()
+            self._wake("not_full")
         return dropped
 
     def _block(self) -> None:
@@ -455,7 +471,7 @@ class Outbox(queue.Queue[bytes]):
         # Either the wait begins now, or the socket was writable a moment ago: under TLS, the kernel
         # may take bytes for long before it has all that a frame became.
         self.last_sent = monotonic()
-        self.not_empty.notify()
+        self._wake("not_empty")
 
     def _leave(self) -> None:
         """Let no thread be in the transport. Needs the mutex, and gives it up while it waits."""
@@ -465,7 +481,7 @@ class Outbox(queue.Queue[bytes]):
         self._take_collected()
         # Before the wait, or the writer would go on with a transport that is gone.
         self._blocked = False
-        self.all_tasks_done.notify_all()
+        self._wake("all_tasks_done")
         while self._polling:
             self.all_tasks_done.wait()
 
@@ -480,5 +496,5 @@ class Outbox(queue.Queue[bytes]):
         if not self._keep and self._seal is None:
             self._seal = explain(error)
         self._transport = None
-        self.not_full.notify_all()
-        self.all_tasks_done.notify_all()
+        self._wake("not_full")
+        self._wake("all_tasks_done")

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
 from tao.context import SERVER, Context, background
 from tao.credentials import Credentials, HasCredentials
@@ -26,14 +26,16 @@ from tao.options import ServerOptions, make_options
 from tao.outcomes import Broadcast, StopReport
 from tao.serverconn import ServerConn, host_of
 from tao.signals import catch_signals
-from tao.spares import Spares
 from tao.threads import Deadline, Doorbell, Joinable, gather, in_tao_thread, spawn
 from tao.timers import ConnectionTimer
 from tao.timing import shared_wheel
 from tao.transport import TlsTransport, Transport, address_text
+from tao.turns import Run
 from tao.workers import WorkerPool
 
 __all__ = ["Broadcast", "Server", "ServerConn", "StopReport"]
+
+T = TypeVar("T")
 
 # Whether an accepted socket is non-blocking because the listening one is, as on BSD.
 _INHERIT_NON_BLOCKING = not sys.platform.startswith("linux")
@@ -63,7 +65,6 @@ class Server(HasCredentials):
         #: Cancelled when the server stops; the connections' contexts are below it.
         self.context: Context = background().with_value(SERVER, self).with_cancel()
         self._ids = itertools.count(1)
-        self._spares = Spares(self._options.cpus)
         self._tally = Tally(f"server-{next(_numbers)}", self._fill)
         # Guards all below, as far as it changes after the start.
         self._lock = threading.Lock()
@@ -110,15 +111,15 @@ class Server(HasCredentials):
                 raise ServerClosed(self._why_stopped)
             if self._state == "new":
                 self._begin()
-            credentials = self._credentials if tls is None else Credentials(tls)
             listener = Listener(
                 sock,
-                lambda sock, peer: self._admit(sock, peer, credentials.context),
+                lambda sock, peer: self._admit(sock, peer, listener),
                 self._tally.accept_error,
-                credentials=credentials,
+                credentials=self._credentials if tls is None else Credentials(tls),
                 pace=self._pace,
                 delayed=self._accept_delayed,
                 path=path,
+                cpus=self._options.cpus,
             )
             listener.start()
             self._listeners.append(listener)
@@ -360,7 +361,8 @@ class Server(HasCredentials):
             listener.stop()
         # What the deadline cuts off still takes a moment to come apart.
         apart = Deadline((deadline.remaining() or 0) + 1.0)
-        threads: list[Joinable] = [*gather([listener.thread for listener in listeners], apart)]
+        for listener in listeners:
+            listener.closed.wait(apart.remaining())
         self.context.cancel("server stopping")
         with self._lock:
             conns = list(self._all.values())
@@ -374,9 +376,11 @@ class Server(HasCredentials):
                 report.drained += 1
             else:
                 report.abandoned.append((conn, unhandled, unsent))
+        threads: list[Joinable] = []
         for conn in conns:
             threads += gather(conn._all_threads(), apart)
-        threads += self._spares.stop(apart, threads)
+        for listener in listeners:
+            threads += listener.join(apart, threads)
         if self._pool is not self._options.workers:
             threads += self._pool.stop(deadline.remaining())
         self._give_back()
@@ -399,29 +403,31 @@ class Server(HasCredentials):
             logger, "more than {} connections a second come (accept_rate), so they wait", rate
         )
 
-    def _admit(self, sock: socket.socket, address: Any, tls: ssl.SSLContext | None) -> None:
+    def _admit(self, sock: socket.socket, address: Any, listener: Listener) -> Run | None:
         """Make a connection of an accepted socket, or close it if there are too many."""
 
         def connect() -> tuple[Transport, Any]:
             if _INHERIT_NON_BLOCKING or sock.gettimeout() is not None:
                 sock.setblocking(True)
             set_kernel_clocks(sock, self._options)
-            return _transport(sock, tls), sock.getsockname()
+            return _transport(sock, listener.credentials.context), listener.local_address(sock)
 
-        self._adopt(address, connect, sock.close)
+        return self._adopt(address, connect, sock.close, ServerConn._as_run)
 
     def _adopt(
         self,
         address: Any,
         connect: Callable[[], tuple[Transport, Any]],
         discard: Callable[[], object],
-    ) -> ServerConn | None:
+        begin: Callable[[ServerConn], T],
+    ) -> T | None:
         """Make a connection, whatever its bytes travel by; None: there are too many.
 
         Args:
             address: the peer's.
             connect: returns the transport and this side's address.
             discard: called when there is to be no connection.
+            begin: given the connection, has it served; what it returns is returned.
         """
         host = host_of(address)
         options = self._options
@@ -452,12 +458,11 @@ class Server(HasCredentials):
                 if self._state != "running":  # a stop has seen, or will see, only what is there
                     raise ServerClosed("the server is stopping")
                 self._all[net_id] = conn
-            conn._start()
+            return begin(conn)
         except BaseException:
             discard()
             self._remove(net_id, host)
             raise
-        return conn
 
     def _welcome(self, conn: ServerConn) -> None:
         """A connection is established: give it what is scheduled for all."""

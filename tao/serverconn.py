@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from tao.connection import Connection
 from tao.errors import ConnectionClosed, HandshakeFailed
-from tao.spares import Run
 from tao.timers import ConnectionTimer
 from tao.transport import Transport
+from tao.turns import Run
 
 if TYPE_CHECKING:
     from tao.server import Server
@@ -39,11 +39,20 @@ class ServerConn(Connection):
     def _server(self) -> Any:
         return self._owner
 
-    def _start(self) -> None:
+    def _as_run(self) -> Run:
+        """Return what the connection's first thread is to do, for the one that has accepted it."""
         run = Run(lambda: self._begin(self._open), self._thread_name("reader"))
         with self._lock:
             self._threads.append(run)
-        self._owner._spares.start(run)
+        return run
+
+    def _start(self) -> None:
+        """Start a thread for it, where nobody has accepted it.
+
+        Raises:
+            RuntimeError: none can be had.
+        """
+        self._thread("reader", self._begin, self._open).start()
 
     def _open(self) -> bool:
         """From the first byte to the first message; False if it does not get there."""

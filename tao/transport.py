@@ -35,7 +35,7 @@ _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 # What it means when send() takes nothing, and nothing is wrong.
 _FULL = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 _TCP = frozenset((socket.AF_INET, socket.AF_INET6))
-# The most that is sent without letting go of the interpreter lock, see _lock_keeping_send.
+# The most that is sent without letting go of the interpreter lock, see _lock_keeping.
 _QUICK_SEND = 256 * 1024
 # The most that one TLS record holds (RFC 8446, 5.1).
 _TLS_RECORD = 16 * 1024
@@ -55,25 +55,27 @@ _NOT_TLS = frozenset(
 _NO_TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
 
 
-def _lock_keeping_send() -> Callable[[int, bytes, int, int], int] | None:
-    """Return the C library's ``send``, for calls that do not let go of the interpreter lock.
+def _lock_keeping(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library, for calls that do not let go of the interpreter lock.
 
-    ``socket.send`` lets go of it, as it must for what may block. To get it back is dear when other
-    threads want it too: a wait, and two changes of threads. A send that does not block is over in a
-    few microseconds, and to keep the lock for that long lets a server with many connections answer
-    a third more messages. None where that cannot be had, or where there is no such lock.
+    The methods of a socket let go of it, as they must for what may block. To get it back is dear
+    when other threads want it too: a wait, and two changes of threads. A send that does not block
+    is over in a few microseconds, and to keep the lock for that long lets a server with many
+    connections answer a third more messages. None where that cannot be had, or where there is no
+    such lock.
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return None
     try:
         # No types are declared, as checking them costs as much as the call. The arguments are
         # passed as C ints, which libffi extends to the width of a size_t.
-        return ctypes.PyDLL(None, use_errno=True).send
+        function: Callable[..., int] = getattr(ctypes.PyDLL(None, use_errno=True), name)
     except (AttributeError, OSError, TypeError):
         return None
+    return function
 
 
-_quick_send = _lock_keeping_send()
+_quick_send, _quick_shutdown = _lock_keeping("send"), _lock_keeping("shutdown")
 
 
 class Transport:
@@ -139,7 +141,11 @@ class Transport:
         Raises:
             OSError: the connection broke.
         """
-        self._sock.shutdown(socket.SHUT_WR)
+        if _quick_shutdown is None:
+            self._sock.shutdown(socket.SHUT_WR)
+        elif _quick_shutdown(self._sock.fileno(), socket.SHUT_WR):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
         return True
 
     @property

@@ -16,7 +16,7 @@ STOREYS = [
     {"errors", "atomic", "version"},
     {"message", "codec"},
     {
-        *("log", "threads", "timing", "timers", "context", "workers", "spares", "metrics"),
+        *("log", "threads", "timing", "timers", "context", "workers", "turns", "metrics"),
         *("histogram", "handling", "failures"),
         *("limits", "signals", "overdue"),
         *("transport", "outbox", "overflow", "inbox", "watch", "dispatch"),

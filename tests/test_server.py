@@ -21,6 +21,7 @@ from tao.context import Context
 from tao.errors import AlreadyRegistered, ConnectionClosed, ServerClosed, WouldBlock
 from tao.message import Registry
 from tao.server import Server, ServerConn
+from tao.turns import Turns
 from tao.workers import WorkerPool
 from tests.ends import MakeServer, Number, Seen, Text, number, text
 from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
@@ -245,18 +246,19 @@ def test_running_out_of_descriptors(
 def test_a_thread_that_cannot_start(
     make_server: MakeServer, dial: Dial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection whose thread cannot be had is closed, and the next one is tried."""
+    """A connection for which there is no thread to spare is closed, and the next one is tried."""
     server, address = make_server()
     echo(server)
 
-    def refuse(conn: ServerConn) -> None:
+    def refuse(turns: Turns) -> None:
         monkeypatch.undo()
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(ServerConn, "_start", refuse)
+    monkeypatch.setattr(Turns, "provide", refuse)
     assert dial(address).recv(1) == b""
     assert asks(dial(address), "next")
     assert server.snapshot().accept_errors == 1
+    assert server._admitted == 1
 
 
 def test_on_connect_may_refuse(make_server: MakeServer, dial: Dial) -> None:
