@@ -61,7 +61,7 @@ class Options:
     on_error: Callable[[Connection, BaseException], object] | None = None
 
     #: How many messages may wait to be sent, and as many to be handled, for each connection. (What
-    #: one read of at most 256 KiB brought is queued to be handled as a whole.)
+    #: one read brought, some 1000 at most, is queued to be handled as a whole.)
     queue_size: int = 256
     #: How many bytes may wait to be sent, beside that: with many large messages, ``queue_size`` of
     #: them may be more than there is memory. One message that is longer is taken if none waits.

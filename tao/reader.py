@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["Reader"]
 
 # How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
-# connection holds little memory. More is for large messages: a batch of small ones would be long.
-_RECV_LEAST, _RECV_MOST, _RECV_MOST_LARGE = 4 * 1024, 64 * 1024, 256 * 1024
-# How many bytes a message must have to be large.
-_LARGE = 4 * 1024
+# connection holds little memory.
+_RECV_LEAST, _RECV_MOST = 4 * 1024, 256 * 1024
+# It does not grow beyond what so many messages take: a batch keeps its replies waiting, and other
+# connections too, as it is long before a thread that computes gives the interpreter lock away.
+_BATCH_MOST = 1024
 
 
 class Reader:
@@ -34,7 +35,7 @@ class Reader:
     """
 
     __slots__ = (
-        "_broken", "_conn", "_recv_most", "_recv_most_large", "_recv_size", "bytes_in", "intake",
+        "_broken", "_conn", "_recv_most", "_recv_size", "bytes_in", "intake",
         "last_received", "messages_in",
     )  # fmt: skip
 
@@ -46,7 +47,6 @@ class Reader:
         self.intake: Intake | None = intake_for(conn, conn._options)
         most = None if self.intake is None else self.intake.recv_most
         self._recv_most: int = min(most or _RECV_MOST, _RECV_MOST)
-        self._recv_most_large: int = min(most or _RECV_MOST_LARGE, _RECV_MOST_LARGE)
         self._recv_size: int = min(_RECV_LEAST, self._recv_most)
         #: When something last came, monotonic.
         self.last_received: float = monotonic()
@@ -83,8 +83,8 @@ class Reader:
             except BaseException as error:
                 broken = error
             if size == self._recv_size:
-                large = len(batch) * _LARGE <= size
-                self._recv_size = min(4 * size, self._recv_most_large if large else self._recv_most)
+                enough = max(_RECV_LEAST, size * _BATCH_MOST // (len(batch) or 1))
+                self._recv_size = min(4 * size, enough, self._recv_most)
             elif self._recv_size > _RECV_LEAST and 4 * size < self._recv_size:
                 self._recv_size //= 2
             if intake is not None:
