@@ -35,7 +35,7 @@ from typing import Any
 
 from tao.codec import Batch
 from tao.context import RequestContext
-from tao.handling import QUICK, TRUST_MOST, TRUST_NEEDED, DispatchHost, call, learn
+from tao.handling import QUICK, TRUST_MOST, TRUST_NEEDED, DispatchHost, call, learn, note
 from tao.histogram import NEAR, NEAR_PER_SECOND, Latencies
 from tao.inbox import CALL, STOP, TAKE_OVER, Inbox
 from tao.message import HEARTBEAT, Handler, Registration, Registry
@@ -108,7 +108,7 @@ class Dispatcher:
         # Owned by who runs a batch, one at a time; read by the watch and for figures.
         self._runs: int = 0  # batches begun
         self._messages: Iterator[Any] = iter(())  # what is left of the current one
-        self._stuck: bool = False  # the watch found it to be stuck
+        self._stuck: bool = False  # the watch found that it blocks; until that has ended
         self.handled: int = 0
         self.busy_time: float = 0.0  # seconds spent in handlers, but not in sending
         # Owned by the watch: what it saw last, as (_runs, messages left), and since when.
@@ -273,8 +273,7 @@ class Dispatcher:
         """If nothing is pending, wake who waits and return what to call. Needs _lock."""
         if self._pending or self._inline:
             return None
-        if self._waiting:
-            self._wake()
+        self._wake()
         then, self._then = self._then, None
         return then
 
@@ -361,10 +360,7 @@ class Dispatcher:
         return entry, handler, entry.trust >= TRUST_NEEDED[entry.dispatch or self._mode]
 
     def _run_alone(self, batch: Batch) -> Batch:
-        """What `_run` does inline, for a batch of one: a message that comes alone bears all of it.
-
-        So here is only what the handler of a registered message needs.
-        """
+        """What `_run` does inline, for one message: only what it needs, as it bears all of it."""
         number, message = batch[0]
         entry = self._entries.get(number)
         if entry is None or entry.handler is None:
@@ -390,7 +386,7 @@ class Dispatcher:
         """Handle a batch and return the part of it that is not for this thread.
 
         Messages of the same number in a row are a group, for which everything is looked up, timed
-        and counted once.
+        and counted once. It ends with a handler that the watch found to block.
         """
         host, outbox, context = self._host, self._outbox, self._host.context
         group: Any = self  # no number is equal to it
@@ -403,9 +399,7 @@ class Dispatcher:
         self._runs += 1
         self._messages = messages = iter(batch)
         watch = self._watch
-        watch.running.add(self)
-        if not watch.armed:
-            watch.arm()
+        watch.enter(self)
         started = monotonic() - outbox.send_time
         try:
             for number, message in messages:
@@ -417,7 +411,7 @@ class Dispatcher:
                     if (inline and not trusted) or self._discard:
                         rest = [(number, message), *messages]
                         break
-                    if collecting is not (trusted and len(batch) > 1 and not self._stuck):
+                    if collecting is not (trusted and len(batch) > 1):
                         collecting = not collecting
                         if collecting:
                             outbox.collect()
@@ -431,6 +425,10 @@ class Dispatcher:
                     handle(RequestContext(context, message), host)
                 except BaseException as error:
                     host.report(error, f"handling message {number}")
+                if self._stuck:
+                    started = self._account(entry, started, count)
+                    group, count = self, 0
+                    watch.enter(self)  # which has lost interest in it
         finally:
             watch.running.discard(self)
         if count:
@@ -445,24 +443,26 @@ class Dispatcher:
     def _account(self, entry: Registration | None, started: float, count: int) -> float:
         """Learn from a group that was run; return the time now.
 
-        The time that counts is the clock's, less what was spent sending: to send is to let go of
-        the interpreter lock, and how long it takes to get it back tells how busy the others are.
-        In the histogram of its number each message of the group counts as the mean of all.
+        The time that counts is the clock's, less what was spent sending, where others may have
+        taken the interpreter lock. In the histogram each message of the group counts as the mean
+        of all, except one that blocks: since when, the watch knows to a few milliseconds.
         """
         now = monotonic() - self._outbox.send_time
         elapsed = now - started
         self.busy_time += elapsed
+        stuck, self._stuck = self._stuck, False
         if entry is not None:
             mean = elapsed / count  # below zero when another thread was sending meanwhile
-            if 0.0 <= mean <= QUICK and entry.trust == TRUST_MOST and not self._stuck:
+            if 0.0 <= mean <= QUICK and entry.trust == TRUST_MOST and not stuck:
                 try:
                     self._cells[entry.number][NEAR[floor(mean * NEAR_PER_SECOND)]] += count
                     self.handled += count
                     return now
                 except KeyError:
                     pass  # the first of its number here
-            self._latencies.add(entry.number, mean, count)
-            learn(entry, mean, self._stuck, self._watch.lateness)
+            blocked = monotonic() - self._seen_since if stuck else None
+            mean = note(self._latencies, entry, elapsed, count, blocked)
+            learn(entry, mean, stuck, self._watch.lateness)
         self.handled += count  # last, so that whoever sees it finds the rest as well
         return now
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from tao.context import Context
-from tao.histogram import NEAR_MOST
+from tao.histogram import NEAR_MOST, Latencies
 from tao.message import Registration
 
-__all__ = ["QUICK", "TRUST_MOST", "TRUST_NEEDED", "DispatchHost", "call", "learn"]
+__all__ = ["QUICK", "TRUST_MOST", "TRUST_NEEDED", "DispatchHost", "call", "learn", "note"]
 
 #: A handler is quick if it runs shorter than this, in seconds.
 QUICK = NEAR_MOST
@@ -34,6 +34,23 @@ class DispatchHost(Protocol):
 
     def undefined(self, number: int) -> None:
         """Note a message whose number is not registered."""
+
+
+def note(
+    latencies: Latencies, entry: Registration, elapsed: float, count: int, blocked: float | None
+) -> float:
+    """Add runs of a handler to the histogram of its number, and return how long they took each.
+
+    Args:
+        elapsed: how long all took together, in seconds.
+        blocked: for how long the last of them was seen to block, or None.
+    """
+    if blocked is not None and count > 1:
+        blocked = min(blocked, elapsed)
+        latencies.add(entry.number, (elapsed - blocked) / (count - 1), count - 1)
+        elapsed, count = blocked, 1
+    latencies.add(entry.number, elapsed / count, count)
+    return elapsed / count
 
 
 def learn(entry: Registration, mean: float, stuck: bool, lateness: float) -> None:

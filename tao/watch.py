@@ -66,6 +66,12 @@ class BlockWatch:
             self.armed = True
         self._look_later()
 
+    def enter(self, each: Watched) -> None:
+        """Look after one that is about to run something. `running` is where it takes itself out."""
+        self.running.add(each)
+        if not self.armed:
+            self.arm()
+
     def blocks(self, each: Any) -> None:
         """A dispatcher is known to be stuck now, and costs no more looks until it runs the next.
 

@@ -13,6 +13,7 @@ import pytest
 
 from tao.context import Context
 from tao.handling import TRUST_MOST, learn
+from tao.histogram import summed
 from tao.message import Registration, Registry
 from tao.server import Server
 from tests.ends import End, Number, Seen, Text, frame, number, text
@@ -290,6 +291,30 @@ def test_a_full_inbox_pushes_back(open_end: OpenEnd) -> None:
 
 
 # -- order
+
+
+@pytest.mark.parametrize("mode", ["inline", "auto", "pool"])
+def test_one_that_blocks_does_not_hide_among_quick_ones(open_end: OpenEnd, mode: str) -> None:
+    """In the latencies it counts by itself, also in the midst of a run of one kind."""
+    registry = Registry()
+    gate = threading.Event()
+
+    @registry.handler(Number)
+    def one_blocks(ctx: Context, conn: Any) -> None:
+        if ctx.message.value == 10:
+            assert gate.wait(PATIENCE)
+
+    end = open_end(registry=registry, dispatch=mode)
+    end.send(b"".join(number(i) for i in range(20)))
+    dispatcher = end.conn._dispatcher
+    wait_until(lambda: dispatcher._stuck)
+    gate.wait(0.1)
+    gate.set()
+    wait_until(lambda: dispatcher.handled == 20)
+    latency = summed(end.conn._tally.latencies.copies()[Number.message_number])
+    assert latency.count == 20
+    assert latency.most > 0.09 and latency.p90 < latency.most / 2
+    assert dispatcher.busy_time > 0.09
 
 
 @pytest.mark.parametrize("seed", [1, 2])
