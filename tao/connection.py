@@ -34,6 +34,7 @@ from tao.message import Message, Registry
 from tao.metrics import Counts, Tally
 from tao.options import Options
 from tao.outbox import Outbox
+from tao.overdue import telling_if_long
 from tao.reader import Reader
 from tao.reporter import Reporter
 from tao.threads import Deadline, Joinable, gather, spawn
@@ -258,13 +259,17 @@ class Connection(HasTimers):
             raise ConnectionClosed(self._reason)
 
     def _ask_on_connect(self) -> bool:
-        on_connect = self._options.on_connect
-        if on_connect is None:
+        return self._call("on_connect", self._options.on_connect)
+
+    def _call(self, what: str, callback: Callable[[Any], object] | None) -> bool:
+        """Call ``on_connect`` or ``on_close``; False if it returned that, or raised."""
+        if callback is None:
             return True
         try:
-            return on_connect(self) is not False
+            with telling_if_long(self, what):
+                return callback(self) is not False
         except BaseException as error:
-            self.report(error, "in on_connect")
+            self.report(error, f"in {what}")
             return False
 
     # -- threads
@@ -461,14 +466,9 @@ class Connection(HasTimers):
         self._tally.ended(self)
 
     def _call_on_close(self) -> None:
-        if not self._established:
-            return
-        self._established = False
-        if self._options.on_close is not None:
-            try:
-                self._options.on_close(self)
-            except BaseException as error:
-                self.report(error, "in on_close")
+        if self._established:
+            self._established = False
+            self._call("on_close", self._options.on_close)
 
     # -- errors and figures
 

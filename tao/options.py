@@ -106,9 +106,9 @@ class Options:
     #: thread that reads. With an initializer of the workers it is ``"pool"`` unless it is given, as
     #: only the workers are prepared.
     dispatch: str = "auto"
-    #: Seconds after which a handler that still runs is told of in the log, once, with the stack of
-    #: its thread; None: never. 30 is longer than the usual timeouts of what handlers wait for: who
-    #: runs for longer is, as a rule, waiting for something that does not come.
+    #: Seconds after which a handler, ``on_connect`` or ``on_close`` that still runs is told of in
+    #: the log, once, with the stack of its thread; None: never. 30 is longer than usual timeouts of
+    #: what they wait for: who runs for longer is, as a rule, waiting for what does not come.
     handler_warn_after: float | None = 30.0
     #: Which CPUs the threads of connections run on (Linux): None, any; ``"auto"``, one; a number or
     #: several. On one CPU they do not fight over the interpreter lock, which makes many connections

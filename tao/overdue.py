@@ -11,9 +11,11 @@ the interpreter crashes (its manual warns of it, under "free threading"). There 
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from operator import length_hint
 from time import monotonic
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from tao.connection import Connection
     from tao.dispatch import Dispatcher
 
-__all__ = ["OverdueWatch", "Running", "current_frames", "running_in"]
+__all__ = ["OverdueWatch", "Running", "current_frames", "running_in", "telling_if_long"]
 
 # How often to look after handlers that are known to block, in seconds.
 _STEP = 1.0
@@ -97,10 +99,10 @@ def _state(dispatcher: Dispatcher) -> tuple[int, int]:
     return dispatcher._runs, length_hint(dispatcher._messages)
 
 
-def _stack(top: FrameType, end: FrameType) -> str:
+def _stack(top: FrameType | None, end: FrameType | None) -> str:
     """The calls below ``end``, up to ``top``, as a traceback shows them."""
     frames = []
-    frame: FrameType | None = top
+    frame = top
     while frame is not None and frame is not end:
         frames.append((frame, frame.f_lineno))
         frame = frame.f_back
@@ -171,3 +173,27 @@ class OverdueWatch:
 
 def _limit(conn: Connection) -> float | None:
     return conn._options.handler_warn_after
+
+
+@contextmanager
+def telling_if_long(conn: Connection, what: str) -> Iterator[None]:
+    """Tell of a callback, like of a handler, if what is in the ``with`` block runs for long."""
+    limit = _limit(conn)
+    if limit is None:
+        yield
+        return
+    # The frames are this function's, that of the module contextlib, and that of the caller.
+    ident, end, wheel = threading.get_ident(), sys._getframe(2), conn._wheel.in_real_time
+
+    def tell(_: datetime) -> None:
+        stack = _stack(current_frames().get(ident), end)
+        conn._reporter.overdue_callback(what, limit, ident, stack)
+
+    try:
+        timer = wheel.run_clock(limit, tell)
+    except RuntimeError:  # it has stopped
+        timer = 0
+    try:
+        yield
+    finally:
+        wheel.cancel(timer)

@@ -96,9 +96,13 @@ class Reporter:
 
     def overdue_handler(self, running: Running, stack: str) -> None:
         """Warn of a handler that runs for too long. Called by the timing wheel's thread only."""
-        self.overdue += 1
         number, seconds, ident = running
         what = "a timer's callback" if number is None else f"the handler of message {number}"
+        self.overdue_callback(what, seconds, ident, stack)
+
+    def overdue_callback(self, what: str, seconds: float, ident: int, stack: str) -> None:
+        """Warn of a callback that does. Called by the timing wheel's thread only."""
+        self.overdue += 1
         self._conn._tally.overdue.warn(
             self.log(),
             "{} has been running for {:.1f} s on connection {} from {}, in thread {}; "

@@ -187,6 +187,27 @@ def test_each_handler_that_hangs_is_told_of(open_end: OpenEnd, log_lines: list[A
 
 
 @needs_stacks
+@pytest.mark.parametrize("what", ["on_connect", "on_close"])
+def test_a_callback_that_hangs_is_told_of(
+    make_server: MakeServer, log_lines: list[Any], what: str
+) -> None:
+    """Its connection is not read meanwhile, or does not end."""
+    blocker = Blocker("pool")
+    options: dict[str, Any] = {what: lambda conn: blocker.wait()}
+    server, address = make_server(handler_warn_after=0.02, **options)
+    with socket.create_connection(address, PATIENCE):
+        wait_until(lambda: server.snapshot().connections_total or blocker.entered.items)
+    blocker.entered.wait()
+    wait_until(lambda: told(log_lines))
+    (line,) = told(log_lines)
+    assert line.startswith(f"{what} has been running for 0.0 s on connection 1 from 127.0.0.1:")
+    assert "in wait\n" in line and "in _call\n" not in line and "contextlib" not in line
+    blocker.leave.release()
+    wait_until(lambda: not server._all)
+    assert server.snapshot().overdue == len(told(log_lines)) == 1
+
+
+@needs_stacks
 def test_a_timer_that_hangs_is_told_of(open_end: OpenEnd, log_lines: list[Any]) -> None:
     """Callbacks take their turn among the messages, and hold them up likewise."""
     blocker = Blocker("pool")
