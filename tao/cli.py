@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         parser = make_parser()
-        options = parser.parse_args(words)
+        options, unknown = parser.parse_known_args(words)
+        if unknown:
+            about = f"tao {options.command}" if options.command else "tao"
+            raise WrongCall(f"{about} does not know {' '.join(unknown)} (see {about} --help)")
         options.words = words
         if options.print_completion is not None:
             from tao.cli_completion import script

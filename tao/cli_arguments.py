@@ -194,10 +194,8 @@ _CERT = "Make a certificate authority, and certificates of a server and a client
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="MODULE:SERVER", help="what to start")
     group = parser.add_argument_group("where it listens")
-    group.add_argument("--host", default="127.0.0.1", help="a name or an address (%(default)s)")
-    group.add_argument(
-        "--port", type=parse_port, default=12345, help="0 for any that is free (%(default)s)"
-    )
+    group.add_argument("--host", help="a name or an address (127.0.0.1)")
+    group.add_argument("--port", type=parse_port, help="0 for any that is free (12345)")
     group.add_argument("--unix", metavar="PATH", help="a Unix socket, in place of host and port")
     _option(group, "--backlog", parse_count, "N", "connections that may wait to be accepted")
     group = parser.add_argument_group("TLS")

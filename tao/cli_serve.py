@@ -93,7 +93,12 @@ def _serve(options: argparse.Namespace, link: Link | None) -> int:
 
 
 def _address(options: argparse.Namespace) -> Address:
-    return (options.host, options.port) if options.unix is None else str(options.unix)
+    if options.unix is None:
+        return options.host or "127.0.0.1", 12345 if options.port is None else options.port
+    for name in ("host", "port"):
+        if getattr(options, name) is not None:
+            raise WrongCall(f"--unix stands in place of --{name}")
+    return str(options.unix)
 
 
 def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:

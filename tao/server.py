@@ -436,9 +436,9 @@ class Server(HasCredentials):
             if self._state != "running":
                 refusal = "the server is stopping"
             elif self._admitted >= options.max_connections:
-                refusal = f"there are {options.max_connections} connections"
+                refusal = f"max_connections is {options.max_connections}"
             elif per_host is not None and self._hosts[host] >= per_host:
-                refusal = f"there are {per_host} connections from {host}"
+                refusal = f"max_connections_per_host is {per_host}"
             else:
                 refusal = ""
                 net_id = next(self._ids)

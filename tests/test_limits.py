@@ -204,7 +204,7 @@ def test_refusals_do_not_fill_the_log(make_server: MakeServer, log_lines: list[A
     server.stop()
     assert server.snapshot().refused == 100
     told = [each["message"] for each in log_lines if each["level"].name == "WARNING"]
-    assert "refused: there are 1 connections" in told[0]
+    assert "refused: max_connections is 1" in told[0]
     assert told[1:] == ["99 more lines about limits were left out at the end"]
 
 
