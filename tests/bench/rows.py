@@ -145,6 +145,14 @@ def _server_rows() -> list[Row]:
             tuple(_with(c, "--broadcast") for c in (TAO, ASYNCIO, UVLOOP)),
             (Target(TAO.label, LOOPS, at_least=1.0),),
         ),
+        Row(
+            "broadcast-5000",
+            "Broadcast, one sender, 5 000 receivers",
+            LoadWorkload(Load("broadcast", 5001), unit="deliveries/s"),
+            tuple(_with(c, "--broadcast") for c in (TAO, ASYNCIO, UVLOOP)),
+            (Target(TAO.label, LOOPS),),
+            quick=False,
+        ),
         *(
             Row(
                 f"churn-{clients}",
@@ -280,4 +288,7 @@ def _judged(row: Row) -> bool:
 
 def growth_contestants() -> tuple[Contestant, ...]:
     """Return those whose figures are followed as the load grows."""
-    return (TAO, ASYNCIO, UVLOOP, SOCKETSERVER)
+    patient = dataclasses.replace(
+        TAO, label="tao, switch interval 20 ms", switches=("--switch-interval", "0.02")
+    )
+    return (TAO, ASYNCIO, UVLOOP, SOCKETSERVER, patient)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import threading
 import time
 from typing import Any
@@ -57,8 +58,11 @@ def main() -> None:
     parser.add_argument("--slow-consumer")
     parser.add_argument("--patience", type=float, help="seconds to wait for room for a reply")
     parser.add_argument("--broadcast", action="store_true")
+    parser.add_argument("--switch-interval", type=float, help="seconds, of the interpreter")
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     options = parser.parse_args()
+    if options.switch_interval is not None:
+        sys.setswitchinterval(options.switch_interval)
     server = make_server(options)
     address = server.start((options.host, options.port))
     announce(address[1])
