@@ -479,8 +479,8 @@ class Dispatcher:
                 # It goes on, but replies have waited for long enough.
                 self._outbox.flush()
         elif now - self._seen_since >= grace:
+            self._watch.blocks(self)  # before it may enter again
             self._stuck = True
-            self._watch.blocks(self)
             self._relieve()
 
     def _relieve(self) -> None:

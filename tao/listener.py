@@ -47,6 +47,7 @@ class Listener:
         pace: has a token for each that may be accepted; who waits for one waits in the kernel.
         delayed: called when someone has to.
         path: a file that goes when the listener does: of a Unix socket, if it was made here.
+        own: whether the socket was made here, so that it is an ordinary one.
         cpus: which the threads are pinned to, or None.
     """
 
@@ -60,6 +61,7 @@ class Listener:
         pace: TokenBucket | None = None,
         delayed: Callable[[], object] = bool,
         path: str | None = None,
+        own: bool = False,
         cpus: Set[int] | None = None,
     ) -> None:
         self._sock = sock
@@ -70,8 +72,8 @@ class Listener:
         self._delayed = delayed
         self.address: Any = sock.getsockname()
         self._path = path
-        # At any address of this machine: then each connection has its own.
-        self._anywhere: bool = self.address[:1] in (("0.0.0.0",), ("::",))
+        # Whether each connection has this address, and not one of its own.
+        self._concrete: bool = own and self.address[:1] not in (("0.0.0.0",), ("::",))
         # Wakes who waits on every platform, and leaves alone a socket that others share.
         self._wake, self._woken = socket.socketpair()
         self._stopping = threading.Event()
@@ -92,14 +94,17 @@ class Listener:
         """
         try:
             self._turns.start()
-        except RuntimeError:
+        except BaseException:
             self._free()
             raise
 
     def stop(self) -> None:
         """Accept no more. See `closed` and `join`."""
         # In this order: once it is told to stop, who accepts may free what is written to here.
-        self._wake.send(b"x")
+        try:
+            self._wake.send(b"x")
+        except OSError:
+            pass  # accepting has ended already
         self._stopping.set()
 
     def join(self, deadline: Deadline, stuck: Iterable[Joinable] = ()) -> list[threading.Thread]:
@@ -108,40 +113,51 @@ class Listener:
         Args:
             stuck: runs that are not waited for.
         """
+        self.closed.wait(deadline.remaining())
         return self._turns.join(deadline, stuck)
 
     def local_address(self, sock: socket.socket) -> Any:
         """Return this side's address of a connection accepted here."""
-        return sock.getsockname() if self._anywhere else self.address
+        return self.address if self._concrete else sock.getsockname()
 
     def _accept_next(self) -> Run | None:
         """Accept until there is something to do; None: accept no more."""
-        while not self._stopping.is_set():
-            self._poll.poll()
-            try:
-                if self._pace is not None and not self._keep(self._pace):
-                    break
-                run = self._accept_one()
-                self._backoff = _BACKOFF_LEAST
-                if run is not None:
-                    return run
-            except ServerClosed:
-                self._stopping.wait()  # what `stop` needs is freed only after it
-            except Exception as error:
-                self._failed()
-                logger.warning(
-                    "accepting at {} failed, again in {} s: {}",
-                    self.address,
-                    self._backoff,
-                    explain(error),
-                )
-                self._stopping.wait(self._backoff)
-                self._backoff = min(2 * self._backoff, _BACKOFF_MOST)
-        self._free()
+        run = None
+        try:
+            while run is None and not self._stopping.is_set():
+                run = self._try_to_accept()
+        finally:
+            if run is None:
+                self._free()
+        return run
+
+    def _try_to_accept(self) -> Run | None:
+        self._poll.poll()
+        try:
+            if self._pace is not None and not self._keep(self._pace):
+                return None
+            run = self._accept_one()
+            self._backoff = _BACKOFF_LEAST
+            return run
+        except ServerClosed:
+            self._stopping.wait()  # what `stop` needs is freed only after it
+        except BaseException as error:
+            self._failed()
+            logger.warning(
+                "accepting at {} failed, again in {} s: {}",
+                self.address,
+                self._backoff,
+                explain(error),
+            )
+            self._stopping.wait(self._backoff)
+            self._backoff = min(2 * self._backoff, _BACKOFF_MOST)
         return None
 
     def _free(self) -> None:
-        unlisten(self._sock, self._path)
+        try:
+            unlisten(self._sock, self._path)
+        except OSError as error:
+            logger.warning("{} cannot be removed: {}", self._path, explain(error))
         self._wake.close()
         self._woken.close()
         self.closed.set()

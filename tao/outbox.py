@@ -26,13 +26,12 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from itertools import islice
 from time import monotonic
 
 from tao.errors import ConnectionClosed
 from tao.overflow import make_room
-from tao.threads import Deadline
+from tao.threads import Deadline, LazyCondition
 from tao.transport import Transport, explain
 
 __all__ = ["Outbox"]
@@ -117,13 +116,7 @@ class Outbox(queue.Queue[bytes]):
         if limit_bytes is not None:
             self._collect_most = min(self._collect_most, limit_bytes // _COLLECT_BYTES)
 
-    def _condition(self) -> threading.Condition:
-        return threading.Condition(self.mutex)
-
-    # Each is made when somebody first waits for it. Needs the mutex.
-    not_full = cached_property(_condition)
-    not_empty = cached_property(_condition)
-    all_tasks_done = cached_property(_condition)
+    not_full, not_empty, all_tasks_done = LazyCondition(), LazyCondition(), LazyCondition()
 
     def _wake(self, condition: str) -> None:
         """Wake all who wait for a condition. Needs the mutex."""

@@ -82,7 +82,7 @@ class Reader:
                 feed(data, batch)
             except BaseException as error:
                 broken = error
-            if size == self._recv_size:
+            if size == self._recv_size or len(batch) > _BATCH_MOST:
                 enough = max(_RECV_LEAST, size * _BATCH_MOST // (len(batch) or 1))
                 self._recv_size = min(4 * size, enough, self._recv_most)
             elif self._recv_size > _RECV_LEAST and 4 * size < self._recv_size:

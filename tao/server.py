@@ -119,6 +119,7 @@ class Server(HasCredentials):
                 pace=self._pace,
                 delayed=self._accept_delayed,
                 path=path,
+                own=sock is not address,
                 cpus=self._options.cpus,
             )
             listener.start()

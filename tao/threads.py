@@ -22,6 +22,7 @@ __all__ = [
     "Deadline",
     "Doorbell",
     "Joinable",
+    "LazyCondition",
     "as_tao_thread",
     "gather",
     "in_tao_thread",
@@ -146,6 +147,21 @@ class Doorbell:
     def __exit__(self, *exc_info: object) -> None:
         self._near.close()
         self._far.close()
+
+
+class LazyCondition:
+    """A condition on the ``mutex`` of an object, made when first asked for, under the mutex.
+
+    (``functools.cached_property`` has a lock of its own before CPython 3.12, one for all objects.)
+    """
+
+    def __set_name__(self, kind: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, thing: Any, kind: type | None = None) -> threading.Condition:
+        made: threading.Condition = threading.Condition(thing.mutex)
+        thing.__dict__[self._name] = made
+        return made
 
 
 class Deadline:

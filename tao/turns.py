@@ -92,7 +92,12 @@ class Turns:
         Raises:
             RuntimeError: it cannot be had.
         """
-        self.provide()
+        try:
+            self.provide()
+        except BaseException:
+            self._over = True
+            self._lead.release()
+            raise
         self._pass_on()
 
     def provide(self) -> None:
@@ -136,18 +141,26 @@ class Turns:
         self._lead.acquire()
         while True:
             thread.name = self._name
-            run = None if self._over else self._find()
+            run = None if self._over else self._lead_once()
             if run is None:
                 self._over = True
                 self._lead.release()  # and so does everyone who gets it
                 break
             self._pass_on()
             run.perform()
+            run = None  # and with it goes what it holds, a connection
             thread.name = "tao-spare"
             if not self._follow():
                 break
         with self._lock:
             self._all.discard(thread)
+
+    def _lead_once(self) -> Run | None:
+        try:
+            return self._find()
+        except BaseException:
+            logger.exception("{} ends", self._name)
+            return None
 
     def _pass_on(self) -> None:
         """Give the lead to somebody who follows."""

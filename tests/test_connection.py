@@ -710,3 +710,15 @@ def test_on_close_follows_the_last_handler(open_end: OpenEnd) -> None:
     end.send(b"".join(number(i) for i in range(500)))
     end.peer.close()
     assert seen.wait(501) == [*range(500), "closed"]
+
+
+def test_small_messages_after_large_ones(open_end: OpenEnd) -> None:
+    """A connection that has read much at a time does not go on to do so when messages are tiny."""
+    registry = Registry()
+    registry.handler(Text)(lambda ctx, conn: None)
+    end = open_end(registry=registry)
+    reader = end.conn._reader
+    reader._recv_size = 256 * 1024
+    end.send(text("") * 16_000)
+    wait_until(lambda: end.conn._dispatcher.handled == 16_000)
+    assert reader._recv_size <= 16 * 1024

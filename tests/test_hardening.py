@@ -705,6 +705,25 @@ def test_a_handler_may_fork() -> None:
     assert run_program(FORK + IN_A_HANDLER).splitlines() == ["7 True", "True"]
 
 
+RETURNS = """
+@server.handler(type("Fork", (Text,), {"message_number": 9}), dispatch="inline")
+def fork(ctx, conn):
+    child = os.fork()
+    if child:
+        conn.write(Text(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))))
+
+sock.sendall(bytes([9, 0, 0, 0, 0, 0, 0, 0]))
+print(recv_exactly(sock, 9)[8:].decode(), asks(sock, "after"))
+sock.close(), client.close(), pool.stop()
+print(server.stop().clean)
+"""
+
+
+def test_the_child_of_a_handler_that_returns_ends() -> None:
+    """It has no other thread than that of the connection, which is over there."""
+    assert run_program(FORK + RETURNS).splitlines() == ["0 True", "True"]
+
+
 def test_multiprocessing_by_fork() -> None:
     """A child of multiprocessing does not end what its parent serves."""
     program = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import re
 import resource
@@ -11,12 +13,14 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tao.codec import TypeLengthValueCodec
 from tao.context import Context
 from tao.errors import AlreadyRegistered, ConnectionClosed, ServerClosed, WouldBlock
 from tao.message import Registry
@@ -259,6 +263,57 @@ def test_a_thread_that_cannot_start(
     assert asks(dial(address), "next")
     assert server.snapshot().accept_errors == 1
     assert server._admitted == 1
+
+
+def test_a_codec_that_wants_to_exit(make_server: MakeServer, dial: Dial) -> None:
+    """What goes wrong while a connection is made costs that connection, even a SystemExit."""
+    codec = TypeLengthValueCodec()
+    server, address = make_server(codec=codec)
+    echo(server)
+
+    def leave(registry: Registry) -> Any:
+        del codec.decoder
+        raise SystemExit("of the codec")
+
+    codec.decoder = leave  # type: ignore[method-assign]
+    assert dial(address).recv(1) == b""
+    assert asks(dial(address), "next")
+    assert (server.snapshot().accept_errors, server._admitted) == (1, 1)
+
+
+def test_a_path_that_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[Any]
+) -> None:
+    """As when the program has given up its privileges: it is said, and the stop is in order."""
+    server = Server(registry=Registry())
+    path = server.start(str(tmp_path / "tao.sock"))
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EPERM, "not allowed")
+
+    monkeypatch.setattr("tao.listener.os.unlink", refuse)
+    assert server.stop().clean
+    assert server._listeners[0].closed.is_set() and not server._listeners[0]._turns._all
+    assert any(f"{path} cannot be removed" in record["message"] for record in log_lines)
+
+
+def test_who_has_gone_is_forgotten(make_server: MakeServer, dial: Dial) -> None:
+    """Also the last connection, whose thread waits for the next: nothing holds what it held."""
+    server, address = make_server()
+    echo(server)
+    sock = dial(address)
+    assert asks(sock, "1")
+    (conn,) = server.connections
+    gone = weakref.ref(conn)
+    sock.close()
+    wait_until(lambda: not server._all)
+    del conn
+
+    def is_gone() -> bool:
+        gc.collect()
+        return gone() is None
+
+    wait_until(is_gone)
 
 
 def test_on_connect_may_refuse(make_server: MakeServer, dial: Dial) -> None:

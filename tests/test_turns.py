@@ -158,6 +158,21 @@ def test_a_thread_that_cannot_start(work: Work, monkeypatch: pytest.MonkeyPatch)
     assert not run.is_alive()
 
 
+def test_finding_fails(work: Work, log_lines: list[Any]) -> None:
+    """Whatever is raised there is logged, and is the end: nobody waits for ever."""
+    work.do()
+
+    class Broken:
+        def provide(self) -> None:
+            raise SystemExit("no more")
+
+    turns, work.turns = work.turns, Broken()  # type: ignore[assignment]
+    work.give(lambda: None)
+    assert turns.join(Deadline(PATIENCE)) == []
+    work.turns = turns
+    assert [record["message"] for record in log_lines] == ["tao-leader ends"]
+
+
 def test_the_first_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever starts them is told."""
 
