@@ -47,6 +47,8 @@ StrPath = str | os.PathLike[str]
 
 # Absent where OpenSSL, or what stands in for it, knows no renegotiation.
 _NO_RENEGOTIATION: Final = getattr(ssl, "OP_NO_RENEGOTIATION", 0)
+# Takes a stream that was cut for one that ended; some CPythons, as 3.11.2, set it in every context.
+_IGNORE_UNEXPECTED_EOF: Final = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 # OpenSSL's word for a key of another kind than the certificate's is the second of them.
 _MISMATCH: Final = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMATCH")
 
@@ -135,6 +137,7 @@ def _context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | _NO_RENEGOTIATION
+    context.options &= ~_IGNORE_UNEXPECTED_EOF
     return context
 
 

@@ -53,6 +53,8 @@ _NOT_TLS = frozenset(
 # What a server answers to those, as OpenSSL itself does not: the fatal alert protocol_version (RFC
 # 8446, 6.2), in a record as all versions have it. So a peer can tell what it has come upon.
 _NO_TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
+# OpenSSL's name for a stream that was cut, which some CPythons, as 3.11.2, have no class for.
+_CUT = "UNEXPECTED_EOF_WHILE_READING"
 
 
 def _lock_keeping(name: str) -> Callable[..., int] | None:
@@ -312,8 +314,10 @@ class TlsTransport(Transport):
                 piece = self._machine.read(size)
             except ssl.SSLWantReadError:
                 break
-            except ssl.SSLEOFError as error:
-                raise ConnectionClosed("peer closed without saying so in TLS") from error
+            except ssl.SSLError as error:
+                if isinstance(error, ssl.SSLEOFError) or error.reason == _CUT:
+                    raise ConnectionClosed("peer closed without saying so in TLS") from error
+                raise
             if not piece:
                 return b"".join(pieces)
             pieces.append(piece)

@@ -207,7 +207,7 @@ def test_a_cut_stream_is_no_orderly_end(certificate: Certificate) -> None:
     """The end of the bytes without the peer's word that it is the end is an error."""
     ends = Ends(certificate.server_config(), certificate.client_config()).handshake()
     ends.down.write_eof()
-    with pytest.raises(ssl.SSLEOFError):
+    with pytest.raises(ssl.SSLError, match=r"(?i)eof"):  # SSLEOFError, but not on CPython 3.11.2
         ends.client.read()
 
 
