@@ -62,9 +62,9 @@ def _lock_keeping(name: str) -> Callable[..., int] | None:
 
     The methods of a socket let go of it, as they must for what may block. To get it back is dear
     when other threads want it too: a wait, and two changes of threads. A send that does not block
-    is over in a few microseconds, and to keep the lock for that long lets a server with many
-    connections answer a third more messages. None where that cannot be had, or where there is no
-    such lock.
+    is over in a few microseconds (256 KiB in 25 to 40), and to keep the lock for that long lets a
+    server with many connections answer a third more messages. None where that cannot be had, or
+    where there is no such lock.
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return None

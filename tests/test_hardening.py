@@ -680,6 +680,13 @@ def test_a_monitor_stays_the_parents() -> None:
     assert run_program(FORK + MONITOR).splitlines() == ["True True"]
 
 
+# A message has a handler fork and tell how the child ended; the connection goes on.
+HAVE_FORKED = """
+sock.sendall(bytes([9, 0, 0, 0, 0, 0, 0, 0]))
+print(recv_exactly(sock, 9)[8:].decode(), asks(sock, "after"))
+sock.close(), client.close(), pool.stop()
+print(server.stop().clean)
+"""
 IN_A_HANDLER = """
 seen = []
 @server.handler(type("Fork", (Text,), {"message_number": 9}))
@@ -692,17 +699,12 @@ def fork(ctx, conn):
             os._exit(7)
         os._exit(1)
     conn.write(Text(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))))
-
-sock.sendall(bytes([9, 0, 0, 0, 0, 0, 0, 0]))
-print(recv_exactly(sock, 9)[8:].decode(), asks(sock, "after"))
-sock.close(), client.close(), pool.stop()
-print(server.stop().clean)
 """
 
 
 def test_a_handler_may_fork() -> None:
     """In the child its connection is closed, in the parent it goes on."""
-    assert run_program(FORK + IN_A_HANDLER).splitlines() == ["7 True", "True"]
+    assert run_program(FORK + IN_A_HANDLER + HAVE_FORKED).splitlines() == ["7 True", "True"]
 
 
 RETURNS = """
@@ -711,17 +713,12 @@ def fork(ctx, conn):
     child = os.fork()
     if child:
         conn.write(Text(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))))
-
-sock.sendall(bytes([9, 0, 0, 0, 0, 0, 0, 0]))
-print(recv_exactly(sock, 9)[8:].decode(), asks(sock, "after"))
-sock.close(), client.close(), pool.stop()
-print(server.stop().clean)
 """
 
 
 def test_the_child_of_a_handler_that_returns_ends() -> None:
     """It has no other thread than that of the connection, which is over there."""
-    assert run_program(FORK + RETURNS).splitlines() == ["0 True", "True"]
+    assert run_program(FORK + RETURNS + HAVE_FORKED).splitlines() == ["0 True", "True"]
 
 
 def test_multiprocessing_by_fork() -> None:
