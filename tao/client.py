@@ -14,18 +14,18 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from tao.addresses import Address, address_text, parse, resolve
 from tao.connection import Connection
 from tao.context import background
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.forks import renew_after_fork, renew_client
 from tao.keepalive import set_kernel_clocks
-from tao.listener import check_path
 from tao.message import Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ClientOptions, Reconnect, make_options
 from tao.threads import as_tao_thread, in_tao_thread
 from tao.timing import shared_wheel
-from tao.transport import TlsTransport, Transport, address_text, explain
+from tao.transport import TlsTransport, Transport, explain
 
 __all__ = ["ClientConn", "connect"]
 
@@ -44,7 +44,7 @@ class ClientConn(Connection):
     In a child of ``os.fork`` one that was started is closed, see ``tao/forks.py``.
 
     Args:
-        address: ``(host, port)``, resolved anew for each attempt, or the path of a Unix socket.
+        address: in any form of ``addresses.py``; a name is resolved anew for each attempt.
         options: see `ClientOptions`; all are keyword-only.
 
     Raises:
@@ -53,11 +53,11 @@ class ClientConn(Connection):
 
     _label = "client-{}"
 
-    def __init__(self, address: tuple[str, int] | str, **options: Any) -> None:
+    def __init__(self, address: Address, **options: Any) -> None:
         checked = make_options(ClientOptions, "ClientConn", options)
         reconnect = checked.reconnect
         self._reconnect: Reconnect | None = Reconnect() if reconnect is True else reconnect or None
-        self._address = _checked(address)
+        self._address = parse(address)
         #: What this client knows beside the default registry, or the registry it was given.
         self.registry: Registry = checked.registry or Registry(default_registry)
         wheel = shared_wheel.acquire()
@@ -251,8 +251,8 @@ class ClientConn(Connection):
     def _reach(self) -> socket.socket:
         """Connect a socket to the first address that answers."""
         try:
-            targets = _resolve(self._address)
-        except (OSError, UnicodeError) as error:
+            targets = resolve(self._address)
+        except OSError as error:
             raise self._failure(explain(error)) from error
         reasons = []
         for family, target in targets:
@@ -428,30 +428,10 @@ class ClientConn(Connection):
         snapshot.timers = self._wheel.size
 
 
-def connect(address: tuple[str, int] | str, **options: Any) -> ClientConn:
+def connect(address: Address, **options: Any) -> ClientConn:
     """Make a `ClientConn` and start it."""
     return ClientConn(address, **options).start()
 
 
-def _checked(address: Any) -> tuple[str, int] | str:
-    if isinstance(address, str):
-        check_path(address)
-        return address
-    if isinstance(address, (tuple, list)) and len(address) == 2:
-        host, port = address
-        if isinstance(host, str) and isinstance(port, int):
-            if not 0 < port <= 65535:
-                raise ValueError(f"a port to connect to is a number from 1 to 65535, not {port}")
-            return host, port
-    raise TypeError(f"an address is (host, port) or the path of a Unix socket, not {address!r}")
-
-
-def _resolve(address: tuple[str, int] | str) -> list[tuple[int, Any]]:
-    if isinstance(address, str):
-        return [(socket.AF_UNIX, address)]
-    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-    return [(entry[0], entry[4]) for entry in found]
-
-
-def _told(address: tuple[str, int] | str) -> str:
-    return address if isinstance(address, str) else f"{address[0]} port {address[1]}"
+def _told(address: tuple[Any, ...] | str) -> str:
+    return address_text(address) if isinstance(address, str) else f"{address[0]} port {address[1]}"

@@ -9,29 +9,29 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import socket
 import threading
 from collections.abc import Callable, Iterable, Set
 from typing import Any
 
+from tao.addresses import Address, Target, address_text, parse, resolve
 from tao.credentials import Credentials
 from tao.errors import ServerClosed
 from tao.limits import TokenBucket
 from tao.log import logger
 from tao.threads import Deadline, Joinable
-from tao.transport import address_text, explain
+from tao.transport import explain
 from tao.turns import Run, Turns
 
-__all__ = ["Address", "Listener", "check_path", "listen", "unlisten"]
-
-Address = tuple[str, int] | str
+__all__ = ["Listener", "listen", "unlisten"]
 
 # After a failed accept, wait for so long, doubling up to the most, in seconds.
 _BACKOFF_LEAST, _BACKOFF_MOST = 0.005, 1.0
 # Errors of accept that concern one connection that came and went, not the listener.
 _PASSING = (errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN)
+# Errors of binding that say that this machine has no such address, though it may have another.
+_NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class Listener:
@@ -193,8 +193,11 @@ class Listener:
 def listen(address: Address | socket.socket, backlog: int) -> socket.socket:
     """Return a listening, non-blocking socket.
 
+    Of several addresses that a name has, an IPv4 address is taken if there is one, as Go does, else
+    the first that this machine has.
+
     Args:
-        address: ``(host, port)``, the path of a Unix socket, or a socket that listens already.
+        address: in any form of ``addresses.py``, or a socket that listens already.
         backlog: how many connections may wait in the kernel.
 
     Raises:
@@ -202,24 +205,30 @@ def listen(address: Address | socket.socket, backlog: int) -> socket.socket:
         TypeError, ValueError: it is no address.
     """
     if isinstance(address, socket.socket):
-        sock = address
-    elif isinstance(address, str):
-        check_path(address)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        _bind(sock, address, backlog)
-    else:
-        host, port = _checked(address)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        if not host:
-            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-            family = socket.AF_INET6 if host == "::" else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(address[0])))
-        _bind(sock, (host, port), backlog)
-    sock.setblocking(False)
-    return sock
+        address.setblocking(False)
+        return address
+    parsed = parse(address, listening=True)
+    *others, last = _targets(parsed)
+    for target in others:
+        try:
+            return _bind(target, parsed, backlog)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+    return _bind(last, parsed, backlog)
+
+
+def _targets(address: tuple[Any, ...] | str) -> list[Target]:
+    """Return where to listen: one place, or several of which one will do."""
+    if not address[0]:
+        if socket.has_dualstack_ipv6():
+            return [Target(socket.AF_INET6, ("::", address[1]))]
+        return [Target(socket.AF_INET, ("0.0.0.0", address[1]))]
+    try:
+        targets = resolve(address)
+    except OSError as error:
+        raise _refused(address, error) from None
+    return sorted(targets, key=lambda target: target.family != socket.AF_INET)
 
 
 def unlisten(sock: socket.socket, path: str | None) -> None:
@@ -232,37 +241,29 @@ def unlisten(sock: socket.socket, path: str | None) -> None:
             pass
 
 
-def check_path(path: str) -> None:
-    """Raise a ``ValueError`` if a path looks as if a host and a port were meant."""
-    if found := re.fullmatch(r"([^/\0]*):([0-9]{1,5})", path):
-        host, port = found[1].strip("[]"), int(found[2])
-        raise ValueError(
-            f"{path!r} would be a Unix socket's path; write ({host!r}, {port}) for a host and a "
-            f"port, or './{path}' for that path"
-        )
-
-
-def _checked(address: Any) -> tuple[str, int]:
-    """Return host and port, or say what an address looks like."""
-    if isinstance(address, (tuple, list)) and len(address) == 2:
-        host, port = address
-        if isinstance(host, str) and isinstance(port, int):
-            if not 0 <= port <= 65535:
-                raise ValueError(f"a port is a number from 0 to 65535, not {port}")
-            return host, port
-    raise TypeError(f"an address is (host, port), a path or a listening socket, not {address!r}")
-
-
-def _bind(sock: socket.socket, address: Any, backlog: int) -> None:
+def _bind(target: Target, address: Any, backlog: int) -> socket.socket:
+    """Return a socket that listens at a target of an address."""
+    sock = None
     try:
-        sock.bind(address)
+        sock = socket.socket(target.family, socket.SOCK_STREAM)
+        if target.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if target.family == socket.AF_INET6:
+            # Only a server that was given no host takes IPv4 on it as well.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(address[0])))
+        sock.bind(target.address)
         sock.listen(backlog)
     except (OSError, OverflowError) as error:
-        sock.close()
-        number = error.errno if isinstance(error, OSError) else errno.EINVAL
-        raise OSError(
-            number, f"cannot listen at {address_text(address)}: {explain(error)}"
-        ) from None
+        if sock is not None:
+            sock.close()
+        raise _refused(address, error) from None
+    sock.setblocking(False)
+    return sock
+
+
+def _refused(address: Any, error: BaseException) -> OSError:
+    number = error.errno if isinstance(error, OSError) else errno.EINVAL
+    return OSError(number, f"cannot listen at {address_text(address)}: {explain(error)}")
 
 
 def _port_of(address: Any) -> Any:

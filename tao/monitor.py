@@ -20,7 +20,6 @@ others wait in the kernel; so many may look at the live page, and the next is to
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
 import threading
@@ -29,19 +28,23 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tao.addresses import address_text
 from tao.forks import renew_after_fork, renew_monitor
+from tao.listener import listen
 from tao.log import logger
 from tao.metrics import Snapshot, tallies
 from tao.monitor_http import PATIENCE, Answer, Request, shut
 from tao.monitor_live import Feed
 from tao.monitor_pages import page_at
 from tao.threads import Deadline, gather, spawn
-from tao.transport import address_text, explain
+from tao.transport import explain
 
 __all__ = ["Monitor", "monitor_on"]
 
 # How many requests are answered at once, and how many may look at the live page.
 _AT_ONCE, _STREAMS = 16, 16
+# How many more may wait in the kernel.
+_BACKLOG = 128
 # What a request may take, in seconds.
 _PATIENCE: float = PATIENCE
 # How far back QPS looks, and how close together it keeps readings, in seconds.
@@ -241,12 +244,4 @@ def _listen(host: str, port: int) -> socket.socket:
         raise TypeError(f"port must be an int, not {port!r}")
     if not 0 <= port <= 65535:
         raise ValueError(f"a port is a number from 0 to 65535, not {port}")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        sock = socket.create_server((host, port), family=family)
-    except OSError as error:
-        where = address_text((host, port))
-        number = error.errno or errno.EINVAL
-        raise OSError(number, f"cannot listen at {where}: {explain(error)}") from None
-    sock.setblocking(False)
-    return sock
+    return listen((host or "0.0.0.0", port), _BACKLOG)

@@ -354,8 +354,8 @@ def _client(target: Any, memory: bool, options: dict[str, Any]) -> ClientConn:
         raise ValueError("the server does not listen; start it, or say memory=True")
     address = target.address
     if isinstance(address, tuple):
-        host, port = address[:2]
-        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+        host, *rest = address
+        address = ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), *rest)
     return ClientConn(address, **{"codec": target._options.codec, **options})
 
 

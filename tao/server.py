@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
+from tao.addresses import Address
 from tao.context import SERVER, Context, background
 from tao.credentials import Credentials, HasCredentials
 from tao.errors import ConnectionClosed, ServerClosed, TaoError
 from tao.forks import renew_after_fork, renew_server
 from tao.keepalive import set_kernel_clocks
 from tao.limits import TokenBucket
-from tao.listener import Address, Listener, listen, unlisten
+from tao.listener import Listener, listen, unlisten
 from tao.log import logger
 from tao.message import Registry, check_callable, default_registry
 from tao.metrics import Snapshot, Tally
@@ -89,8 +90,10 @@ class Server(HasCredentials):
         """Listen, and serve in the background; call it again for another address.
 
         Args:
-            address: ``(host, port)``, port 0 for any that is free; a path for a Unix socket; or a
-                socket that listens already, as systemd hands one over (it becomes non-blocking).
+            address: ``(host, port)``, port 0 for any that is free, an empty host for all addresses
+                of this machine; a path for a Unix socket; or a socket that listens already, as
+                systemd hands one over (it becomes non-blocking). Of several addresses that a name
+                has, one is listened at: an IPv4 address if there is one.
             tls: for who connects to this address; None: what the option ``tls`` says.
 
         Returns:

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tao.addresses import Address
 from tao.clock import Clock
 from tao.faults import FaultProxy, Faults
-from tao.listener import Address
 from tao.memory import (
     MemoryClient,
     MemoryPair,

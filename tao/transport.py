@@ -26,6 +26,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from tao.addresses import address_text
 from tao.errors import ConnectionClosed, HandshakeFailed
 from tao.threads import Deadline
 
@@ -430,11 +431,3 @@ def explain(error: BaseException) -> str:
             return "peer closed"
         return os.strerror(error.errno).lower()
     return str(error) or type(error).__name__
-
-
-def address_text(address: Any) -> str:
-    """Write an address as people do."""
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return str(address or "-")

@@ -18,7 +18,7 @@ STOREYS = [
     {
         *("log", "threads", "timing", "timers", "context", "workers", "turns", "metrics"),
         *("histogram", "handling", "failures"),
-        *("limits", "signals", "overdue"),
+        *("limits", "signals", "overdue", "addresses"),
         *("transport", "outbox", "overflow", "inbox", "watch", "dispatch"),
     },
     {
