@@ -14,7 +14,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from tao.addresses import Address, address_text, parse, resolve
+from tao.addresses import Address, address_text, normalized, parse, resolve
 from tao.connection import Connection
 from tao.context import background
 from tao.errors import ConnectFailed, ConnectionClosed
@@ -226,7 +226,8 @@ class ClientConn(Connection):
     def _dial(self) -> Transport:
         sock = self._reach()
         try:
-            self.remote_address, self.local_address = sock.getpeername(), sock.getsockname()
+            self.remote_address = normalized(sock.getpeername())
+            self.local_address = normalized(sock.getsockname())
             set_kernel_clocks(sock, self._options)
             return self._transport_on(sock)
         except (OSError, ValueError) as error:  # it may be reset already

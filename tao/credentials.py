@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from tao.addresses import unix_address
 from tao.log import logger
 from tao.options import ServerOptions
 from tao.tls import StrPath, load_tls_config
@@ -78,7 +79,8 @@ class HasCredentials:
             if known is None:
                 raise ValueError("tls: this server has not been started")
             return [known]
-        found = [each.credentials for each in list(self._listeners) if each.address == address]
+        wanted = address if isinstance(address, tuple) else unix_address(address)
+        found = [each.credentials for each in list(self._listeners) if each.address == wanted]
         if not found:
             raise ValueError(f"tls: this server does not listen at {address!r}")
         return found

@@ -108,7 +108,7 @@ def _renew_pool(pool: WorkerPool) -> None:
 
 def renew_server(server: Server, reason: str) -> None:
     """Stop a server that was started; one that was not can be started."""
-    _renew_locks(server, server.registry)
+    _renew_locks(server, server.registry, server._admission)
     _renew_tally(server._tally)
     if isinstance(server._options.workers, WorkerPool):
         _renew_pool(server._options.workers)
@@ -129,8 +129,7 @@ def renew_server(server: Server, reason: str) -> None:
         _abandon(conn, reason)
         _close(conn._accepted)
     server._all.clear()
-    server._hosts.clear()
-    server._admitted = 0
+    server._admission.clear()
 
 
 def renew_client(client: ClientConn, reason: str) -> None:

@@ -244,4 +244,4 @@ def _listen(host: str, port: int) -> socket.socket:
         raise TypeError(f"port must be an int, not {port!r}")
     if not 0 <= port <= 65535:
         raise ValueError(f"a port is a number from 0 to 65535, not {port}")
-    return listen((host or "0.0.0.0", port), _BACKLOG)
+    return listen((host or "0.0.0.0", port), _BACKLOG).sock

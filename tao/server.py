@@ -8,29 +8,29 @@ import ssl
 import sys
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
-from tao.addresses import Address
+from tao.addresses import Address, address_text, host_of
+from tao.admission import Admission
 from tao.context import SERVER, Context, background
 from tao.credentials import Credentials, HasCredentials
 from tao.errors import ConnectionClosed, ServerClosed, TaoError
 from tao.forks import renew_after_fork, renew_server
 from tao.keepalive import set_kernel_clocks
 from tao.limits import TokenBucket
-from tao.listener import Listener, listen, unlisten
+from tao.listener import Listener, listen
 from tao.log import logger
 from tao.message import Registry, check_callable, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ServerOptions, make_options
 from tao.outcomes import Broadcast, StopReport
-from tao.serverconn import ServerConn, host_of
+from tao.serverconn import ServerConn
 from tao.signals import catch_signals
 from tao.threads import Deadline, Doorbell, Joinable, gather, in_tao_thread, spawn
 from tao.timers import ConnectionTimer
 from tao.timing import shared_wheel
-from tao.transport import TlsTransport, Transport, address_text
+from tao.transport import TlsTransport, Transport
 from tao.turns import Run
 from tao.workers import WorkerPool
 
@@ -66,13 +66,15 @@ class Server(HasCredentials):
         #: Cancelled when the server stops; the connections' contexts are below it.
         self.context: Context = background().with_value(SERVER, self).with_cancel()
         self._ids = itertools.count(1)
+        # The connections that there are, and those about to be.
+        self._admission = Admission(
+            self._options.max_connections, self._options.max_connections_per_host
+        )
         self._tally = Tally(f"server-{next(_numbers)}", self._fill)
         # Guards all below, as far as it changes after the start.
         self._lock = threading.Lock()
         self._listeners: list[Listener] = []
         self._all: dict[int, ServerConn] = {}  # until their last thread's last step
-        self._admitted: int = 0  # these, and those about to be
-        self._hosts: Counter[str] = Counter()
         self._schedules: dict[int, tuple[float, ConnectionTimer]] = {}
         self._state: str = "new"  # then "running", "stopping", "stopped"
         self._why_stopped: str = "a server that was stopped cannot be started again"
@@ -91,13 +93,15 @@ class Server(HasCredentials):
 
         Args:
             address: ``(host, port)``, port 0 for any that is free, an empty host for all addresses
-                of this machine; a path for a Unix socket; or a socket that listens already, as
-                systemd hands one over (it becomes non-blocking). Of several addresses that a name
-                has, one is listened at: an IPv4 address if there is one.
+                of this machine; for a Unix socket its path, or ``"\\0name"`` for one without a file
+                (Linux); or a socket that is bound, as systemd hands one over (it becomes
+                non-blocking). Of several addresses that a name has, one is listened at: an IPv4
+                address if there is one. A file that a Unix socket of a killed process has left is
+                replaced.
             tls: for who connects to this address; None: what the option ``tls`` says.
 
         Returns:
-            the address bound to.
+            the address bound to; of a Unix socket as a str.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or out of range.
@@ -105,24 +109,20 @@ class Server(HasCredentials):
             ServerClosed: the server has been stopped.
         """
         ServerOptions(tls=tls)  # which checks it
-        sock = listen(address, self._options.backlog)
-        path = address if isinstance(address, str) else None
+        bound = listen(address, self._options.backlog)
         with self._lock:
             if self._state in ("stopping", "stopped"):
-                if sock is not address:
-                    unlisten(sock, path)
+                bound.discard()
                 raise ServerClosed(self._why_stopped)
             if self._state == "new":
                 self._begin()
             listener = Listener(
-                sock,
+                bound,
                 lambda sock, peer: self._admit(sock, peer, listener),
                 self._tally.accept_error,
                 credentials=self._credentials if tls is None else Credentials(tls),
                 pace=self._pace,
                 delayed=self._accept_delayed,
-                path=path,
-                own=sock is not address,
                 cpus=self._options.cpus,
             )
             listener.start()
@@ -434,24 +434,15 @@ class Server(HasCredentials):
             begin: given the connection, has it served; what it returns is returned.
         """
         host = host_of(address)
-        options = self._options
-        per_host = options.max_connections_per_host
-        with self._lock:
-            if self._state != "running":
-                refusal = "the server is stopping"
-            elif self._admitted >= options.max_connections:
-                refusal = f"max_connections is {options.max_connections}"
-            elif per_host is not None and self._hosts[host] >= per_host:
-                refusal = f"max_connections_per_host is {per_host}"
-            else:
-                refusal = ""
-                net_id = next(self._ids)
-                self._hosts[host] += 1
-                self._admitted += 1
+        net_id = next(self._ids)
+        if self._state == "running":
+            refusal = self._admission.admit(net_id, host)
+        else:
+            refusal = "the server is stopping"
         if refusal:
             self._tally.refused()
             floods = self._tally.floods
-            floods.warn(logger, "connection from {} refused: {}", address, refusal)
+            floods.warn(logger, "connection from {} refused: {}", address_text(address), refusal)
             discard()
             return None
         try:
@@ -465,7 +456,7 @@ class Server(HasCredentials):
             return begin(conn)
         except BaseException:
             discard()
-            self._remove(net_id, host)
+            self._remove(net_id)
             raise
 
     def _welcome(self, conn: ServerConn) -> None:
@@ -475,13 +466,10 @@ class Server(HasCredentials):
         for schedule, (interval, callback) in schedules.items():
             conn._follow(schedule, interval, callback)
 
-    def _remove(self, net_id: int, host: str) -> None:
+    def _remove(self, net_id: int) -> None:
         with self._lock:
             self._all.pop(net_id, None)
-            self._admitted -= 1
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
+        self._admission.release(net_id)
 
     def _fill(self, snapshot: Snapshot) -> None:
         with self._lock:

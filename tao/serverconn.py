@@ -13,7 +13,7 @@ from tao.turns import Run
 if TYPE_CHECKING:
     from tao.server import Server
 
-__all__ = ["ServerConn", "host_of"]
+__all__ = ["ServerConn"]
 
 
 class ServerConn(Connection):
@@ -94,9 +94,4 @@ class ServerConn(Connection):
 
     def _forget(self) -> None:
         super()._forget()
-        self._owner._remove(self.net_id, host_of(self.remote_address))
-
-
-def host_of(address: Any) -> str:
-    """Return the host of a peer's address; for what has none, as a Unix socket, an empty string."""
-    return str(address[0]) if isinstance(address, tuple) and address else ""
+        self._owner._remove(self.net_id)

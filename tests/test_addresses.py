@@ -171,7 +171,7 @@ def test_kinds_of_paths(tmp_path: pathlib.Path, kind: Any) -> None:
     path = tmp_path / "socket"
     written = bytes(path) if kind is bytes else kind(path)
     with (
-        listen(written, 1) as listening,
+        listen(written, 1).sock as listening,
         ClientConn(written, registry=Registry()) as client,
     ):
         listening.settimeout(PATIENCE)

@@ -18,7 +18,7 @@ STOREYS = [
     {
         *("log", "threads", "timing", "timers", "context", "workers", "turns", "metrics"),
         *("histogram", "handling", "failures"),
-        *("limits", "signals", "overdue", "addresses"),
+        *("limits", "signals", "overdue", "addresses", "admission", "unix_sockets"),
         *("transport", "outbox", "overflow", "inbox", "watch", "dispatch"),
     },
     {

@@ -659,7 +659,7 @@ def test_an_acceptor_that_sees_the_stop_first(
         original(conn, *args)
 
     def late(listener: Listener) -> None:
-        wait_until(lambda: not server._admitted)
+        wait_until(lambda: not server._admission)
         stop(listener)
 
     monkeypatch.setattr(ServerConn, "__init__", slowly)
@@ -691,7 +691,7 @@ def test_a_connection_accepted_while_stopping(
         assert server.stop(timeout=0).threads
         stopped.set()
         assert sock.recv(1) == b""
-    wait_until(lambda: not server._admitted)
+    wait_until(lambda: not server._admission)
 
 
 @pytest.mark.parametrize("timeout", [None, 0])

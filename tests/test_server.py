@@ -203,7 +203,7 @@ def test_one_connection_too_many_is_closed(make_server: MakeServer, dial: Dial) 
     assert server.snapshot().refused == 1
     first.close()
     wait_until(lambda: server.connection_count == 1)
-    wait_until(lambda: server._admitted == 1)
+    wait_until(lambda: len(server._admission) == 1)
     assert asks(dial(address), "again")
 
 
@@ -217,7 +217,7 @@ def test_a_limit_for_each_host(make_server: MakeServer, dial: Dial) -> None:
     with socket.create_connection(address, PATIENCE, source_address=("127.0.0.2", 0)) as other:
         assert asks(other, "2")
     first.close()
-    wait_until(lambda: "127.0.0.1" not in server._hosts)
+    wait_until(lambda: "127.0.0.1" not in server._admission.hosts)
     assert asks(dial(address), "again")
 
 
@@ -262,7 +262,7 @@ def test_a_thread_that_cannot_start(
     assert dial(address).recv(1) == b""
     assert asks(dial(address), "next")
     assert server.snapshot().accept_errors == 1
-    assert server._admitted == 1
+    assert len(server._admission) == 1
 
 
 def test_a_codec_that_wants_to_exit(make_server: MakeServer, dial: Dial) -> None:
@@ -278,7 +278,7 @@ def test_a_codec_that_wants_to_exit(make_server: MakeServer, dial: Dial) -> None
     codec.decoder = leave  # type: ignore[method-assign]
     assert dial(address).recv(1) == b""
     assert asks(dial(address), "next")
-    assert (server.snapshot().accept_errors, server._admitted) == (1, 1)
+    assert (server.snapshot().accept_errors, len(server._admission)) == (1, 1)
 
 
 def test_a_path_that_cannot_be_removed(
@@ -291,7 +291,7 @@ def test_a_path_that_cannot_be_removed(
     def refuse(path: str) -> None:
         raise PermissionError(errno.EPERM, "not allowed")
 
-    monkeypatch.setattr("tao.listener.os.unlink", refuse)
+    monkeypatch.setattr("tao.unix_sockets.os.unlink", refuse)
     assert server.stop().clean
     assert server._listeners[0].closed.is_set() and not server._listeners[0]._turns._all
     assert any(f"{path} cannot be removed" in record["message"] for record in log_lines)
@@ -328,7 +328,7 @@ def test_on_connect_may_refuse(make_server: MakeServer, dial: Dial) -> None:
     sock = dial(address)
     assert recv_exactly(sock, 100) == text("banned")
     sock.close()
-    wait_until(lambda: server._admitted == 0)
+    wait_until(lambda: len(server._admission) == 0)
     assert server.snapshot().refused == 1
     assert server.snapshot().connections_total == 0
     assert seen.items == []
