@@ -89,20 +89,19 @@ def test_no_timeout_is_too_long_for_the_kernel(seconds: float) -> None:
 
 
 VANISHED = """
-import fcntl, socket, struct, threading
+import fcntl, queue, socket, struct, threading
 import tao
 def line(up):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, 0x8914, struct.pack("16sh", b"lo", 0x49 if up else 0x48))
 line(up=True)
-there, gone = threading.Event(), threading.Event()
+there, gone = queue.SimpleQueue(), threading.Event()
 server = tao.Server(
-    on_connect=lambda conn: there.set(), on_close=lambda conn: gone.set(),
+    on_connect=there.put, on_close=lambda conn: gone.set(),
     write_timeout=0.5, heartbeat=0.1, idle_timeout=100,
 )
 sock = socket.create_connection(server.start(("127.0.0.1", 0)))
-there.wait(60)
-conn, = server.connections
+conn = there.get(timeout=60)
 line(up=False)
 gone.wait(60)
 print(conn.close_reason)
