@@ -1,31 +1,181 @@
-"""The way to the log: loguru, silent until the application says ``logger.enable("tao")``.
+"""Logging through loguru, silent until the application says ``logger.enable("tao")``.
 
 Nothing here or elsewhere in tao adds a sink, and no line is written per message above TRACE. Nor is
-the content of one: of what a decoder raises, only where and of what kind is told. An exception of a
-handler is logged as it is; what its text says is the application's choice, and whether a traceback
-shows the values of variables is that of who adds a sink (``diagnose``).
+the content of one: of what a decoder raises, only where and of what kind is logged. An exception of
+a handler is logged as it is; what its text says is the application's choice, and whether a
+traceback shows the values of variables is that of whoever adds a sink (``diagnose``).
+
+Guarantee: logging never raises into tao. A sink may raise (a full disk, a bug in it), and loguru
+raises ``RuntimeError`` when a finalizer or a signal handler logs on a thread that is inside a sink;
+in the midst of tao's error handling either would end a thread. Such a line goes to stderr instead.
+Only what is meant for the caller passes: ``KeyboardInterrupt`` and the like in the main thread and
+in other threads that are not tao's, where a signal or a timeout library raises them.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
+import threading
+import traceback
 from typing import TYPE_CHECKING, Any
 
-from loguru import logger
+import loguru
+
+from tao.safe_text import safe_format, safe_str
 
 if TYPE_CHECKING:
-    import loguru
+    from loguru import Message, Record
 
-__all__ = ["log_to_stdlib", "logger"]
+__all__ = ["Logger", "log_to_stdlib", "logger", "thread_marks"]
 
-logger.disable("tao")
+loguru.logger.disable("tao")
+
+#: Has a true attribute ``marked`` in threads that work for tao. ``threads.py`` sets it; it is here
+#: because logging, on which that module depends, needs to know as well.
+thread_marks = threading.local()
+
+# From loguru's own frames to the caller of one of the methods below.
+_DEPTH = 2
+
+
+class Logger:
+    """A logger that behaves like loguru's, except that writing a line never raises.
+
+    Methods that write nothing (``add``, ``enable``...) are loguru's own. Any thread, finalizer or
+    signal handler may call any method: it takes no lock.
+
+    Args:
+        target: the logger of loguru's, which takes the caller's place from `_DEPTH`.
+        exception: what to log with each line, or None.
+    """
+
+    __slots__ = ("_exception", "_target")
+
+    def __init__(self, target: loguru.Logger, exception: Any = None) -> None:
+        self._target = target
+        self._exception = exception
+
+    def bind(self, **extra: object) -> Logger:
+        """Return a logger whose lines carry ``extra``."""
+        return Logger(self._target.bind(**extra), self._exception)
+
+    def opt(self, *, exception: Any = None) -> Logger:
+        """Return a logger whose lines carry an exception.
+
+        Args:
+            exception: itself; a tuple of type, value and traceback; or True for the one that is
+                being handled.
+        """
+        if exception is True:
+            exception = sys.exc_info()[1]
+        return Logger(self._target.opt(exception=exception, depth=_DEPTH), exception)
+
+    def trace(self, text: str, *args: object) -> None:
+        self._write("TRACE", text, args)
+
+    def debug(self, text: str, *args: object) -> None:
+        self._write("DEBUG", text, args)
+
+    def info(self, text: str, *args: object) -> None:
+        self._write("INFO", text, args)
+
+    def success(self, text: str, *args: object) -> None:
+        self._write("SUCCESS", text, args)
+
+    def warning(self, text: str, *args: object) -> None:
+        self._write("WARNING", text, args)
+
+    def error(self, text: str, *args: object) -> None:
+        self._write("ERROR", text, args)
+
+    def critical(self, text: str, *args: object) -> None:
+        self._write("CRITICAL", text, args)
+
+    def exception(self, text: str, *args: object) -> None:
+        """Write an ERROR line with the exception being handled."""
+        self.opt(exception=True)._write("ERROR", text, args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def _write(self, level: str, text: str, args: tuple[object, ...]) -> None:
+        try:
+            self._target.log(level, text, *args)
+        except BaseException as error:
+            if _is_for_caller(error):
+                raise
+            self._rescue(level, text, args, error)
+
+    def _rescue(
+        self, level: str, text: str, args: tuple[object, ...], error: BaseException
+    ) -> None:
+        """Write a line in another way, since logging it raised."""
+        line = safe_format(text, *args) if args else text
+        try:
+            if args and not _can_format(text, args):  # no sink has seen it yet
+                deeper = self._target.opt(exception=self._exception, depth=_DEPTH + 1)
+                deeper.log(level, "{}", line)
+                return
+        except BaseException as another:
+            if _is_for_caller(another):
+                raise
+            error = another
+        _write_to_stderr(level, line, self._exception, error)
+
+
+def _is_for_caller(error: BaseException) -> bool:
+    """Tell whether an exception is meant for the thread, and not the failure of a sink."""
+    if isinstance(error, Exception):
+        return False
+    in_main_thread = threading.get_ident() == threading.main_thread().ident
+    return in_main_thread or not getattr(thread_marks, "marked", False)
+
+
+def _can_format(text: str, args: tuple[object, ...]) -> bool:
+    try:
+        text.format(*args)
+    except Exception:
+        return False
+    return True
+
+
+def _write_to_stderr(level: str, line: str, exception: Any, why: BaseException) -> None:
+    try:
+        lines = [
+            f"tao cannot log the following ({type(why).__name__}: {safe_str(why)}):\n",
+            f"{level} {line}\n",
+        ]
+        if isinstance(exception, tuple):
+            lines += traceback.format_exception(*exception)
+        elif isinstance(exception, BaseException):
+            lines += traceback.format_exception(exception)
+        if sys.stderr is not None:  # as in a program without a console
+            sys.stderr.write("".join(lines))
+    except BaseException as error:
+        if _is_for_caller(error):
+            raise
+        # There is nowhere left to say it.
+
+
+logger = Logger(loguru.logger.opt(depth=_DEPTH))
+
+# The sink that log_to_stdlib has added last.
+_bridge: int | None = None
 
 
 def log_to_stdlib(level: str | int = 0) -> int:
     """Send tao's log lines to the standard library's ``logging``, each to its module's logger.
 
     For programs that know nothing of loguru. It enables tao's lines and removes loguru's default
-    sink, which would print them to stderr a second time. Call it once, from any thread.
+    sink, which would print them to stderr a second time. Any thread may call it; calling it again
+    replaces what the call before set up.
+
+    It may be called before or after ``logging`` is configured. ``logging.config`` disables all
+    loggers that exist and that the configuration does not name, unless it is told
+    ``disable_existing_loggers=False``. tao's loggers come to exist with their first line, so which
+    of them that hits depends on what was logged before: their ``disabled`` is therefore ignored.
+    To silence tao, set a level: ``logging.getLogger("tao").setLevel("CRITICAL")``.
 
     Args:
         level: lines below it are not sent, as a name or a number.
@@ -33,36 +183,48 @@ def log_to_stdlib(level: str | int = 0) -> int:
     Returns:
         the id of the sink, for ``loguru.logger.remove(id)``.
     """
-    # Formatting a traceback is left to logging; loguru's way would call repr on its variables too.
-    sink = logger.add(
-        _forward, level=level, format="{message}", filter="tao", backtrace=False, diagnose=False
-    )
-    try:
-        logger.remove(0)
-    except ValueError:
-        pass  # the application has its own sinks already
-    logger.enable("tao")
+    global _bridge
+    # As a filter rather than as a sink: loguru holds a lock while a sink runs. A finalizer may log
+    # on a thread that holds the lock of one of logging's handlers; with loguru's lock between, that
+    # thread and another which forwards a line would wait for each other.
+    sink = loguru.logger.add(_nothing, level=level, format="", filter=_forward)
+    before, _bridge = _bridge, sink
+    for replaced in (0, before):
+        try:
+            if replaced is not None:
+                loguru.logger.remove(replaced)
+        except ValueError:
+            pass  # the application has removed it already
+    loguru.logger.enable("tao")
     return sink
 
 
-def _forward(message: loguru.Message) -> None:
-    record = message.record
-    error = record["exception"]
+def _nothing(message: Message) -> None:
+    """Take what `_forward` lets through, which is no line."""
+
+
+def _forward(record: Record) -> bool:
+    """Hand a line of tao's to ``logging``, which formats tracebacks itself; always False."""
     name = str(record["name"])
-    target = logging.getLogger(name)
-    if not target.isEnabledFor(record["level"].no):
-        return
+    if name.partition(".")[0] == "tao":
+        target = logging.getLogger(name)
+        target.disabled = False  # see log_to_stdlib
+        if target.isEnabledFor(record["level"].no):
+            target.handle(_as_log_record(target, record))
+    return False
+
+
+def _as_log_record(target: logging.Logger, record: Record) -> logging.LogRecord:
+    error = record["exception"]
     extra: dict[str, Any] = {"tao": dict(record["extra"])}
-    target.handle(
-        target.makeRecord(
-            name,
-            record["level"].no,
-            record["file"].path,
-            record["line"],
-            record["message"],
-            (),
-            (error.type, error.value, error.traceback) if error and error.type else None,  # type: ignore[arg-type]
-            record["function"],
-            extra,
-        )
+    return target.makeRecord(
+        target.name,
+        record["level"].no,
+        record["file"].path,
+        record["line"],
+        record["message"],
+        (),
+        (error.type, error.value, error.traceback) if error and error.type else None,  # type: ignore[arg-type]
+        record["function"],
+        extra,
     )

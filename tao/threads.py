@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from tao.log import logger
+from tao.log import thread_marks as _local
 
 __all__ = [
     "Deadline",
@@ -31,8 +32,6 @@ __all__ = [
     "spawn",
     "usable_cpus",
 ]
-
-_local = threading.local()
 
 _usable: Set[int] = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())
 # Whether any thread was ever pinned; only ever set.

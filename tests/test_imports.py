@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "tao"
 
 #: From the ground up. A module may import from below, and from its own storey if there is no cycle.
 STOREYS = [
-    {"errors", "atomic", "version"},
+    {"errors", "safe_text", "atomic", "version"},
     {"message", "codec"},
     {
         *("log", "threads", "timing", "timers", "context", "workers", "turns", "metrics"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging.config
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,8 +47,11 @@ def bridge() -> Iterator[int]:
     """The bridge is up; afterwards loguru is as it was."""
     sink = log_to_stdlib()
     yield sink
-    logger.remove(sink)
     logger.disable("tao")
+    try:
+        logger.remove(sink)
+    except ValueError:
+        pass  # the test has replaced it
 
 
 def test_silent_until_enabled() -> None:
@@ -161,3 +165,26 @@ def test_the_bridge_replaces_logurus_default_sink() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stderr == "tao.threads|thread tao-x does not end in time\n"
+
+
+@pytest.mark.parametrize("module", ["tao.made_up", "tao.not_seen_yet"])
+def test_configuring_logging_afterwards_silences_nothing(
+    stdlib: list[Any], bridge: int, module: str
+) -> None:
+    """By default that disables the loggers that exist; a level still holds."""
+    say("logger.warning('before')")
+    root = {"level": logging.getLogger().level, "handlers": []}
+    logging.config.dictConfig({"version": 1, "root": root, "disable_existing_loggers": True})
+    say("logger.warning('after')", module=module)
+    logging.getLogger("tao.not_seen_yet").setLevel("CRITICAL")
+    say("logger.warning('below the level')", module="tao.not_seen_yet")
+    logging.getLogger("tao.not_seen_yet").setLevel("NOTSET")
+    assert [record.getMessage() for record in stdlib] == ["before", "after"]
+
+
+def test_a_second_bridge_replaces_the_first(stdlib: list[Any], bridge: int) -> None:
+    """No line arrives twice, and the level is that of the last call."""
+    again = log_to_stdlib(level="ERROR")
+    say("logger.info('below'); logger.error('once')")
+    logger.remove(again)
+    assert [record.getMessage() for record in stdlib] == ["once"]
