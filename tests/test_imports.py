@@ -17,7 +17,7 @@ STOREYS = [
     {"message", "codec"},
     {
         *("log", "threads", "timing", "timers", "context", "workers", "turns", "metrics"),
-        *("histogram", "handling", "failures"),
+        *("histogram", "handling", "failures", "wakeup"),
         *("limits", "signals", "overdue", "addresses", "admission", "unix_sockets"),
         *("transport", "outbox", "overflow", "inbox", "watch", "dispatch"),
     },

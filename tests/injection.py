@@ -1,0 +1,187 @@
+"""Interrupting a call at each of its bytecodes, as signal handlers and finalizers do.
+
+CPython runs signal handlers, finalizers and exceptions set by another thread between two bytecodes
+of whatever a thread is doing. `opcodes` tries all of these moments, one after another::
+
+    for moment in opcodes("tao.timing", "tao.wakeup"):
+        wheel = TimingWheel()
+        with moment.raising(KeyboardInterrupt):
+            wheel.run_after(1, print)
+        assert wheel.size <= 1, moment  # ... whatever must be true, interrupted or not
+        wheel.stop()
+
+In the first round it strikes before the first bytecode that is executed in a function of these
+modules, in the second before the second, and so on. The rounds end with the one in which the block
+came to its end before anything was struck, so the last round is one without interruption.
+
+``moment.calling(function)`` calls a function there, as a signal handler or a finalizer would, and
+lets the interrupted code go on. With ``thread="name"`` it is not the calling thread that is struck,
+but threads of this name that are started inside the block.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+__all__ = ["Interruption", "Moment", "opcodes"]
+
+Step = Callable[[CodeType, int], bool]
+
+
+class Interruption(BaseException):
+    """What is raised, unless a test wants another: nothing that tao could expect."""
+
+
+class Moment:
+    """One round: the bytecode with this number, of all that are executed in the modules.
+
+    Attributes:
+        number: counted from 0.
+        struck: whether that many were executed, so that it has struck.
+        place: where it struck, for people.
+    """
+
+    def __init__(self, number: int, modules: tuple[str, ...]) -> None:
+        self.number: int = number
+        self.struck: bool = False
+        self.place: str = "nowhere"
+        self._modules: tuple[str, ...] = modules
+        self._passed: int = 0
+        self._strike: Callable[[], object] | None = None
+
+    @contextmanager
+    def raising(
+        self, error: type[BaseException] = Interruption, thread: str | None = None
+    ) -> Iterator[None]:
+        """Raise the error at this moment of the block; it ends the block, and no more."""
+
+        def strike() -> None:
+            raise error(f"raised at {self.place}")
+
+        with self.calling(strike, thread):
+            try:
+                yield
+            except error:
+                if not self.struck or thread is not None:
+                    raise
+
+    @contextmanager
+    def calling(self, function: Callable[[], object], thread: str | None = None) -> Iterator[None]:
+        """Call the function at this moment of the block."""
+        self._strike = function
+        watch = _monitoring if sys.version_info >= (3, 12) else _tracing
+        with watch(self._modules, thread, self._step):
+            yield
+        self._strike = None
+
+    def _step(self, code: CodeType, offset: int) -> bool:
+        """Before a bytecode: strike if it is the one; tell whether more are of interest."""
+        strike, number = self._strike, self._passed
+        self._passed += 1
+        if strike is None or number != self.number:
+            return strike is not None
+        self._strike = None
+        self.struck = True
+        lines = [line for start, end, line in code.co_lines() if start <= offset < end]
+        self.place = f"{code.co_filename}:{lines} in {code.co_name}, {offset}"
+        strike()
+        return False
+
+    def __repr__(self) -> str:
+        return f"<bytecode {self.number}: {self.place}>"
+
+
+def opcodes(*modules: str, first: int = 0, most: int = 20_000) -> Iterator[Moment]:
+    """Yield one `Moment` after another until one has not struck.
+
+    Args:
+        modules: the names of the modules in whose functions it strikes.
+        first: with which bytecode to begin.
+        most: how many rounds there may be, lest a test never ends.
+    """
+    for number in range(first, first + most):
+        moment = Moment(number, modules)
+        yield moment
+        if not moment.struck:
+            return
+    raise AssertionError(f"the block has more than {most} bytecodes")
+
+
+@contextmanager
+def _tracing(modules: tuple[str, ...], thread: str | None, step: Step) -> Iterator[None]:
+    """Call ``step`` before each bytecode, up to CPython 3.11."""
+
+    def trace_call(frame: FrameType, event: str, arg: Any) -> Any:
+        if thread is not None and threading.current_thread().name != thread:
+            sys.settrace(None)
+        elif frame.f_globals.get("__name__") in modules:
+            frame.f_trace_lines, frame.f_trace_opcodes = False, True
+            return trace_opcode
+        return None
+
+    def trace_opcode(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "opcode" and not step(frame.f_code, frame.f_lasti):
+            sys.settrace(None)
+            return None
+        return trace_opcode
+
+    before = sys.gettrace()
+    if thread is None:
+        sys.settrace(trace_call)
+    else:
+        threading.settrace(trace_call)
+    try:
+        yield
+    finally:
+        if thread is None:
+            sys.settrace(before)
+        else:
+            threading.settrace(before)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _monitoring(modules: tuple[str, ...], thread: str | None, step: Step) -> Iterator[None]:
+    """Call ``step`` before each bytecode, from CPython 3.12 on, where tracing may crash it."""
+    monitoring: Any = sys.monitoring  # type: ignore[attr-defined]
+    tool, event = monitoring.PROFILER_ID, monitoring.events.INSTRUCTION
+    caller = threading.get_ident()
+
+    def on_instruction(code: CodeType, offset: int) -> None:
+        if thread is None:
+            concerned = threading.get_ident() == caller
+        else:
+            concerned = threading.current_thread().name == thread
+        if concerned:
+            step(code, offset)
+
+    codes = [code for name in modules for code in _codes_of(name)]
+    monitoring.use_tool_id(tool, "tests.injection")
+    monitoring.register_callback(tool, event, on_instruction)
+    for code in codes:
+        monitoring.set_local_events(tool, code, event)
+    try:
+        yield
+    finally:
+        for code in codes:
+            monitoring.set_local_events(tool, code, 0)
+        monitoring.register_callback(tool, event, None)
+        monitoring.free_tool_id(tool)
+
+
+def _codes_of(module: str) -> Iterator[CodeType]:
+    """The code of all functions of a module, with those inside of others."""
+    waiting = [
+        item.__code__
+        for item in gc.get_objects()
+        if isinstance(item, FunctionType) and item.__module__ == module
+    ]
+    while waiting:
+        code = waiting.pop()
+        yield code
+        waiting += [const for const in code.co_consts if isinstance(const, CodeType)]
