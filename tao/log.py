@@ -18,11 +18,10 @@ import logging
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import loguru
-
-from tao.safe_text import safe_format, safe_str
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -111,7 +110,7 @@ class Logger:
         self, level: str, text: str, args: tuple[object, ...], error: BaseException
     ) -> None:
         """Write a line in another way, since logging it raised."""
-        line = safe_format(text, *args) if args else text
+        line = _formatted(text, args)
         try:
             if args and not _can_format(text, args):  # no sink has seen it yet
                 deeper = self._target.opt(exception=self._exception, depth=_DEPTH + 1)
@@ -140,10 +139,45 @@ def _can_format(text: str, args: tuple[object, ...]) -> bool:
     return True
 
 
+def _formatted(text: str, args: tuple[object, ...]) -> str:
+    """Fill arguments into a text; those that cannot be formatted are replaced."""
+    try:
+        return text.format(*map(_Safe, args)) if args else text
+    except Exception:  # it is the text that is wrong
+        return " ".join([text, *(repr(_Safe(each)) for each in args)])
+
+
+class _Safe:
+    """Formats like the value it holds, and never raises.
+
+    (``safe_text.py`` is not used here: this module is what ``import tao`` costs.)
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __format__(self, spec: str) -> str:
+        return self._convert(format, spec)
+
+    def __str__(self) -> str:
+        return self._convert(str)
+
+    def __repr__(self) -> str:
+        return self._convert(repr)
+
+    def _convert(self, convert: Callable[..., str], *args: str) -> str:
+        try:
+            return convert(self._value, *args)
+        except Exception as error:
+            return f"<unprintable {type(self._value).__name__}: {type(error).__name__}>"
+
+
 def _write_to_stderr(level: str, line: str, exception: Any, why: BaseException) -> None:
     try:
         lines = [
-            f"tao cannot log the following ({type(why).__name__}: {safe_str(why)}):\n",
+            f"tao cannot log the following ({type(why).__name__}: {_Safe(why)}):\n",
             f"{level} {line}\n",
         ]
         if isinstance(exception, tuple):
