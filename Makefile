@@ -25,15 +25,15 @@ RUFF_RULES = --select E,F,W,I,UP,B,RUF,A,C4,DTZ,EXE,FLY,G,ISC,LOG,PGH,PIE,PLE,PT
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+		awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
 
-run: $(VENV)/.run ## start the chat server on port 12345
-	@echo 'The chat server starts on port 12345; Ctrl-C stops it.'
+run: $(VENV)/.run ## start the chat server on port 12345; ARGS="--port N" for another
+	@echo 'The chat server starts; Ctrl-C stops it.'
 	@echo 'To talk to it, in other terminals: $(BIN)/python -m examples.chat.client'
 # On a terminal Ctrl-C would end make too, with an error, however gracefully the server stops. With
 # job control (set -m) the server alone gets it.
-	@if [ -t 0 ]; then set -m; $(BIN)/python -m examples.chat.server; \
-		else exec $(BIN)/python -m examples.chat.server; fi
+	@if [ -t 0 ]; then set -m; $(BIN)/python -m examples.chat.server $(ARGS); \
+		else exec $(BIN)/python -m examples.chat.server $(ARGS); fi
 
 test: $(VENV)/.test ## run the tests; ARGS="..." goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
@@ -109,7 +109,7 @@ docs: $(VENV)/.docs ## build the guide and the reference as HTML in build/docs
 	@echo 'It begins at build/docs/index.html'
 
 dist: $(VENV)/.dist ## build the wheel and the source distribution in dist/
-	rm -rf dist build
+	rm -rf dist build/lib build/bdist.*
 	$(BIN)/python -m build --outdir dist
 
 clean: ## remove all that was made here, the virtual environments too
