@@ -1,28 +1,75 @@
-"""Integers and booleans that several threads may change at once.
+"""Values that several threads may change at once.
 
-Python has no atomic read-modify-write, with the GIL or without it: ``x += 1`` loses updates. Each
-value here has a lock of its own. The integers wrap around in two's complement, as the Go
-original's do, so a counter shared with a Go program overflows the same way.
+Python has no atomic read-modify-write, with the GIL or without it: ``x += 1`` loses updates. A lock
+would help against other threads, but a signal handler or a finalizer that changes a value in the
+midst of another change on the same thread would wait for that lock for ever.
+
+So nothing here has a lock. The states of a value form a chain, and a change appends the next state
+to the last: to a list, in one step of the interpreter, and of those appended to one state the first
+counts. Whoever was not first tries again from there. (Every object can be made lock-free in that
+way; Maurice Herlihy, Wait-Free Synchronization, 1991.)
+
+Guarantees: any method may be called from any thread, a signal handler or a finalizer, in the midst
+of any other. None waits. After an exception that was raised inside a call, between any two
+bytecodes, the change is either made or not.
+
+The integers wrap around in two's complement, as the Go original's do, so a counter shared with a Go
+program overflows the same way.
 """
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from operator import index
+from typing import Any, Generic, TypeVar
 
-__all__ = ["AtomicBoolean", "AtomicInt32", "AtomicInt64"]
+__all__ = ["AtomicBoolean", "AtomicInt32", "AtomicInt64", "AtomicReference"]
+
+T = TypeVar("T")
+
+
+class AtomicReference(Generic[T]):
+    """A reference to a value that itself never changes: each change puts another in its place."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, value: T) -> None:
+        # A state is a list: the value, then the state that follows, then what came too late to be
+        # that. This is the last state, or one a few steps before.
+        self._state: list[Any] = [value]
+
+    def get(self) -> T:
+        """Return the value."""
+        state = self._state
+        while len(state) > 1:
+            state = state[1]
+        value: T = state[0]
+        return value
+
+    def update(self, change: Callable[[T], T]) -> tuple[T, T]:
+        """Put ``change(value)`` in place of the value; return the value before and after.
+
+        ``change`` may be called several times, and must do nothing but work the new value out.
+        """
+        state = self._state
+        while True:
+            while len(state) > 1:
+                state = state[1]
+            new: list[Any] = [change(state[0])]
+            state.append(new)
+            if state[1] is new:
+                self._state = new
+                return state[0], new[0]
 
 
 class _AtomicInteger:
-    """What both widths share; every method may be called from any thread."""
+    """What both widths share."""
 
-    __slots__ = ("_lock", "_value")
+    __slots__ = ("_value",)
     _bits = 64
 
     def __init__(self, value: int = 0) -> None:
-        # Guards _value.
-        self._lock = threading.Lock()
-        self._value: int = self._wrap(value)
+        self._value: AtomicReference[int] = AtomicReference(self._wrap(value))
 
     def _wrap(self, value: int) -> int:
         half = 1 << (self._bits - 1)
@@ -30,31 +77,24 @@ class _AtomicInteger:
 
     def get(self) -> int:
         """Return the value."""
-        return self._value
+        return self._value.get()
 
     def set(self, value: int) -> None:
         """Replace the value."""
-        with self._lock:
-            self._value = self._wrap(value)
+        self.get_and_set(value)
 
     def get_and_set(self, value: int) -> int:
         """Replace the value and return the one before."""
-        with self._lock:
-            before, self._value = self._value, self._wrap(value)
-            return before
+        new = self._wrap(value)
+        return self._value.update(lambda _: new)[0]
 
     def add_and_get(self, delta: int) -> int:
         """Add ``delta`` and return the sum."""
-        with self._lock:
-            self._value = self._wrap(self._value + delta)
-            return self._value
+        return self._value.update(lambda before: self._wrap(before + delta))[1]
 
     def get_and_add(self, delta: int) -> int:
         """Add ``delta`` and return the value before."""
-        with self._lock:
-            before = self._value
-            self._value = self._wrap(before + delta)
-            return before
+        return self._value.update(lambda before: self._wrap(before + delta))[0]
 
     def increment_and_get(self) -> int:
         """Add one and return the sum."""
@@ -74,17 +114,14 @@ class _AtomicInteger:
 
     def compare_and_set(self, expected: int, value: int) -> bool:
         """Replace the value if it is ``expected``; tell whether it was."""
-        with self._lock:
-            if self._value != self._wrap(expected):
-                return False
-            self._value = self._wrap(value)
-            return True
+        old, new = self._wrap(expected), self._wrap(value)
+        return self._value.update(lambda before: new if before == old else before)[0] == old
 
     def __int__(self) -> int:
-        return self._value
+        return self.get()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._value})"
+        return f"{type(self).__name__}({self.get()})"
 
 
 class AtomicInt64(_AtomicInteger):
@@ -101,40 +138,33 @@ class AtomicInt32(_AtomicInteger):
 
 
 class AtomicBoolean:
-    """A flag; every method may be called from any thread."""
+    """A flag."""
 
-    __slots__ = ("_lock", "_value")
+    __slots__ = ("_value",)
 
     def __init__(self, value: bool = False) -> None:
-        # Guards _value.
-        self._lock = threading.Lock()
-        self._value: bool = bool(value)
+        self._value: AtomicReference[bool] = AtomicReference(bool(value))
 
     def get(self) -> bool:
         """Return the flag."""
-        return self._value
+        return self._value.get()
 
     def set(self, value: bool) -> None:
         """Replace the flag."""
-        with self._lock:
-            self._value = bool(value)
+        self.get_and_set(value)
 
     def get_and_set(self, value: bool) -> bool:
         """Replace the flag and return the one before."""
-        with self._lock:
-            before, self._value = self._value, bool(value)
-            return before
+        new = bool(value)
+        return self._value.update(lambda _: new)[0]
 
     def compare_and_set(self, expected: bool, value: bool) -> bool:
         """Replace the flag if it is ``expected``; tell whether it was."""
-        with self._lock:
-            if self._value != bool(expected):
-                return False
-            self._value = bool(value)
-            return True
+        old, new = bool(expected), bool(value)
+        return self._value.update(lambda before: new if before is old else before)[0] is old
 
     def __bool__(self) -> bool:
-        return self._value
+        return self.get()
 
     def __repr__(self) -> str:
-        return f"AtomicBoolean({self._value})"
+        return f"AtomicBoolean({self.get()})"

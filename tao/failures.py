@@ -7,18 +7,19 @@ says is left out, because it may well quote a message; where it was raised is to
 from __future__ import annotations
 
 import ssl
-import threading
 import time
 from collections import deque
 from types import TracebackType
 from typing import Final, NamedTuple
 
+from tao.atomic import AtomicInt64
 from tao.errors import BadData, ConnectFailed, ConnectionClosed, HandshakeFailed, TaoError
 from tao.transport import explain
 
 __all__ = ["Failure", "Failures", "reason_of"]
 
-# How many kinds are counted apart, how many reasons are kept, and how long one may be.
+# How many kinds are counted apart (threads that bring one each at the same moment may make it a few
+# more), how many reasons are kept, and how long one may be.
 _KINDS, _KEPT, _LONGEST = 64, 20, 200
 #: Stands for all kinds beyond.
 _OTHER: Final = "other"
@@ -45,12 +46,14 @@ class Failure(NamedTuple):
 
 
 class Failures:
-    """The errors of a server or client. Any thread may call any method."""
+    """The errors of a server or client.
+
+    No method waits. Any may be called from any thread, a signal handler or a finalizer.
+    """
 
     def __init__(self) -> None:
-        # Guards both.
-        self._lock = threading.Lock()
-        self._kinds: dict[str, int] = {}
+        # Of both, only what is one step of the interpreter is used.
+        self._kinds: dict[str, AtomicInt64] = {}
         self._last: deque[Failure] = deque(maxlen=_KEPT)
 
     def add(self, error: BaseException, doing: str, connection: int, peer: str) -> None:
@@ -65,22 +68,19 @@ class Failures:
         kind = type(error).__name__[:_LONGEST]
         reason = ": ".join(filter(None, [doing, reason_of(error)]))[:_LONGEST]
         failure = Failure(time.time(), connection, peer, kind, reason)
-        with self._lock:
-            if kind not in self._kinds and len(self._kinds) >= _KINDS - 1:
-                kind = _OTHER
-            self._kinds[kind] = self._kinds.get(kind, 0) + 1
-            self._last.append(failure)
+        if kind not in self._kinds and len(self._kinds) >= _KINDS - 1:
+            kind = _OTHER
+        self._kinds.setdefault(kind, AtomicInt64()).increment_and_get()
+        self._last.append(failure)
 
     def kinds(self) -> dict[str, int]:
         """Return how many there were of each kind, the most frequent first."""
-        with self._lock:
-            kinds = list(self._kinds.items())
+        kinds = [(kind, count.get()) for kind, count in self._kinds.copy().items()]
         return dict(sorted(kinds, key=lambda item: -item[1]))
 
     def last(self) -> list[Failure]:
         """Return the last ones, the latest first."""
-        with self._lock:
-            return list(reversed(self._last))
+        return list(reversed(self._last.copy()))
 
 
 def reason_of(error: BaseException) -> str:

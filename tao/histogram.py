@@ -13,7 +13,6 @@ message: sums and percentiles are worked out when somebody asks.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, frexp
@@ -39,7 +38,7 @@ __all__ = [
 # How many buckets there are to an octave, and the exponents of the first octave and the last.
 _PER_OCTAVE, _FIRST, _LAST = 16, -19, 10
 _BUCKETS: Final = (_LAST - _FIRST + 1) * _PER_OCTAVE + 2
-# How many numbers have a histogram of their own.
+# How many numbers have a histogram of their own; a few more if threads come with new ones at once.
 _NUMBERS: Final = 256
 
 #: The number under which those are shown that have no histogram of their own.
@@ -79,33 +78,33 @@ NEAR: Final = tuple(
 class Latencies:
     """The histograms of a server or client, one for each message number, up to 256.
 
-    All numbers beyond share one more. Any thread may call any method.
+    All numbers beyond share one more. No method waits. Any may be called from any thread, a signal
+    handler or a finalizer.
     """
 
     def __init__(self) -> None:
-        # Guards _made, and the making of histograms.
-        self._lock = threading.Lock()
-        self._made: dict[int | str, list[int]] = {}
         #: Message number to the counts of the buckets, for numbers that `add` was called with. Who
         #: knows the bucket may add to it here.
         self.cells: dict[int, list[int]] = {}
+        self._beyond: dict[str, list[int]] = {}  # the one for all numbers beyond, once needed
 
     def add(self, number: int, seconds: float, count: int) -> None:
         """Count a time ``count`` times; one below zero as no time at all."""
         (self.cells.get(number) or self._begin(number))[bucket_of(seconds)] += count
 
     def _begin(self, number: int) -> list[int]:
-        with self._lock:
-            if number not in self.cells:
-                key = number if len(self._made) < _NUMBERS else OTHER
-                self.cells[number] = self._made.setdefault(key, [0] * _BUCKETS)
-            return self.cells[number]
+        cells = [0] * _BUCKETS
+        if len(self.cells) >= _NUMBERS:
+            cells = self._beyond.setdefault(OTHER, cells)
+        return self.cells.setdefault(number, cells)
 
     def copies(self) -> dict[int | str, list[int]]:
         """Return the histograms as they are now, by number, `OTHER` for those that share one."""
-        with self._lock:
-            made = list(self._made.items())
-        return {number: cells[:] for number, cells in made}
+        beyond = self._beyond.get(OTHER)
+        return {
+            OTHER if cells is beyond else number: cells.copy()
+            for number, cells in self.cells.copy().items()
+        }
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,20 @@ passes as long as it keeps to the rate on the whole.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from tao.atomic import AtomicInt64, AtomicReference
 from tao.log import logger
 
 __all__ = ["FloodLog", "TokenBucket"]
 
 
 class TokenBucket:
-    """So many tokens a second, of which a burst can be saved up. Any thread may call any method.
+    """So many tokens a second, of which a burst can be saved up.
+
+    No method waits. Any may be called from any thread, a signal handler or a finalizer.
 
     Args:
         rate: how many tokens come in a second.
@@ -30,7 +32,7 @@ class TokenBucket:
         ValueError: the rate is not positive, or the burst is less than one token.
     """
 
-    __slots__ = ("_at", "_clock", "_lock", "_there", "burst", "rate")
+    __slots__ = ("_clock", "_level", "burst", "rate")
 
     def __init__(
         self,
@@ -45,45 +47,55 @@ class TokenBucket:
         self.rate: float = rate
         self.burst: float = max(1.0, rate) if burst is None else burst
         self._clock = clock
-        # Guards the two below.
-        self._lock = threading.Lock()
-        self._there: float = self.burst  # below zero: lent
-        self._at: float = clock()
+        # How many tokens were there, below zero if lent, and at which time.
+        self._level: AtomicReference[tuple[float, float]] = AtomicReference((self.burst, clock()))
 
     def take(self, most: int) -> int:
         """Take as many whole tokens as there are, ``most`` at most, and return how many."""
-        with self._lock:
-            self._fill()
-            # What is there may be a hair's breadth below what it should be by the clock.
-            taken = max(0, min(most, int(self._there + 1e-9)))
-            self._there -= taken
-            return taken
+        now = self._clock()
+
+        def take(level: tuple[float, float]) -> tuple[float, float]:
+            there, at = self._filled(level, now)
+            return there - _whole(there, most), at
+
+        before, _ = self._level.update(take)
+        return _whole(self._filled(before, now)[0], most)
 
     def lend(self, count: float) -> float:
         """Take tokens whether they are there or not; return how many seconds until all are."""
-        with self._lock:
-            self._fill()
-            self._there -= count
-            return max(0.0, -self._there / self.rate)
+        now = self._clock()
+
+        def lend(level: tuple[float, float]) -> tuple[float, float]:
+            there, at = self._filled(level, now)
+            return there - count, at
+
+        _, (there, _) = self._level.update(lend)
+        return max(0.0, -there / self.rate)
 
     def wait_for(self, count: float = 1.0) -> float:
         """Return in how many seconds so many tokens will be there, or the burst if that is less."""
-        with self._lock:
-            self._fill()
-            return max(0.0, (min(count, self.burst) - self._there) / self.rate)
+        there, _ = self._filled(self._level.get(), self._clock())
+        return max(0.0, (min(count, self.burst) - there) / self.rate)
 
-    def _fill(self) -> None:
-        """Put in what has come since the last time. Needs _lock."""
-        assert self._lock.locked()
-        now = self._clock()
-        self._there = min(self.burst, self._there + (now - self._at) * self.rate)
-        self._at = now
+    def _filled(self, level: tuple[float, float], now: float) -> tuple[float, float]:
+        """Return a level with what has come in since."""
+        there, at = level
+        if now <= at:  # another thread, which looked at the clock later, was faster
+            return level
+        return min(self.burst, there + (now - at) * self.rate), now
+
+
+def _whole(there: float, most: int) -> int:
+    """Return how many of these tokens can be taken."""
+    # What is there may be a hair's breadth below what it should be by the clock.
+    return max(0, min(most, int(there + 1e-9)))
 
 
 class FloodLog:
     """Warnings that a peer could bring about any number of times: at most one a second is written.
 
-    Any thread may call it.
+    Any thread, signal handler or finalizer may call it, also a sink of the log in which a line is
+    being written.
 
     Args:
         burst: how many may come at once after a quiet time.
@@ -92,17 +104,14 @@ class FloodLog:
 
     def __init__(self, burst: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._bucket = TokenBucket(1.0, burst, clock)
-        # Guards the count.
-        self._lock = threading.Lock()
-        self._left_out: int = 0
+        self._left_out = AtomicInt64()
 
     def warn(self, log: Any, text: str, *args: object) -> None:
         """Write a line to a logger, or count it as left out; the next tells how many there were."""
-        with self._lock:
-            if not self._bucket.take(1):
-                self._left_out += 1
-                return
-            left_out, self._left_out = self._left_out, 0
+        if not self._bucket.take(1):
+            self._left_out.increment_and_get()
+            return
+        left_out = self._left_out.get_and_set(0)
         if left_out:
             text += "; {} more such lines were left out"
             args = (*args, left_out)
@@ -110,7 +119,6 @@ class FloodLog:
 
     def flush(self) -> None:
         """At the end, tell how many lines were left out since the last."""
-        with self._lock:
-            left_out, self._left_out = self._left_out, 0
+        left_out = self._left_out.get_and_set(0)
         if left_out:
             logger.warning("{} more lines about limits were left out at the end", left_out)

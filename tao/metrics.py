@@ -7,13 +7,13 @@ it ends. A snapshot adds up the ended and the living, and no count ever falls.
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, NamedTuple, Protocol
 
+from tao.atomic import AtomicInt64, AtomicReference
 from tao.failures import Failures
 from tao.histogram import Latencies, summed
 from tao.limits import FloodLog
@@ -114,8 +114,30 @@ class Counting(Protocol):
         ...
 
 
+class _Ended(NamedTuple):
+    """What the connections that have ended counted. It is replaced, never changed.
+
+    Attributes:
+        counts: of them all.
+        leaving: those among them that are still listed as living.
+    """
+
+    counts: Counts
+    leaving: tuple[Counting, ...] = ()
+
+    def plus(self, conn: Counting, counts: Counts) -> _Ended:
+        total = replace(self.counts)
+        total.add(counts)
+        return _Ended(total, (*self.leaving, conn))
+
+    def left(self, conn: Counting) -> _Ended:
+        return self._replace(leaving=tuple(each for each in self.leaving if each is not conn))
+
+
 class Tally:
-    """The counts of a server or client over its life. Any thread may call it.
+    """The counts of a server or client over its life.
+
+    No method waits. Any may be called from any thread, a signal handler or a finalizer.
 
     Args:
         name: whose, for people.
@@ -133,61 +155,58 @@ class Tally:
         self.latencies = Latencies()
         self.failures = Failures()
         self._started: float = time.monotonic()
-        # Guards all below.
-        self._lock = threading.Lock()
-        self._living: dict[Counting, float] = {}  # and since when they are established
-        self._ended = Counts()
-        self._established: int = 0
-        self._refused: int = 0
-        self._accept_errors: int = 0
-        self._accept_delays: int = 0
+        # The connections that have not ended, and since when they are established.
+        self._living: dict[Counting, float] = {}
+        self._ended: AtomicReference[_Ended] = AtomicReference(_Ended(Counts()))
+        self._established = AtomicInt64()
+        self._refused = AtomicInt64()
+        self._accept_errors = AtomicInt64()
+        self._accept_delays = AtomicInt64()
 
     def publish(self) -> None:
         """Have it shown by those who look at all. Its owner is complete now, and can be asked."""
-        with _all_lock:
-            _all.add(self)
+        _all[weakref.ref(self, _all.pop)] = None
 
     def established(self, conn: Counting) -> None:
         """Count a connection that came to be, and from now on what it counts."""
-        with self._lock:
-            self._established += 1
-            self._living[conn] = time.monotonic()
+        self._living[conn] = time.monotonic()
+        self._established.increment_and_get()
 
     def refused(self) -> None:
         """Count a connection that was turned away."""
-        with self._lock:
-            self._refused += 1
+        self._refused.increment_and_get()
 
     def accept_error(self) -> None:
         """Count a failure to accept."""
-        with self._lock:
-            self._accept_errors += 1
+        self._accept_errors.increment_and_get()
 
     def accept_delayed(self) -> None:
         """Count a pause in accepting."""
-        with self._lock:
-            self._accept_delays += 1
+        self._accept_delays.increment_and_get()
 
     def ended(self, conn: Counting) -> None:
-        """Keep what a connection counted, which from now on counts no more."""
+        """Keep what a connection counted, which from now on counts no more. To be called once."""
         counts = conn.counts()
-        with self._lock:
-            self._living.pop(conn, None)
-            self._ended.add(counts)
+        try:
+            self._ended.update(lambda ended: ended.plus(conn, counts))
+        finally:
+            # Not if an exception came before it was counted.
+            if any(each is conn for each in self._ended.get().leaving):
+                self._living.pop(conn, None)
+                self._ended.update(lambda ended: ended.left(conn))
 
     def snapshot(self) -> Snapshot:
         """Return all counts as they are now. None is ever lower than it was before."""
-        with self._lock:
-            living = list(self._living)
-            result = Snapshot(
-                **asdict(self._ended),
-                name=self.name,
-                uptime=time.monotonic() - self._started,
-                connections_total=self._established,
-                refused=self._refused,
-                accept_errors=self._accept_errors,
-                accept_delays=self._accept_delays,
-            )
+        ended, living = self._ended_and_living()
+        result = Snapshot(
+            **asdict(ended),
+            name=self.name,
+            uptime=time.monotonic() - self._started,
+            connections_total=self._established.get(),
+            refused=self._refused.get(),
+            accept_errors=self._accept_errors.get(),
+            accept_delays=self._accept_delays.get(),
+        )
         for conn in living:  # should one end meanwhile, its last counts are still these
             result.add(conn.counts())
         result.latency = {
@@ -200,16 +219,24 @@ class Tally:
 
     def living(self) -> dict[Any, float]:
         """Return the connections that have not ended, and since when each is established."""
-        with self._lock:
-            return dict(self._living)
+        return self._living.copy()
+
+    def _ended_and_living(self) -> tuple[Counts, list[Counting]]:
+        """Return the counts of those that have ended, and all others: each is in one of them."""
+        while True:
+            ended = self._ended.get()
+            living = list(self._living)
+            if self._ended.get() is ended:
+                return ended.counts, [
+                    conn for conn in living if not any(conn is each for each in ended.leaving)
+                ]
 
 
-# Guards _all, which holds the tallies of all servers and clients that are still referred to.
-_all_lock = threading.Lock()
-_all: weakref.WeakSet[Tally] = weakref.WeakSet()
+# The tallies of all servers and clients that are still referred to.
+_all: dict[weakref.ref[Tally], None] = {}
 
 
 def tallies() -> list[Tally]:
     """Return the tallies of all servers and clients of this process, by name."""
-    with _all_lock:
-        return sorted(_all, key=lambda tally: tally.name)
+    found = [tally for ref in list(_all) if (tally := ref()) is not None]
+    return sorted(found, key=lambda tally: tally.name)

@@ -21,7 +21,9 @@ but threads of this name that are started inside the block.
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -83,12 +85,14 @@ class Moment:
     def _step(self, code: CodeType, offset: int) -> bool:
         """Before a bytecode: strike if it is the one; tell whether more are of interest."""
         strike, number = self._strike, self._passed
+        lines = [line for start, end, line in code.co_lines() if start <= offset < end]
+        if lines == [None] and code.co_flags & inspect.CO_GENERATOR:
+            return strike is not None  # it is being closed by its destructor, which cannot raise
         self._passed += 1
         if strike is None or number != self.number:
             return strike is not None
         self._strike = None
         self.struck = True
-        lines = [line for start, end, line in code.co_lines() if start <= offset < end]
         self.place = f"{code.co_filename}:{lines} in {code.co_name}, {offset}"
         strike()
         return False
@@ -160,7 +164,7 @@ def _monitoring(modules: tuple[str, ...], thread: str | None, step: Step) -> Ite
         if concerned:
             step(code, offset)
 
-    codes = [code for name in modules for code in _codes_of(name)]
+    codes = _codes_of(modules)
     monitoring.use_tool_id(tool, "tests.injection")
     monitoring.register_callback(tool, event, on_instruction)
     for code in codes:
@@ -174,14 +178,14 @@ def _monitoring(modules: tuple[str, ...], thread: str | None, step: Step) -> Ite
         monitoring.free_tool_id(tool)
 
 
-def _codes_of(module: str) -> Iterator[CodeType]:
-    """The code of all functions of a module, with those inside of others."""
-    waiting = [
+@functools.cache
+def _codes_of(modules: tuple[str, ...]) -> list[CodeType]:
+    """The code of all functions of the modules, with those inside of others."""
+    codes = [
         item.__code__
         for item in gc.get_objects()
-        if isinstance(item, FunctionType) and item.__module__ == module
+        if isinstance(item, FunctionType) and item.__module__ in modules
     ]
-    while waiting:
-        code = waiting.pop()
-        yield code
-        waiting += [const for const in code.co_consts if isinstance(const, CodeType)]
+    for code in codes:  # which grows
+        codes += [const for const in code.co_consts if isinstance(const, CodeType)]
+    return codes

@@ -6,7 +6,6 @@ import re
 import shutil
 import socket
 import threading
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +50,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server that echoes, and fails if it is told to, with three clients."""
-    monkeypatch.setattr("tao.metrics._all", weakref.WeakSet())
+    monkeypatch.setattr("tao.metrics._all", {})
     with Server(registry=Registry()) as made:
 
         @made.handler(Text)

@@ -6,7 +6,6 @@ import json
 import socket
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from http.client import HTTPConnection, HTTPResponse
@@ -30,7 +29,7 @@ Get = Callable[..., tuple[HTTPResponse, str]]
 @pytest.fixture
 def only_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the servers and clients that tests before this one have not let go of."""
-    monkeypatch.setattr("tao.metrics._all", weakref.WeakSet())
+    monkeypatch.setattr("tao.metrics._all", {})
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import re
 import socket
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
@@ -29,7 +28,7 @@ SECRET = "the combination of the safe"
 @pytest.fixture
 def monitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitor]:
     """A monitor that shows only what the test makes."""
-    monkeypatch.setattr("tao.metrics._all", weakref.WeakSet())
+    monkeypatch.setattr("tao.metrics._all", {})
     with monitor_on(0) as made:
         yield made
 
