@@ -31,7 +31,15 @@ from tao.errors import (
     WouldBlock,
 )
 from tao.log import log_to_stdlib
-from tao.message import HEARTBEAT, HeartbeatMessage, Message, Registry, default_registry, register
+from tao.message import (
+    HEARTBEAT,
+    HeartbeatMessage,
+    Message,
+    Registry,
+    default_registry,
+    register,
+    unregister,
+)
 from tao.monitor import Monitor, monitor_on
 from tao.options import Reconnect
 from tao.server import Broadcast, Server, ServerConn, StopReport
@@ -101,4 +109,5 @@ __all__ = [
     "register",
     "self_signed_certificate",
     "server_from_context",
+    "unregister",
 ]

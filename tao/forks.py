@@ -29,10 +29,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import tao.context
+import tao.message
 import tao.metrics
 import tao.watch
 from tao.ending import EndClock
-from tao.message import default_registry
 from tao.metrics import Tally
 from tao.outbox import Outbox
 from tao.timers import TimerSet
@@ -66,7 +66,7 @@ def renew_after_fork(thing: Any, renew: Callable[[Any, str], object]) -> None:
 
 def _in_child() -> None:
     reason = f"it belongs to process {os.getppid()}, of which this one is a fork"
-    for module in (tao.context, tao.metrics, tao.watch, default_registry):
+    for module in (tao.context, tao.metrics, tao.watch, tao.message):
         _renew_locks(module)
     for thing, renew in list(_living.items()):
         renew(thing, reason)
@@ -108,7 +108,7 @@ def _renew_pool(pool: WorkerPool) -> None:
 
 def renew_server(server: Server, reason: str) -> None:
     """Stop a server that was started; one that was not can be started."""
-    _renew_locks(server, server.registry, server._admission)
+    _renew_locks(server, server._admission)
     _renew_tally(server._tally)
     if isinstance(server._options.workers, WorkerPool):
         _renew_pool(server._options.workers)
@@ -134,7 +134,7 @@ def renew_server(server: Server, reason: str) -> None:
 
 def renew_client(client: ClientConn, reason: str) -> None:
     """Close a client that was started; one that was not can be started."""
-    _renew_locks(client, client.registry)
+    _renew_locks(client)
     _renew_tally(client._tally)
     if client._state == "new":
         client._wheel = wheel = shared_wheel.wheel

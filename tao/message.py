@@ -11,14 +11,16 @@ the decoder pays for a message.
 
 from __future__ import annotations
 
-import inspect
 import struct
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+from tao.callables import check_callable, name_of
 from tao.errors import AlreadyRegistered, NotRegistered
+from tao.reloading import executed_again, module_execution, same_definition
+from tao.safe_text import safe_repr
 
 __all__ = [
     "HEARTBEAT",
@@ -28,8 +30,11 @@ __all__ = [
     "Message",
     "Registration",
     "Registry",
+    "check_callable",
     "default_registry",
     "register",
+    "registries_lock",
+    "unregister",
 ]
 
 #: The number of the heartbeat message.
@@ -42,6 +47,10 @@ Deserializer = Callable[[bytes], Any]
 # (Context, Connection) -> None; written with Any because this storey knows neither.
 Handler = Callable[[Any, Any], object]
 _HandlerT = TypeVar("_HandlerT", bound=Handler)
+
+#: Guards the declarations of all registries, as one passes its own on to those below it. Reentrant,
+#: because a finalizer or a signal handler may declare something, too. Looking up takes no lock.
+registries_lock = threading.RLock()
 
 
 @runtime_checkable
@@ -102,9 +111,13 @@ class Registration:
         dispatch: ``"auto"``, ``"pool"`` or ``"inline"`` for this handler, or None: as its
             connection does.
         trust: how far it is trusted to be quick, see ``dispatch.py``, which owns it.
+        declared, handler_declared: the executions of modules that declared the number and its
+            handler, see ``reloading.py``.
     """
 
-    __slots__ = ("deserialize", "dispatch", "handler", "number", "trust")
+    __slots__ = (
+        "declared", "deserialize", "dispatch", "handler", "handler_declared", "number", "trust",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -112,19 +125,28 @@ class Registration:
         deserialize: Deserializer,
         handler: Handler | None = None,
         dispatch: str | None = None,
+        declared: Any = None,
     ) -> None:
         self.number: int = number
         self.deserialize: Deserializer = deserialize
         self.handler: Handler | None = handler
         self.dispatch: str | None = dispatch
         self.trust: int = 0
+        self.declared: Any = declared
+        self.handler_declared: Any = declared
 
     def __repr__(self) -> str:
-        return f"Registration({self.number}, {self.deserialize!r}, handler={self.handler!r})"
+        deserialize, handler = safe_repr(self.deserialize), safe_repr(self.handler)
+        return f"Registration({self.number}, {deserialize}, handler={handler})"
 
 
 class Registry:
     """Message numbers with their deserializers and handlers. Any thread may register at any time.
+
+    A number has one owner: to declare it a second time is an error. But a module that is executed
+    again, by ``importlib.reload`` say, may declare again what it has declared before; so may a
+    function or class that was defined again under the same qualified name. The new declaration then
+    replaces the old one, also for connections that are open.
 
     Args:
         parent: a registry whose entries this one also has, also those that it gets later, until
@@ -132,16 +154,16 @@ class Registry:
     """
 
     def __init__(self, parent: Registry | None = None) -> None:
-        # Guards _own and _layers. A parent takes its layers' locks while it holds its own.
-        self._lock = threading.Lock()
+        self._parent: Registry | None = parent
+        # Both are guarded by registries_lock.
         self._own: dict[int, Registration] = {}
         self._layers: weakref.WeakSet[Registry] = weakref.WeakSet()
         #: Number to registration, inherited ones included. To read only; a decoder looks up here.
         self.entries: dict[int, Registration] = {}
         if parent is None:
-            self._add(Registration(HEARTBEAT, HeartbeatMessage.deserialize))
+            self._adopt(HEARTBEAT, Registration(HEARTBEAT, HeartbeatMessage.deserialize))
         else:
-            with parent._lock:
+            with registries_lock:
                 parent._layers.add(self)
                 self.entries.update(parent.entries)
 
@@ -164,7 +186,8 @@ class Registry:
                 connection does.
 
         Raises:
-            AlreadyRegistered: the number is taken in this registry.
+            AlreadyRegistered: the number is taken in this registry, and this is not the same
+                declaration executed again.
             TypeError, ValueError: an argument is of the wrong type or out of range.
         """
         _check_number(number)
@@ -172,7 +195,41 @@ class Registry:
         if handler is not None:
             check_callable("handler", handler, "ctx", "conn")
         _check_dispatch(dispatch)
-        self._add(Registration(number, deserialize, handler, dispatch))
+        new = Registration(number, deserialize, handler, dispatch, module_execution())
+        with registries_lock:
+            known = self._own.get(number)
+            if known is not None:
+                if not _is_reload(known, new):
+                    raise AlreadyRegistered(f"message number {number} is registered twice")
+                if new.handler is None:  # it was declared by itself, maybe in another module
+                    new.handler, new.handler_declared = known.handler, known.handler_declared
+            self._adopt(number, new)
+
+    def unregister(self, number: int) -> None:
+        """Forget what this registry has for a number, its handler included.
+
+        Messages of that number that come from now on are skipped, unless the registry inherits an
+        entry from its parent: that takes effect again.
+
+        Raises:
+            NotRegistered: this registry has nothing of its own for the number.
+            TypeError, ValueError: it is no message number, or that of the heartbeat in a registry
+                without parent.
+        """
+        _check_number(number)
+        if number == HEARTBEAT and self._parent is None:
+            raise ValueError("the heartbeat cannot be unregistered")
+        with registries_lock:
+            if number not in self._own:
+                inherited = ", but inherited: it goes where it was registered"
+                raise NotRegistered(
+                    f"message number {number} is not registered here"
+                    f"{inherited if number in self.entries else ''}"
+                )
+            del self._own[number]
+            self._inherit(
+                number, None if self._parent is None else self._parent.entries.get(number)
+            )
 
     def handler(
         self, message_class: Any, *, dispatch: str | None = None
@@ -187,7 +244,7 @@ class Registry:
 
         Raises:
             AlreadyRegistered: the number has a handler in this registry, or belongs to another
-                class.
+                class, and this is not the same declaration executed again.
             TypeError, ValueError: the class lacks a ``message_number`` or a ``deserialize``, or an
                 argument is out of range.
         """
@@ -196,19 +253,20 @@ class Registry:
             if not isinstance(message_class, type):
                 raise TypeError(
                     "handler() takes a message class, as in @server.handler(ChatMessage), not "
-                    f"{_name(message_class)}"
+                    f"{name_of(message_class)}"
                 )
-            raise TypeError(f"{_name(message_class)} has no message_number")
+            raise TypeError(f"{name_of(message_class)} has no message_number")
         _check_number(number)
         deserialize = getattr(message_class, "deserialize", None)
         if deserialize is None:
-            raise TypeError(f"{_name(message_class)} has no deserialize(data) class method")
+            raise TypeError(f"{name_of(message_class)} has no deserialize(data) class method")
         check_callable("deserialize", deserialize, "data")
         _check_dispatch(dispatch)
 
         def decorate(function: _HandlerT) -> _HandlerT:
             check_callable("handler", function, "ctx", "conn")
-            self._set_handler(Registration(number, deserialize, function, dispatch))
+            execution = module_execution()
+            self._set_handler(Registration(number, deserialize, function, dispatch, execution))
             return function
 
         return decorate
@@ -227,83 +285,88 @@ class Registry:
     def __contains__(self, number: object) -> bool:
         return number in self.entries
 
-    def _add(self, registration: Registration) -> None:
-        with self._lock:
-            if registration.number in self._own:
-                raise AlreadyRegistered(f"message number {registration.number} is registered twice")
-            self._adopt(registration)
-
-    def _set_handler(self, registration: Registration) -> None:
-        with self._lock:
-            number = registration.number
+    def _set_handler(self, new: Registration) -> None:
+        with registries_lock:
+            number = new.number
             known = self._own.get(number)
-            if known is not None and known.deserialize != registration.deserialize:
-                raise AlreadyRegistered(
-                    f"message number {number} belongs to {_owner(known)}, so {_owner(registration)}"
-                    " needs another number, or a registry of its own"
-                )
-            if known is not None and known.handler is not None:
-                raise AlreadyRegistered(
-                    f"message number {number} has a handler: {_name(known.handler)}"
-                )
-            if known is not None and registration.dispatch is None:
-                registration.dispatch = known.dispatch
-            self._adopt(registration)
+            if known is not None:
+                _check_same_class(known, new)
+                _check_no_handler(known, new)
+                if new.dispatch is None:
+                    new.dispatch = known.dispatch
+            self._adopt(number, new)
 
-    def _adopt(self, registration: Registration) -> None:
-        """Take an entry in and hand it down. Needs _lock."""
-        assert self._lock.locked()
-        self._own[registration.number] = registration
-        self.entries[registration.number] = registration
+    def _adopt(self, number: int, registration: Registration) -> None:
+        """Take an entry in and hand it down."""
+        with registries_lock:
+            self._own.pop(number, None)
+            self._inherit(number, registration)
+            # Last: should a signal handler raise before, registering again repairs all.
+            self._own[number] = registration
+
+    def _inherit(self, number: int, registration: Registration | None) -> None:
+        """Take over an entry from above, or (None) that there is none; needs registries_lock."""
+        if number in self._own:
+            return
+        if registration is None:
+            self.entries.pop(number, None)
+        else:
+            self.entries[number] = registration
         for layer in list(self._layers):
-            layer._inherit(registration)
-
-    def _inherit(self, registration: Registration) -> None:
-        with self._lock:
-            if registration.number in self._own:
-                return
-            self.entries[registration.number] = registration
-            for layer in list(self._layers):
-                layer._inherit(registration)
+            layer._inherit(number, registration)
 
 
-def _name(thing: Any) -> str:
-    return getattr(thing, "__qualname__", None) or repr(thing)
+def _is_reload(known: Registration, new: Registration) -> bool:
+    """Tell whether a whole registration is that of before, executed again."""
+    if executed_again(known.declared, new.declared):
+        return True
+    renewed = same_definition(known.deserialize, new.deserialize)
+    if not renewed and known.deserialize != new.deserialize:
+        return False
+    if known.handler is None or new.handler is None:
+        return renewed
+    if known.handler == new.handler:
+        return renewed
+    return same_definition(known.handler, new.handler)
+
+
+def _check_same_class(known: Registration, new: Registration) -> None:
+    """Raise unless a handler is declared for the class that the number belongs to."""
+    if known.deserialize == new.deserialize or executed_again(known.declared, new.declared):
+        return
+    if not same_definition(known.deserialize, new.deserialize):
+        raise AlreadyRegistered(
+            f"message number {new.number} belongs to {_owner(known)}, so {_owner(new)}"
+            " needs another number, or a registry of its own"
+        )
+
+
+def _check_no_handler(known: Registration, new: Registration) -> None:
+    """Raise if the number has a handler, unless that is the same one, declared again."""
+    if known.handler is None or executed_again(known.handler_declared, new.handler_declared):
+        return
+    class_is_new = known.deserialize != new.deserialize
+    if not same_definition(known.handler, new.handler) and not (
+        class_is_new and known.handler == new.handler
+    ):
+        raise AlreadyRegistered(
+            f"message number {new.number} has a handler: {name_of(known.handler)}"
+        )
 
 
 def _owner(registration: Registration) -> str:
     """The class that a deserializer is of."""
     owner = getattr(registration.deserialize, "__self__", None)
     if isinstance(owner, type):  # and not the one that it has inherited it from
-        return _name(owner)
-    return _name(registration.deserialize).removesuffix(".deserialize")
+        return name_of(owner)
+    return name_of(registration.deserialize).removesuffix(".deserialize")
 
 
 def _check_number(number: object) -> None:
     if not isinstance(number, int) or isinstance(number, bool):
-        raise TypeError(f"message_number must be an int, not {number!r}")
+        raise TypeError(f"message_number must be an int, not {safe_repr(number)}")
     if not _MIN_NUMBER <= number <= _MAX_NUMBER:
         raise ValueError(f"message_number {number} does not fit an int32")
-
-
-def check_callable(what: str, value: object, *arguments: str) -> None:
-    """Raise a ``TypeError`` unless ``value`` can be called with so many arguments."""
-    if not callable(value):
-        raise TypeError(f"{what} must be callable, not {value!r}")
-    call = f"{what}({', '.join(arguments)})"
-    if any(inspect.iscoroutinefunction(each) for each in (value, type(value).__call__)):
-        raise TypeError(
-            f"{_name(value)} is asynchronous, and {call} is called in a thread, not awaited: "
-            "write it with def, or hand over to an event loop from there"
-        )
-    try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):
-        return  # it is written in C, and does not tell
-    try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise TypeError(f"{_name(value)} cannot be called as {call}: {error}") from None
 
 
 def _check_dispatch(dispatch: str | None) -> None:
@@ -324,3 +387,8 @@ def register(
 ) -> None:
     """Declare a message in the default registry; see `Registry.register`."""
     default_registry.register(number, deserialize, handler, dispatch=dispatch)
+
+
+def unregister(number: int) -> None:
+    """Forget a message of the default registry; see `Registry.unregister`."""
+    default_registry.unregister(number)

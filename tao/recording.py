@@ -9,7 +9,13 @@ from typing import Any, TypeVar, overload
 
 from tao.client import ClientConn
 from tao.memory import MemoryClient
-from tao.message import HEARTBEAT, Registration, Registry, default_registry
+from tao.message import (
+    HEARTBEAT,
+    Registration,
+    Registry,
+    default_registry,
+    registries_lock,
+)
 from tao.server import Server
 from tao.threads import Deadline
 
@@ -310,7 +316,7 @@ class _RecordingRegistry(Registry):
         self._record = record
         self._count_heartbeat = count_heartbeat
         super().__init__(source)
-        with self._lock:
+        with registries_lock:
             self.entries = _Entries(record, map(self._recorded, self.entries.values()))
 
     def know(self, message_class: Any) -> None:
@@ -323,8 +329,8 @@ class _RecordingRegistry(Registry):
         record = self._count_heartbeat if entry.number == HEARTBEAT else self._record
         return Registration(entry.number, entry.deserialize, record, "inline")
 
-    def _inherit(self, registration: Registration) -> None:
-        super()._inherit(self._recorded(registration))
+    def _inherit(self, number: int, registration: Registration | None) -> None:
+        super()._inherit(number, None if registration is None else self._recorded(registration))
 
 
 class _Entries(dict[int, Registration]):

@@ -1,0 +1,124 @@
+"""Checking callbacks where they are declared, whatever kind of callable they are.
+
+What counts is how a callable can really be called. ``inspect.signature`` answers another question:
+what a decorator would have people believe, by ``__wrapped__`` (as ``functools.wraps`` sets it) or
+``__signature__``. So a callable is followed to the Python function that is called first, and the
+code of that function is asked.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from types import FunctionType, MethodType
+from typing import Any
+
+from tao.safe_text import safe_repr, safe_str
+
+__all__ = ["check_callable", "name_of"]
+
+_NOTHING = object()
+# CPython 3.14 has a way to leave gaps among the arguments of a partial.
+_GAP = getattr(functools, "Placeholder", _NOTHING)
+
+
+def check_callable(what: str, value: object, *arguments: str) -> None:
+    """Raise a ``TypeError`` unless ``value`` can be called with these arguments, for its effect.
+
+    What cannot be known, as of a callable written in C that does not tell, is let through.
+
+    Args:
+        what: the name of the option or argument.
+        value: what was given for it.
+        arguments: the names of the positional arguments that tao will pass.
+    """
+    if not callable(value):
+        raise TypeError(f"{what} must be callable, not {safe_repr(value)}")
+    call = f"{what}({', '.join(arguments)})"
+    called, positional, named = _called_first(value, arguments)
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(called):
+        raise TypeError(
+            f"{_describe(value, called)} is asynchronous, and {call} is called in a thread, not "
+            "awaited: write it with def, or hand over to an event loop from there"
+        )
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise TypeError(
+            f"{_describe(value, called)} is a generator function: {call} would return a generator "
+            "and run nothing of it; write it without yield"
+        )
+    signature = _signature(called)
+    if signature is None:
+        return
+    try:
+        signature.bind(*positional, **named)
+    except TypeError as error:
+        raise TypeError(
+            f"{_describe(value, called)} cannot be called as {call}: {safe_str(error)}"
+        ) from None
+
+
+def name_of(thing: Any) -> str:
+    """Name a class or a callable for people."""
+    return getattr(thing, "__qualname__", None) or safe_repr(thing)
+
+
+def _called_first(
+    value: Any, positional: tuple[Any, ...]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return what a call with these arguments really calls, and with what."""
+    named: dict[str, Any] = {}
+    while True:
+        kind = type(value)
+        if issubclass(kind, functools.partial):
+            positional = _filled(value.args, positional)
+            value, named = value.func, {**value.keywords, **named}
+        elif kind is MethodType:
+            value, positional = value.__func__, (value.__self__, *positional)
+        elif kind is staticmethod:
+            value = value.__func__
+        elif kind is FunctionType or issubclass(kind, type):
+            return value, positional, named
+        else:
+            call = inspect.getattr_static(kind, "__call__", None)
+            if type(call) is FunctionType:
+                value, positional = call, (value, *positional)
+            elif type(call) is staticmethod:
+                value = call.__func__
+            else:
+                return value, positional, named
+
+
+def _filled(given: tuple[Any, ...], further: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of a partial, gaps filled with further ones, and the rest of these."""
+    rest = iter(further)
+    return (*(next(rest, _GAP) if each is _GAP else each for each in given), *rest)
+
+
+def _signature(called: Any) -> inspect.Signature | None:
+    """Return how something can be called, or None if nobody can tell."""
+    if type(called) is FunctionType:
+        # One of the same code, without the attributes by which decorators pretend.
+        bare = FunctionType(
+            called.__code__, {}, called.__name__, called.__defaults__, called.__closure__
+        )
+        bare.__kwdefaults__ = called.__kwdefaults__
+        return inspect.signature(bare)
+    if inspect.getattr_static(called, "__wrapped__", None) is not None:
+        return None  # a decorator written in C, which may pass on what it likes
+    try:
+        return inspect.signature(called)
+    except (TypeError, ValueError):
+        return None
+
+
+def _describe(value: Any, called: Any) -> str:
+    """Name the callable to blame: of a decorated function, what the decorator has made of it."""
+    code = getattr(called, "__code__", None)
+    for each in (called, value):
+        wrapped = inspect.getattr_static(each, "__wrapped__", None)
+        if code is not None and callable(wrapped):
+            # A function that wraps another has taken over its name, but for that of its code.
+            own = getattr(code, "co_qualname", code.co_name)
+            wrapper = own if each is called else called.__qualname__
+            return f"{wrapper}, which decorates {name_of(wrapped)},"
+    return name_of(value)
