@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 from tao.errors import BadData
 from tao.message import HeartbeatMessage, Message, Registry
+from tao.safe_text import safe_repr, safe_str
 
-__all__ = ["Batch", "Codec", "Decoder", "TypeLengthValueCodec"]
+__all__ = ["Batch", "Codec", "Decoder", "TypeLengthValueCodec", "unintended"]
 
 #: Decoded messages in order of arrival, each with its number; None stands for the value of a
 #: number that is not registered.
@@ -48,7 +49,8 @@ class Decoder(Protocol):
 
         Raises:
             BadData: the stream is broken; the connection is closed with this text as the reason. As
-                that is logged, nothing secret should be in it.
+                that is logged, nothing secret should be in it. Anything else that is raised closes
+                the connection as well, and is logged as an error of the decoder's.
         """
         ...
 
@@ -209,10 +211,22 @@ def _is_client_hello(header: bytes) -> bool:
     return header[:3] in _TLS_RECORDS and header[5:] == b"\1\0\0" and header[3:5] < b"\1\4"
 
 
+def unintended(what: str, cause: BaseException) -> BadData:
+    """Return the error for a connection whose decoder or deserializer raised ``cause``.
+
+    Args:
+        what: what failed, for people. The cause is named by its class only, unless it is `BadData`:
+            its text may quote the peer's bytes.
+    """
+    meant = isinstance(cause, BadData)
+    error = BadData(f"{what}{safe_str(cause) if meant else type(cause).__name__}")
+    error.__cause__ = cause
+    error.unintended = not meant
+    return error
+
+
 def _not_deserialized(number: int, error: Exception) -> BadData:
-    # If the error is not of tao's own, its text may quote the value.
-    what = str(error) if isinstance(error, BadData) else type(error).__name__
-    return BadData(f"message {number} could not be deserialized: {what}")
+    return unintended(f"message {number} could not be deserialized: ", error)
 
 
 def _check_message(message: Any) -> None:
@@ -242,5 +256,5 @@ def _why_not(message: Any) -> Exception:
     name = type(message).__name__
     number = getattr(message, "message_number", None)
     if not isinstance(number, int):
-        return TypeError(f"{name} needs an int as message_number, it has {number!r}")
+        return TypeError(f"{name} needs an int as message_number, it has {safe_repr(number)}")
     return BadData(f"{name}: message_number {number} does not fit an int32")

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from tao.codec import Decoder
+from tao.codec import Decoder, unintended
 from tao.context import ConnectionContext, Context
 from tao.dispatch import Dispatcher
 from tao.ending import EndClock
@@ -37,6 +37,7 @@ from tao.outbox import Outbox
 from tao.overdue import telling_if_long
 from tao.reader import Reader
 from tao.reporter import Reporter
+from tao.safe_text import safe_str
 from tao.threads import Deadline, Joinable, gather, spawn
 from tao.timers import HasTimers, TimerSet
 from tao.timing import TimingWheel
@@ -216,7 +217,8 @@ class Connection(HasTimers):
 
     def __repr__(self) -> str:
         state = self._reason or ("open" if self._established else "connecting")
-        return f"<{type(self).__name__} {self.name} {address_text(self.remote_address)}: {state}>"
+        what = f"{type(self).__name__} {safe_str(self.name)}"
+        return f"<{what} {address_text(self.remote_address)}: {state}>"
 
     # -- beginning
 
@@ -359,16 +361,16 @@ class Connection(HasTimers):
             self._failed(unsendable, explain(unsendable), ended=True)
 
     def _protocol_broken(self, error: BaseException) -> None:
-        """The decoder can make nothing of what the peer sends."""
+        """The decoder can make nothing of what the peer sends, or has a bug."""
         if not isinstance(error, BadData):
-            cause, error = error, BadData(f"the decoder raised {type(error).__name__}")
-            error.__cause__ = cause
-        self._failed(error, f"protocol error: {error}")
+            error = unintended("the decoder raised ", error)
+        self._failed(error, f"protocol error: {safe_str(error)}")
 
     def _failed(self, error: Exception, reason: str, *, ended: bool = False) -> None:
-        """Give the peer up because of an error of its own, or the network's."""
-        if self._reason is None and self._lost is None:
-            self._reporter.lost(reason, error.__cause__)
+        """Give the peer up because of an error: its own, the network's or the decoder's."""
+        # Nobody needs to hear what a peer does wrong to a connection that ends anyway.
+        if self.close_reason is None or getattr(error, "unintended", False):
+            self._reporter.lost(reason, error)
             self._reporter.tell(error)
         self._drop(reason, ended=ended)
 

@@ -53,15 +53,26 @@ class ProtocolError(TaoError):
 
 
 class BadData(ProtocolError, ValueError):
-    """Bytes that cannot be decoded, or a message that cannot be encoded."""
+    """Bytes that cannot be decoded, or a message that cannot be encoded.
+
+    Attributes:
+        unintended: a decoder or deserializer raised something else, the ``__cause__``: rather a bug
+            of its own than the peer's fault. False for a ``BadData`` that was raised on purpose.
+    """
+
+    unintended: bool = False
 
 
 class UndefinedMessage(ProtocolError):
     """A message number without registration arrived, or was asked for."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"message number {number} is not registered")
+        # What __init__ is called with again when the error is copied or unpickled.
+        super().__init__(number)
         self.number: int = number
+
+    def __str__(self) -> str:
+        return f"message number {self.number} is not registered"
 
 
 class RegistrationError(TaoError):

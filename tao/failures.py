@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from tao.atomic import AtomicInt64
 from tao.errors import BadData, ConnectFailed, ConnectionClosed, HandshakeFailed, TaoError
+from tao.safe_text import safe_str
 from tao.transport import explain
 
 __all__ = ["Failure", "Failures", "reason_of"]
@@ -92,7 +93,7 @@ def reason_of(error: BaseException) -> str:
         return explain(error)
     place = _place(error.__traceback__)
     if isinstance(error, (TaoError, TimeoutError, ConnectionError)) and not place:
-        text = str(error)
+        text = safe_str(error)
         if isinstance(error, ConnectionClosed) and not isinstance(error, _OF_TAO):
             # What comes after the colon is from why it was closed, hence from anywhere.
             text = text.partition(": ")[0]

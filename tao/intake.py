@@ -122,7 +122,8 @@ class Intake:
         if self._broken is not None:
             broken, self._broken = self._broken, None
             self._conn._protocol_broken(broken)
-        elif self._debt:
+            return True
+        if self._debt:
             self._pay()
         if self._held and self._begun is None and self._timeout is not None:
             self._begun = monotonic()
@@ -136,7 +137,7 @@ class Intake:
         while batch:
             if conn._reason is not None or conn._lost is not None:
                 conn._dispatcher._give_up(batch)
-                self._batch, self._broken, self._debt = [], None, 0.0
+                self._batch, self._debt = [], 0.0
                 break
             bucket = self._messages
             count = len(batch)
@@ -199,7 +200,7 @@ class Intake:
         assert limit is not None
         self._armed = False
         begun = self._begun
-        if begun is None or not conn._established:
+        if begun is None or not conn._established or conn.close_reason is not None:
             return
         left = limit - conn._wheel.since(begun)
         if self.paused or conn._dispatcher.waiting_for_room:

@@ -179,8 +179,8 @@ class Registry:
 
         Args:
             number: an int32; negative numbers are legal.
-            deserialize: makes a message from the bytes of its value; if it raises, the peer's
-                connection is closed as having broken the protocol.
+            deserialize: makes a message from the bytes of its value. If it raises, the connection
+                is closed: `BadData` is the peer's fault, anything else is logged as an error.
             handler: called as ``handler(ctx, conn)`` for each message of this number.
             dispatch: where the handler runs: ``"auto"``, ``"pool"``, ``"inline"``; None as the
                 connection does.

@@ -6,9 +6,10 @@ import ssl
 import threading
 from collections.abc import Callable
 from traceback import format_tb
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tao.errors import UndefinedMessage, WouldBlock
+from tao.errors import BadData, UndefinedMessage, WouldBlock
 from tao.log import logger
 from tao.transport import address_text
 
@@ -51,18 +52,23 @@ class Reporter:
         conn = self._conn
         return logger.bind(connection=conn.net_id, peer=address_text(conn.remote_address))
 
-    def lost(self, reason: str, cause: BaseException | None) -> None:
+    def lost(self, reason: str, error: BaseException) -> None:
         """Tell that the peer is given up, and where the cause was raised, in a decoder as a rule.
 
-        Its text is left out above TRACE: it may quote what the peer has sent, as that of ``int()``
-        does. What TLS has raised, the reason tells; where it did, nobody wants to know.
+        A bug of the decoder's is an error of the application's; all else is the peer's fault or the
+        network's. The cause's text is left out above TRACE: it may quote what the peer has sent, as
+        that of ``int()`` does. What TLS has raised, the reason tells; where, nobody wants to know.
         """
-        where = ""
-        if cause is not None and not isinstance(cause, ssl.SSLError):
-            where = "; raised at\n" + "".join(format_tb(cause.__traceback__))
-        self.log().info("connection lost: {}{}", reason, where.rstrip())
+        cause, tell = error.__cause__, self.log()
+        if cause is None or isinstance(cause, ssl.SSLError):
+            tell.info("connection lost: {}", reason)
+        elif getattr(error, "unintended", False):
+            tell.opt(exception=_without_text(cause)).error("connection lost: {}", reason)
+        else:
+            where = "".join(format_tb(cause.__traceback__)).rstrip()
+            tell.info("connection lost: {}; raised at\n{}", reason, where)
         if cause is not None:
-            self.log().opt(exception=cause).trace("what was raised")
+            tell.opt(exception=cause).trace("what was raised")
 
     def raised(self, error: BaseException, doing: str) -> None:
         """Tell of an exception of the application's code or of tao's, with its traceback.
@@ -126,3 +132,13 @@ class Reporter:
 def _thread_name(ident: int) -> str:
     names = [each.name for each in threading.enumerate() if each.ident == ident]
     return names[0] if names else f"number {ident}"
+
+
+def _without_text(error: BaseException) -> tuple[type, BaseException, TracebackType | None]:
+    """Return an exception of the same class, raised at the same place, that says nothing."""
+    kind = type(error)
+    try:
+        silent = kind.__new__(kind)
+    except Exception:  # its class wants arguments
+        kind, silent = BadData, BadData(kind.__name__)
+    return kind, silent, error.__traceback__

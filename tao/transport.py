@@ -415,7 +415,14 @@ def _poll(sock: socket.socket, event: int, timeout: float | None) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Say in a few words what an error of a socket or of TLS means."""
+    """Say in a few words what an error of a socket or of TLS means. It never raises."""
+    try:
+        return _explanation(error)
+    except Exception:  # an application's own class, or arguments of its own
+        return type(error).__name__
+
+
+def _explanation(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the peer's certificate is refused: {error.verify_message}"
     if isinstance(error, ssl.SSLError):

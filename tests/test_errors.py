@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -43,3 +45,29 @@ def test_an_undefined_message_tells_its_number() -> None:
     """The number is in the text and an attribute."""
     error = errors.UndefinedMessage(-7)
     assert (error.number, str(error)) == (-7, "message number -7 is not registered")
+
+
+def every_error(kind: type[Exception] = errors.TaoError) -> list[type[Exception]]:
+    """All classes of errors that there are, whatever module they are in."""
+    return [kind, *(each for below in kind.__subclasses__() for each in every_error(below))]
+
+
+TIMES_TWO = [
+    *(copy.copy, copy.deepcopy),
+    *(
+        lambda error, number=number: pickle.loads(pickle.dumps(error, number))
+        for number in range(pickle.HIGHEST_PROTOCOL + 1)
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+def test_an_error_survives_copying_and_pickling(kind: type[Exception]) -> None:
+    """Twice in a row, with its text, arguments and attributes."""
+    error = kind(7)
+    error.note = "a note"  # type: ignore[attr-defined]
+    for twice in TIMES_TWO:
+        again = twice(twice(error))
+        assert type(again) is kind
+        assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+    assert str(kind(7)).count("7") == 1
