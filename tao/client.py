@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
-import select
-import socket
 import threading
 import weakref
 from collections.abc import Callable
@@ -14,24 +10,27 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from tao.addresses import Address, address_text, normalized, parse, resolve
+from tao.codec import Batch
 from tao.connection import Connection
 from tao.context import background
+from tao.dialling import Dialler, Source
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.forks import renew_after_fork, renew_client
-from tao.keepalive import set_kernel_clocks
-from tao.message import Registry, default_registry
+from tao.message import HEARTBEAT, Registry, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ClientOptions, Reconnect, make_options
+from tao.places import places_of
 from tao.threads import as_tao_thread, in_tao_thread
 from tao.timing import shared_wheel
-from tao.transport import TlsTransport, Transport, explain
+from tao.transport import Transport
 
 __all__ = ["ClientConn", "connect"]
 
 _ids = itertools.count(1)
 # What closing in order may take beyond the drain timeout, before close() returns regardless.
 _SLACK = 5.0
+# A connection that lasts for so many seconds, and longer than any wait of the back-off, is of use.
+_LASTING = 10.0
 
 
 class ClientConn(Connection):
@@ -44,7 +43,10 @@ class ClientConn(Connection):
     In a child of ``os.fork`` one that was started is closed, see ``tao/forks.py``.
 
     Args:
-        address: in any form of ``addresses.py``; a name is resolved anew for each attempt.
+        address: where to connect to: ``(host, port)``, the path of a Unix socket, a function that
+            returns a connected socket, a socket that is connected already, or a list of these, each
+            a server that will do; see ``dialling.py``. Names are resolved anew for each attempt.
+            What is made of a socket belongs to the client.
         options: see `ClientOptions`; all are keyword-only.
 
     Raises:
@@ -53,11 +55,17 @@ class ClientConn(Connection):
 
     _label = "client-{}"
 
-    def __init__(self, address: Address, **options: Any) -> None:
+    def __init__(self, address: Any, **options: Any) -> None:
         checked = make_options(ClientOptions, "ClientConn", options)
         reconnect = checked.reconnect
         self._reconnect: Reconnect | None = Reconnect() if reconnect is True else reconnect or None
-        self._address = parse(address)
+        source = address if isinstance(address, Source) else Dialler(places_of(address), checked)
+        self._source: Source = source
+        if source.once and self._reconnect is not None:
+            raise ValueError(
+                "reconnect: a socket that is connected already cannot be connected again; give a "
+                "function that returns a new one each time"
+            )
         #: What this client knows beside the default registry, or the registry it was given.
         self.registry: Registry = checked.registry or Registry(default_registry)
         wheel = shared_wheel.acquire()
@@ -75,15 +83,15 @@ class ClientConn(Connection):
             tally=Tally(f"client-{net_id}", self._fill),
             keep=self._reconnect is not None,
         )
-        self.remote_address = self._address
+        self.remote_address = self._source.address
         self._client_options = checked
         # Guarded by _lock, like the base's fields.
         # Then "starting", and "started" when a thread sees to the end, or there is none to see to.
         self._state: str = "new"
-        self._dialling: socket.socket | None = None
         # Owned by the reading thread, once there is one.
         self._attempts: int = 0  # to connect, since a connection proved to be one
-        self._came_up: tuple[float, int] = monotonic(), 0  # when, and bytes received until then
+        self._came_up: float = monotonic()
+        self._proved: bool = False  # a message of the application's has come since
         self._up = threading.Event()  # set while established
         self._hurry = threading.Event()  # set when closing: ends the back-off
         #: How many times the connection came back.
@@ -120,7 +128,7 @@ class ClientConn(Connection):
                 self._launch(self._begin, partial(self._come_back, first=True))
                 return self
             try:
-                self._connect_once()
+                self._connect_first()
             except BaseException:
                 with self._lock:
                     over = self._reason is not None
@@ -197,6 +205,19 @@ class ClientConn(Connection):
             self._finish()
             raise
 
+    def _connect_first(self) -> None:
+        """Connect; a server with which no connection comes to be is passed over for the next."""
+        for left in reversed(range(self._source.size)):
+            try:
+                self._connect_once()
+                return
+            except ConnectFailed:
+                raise
+            except ConnectionClosed as error:
+                if self._reason is not None or not left:
+                    raise
+                self._reporter.log().info("{}; trying the next server", error)
+
     def _connect_once(self) -> None:
         """Dial and establish, or leave everything as it was."""
         self._renew_context()
@@ -205,11 +226,13 @@ class ClientConn(Connection):
             self._establish(transport)
         except BaseException:
             self._take_down(transport)
+            self._source.over(useful=False)
             raise
         with self._lock:
             if self._lost is None:
                 self._up.set()
-        self._came_up = monotonic(), self._reader.bytes_in
+        self._came_up, self._proved = monotonic(), False
+        self._reader.on_batch = self._look_for_proof
 
     def _take_down(self, transport: Transport) -> None:
         transport.abort()
@@ -224,89 +247,19 @@ class ClientConn(Connection):
         transport.close()
 
     def _dial(self) -> Transport:
-        sock = self._reach()
         try:
-            self.remote_address = normalized(sock.getpeername())
-            self.local_address = normalized(sock.getsockname())
-            set_kernel_clocks(sock, self._options)
-            return self._transport_on(sock)
-        except (OSError, ValueError) as error:  # it may be reset already
-            sock.close()
-            raise self._failure(explain(error)) from error
-
-    def _transport_on(self, sock: socket.socket) -> Transport:
-        options = self._client_options
-        if options.tls is None:
-            return Transport(sock)
-        host = self._address[0] if isinstance(self._address, tuple) else None
-        return TlsTransport(
-            sock,
-            options.tls,
-            server_side=False,
-            server_hostname=options.server_hostname or host,
-        )
-
-    def _failure(self, why: str) -> ConnectFailed:
-        return ConnectFailed(f"cannot connect to {_told(self._address)}: {why}")
-
-    def _reach(self) -> socket.socket:
-        """Connect a socket to the first address that answers."""
-        try:
-            targets = resolve(self._address)
-        except OSError as error:
-            raise self._failure(explain(error)) from error
-        reasons = []
-        for family, target in targets:
-            try:
-                return self._connected_socket(family, target)
-            except ConnectionClosed:  # meanwhile
-                raise
-            except OSError as error:
-                reasons.append(explain(error))
-        raise self._failure("; ".join(reasons))
-
-    def _connected_socket(self, family: int, target: Any) -> socket.socket:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            with self._lock:
-                self._dialling = sock
-            try:
-                self._try_address(sock, target)
-            finally:
-                # Before the socket is closed: from here on its number may be another's.
-                with self._lock:
-                    self._dialling = None
-        except BaseException:
-            sock.close()
+            reached = self._source.next()
+        except ConnectFailed as error:
+            cause = error.__cause__
+            if cause is not None and not isinstance(cause, (OSError, ValueError)):
+                self.report(cause, "in the function that connects")
             raise
-        return sock
-
-    def _try_address(self, sock: socket.socket, target: Any) -> None:
-        """Connect ``sock``.
-
-        Raises:
-            ConnectionClosed: this side was closed meanwhile.
-            OSError: nobody answers there.
-        """
-        timeout = self._client_options.connect_timeout
-        sock.setblocking(False)
-        number = sock.connect_ex(target)
-        with self._lock:
-            self._raise_if_closed()  # whoever closes later finds a socket to shut down
-        if number == errno.EINPROGRESS:
-            poll = select.poll()
-            poll.register(sock, select.POLLOUT)
-            if not poll.poll(timeout * 1000):
-                raise TimeoutError(f"no answer within {timeout} s")
-            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        with self._lock:
-            self._raise_if_closed()
-        if number:
-            raise OSError(number, os.strerror(number))
-        if sock.family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
-            # A free port of this machine, chosen as the near end too: TCP then meets itself.
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        sock.setblocking(True)
+        except ConnectionClosed:
+            with self._lock:
+                self._raise_if_closed()
+            raise
+        self.remote_address, self.local_address = reached.remote_address, reached.local_address
+        return reached.transport
 
     # -- losing the connection, and coming back
 
@@ -351,8 +304,11 @@ class ClientConn(Connection):
         """Dial until it succeeds; False if there is nothing to come back to."""
         how = self._reconnect
         assert how is not None
-        if self._proved_itself(how):
-            self._attempts = 0
+        if not first:
+            useful = self._proved_itself(how)
+            self._source.over(useful)
+            if useful:
+                self._attempts = 0
         why = self._lost
         for attempt in itertools.count(self._attempts + (not first)):
             if how.attempts is not None and attempt > how.attempts:
@@ -374,10 +330,21 @@ class ClientConn(Connection):
             return True
         return False
 
+    def _look_for_proof(self, batch: Batch) -> None:
+        """See whether what was received shows that the peer is a server of this application's."""
+        known = self.registry.entries
+        if any(number != HEARTBEAT and known.get(number) is not None for number, _ in batch):
+            self._proved = True
+            self._reader.on_batch = None
+
     def _proved_itself(self, how: Reconnect) -> bool:
-        """Whether the connection just lost was of use; a server may accept only to hang up."""
-        since, received = self._came_up
-        return self._reader.bytes_in > received or monotonic() - since > how.maximum
+        """Whether the connection just lost was of use.
+
+        A wrong port may accept and send anything: a banner, an error, even a heartbeat. Of use is
+        what brought a message that the application knows, or lasted. Then the back-off begins anew.
+        """
+        lasted = self._wheel.since(self._came_up) > max(how.maximum, _LASTING)
+        return self._proved or lasted
 
     def _renew_context(self) -> None:
         """Have a context for the next transport, unless no transport has had that of now."""
@@ -398,13 +365,7 @@ class ClientConn(Connection):
     ) -> None:
         super()._begin_close(reason, drain=drain, timeout=timeout, ended=ended)
         self._hurry.set()
-        with self._lock:
-            sock = self._dialling
-            if sock is not None:
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # it is not connected yet, or not any more
+        self._source.close()
 
     def _finish(self) -> None:
         super()._finish()
@@ -417,7 +378,7 @@ class ClientConn(Connection):
 
     def _fill(self, snapshot: Snapshot) -> None:
         connected = self.connected
-        snapshot.kind, snapshot.address = "client", address_text(self._address)
+        snapshot.kind, snapshot.address = "client", str(self._source)
         if self._reason is not None:
             snapshot.state = "closed"
         elif connected:
@@ -429,10 +390,6 @@ class ClientConn(Connection):
         snapshot.timers = self._wheel.size
 
 
-def connect(address: Address, **options: Any) -> ClientConn:
+def connect(address: Any, **options: Any) -> ClientConn:
     """Make a `ClientConn` and start it."""
     return ClientConn(address, **options).start()
-
-
-def _told(address: tuple[Any, ...] | str) -> str:
-    return address_text(address) if isinstance(address, str) else f"{address[0]} port {address[1]}"

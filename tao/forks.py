@@ -141,9 +141,7 @@ def renew_client(client: ClientConn, reason: str) -> None:
         client._timers = TimerSet(wheel, client._dispatcher.post)
         client._dispatcher._watch = watch_on(wheel)
         return
-    sock, client._dialling = client._dialling, None
-    if sock is not None:
-        sock.close()
+    client._source.forked()
     _abandon(client, reason)
     client._state = "started"
     client._up, client._hurry = threading.Event(), threading.Event()

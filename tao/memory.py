@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tao.client import ClientConn
-from tao.errors import ServerClosed
+from tao.dialling import Reached, Source
+from tao.errors import ConnectFailed, ServerClosed
 from tao.server import Server, ServerConn
 from tao.transport import Transport
 
@@ -156,6 +157,51 @@ def memory_transports(capacity: int = 64 * 1024) -> tuple[MemoryTransport, Memor
     return MemoryTransport(one, other), MemoryTransport(other, one)
 
 
+class MemorySource(Source):
+    """Where a client in memory has its connections from: a server of the same process.
+
+    Args:
+        server, capacity: as for `MemoryClient`.
+    """
+
+    def __init__(self, server: Server, capacity: int) -> None:
+        memory_transports(capacity)  # checks it
+        self._server = server
+        self._capacity = capacity
+        self.address = f"memory-{next(_numbers)}"
+        # Of the connection made last.
+        self.server_conn: ServerConn | None = None
+        self.far: MemoryTransport | None = None
+
+    def next(self) -> Reached:
+        server = self._server
+        with server._lock:
+            if server._state == "new":
+                server._begin()
+            state = server._state
+        if state != "running":
+            raise self._failure(f"the server is {state}")
+        near, far = memory_transports(self._capacity)
+        place = f"memory of {server._tally.name}"
+
+        def begin(conn: ServerConn) -> ServerConn:
+            conn._start()
+            return conn
+
+        try:
+            self.server_conn = server._adopt(self.address, lambda: (far, place), far.close, begin)
+        except (ServerClosed, RuntimeError) as error:  # it just stopped, or has no thread
+            raise self._failure(str(error)) from error
+        self.far = far
+        return Reached(near, place, self.address)
+
+    def _failure(self, why: str) -> ConnectFailed:
+        return ConnectFailed(f"cannot connect to {self.address}: {why}")
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+
 class MemoryClient(ClientConn):
     """A client that reaches a server of the same process without sockets.
 
@@ -171,37 +217,14 @@ class MemoryClient(ClientConn):
     def __init__(self, server: Server, *, capacity: int = 64 * 1024, **options: Any) -> None:
         if options.get("tls") is not None:
             raise ValueError("tls: a connection in memory has none")
-        memory_transports(capacity)  # checks it
-        self._target = server
-        self._capacity = capacity
-        #: The server's end of the connection made last, or None.
-        self.server_conn: ServerConn | None = None
-        self._far: MemoryTransport | None = None
         options.setdefault("codec", server._options.codec)
-        super().__init__(f"memory-{next(_numbers)}", **options)
+        self._memory = MemorySource(server, capacity)
+        super().__init__(self._memory, **options)
 
-    def _dial(self) -> Transport:
-        server = self._target
-        with server._lock:
-            if server._state == "new":
-                server._begin()
-            state = server._state
-        if state != "running":
-            raise self._failure(f"the server is {state}")
-        near, far = memory_transports(self._capacity)
-        place = f"memory of {server._tally.name}"
-        self.remote_address, self.local_address = place, self._address
-
-        def begin(conn: ServerConn) -> ServerConn:
-            conn._start()
-            return conn
-
-        try:
-            self.server_conn = server._adopt(self._address, lambda: (far, place), far.close, begin)
-        except (ServerClosed, RuntimeError) as error:  # it just stopped, or has no thread
-            raise self._failure(str(error)) from error
-        self._far = far
-        return near
+    @property
+    def server_conn(self) -> ServerConn | None:
+        """The server's end of the connection made last, or None."""
+        return self._memory.server_conn
 
     def wait_accepted(self, timeout: float = _PATIENCE) -> None:
         """Wait until the server's end has asked its ``on_connect``, and is established or closed.
@@ -209,7 +232,8 @@ class MemoryClient(ClientConn):
         Raises:
             TimeoutError: ``on_connect`` has not returned within ``timeout`` seconds.
         """
-        if self._far is not None and not self._far.in_use.wait(timeout):
+        far = self._memory.far
+        if far is not None and not far.in_use.wait(timeout):
             raise TimeoutError(f"the server's on_connect has not returned after {timeout} s")
 
 

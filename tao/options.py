@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tao.addresses import parse
 from tao.codec import Codec, TypeLengthValueCodec
 from tao.message import Registry, check_callable
 from tao.threads import usable_cpus
@@ -203,8 +204,15 @@ class ClientOptions(Options):
 
     #: Connect again when the connection is lost: True, or a `Reconnect` that says how.
     reconnect: bool | Reconnect = False
-    #: Seconds that connecting to one address of the server may take.
+    #: Seconds that reaching one server may take: to resolve its name, and to connect to any of the
+    #: addresses that it has. Of several servers each has so long.
     connect_timeout: float = 10.0
+    #: Where connections come from: ``(host, port)``, an address of this machine and port 0 for any.
+    #: None: what the system chooses.
+    source_address: tuple[str, int] | None = None
+    #: Options of the sockets, as for ``socket.setsockopt``: ``[(level, name, value), ...]``. They
+    #: are set before connecting, and count for more than what tao sets itself.
+    socket_options: Collection[tuple[int, int, int | bytes]] = ()
     #: The name that the server's certificate must have; None: the host connected to.
     server_hostname: str | None = None
 
@@ -212,6 +220,8 @@ class ClientOptions(Options):
         super().__post_init__()
         _is(self, "reconnect", (bool, Reconnect))
         _seconds(self, "connect_timeout")
+        _check_source(self.source_address)
+        _check_socket_options(self.socket_options)
         _is(self, "server_hostname", str, optional=True)
         if self.tls is not None and self.tls.protocol is ssl.PROTOCOL_TLS_SERVER:
             raise ValueError("tls: a client cannot use a server's context")
@@ -235,7 +245,9 @@ class Reconnect:
     factor: float = 2.0
     #: Which share of the wait is random, from 0 to 1.
     jitter: float = 0.5
-    #: How many attempts in a row may fail before the client closes; None: any number.
+    #: How many attempts in a row may fail before the client closes; None: any number. Only a
+    #: connection that was of use is a success: one that brought a message whose number the client
+    #: knows, heartbeats apart, or that lasted for 10 seconds and for longer than ``maximum``.
     attempts: int | None = None
 
     def __post_init__(self) -> None:
@@ -284,6 +296,30 @@ def _prepares_workers(given: dict[str, Any]) -> bool:
     if isinstance(workers, WorkerPool):
         return workers.initializer is not None
     return given.get("worker_initializer") is not None
+
+
+def _check_source(address: Any) -> None:
+    if address is None:
+        return
+    if not isinstance(address, tuple):
+        raise TypeError(f"source_address must be (host, port), not {address!r}")
+    try:
+        parse(address, listening=True)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"source_address: {error}") from None
+
+
+def _check_socket_options(options: Any) -> None:
+    if not isinstance(options, Collection) or isinstance(options, (str, bytes)):
+        raise TypeError(f"socket_options must be a list of (level, name, value), not {options!r}")
+    for each in options:
+        if not (
+            isinstance(each, (tuple, list))
+            and len(each) == 3
+            and all(isinstance(number, int) for number in each[:2])
+            and isinstance(each[2], (int, bytes, bytearray))
+        ):
+            raise TypeError(f"socket_options must hold (level, name, value), not {each!r}")
 
 
 def _check_cpus(wanted: Any) -> None:

@@ -7,6 +7,7 @@ cost is shared by as many messages as there are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ class Reader:
 
     __slots__ = (
         "_broken", "_conn", "_recv_most", "_recv_size", "bytes_in", "intake",
-        "last_received", "messages_in",
+        "last_received", "messages_in", "on_batch",
     )  # fmt: skip
 
     def __init__(self, conn: Connection) -> None:
@@ -50,6 +51,8 @@ class Reader:
         self._recv_size: int = min(_RECV_LEAST, self._recv_most)
         #: When something last came, monotonic.
         self.last_received: float = monotonic()
+        #: Called with each batch before it is dispatched, if not None; whoever sets it clears it.
+        self.on_batch: Callable[[Batch], object] | None = None
         self.bytes_in: int = 0
         self.messages_in: int = 0
 
@@ -87,6 +90,8 @@ class Reader:
                 self._recv_size = min(4 * size, enough, self._recv_most)
             elif self._recv_size > _RECV_LEAST and 4 * size < self._recv_size:
                 self._recv_size //= 2
+            if self.on_batch is not None:
+                self.on_batch(batch)
             if intake is not None:
                 self.messages_in += len(batch)
                 if not intake.take_in(batch, size, broken):

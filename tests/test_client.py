@@ -18,7 +18,7 @@ from tao.context import Context
 from tao.errors import ConnectFailed, ConnectionClosed, WouldBlock
 from tao.message import Registry
 from tao.options import Reconnect
-from tests.ends import Number, Seen, Text, number, text
+from tests.ends import Number, Seen, Text, frame, number, text
 from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
 
 AT_ONCE = Reconnect(initial=0.001, maximum=0.01)
@@ -195,7 +195,7 @@ def test_close_while_dialling(make_client: MakeClient) -> None:
 
         thread = threading.Thread(target=start, name="test-start")
         thread.start()
-        wait_until(lambda: client._dialling is not None)
+        wait_until(lambda: client._source.dialling)
         client.close()
         assert failed.wait() == ["closed by this side"]
         thread.join()
@@ -264,6 +264,65 @@ def test_it_gives_up_after_so_many_attempts(host: Host, make_client: MakeClient)
     assert client.wait_closed(PATIENCE)
     assert "gave up after 3 attempts: cannot connect to 127.0.0.1" in str(client.close_reason)
     assert not client.wait_connected(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"\1",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        frame(0),
+        frame(99),
+    ],
+    ids=["nothing", "a byte", "SSH", "HTTP", "a heartbeat", "an unknown number"],
+)
+def test_a_server_that_is_of_no_use(
+    host: Host, make_client: MakeClient, said: bytes, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Whatever it says before it hangs up, the attempts go on to count, and attempts is reached."""
+    asked = Seen()
+
+    class Noted(Reconnect):
+        def delay(self, attempt: int) -> float:
+            asked.add(attempt)
+            return 0.001
+
+    registry = Registry()
+    registry.handler(Text)(lambda ctx, conn: None)
+    client = make_client(registry=registry, reconnect=Noted(attempts=6)).start()
+    for _ in range(7):
+        sock = host.accept()
+        sock.sendall(said)
+        sock.close()
+    assert client.wait_closed(PATIENCE)
+    assert asked.items == [1, 2, 3, 4, 5, 6]
+    assert str(client.close_reason).startswith("gave up after 6 attempts")
+
+
+def test_what_proves_a_connection(host: Host, make_client: MakeClient) -> None:
+    """One message that the application knows, whatever follows it, or a long life."""
+    asked = Seen()
+
+    class Noted(Reconnect):
+        def delay(self, attempt: int) -> float:
+            asked.add(attempt)
+            return 0.001
+
+    registry = Registry()
+    registry.handler(Text)(lambda ctx, conn: None)
+    client = make_client(registry=registry, reconnect=Noted()).start()
+    for said in (b"", b"", text("x") + b"\xff" * 8, b"", b""):
+        sock = host.accept()
+        sock.sendall(said)
+        sock.close()
+    sock = host.accept()
+    wait_until(lambda: client.connected and client.reconnects == 5)
+    assert asked.items == [1, 2, 1, 2, 3]
+    client._came_up -= 60
+    sock.close()
+    assert asked.wait(6)[5:] == [1]
 
 
 def test_close_ends_the_back_off(host: Host, make_client: MakeClient) -> None:

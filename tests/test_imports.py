@@ -24,6 +24,7 @@ STOREYS = [
     {
         *("tls", "connection", "options", "listener", "intake", "credentials", "forks"),
         *("reader", "reporter", "keepalive", "ending", "outcomes"),
+        *("dialling", "errands", "happy_eyeballs", "places"),
     },
     {"server", "serverconn", "client"},
     {

@@ -593,7 +593,7 @@ def test_a_connection_that_is_reset_at_once(monkeypatch: pytest.MonkeyPatch) -> 
             raise OSError(107, "not connected")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr("tao.client.socket.socket", Gone)
+        monkeypatch.setattr(socket, "socket", Gone)
         client = ClientConn(listener.getsockname(), registry=Registry())
         with pytest.raises(ConnectFailed, match="not connected"):
             client.start()
