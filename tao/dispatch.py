@@ -318,10 +318,8 @@ class Dispatcher:
         try:
             self._run_on_pool(lambda: self._run_pending(batch))
         except (RuntimeError, CancelledError) as error:
-            # The pool does no more jobs: someone stopped it, or the interpreter is ending, which
-            # is nobody's error.
-            if threading.main_thread().is_alive():
-                self._host.report(error, f"handing {len(batch)} messages to the workers")
+            # The pool does no more jobs: someone stopped it, or no thread can be had.
+            self._host.report(error, f"handing {len(batch)} messages to the workers")
             self._give_up(batch)
             self._done(len(batch))
 

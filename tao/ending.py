@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from typing import TYPE_CHECKING
 
+from tao.log import logger
+from tao.metrics import tallies
 from tao.threads import Deadline
 
 if TYPE_CHECKING:
@@ -63,3 +66,19 @@ class EndClock:
             look()  # and there may be no wheel any more
         else:
             set_clock(min(_LINGER, timeout))
+
+
+def _tell_what_is_dropped() -> None:
+    """At the end of the process: log what its connections have not done."""
+    for tally in tallies():
+        conns = list(tally.living())
+        unhandled = sum(conn._dispatcher.unhandled for conn in conns)
+        unsent = sum(conn._outbox.waiting for conn in conns)
+        if unhandled or unsent:
+            logger.warning(
+                "the process ends, so {} drops {} messages not handled and {} not sent, of {} "
+                "connections", tally.name, unhandled, unsent, len(conns),
+            )  # fmt: skip
+
+
+atexit.register(_tell_what_is_dropped)

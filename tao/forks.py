@@ -25,7 +25,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import tao.context
@@ -94,24 +93,12 @@ def _renew_tally(tally: Tally) -> None:
     _renew_locks(*(each._bucket for each in floods))
 
 
-def _renew_pool(pool: WorkerPool) -> None:
-    """Give a pool an executor without workers: it starts as many as it needs."""
-    _renew_locks(pool)
-    old = pool._executor
-    name = old._thread_name_prefix or ""
-    executor = ThreadPoolExecutor(pool.size, name, initializer=pool._begin)
-    if old._shutdown:
-        executor.shutdown()
-    pool._executor = executor
-    pool._busy = pool._let_go_of = 0
-
-
 def renew_server(server: Server, reason: str) -> None:
     """Stop a server that was started; one that was not can be started."""
     _renew_locks(server, server._admission)
     _renew_tally(server._tally)
     if isinstance(server._options.workers, WorkerPool):
-        _renew_pool(server._options.workers)
+        server._options.workers.after_fork()
     if server._state == "new":
         return
     if hasattr(server, "_give_back"):  # a server may be stopped without having been started

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from tao.late_threads import LateThread
 from tao.log import logger
 from tao.log import thread_marks as _local
 
@@ -45,7 +46,7 @@ def spawn(
 
     The owner stores it before starting it, so that a stop in between does not miss it.
     """
-    return threading.Thread(target=_outermost, args=(target, args, cpus), name=name, daemon=True)
+    return LateThread(target=_outermost, args=(target, args, cpus), name=name, daemon=True)
 
 
 def _outermost(target: Callable[..., object], args: tuple[Any, ...], cpus: Set[int] | None) -> None:

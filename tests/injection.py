@@ -21,6 +21,7 @@ but threads of this name that are started inside the block.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import inspect
@@ -31,7 +32,7 @@ from contextlib import contextmanager
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-__all__ = ["Interruption", "Moment", "opcodes"]
+__all__ = ["Interruption", "Moment", "opcodes", "raise_in"]
 
 Step = Callable[[CodeType, int], bool]
 
@@ -189,3 +190,10 @@ def _codes_of(modules: tuple[str, ...]) -> list[CodeType]:
     for code in codes:  # which grows
         codes += [const for const in code.co_consts if isinstance(const, CodeType)]
     return codes
+
+
+def raise_in(thread: threading.Thread | None, error: type[BaseException]) -> None:
+    """Have an exception raised in a thread, as libraries for timeouts do."""
+    if thread is not None and thread.ident is not None:
+        number, kind = ctypes.c_ulong(thread.ident), ctypes.py_object(error)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(number, kind)

@@ -28,6 +28,7 @@ from tao.server import Server, ServerConn
 from tao.turns import Turns
 from tao.workers import WorkerPool
 from tests.ends import MakeServer, Number, Seen, Text, number, text
+from tests.programs import LONG
 from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
 
 
@@ -711,6 +712,65 @@ def test_the_interpreter_ends_with_a_live_server() -> None:
         check=True,
     )
     assert (done.stdout, done.stderr) == ("end\n", "")
+
+
+# A server and a client of one program, which enables tao's log lines.
+_PROGRAM = """
+import loguru, os, threading, tao
+loguru.logger.remove()
+loguru.logger.add(lambda line: print(line.strip()), format="{level} {message}", level="WARNING")
+loguru.logger.enable("tao")
+class Text(tao.Message):
+    message_number = 1
+    def __init__(self, data): self.data = data
+    def serialize(self): return self.data
+    deserialize = classmethod(lambda cls, data: cls(data))
+server, answered, entered = tao.Server(), threading.Event(), threading.Event()
+@server.handler(Text, dispatch="pool")
+def answer(ctx, conn):
+    entered.set()
+    if ctx.message.data == b"hang": threading.Event().wait()
+    conn.write(ctx.message)
+registry = tao.Registry()
+@registry.handler(Text)
+def note(ctx, conn): print(ctx.message.data.decode()); answered.set()
+address = server.start(("127.0.0.1", 0))
+"""
+
+
+def output_of(program: str) -> str:
+    """Run a program that begins with that and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM + program], capture_output=True, text=True, timeout=LONG
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_handlers_run_as_long_as_the_process_lives() -> None:
+    """Also when the main thread has returned, and a thread of the application goes on."""
+    program = """
+def go_on():
+    threading.main_thread().join()
+    with tao.connect(address, registry=registry) as conn:
+        conn.write(Text(b"hello"))
+        assert answered.wait(20)
+    print(server.stop().clean)
+threading.Thread(target=go_on).start()
+"""
+    assert output_of(program) == "hello\nTrue\n"
+
+
+def test_messages_dropped_at_the_end_of_the_process_are_logged() -> None:
+    """Those that wait, and those whose handler does not return."""
+    program = """
+conn = tao.connect(address, registry=registry)
+for _ in range(3): conn.write(Text(b"hang"))
+assert entered.wait(20)
+while server.snapshot().messages_in < 3: pass
+"""
+    line = "drops 3 messages not handled and 0 not sent, of 1 connections"
+    assert output_of(program) == f"WARNING the process ends, so server-1 {line}\n"
 
 
 # -- CPUs

@@ -6,16 +6,18 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tao.threads import in_tao_thread
 from tao.workers import WorkerPool
+from tests.injection import Interruption, opcodes, raise_in
 from tests.programs import LONG, ROOT
-from tests.support import PATIENCE, together, wait_until
+from tests.support import PATIENCE, ends, together, wait_until
 
 
 @pytest.fixture
@@ -33,6 +35,16 @@ def test_a_job_returns_or_raises(pool: WorkerPool) -> None:
     with pytest.raises(ZeroDivisionError):
         pool.run(divmod, 7, 0)
     assert pool.run(in_tao_thread) is True
+
+
+def test_it_is_an_executor() -> None:
+    """With all that ``concurrent.futures`` has for one; leaving a ``with`` block finishes all."""
+    with WorkerPool(2) as pool:
+        assert isinstance(pool, ThreadPoolExecutor)
+        assert pool.submit(int, "11", base=2).result(PATIENCE) == 3
+        assert list(pool.map(abs, [-1, -2])) == [1, 2]
+        last = [pool.submit(abs, -number) for number in range(100)]
+    assert [each.result(0) for each in last] == list(range(100))
 
 
 def test_workers_have_names_and_numbers() -> None:
@@ -206,6 +218,150 @@ def test_any_thread_may_stop_it_and_twice() -> None:
     for _ in range(10):
         pool.submit(int)
     assert together(*[lambda: pool.stop(PATIENCE)] * 3) == [[], [], []]
+
+
+def test_idle_workers_are_not_waited_for(log_lines: list[Any]) -> None:
+    """They end by themselves, so a stop that is given no time names none of them."""
+    for _ in range(20):
+        pool = WorkerPool(3)
+        together(*[lambda pool=pool: pool.run(int)] * 3)
+        wait_until(lambda pool=pool: len(pool._idle) == len(pool._members))
+        assert pool.stop(0) == []
+    assert not log_lines
+
+
+def interrupted(function: Callable[[], object]) -> None:
+    with pytest.raises(Interruption):
+        function()
+
+
+def test_after_an_interrupted_stop_the_next_tells_the_truth() -> None:
+    """Before CPython 3.13 a thread whose join was interrupted counts as ended."""
+    pool, running, gate = WorkerPool(1), threading.Event(), threading.Event()
+    pool.submit(lambda: running.set() or gate.wait(PATIENCE))
+    assert running.wait(PATIENCE)
+    waiting = threading.Thread(target=lambda: interrupted(pool.stop))
+    waiting.start()
+    wait_until(lambda: pool._members[0].ended._waiting)
+    raise_in(waiting, Interruption)
+    waiting.join(PATIENCE)
+    assert [thread.name for thread in pool.stop(0)] == ["tao-worker_0"]
+    gate.set()
+    assert pool.stop(PATIENCE) == []
+
+
+# -- interrupted anywhere
+
+
+def works(pool: WorkerPool) -> bool:
+    """Whether as many jobs as there may be workers run at once, and no more workers are there."""
+    met = threading.Barrier(pool.size)
+    jobs = [pool.submit(met.wait, PATIENCE) for _ in range(pool.size)]
+    return len({job.result(PATIENCE) for job in jobs}) == pool.size == len(pool._members)
+
+
+@pytest.mark.parametrize("call", ["submit", "run", "stop"])
+def test_any_call_may_come_in_the_midst_of_another(call: str) -> None:
+    """From a signal handler or a finalizer, at each bytecode: both do what they should."""
+    for moment in opcodes("tao.workers", "tao.jobs"):
+        pool, results = WorkerPool(2), []
+        same = partial(pool.stop, PATIENCE) if call == "stop" else partial(pool.run, list)
+        with moment.calling(lambda call=same, add=results.append: add(call())):
+            results.append(pool.submit(list).result(PATIENCE) if call == "submit" else same())
+        assert results == [[]] * (1 + moment.struck), moment
+        assert call == "stop" or works(pool), moment
+        assert pool.stop(PATIENCE) == [] and not pool.busy, moment
+
+
+@pytest.mark.parametrize("call", ["submit", "run", "stop"])
+def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
+    """What was called has begun or has not, and the pool works on, with all of its workers."""
+    for moment in opcodes("tao.workers", "tao.jobs"):
+        pool, done = WorkerPool(2), []
+        pool.run(int)
+        with moment.raising():
+            pool.stop(PATIENCE) if call == "stop" else getattr(pool, call)(done.append, 1)
+        if call != "stop":
+            assert works(pool) and len(done) <= 1, moment
+        assert pool.stop(PATIENCE) == [] and not pool._accepted, moment
+
+
+def test_an_exception_at_any_bytecode_of_a_worker(log_lines: list[Any]) -> None:
+    """Its job is run, or ends with that exception; the worker goes on, or another comes."""
+    for moment in opcodes("tao.workers", "tao.jobs"):
+        pool = WorkerPool(1, bool)
+        with moment.raising(thread="tao-worker_0"):
+            for _ in range(2):
+                try:
+                    assert pool.run(int) == 0, moment
+                except Interruption:
+                    assert moment.struck
+        assert works(pool), moment
+        assert pool.stop(PATIENCE) == [] and not pool._accepted, moment
+
+
+def test_exceptions_from_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are raised in workers, all jobs end, and no worker is lost."""
+    for hook in ("unraisablehook", "excepthook"):  # which may be struck as well
+        monkeypatch.setattr(sys if hook[0] == "u" else threading, hook, lambda _: None)
+    pool = WorkerPool(3)
+    jobs = [pool.submit(sum, range(2000)) for _ in range(1000)]
+    for job in jobs:
+        for worker in list(pool._members.values()):
+            raise_in(worker.thread, Interruption)
+        job.exception(PATIENCE)
+    kinds = {type(job.exception(PATIENCE)) for job in jobs}
+    assert kinds <= {type(None), Interruption}
+    wait_until(lambda: not pool.busy)
+    assert ends(lambda: works(pool))
+    assert pool.stop(PATIENCE) == []
+
+
+# -- the end of the process
+
+
+def output_of(program: str) -> str:
+    """Run a program and return what it printed; its last line is what tao logged, if anything."""
+    begin = "import loguru, sys, tao\n"
+    begin += "loguru.logger.remove()\n"
+    begin += "loguru.logger.add(lambda line: print(line.strip()), format='{level} {message}')\n"
+    begin += "loguru.logger.enable('tao')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", begin + program],
+        capture_output=True, text=True, timeout=LONG, cwd=ROOT,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_jobs_run_as_long_as_the_process_lives() -> None:
+    """Also when the main thread has returned and another goes on: CPython's executors do not."""
+    program = (
+        "import threading\n"
+        "pool = tao.WorkerPool(2)\n"
+        "early = pool.submit(int)\n"
+        "def go_on():\n"
+        "    threading.main_thread().join()\n"
+        "    print(early.result(), pool.run(int), list(pool.map(int, [0] * 9)))\n"
+        "    print(tao.WorkerPool().submit(int).result())\n"
+        "threading.Thread(target=go_on).start()\n"
+    )
+    assert output_of(program) == f"0 0 {[0] * 9}\n0\n"
+
+
+def test_jobs_dropped_at_the_end_of_the_process_are_logged() -> None:
+    """Those not begun, and those cut off; what never returns does not keep it from ending."""
+    program = (
+        "import threading\n"
+        "pool, running = tao.WorkerPool(1), threading.Event()\n"
+        "block = lambda: running.set() or threading.Event().wait()\n"
+        "jobs = [pool.submit(block) for _ in range(3)]\n"
+        "assert running.wait()\n"
+    )
+    assert output_of(program) == (
+        "WARNING the process ends, so 2 jobs of the worker pool tao-worker are dropped, "
+        "1 are cut off\n"
+    )
 
 
 # -- arguments
