@@ -13,6 +13,7 @@ byte is copied more often than a constant number of times however small the piec
 from __future__ import annotations
 
 import struct
+from abc import abstractmethod
 from typing import Any, Protocol
 
 from tao.errors import BadData
@@ -58,10 +59,12 @@ class Decoder(Protocol):
 class Codec(Protocol):
     """How messages look on the wire. Its methods may be called from any thread."""
 
+    @abstractmethod
     def encode(self, message: Message) -> bytes:
         """Return the whole frame of ``message``; what this raises, ``write()`` raises."""
         ...
 
+    @abstractmethod
     def decoder(self, registry: Registry) -> Decoder:
         """Return a new decoder, for one connection, that knows the messages of ``registry``."""
         ...
@@ -211,22 +214,24 @@ def _is_client_hello(header: bytes) -> bool:
     return header[:3] in _TLS_RECORDS and header[5:] == b"\1\0\0" and header[3:5] < b"\1\4"
 
 
-def unintended(what: str, cause: BaseException) -> BadData:
-    """Return the error for a connection whose decoder or deserializer raised ``cause``.
+def unintended(text: str, cause: BaseException) -> BadData:
+    """Return the error for a connection whose decoder has the bug that ``cause`` tells of.
 
     Args:
-        what: what failed, for people. The cause is named by its class only, unless it is `BadData`:
-            its text may quote the peer's bytes.
+        text: why the connection is closed. The cause is better named by its class: what it says may
+            quote the peer's bytes.
     """
-    meant = isinstance(cause, BadData)
-    error = BadData(f"{what}{safe_str(cause) if meant else type(cause).__name__}")
+    error = BadData(text)
     error.__cause__ = cause
-    error.unintended = not meant
+    error.unintended = True
     return error
 
 
 def _not_deserialized(number: int, error: Exception) -> BadData:
-    return unintended(f"message {number} could not be deserialized: ", error)
+    what = f"message {number} could not be deserialized: "
+    if isinstance(error, BadData):
+        return BadData(what + safe_str(error))
+    return unintended(what + type(error).__name__, error)
 
 
 def _check_message(message: Any) -> None:

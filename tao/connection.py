@@ -25,6 +25,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from tao.codec import Decoder, unintended
+from tao.codec_checks import checked_decoder, checked_encoder
 from tao.context import ConnectionContext, Context
 from tao.dispatch import Dispatcher
 from tao.ending import EndClock
@@ -85,6 +86,7 @@ class Connection(HasTimers):
         self._options = options
         self._registry = registry
         self._codec = options.codec
+        self._encode = checked_encoder(options.codec)
         self._wheel = wheel
         self._tally = tally
         self._parent_context = parent
@@ -122,7 +124,7 @@ class Connection(HasTimers):
         self._ready: bool = False  # the handshake is done
         self._established: bool = False  # on_connect agreed, and on_close was not called yet
         # Owned by the reading role, which one thread at a time plays.
-        self._decoder: Decoder = self._codec.decoder(registry)
+        self._decoder: Decoder = checked_decoder(self._codec, registry)
         self._reader = Reader(self)
         self._unsent: int = 0
         self._in_flight: int = 0  # bytes on their way to the peer when it was cut off
@@ -147,7 +149,7 @@ class Connection(HasTimers):
             ConnectionClosed: the connection is closed; the message was not queued.
             Exception: whatever ``serialize()`` raises; nothing was sent.
         """
-        self._outbox.write(self._codec.encode(message), timeout)
+        self._outbox.write(self._encode(message), timeout)
 
     def write_frame(self, frame: bytes, timeout: float | None = None) -> None:
         """Send bytes that the codec made before, for many receivers of one; else as `write`."""
@@ -242,7 +244,7 @@ class Connection(HasTimers):
         with self._lock:
             self._raise_if_closed()
             self._ready = True
-        self._decoder = self._codec.decoder(self._registry)
+        self._decoder = checked_decoder(self._codec, self._registry)
         self._reader.last_received = time.monotonic()
         self._outbox.attach(transport)
         if not self._ask_on_connect():
@@ -363,7 +365,7 @@ class Connection(HasTimers):
     def _protocol_broken(self, error: BaseException) -> None:
         """The decoder can make nothing of what the peer sends, or has a bug."""
         if not isinstance(error, BadData):
-            error = unintended("the decoder raised ", error)
+            error = unintended(f"the decoder raised {type(error).__name__}", error)
         self._failed(error, f"protocol error: {safe_str(error)}")
 
     def _failed(self, error: Exception, reason: str, *, ended: bool = False) -> None:

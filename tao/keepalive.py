@@ -6,6 +6,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from tao.codec_checks import checked_frame
 from tao.errors import TaoError
 from tao.options import Options
 
@@ -93,7 +94,8 @@ class KeepAlive:
             left = interval
             try:
                 make = getattr(conn._codec, "heartbeat", None)  # a codec may have none
-                frame = make(time.time_ns()) if make is not None else b""
+                made = make(time.time_ns()) if make is not None else b""
+                frame = checked_frame(conn._codec, "heartbeat", made)
                 # Where something waits to be sent none is needed: it would take the place of that.
                 if frame and conn._established and not conn._outbox.waiting:
                     conn._outbox.write(frame)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tao.addresses import parse
 from tao.codec import Codec, TypeLengthValueCodec
-from tao.message import Registry, check_callable
+from tao.codec_checks import check_codec
+from tao.message import Registry, check_callable, default_registry
 from tao.threads import usable_cpus
 from tao.workers import WorkerPool
 
@@ -118,12 +119,8 @@ class Options:
     cpu_affinity: str | int | Collection[int] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.codec, type):
-            raise TypeError(f"codec must be an object, not a class; write {self.codec.__name__}()")
-        for name in ("encode", "decoder"):
-            if not callable(getattr(self.codec, name, None)):
-                raise TypeError(f"codec must have {name}(), {self.codec!r} has not")
         _is(self, "registry", Registry, optional=True)
+        check_codec(self.codec, self.registry or default_registry)
         if self.tls is not None and not isinstance(self.tls, ssl.SSLContext):
             # Not shown: a certificate is long, and may stand beside its key.
             raise TypeError(

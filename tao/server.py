@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from tao.addresses import Address, address_text, host_of
 from tao.admission import Admission
+from tao.codec_checks import check_decoder, checked_encoder
 from tao.context import SERVER, Context, background
 from tao.credentials import Credentials, HasCredentials
 from tao.errors import ConnectionClosed, ServerClosed, TaoError
@@ -109,6 +110,7 @@ class Server(HasCredentials):
             ServerClosed: the server has been stopped.
         """
         ServerOptions(tls=tls)  # which checks it
+        check_decoder(self._options.codec, self.registry)  # all messages are declared by now
         bound = listen(address, self._options.backlog)
         with self._lock:
             if self._state in ("stopping", "stopped"):
@@ -283,7 +285,7 @@ class Server(HasCredentials):
             message: what `Connection.write` takes.
             exclude: connections, or their ids, that do not get it.
         """
-        frame = self._options.codec.encode(message)
+        frame = checked_encoder(self._options.codec)(message)
         receivers: Collection[ServerConn] = self.connections
         if exclude:
             excluded = {getattr(conn, "net_id", conn) for conn in exclude}

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "tao"
 #: From the ground up. A module may import from below, and from its own storey if there is no cycle.
 STOREYS = [
     {"errors", "safe_text", "atomic", "version"},
-    {"callables", "reloading", "message", "codec"},
+    {"callables", "reloading", "message", "codec", "codec_checks"},
     {
         *(
             "log",
