@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 from tao.codec import Batch
@@ -29,6 +32,8 @@ __all__ = ["ClientConn", "connect"]
 _ids = itertools.count(1)
 # What closing in order may take beyond the drain timeout, before close() returns regardless.
 _SLACK = 5.0
+# Which warnings were shown, as the module warnings keeps that: once for each line of a program.
+_shown: dict[Any, Any] = {}
 # A connection that lasts for so many seconds, and longer than any wait of the back-off, is of use.
 _LASTING = 10.0
 
@@ -97,6 +102,8 @@ class ClientConn(Connection):
         #: How many times the connection came back.
         self.reconnects: int = 0
         renew_after_fork(self, renew_client)
+        if checked.on_message is None:
+            self._reporter.unheard = partial(self._warn_unheard, _caller())
         self._tally.publish()
 
     # -- what users call
@@ -358,6 +365,24 @@ class ClientConn(Connection):
             self.context.cancel("refused by on_connect")
         return agreed
 
+    def _warn_unheard(self, made_at: tuple[str, int], number: int) -> None:
+        """Say that messages are skipped, where neither the log nor the application hears of it.
+
+        This is a mistake in the program, so it is a warning as Python has them, shown at the line
+        that made the client; it is shown unless the program says otherwise.
+        """
+        text = (
+            f"a client made here has received message number {number}, which its registry does "
+            "not know; such messages are skipped. Register its class with a handler, or give "
+            "on_message to silence this"
+        )
+        try:
+            warnings.warn_explicit(text, RuntimeWarning, *made_at, registry=_shown)
+        except RuntimeWarning as error:  # the program wants warnings to be errors
+            if self._options.on_error is None:
+                warnings.showwarning(error, RuntimeWarning, *made_at)
+            self.report(error, "handling a message")
+
     # -- ending
 
     def _begin_close(
@@ -388,6 +413,18 @@ class ClientConn(Connection):
         snapshot.connections = int(connected)
         snapshot.reconnects = self.reconnects
         snapshot.timers = self._wheel.size
+
+
+def _caller() -> tuple[str, int]:
+    """Return file and line of the code outside of tao that called."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "tao"
 
 
 def connect(address: Any, **options: Any) -> ClientConn:

@@ -31,7 +31,9 @@ class Reporter:
         on_error: the application's callback, or None.
     """
 
-    __slots__ = ("_conn", "_lock", "_on_error", "_undefined", "errors", "overdue", "undefined")
+    __slots__ = (
+        "_conn", "_lock", "_on_error", "_undefined", "errors", "overdue", "undefined", "unheard",
+    )  # fmt: skip
 
     def __init__(
         self, conn: Connection, on_error: Callable[[Any, BaseException], object] | None
@@ -44,6 +46,8 @@ class Reporter:
         # Owned by who handles messages, one at a time.
         self._undefined: set[int] = set()
         self.undefined: int = 0
+        #: Called with the first number that is not registered, if the log does not say so.
+        self.unheard: Callable[[int], object] | None = None
         # Owned by the timing wheel's thread.
         self.overdue: int = 0
 
@@ -126,7 +130,28 @@ class Reporter:
         self.undefined += 1
         if number not in self._undefined and len(self._undefined) < _UNDEFINED_LOGGED:
             self._undefined.add(number)
-            self.log().warning("{}; such messages are skipped", UndefinedMessage(number))
+            what = _Noticed(UndefinedMessage(number))
+            self.log().warning("{}; such messages are skipped", what)
+            unheard, self.unheard = self.unheard, None
+            if unheard is not None and not what.logged:
+                unheard(number)
+
+
+class _Noticed:
+    """Part of a line of the log that notices whether anybody keeps that: only then it is formatted.
+
+    (loguru has no other way to ask whether a line would be kept.)
+    """
+
+    __slots__ = ("_what", "logged")
+
+    def __init__(self, what: object) -> None:
+        self._what = what
+        self.logged: bool = False
+
+    def __str__(self) -> str:
+        self.logged = True
+        return str(self._what)
 
 
 def _thread_name(ident: int) -> str:
