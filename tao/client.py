@@ -378,10 +378,10 @@ class ClientConn(Connection):
         )
         try:
             warnings.warn_explicit(text, RuntimeWarning, *made_at, registry=_shown)
-        except RuntimeWarning as error:  # the program wants warnings to be errors
-            if self._options.on_error is None:
-                warnings.showwarning(error, RuntimeWarning, *made_at)
-            self.report(error, "handling a message")
+        except RuntimeWarning as error:
+            # The program wants warnings to be errors, but on this thread there is nobody to raise
+            # it to. As an error of the connection's it would hide which error that really had.
+            warnings.showwarning(error, RuntimeWarning, *made_at)
 
     # -- ending
 
