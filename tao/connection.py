@@ -20,7 +20,6 @@ So nobody has to be told to hurry: each step is done by whoever completes the on
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -188,8 +187,17 @@ class Connection(HasTimers):
 
     @property
     def last_heartbeat(self) -> float:
-        """When something last came from the peer, in seconds since the Unix epoch."""
-        return self._wheel.time_of_day() - self._wheel.since(self._reader.last_received)
+        """When something last came from the peer, in seconds since the Unix epoch.
+
+        The time of day is read when the connection is made, and goes on by the monotonic clock:
+        setting the system's clock does not move it. How long ago that was, `idle_time` tells.
+        """
+        return self._keep_alive.last_heartbeat
+
+    @property
+    def idle_time(self) -> float:
+        """For how long nothing has come from the peer, in seconds."""
+        return self._keep_alive.idle_time
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
@@ -245,7 +253,7 @@ class Connection(HasTimers):
             self._raise_if_closed()
             self._ready = True
         self._decoder = checked_decoder(self._codec, self._registry)
-        self._reader.last_received = time.monotonic()
+        self._keep_alive.set_time()
         self._outbox.attach(transport)
         if not self._ask_on_connect():
             raise ConnectionClosed("refused by on_connect")

@@ -67,11 +67,36 @@ class KeepAlive:
         conn: the connection.
     """
 
-    __slots__ = ("_conn", "_options")
+    __slots__ = ("_conn", "_last_told", "_made", "_options")
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._options = conn._options
+        # When the connection was made, by the monotonic clock and by the time of day.
+        self._made: tuple[float, float]
+        self.set_time()
+        # Likewise of what last came, as somebody was told. Replaced in one step by any thread.
+        self._last_told: tuple[float, float] = 0.0, 0.0
+
+    def set_time(self) -> None:
+        """Take the present for the time when the connection was made. By its reading thread."""
+        self._conn._reader.last_received = now = time.monotonic()
+        self._made = now, self._conn._wheel.time_of_day()
+
+    @property
+    def last_heartbeat(self) -> float:
+        """See `Connection.last_heartbeat`."""
+        wheel, last, told = self._conn._wheel, self._conn._reader.last_received, self._last_told
+        if last != told[0]:
+            made, time_of_day = self._made
+            told = last, time_of_day + wheel.since(made) - wheel.since(last)
+            self._last_told = told
+        return told[1]
+
+    @property
+    def idle_time(self) -> float:
+        """See `Connection.idle_time`."""
+        return max(0.0, self._conn._wheel.since(self._conn._reader.last_received))
 
     def start(self) -> None:
         """Set the clocks that the options ask for."""

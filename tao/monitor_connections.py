@@ -155,7 +155,7 @@ def _searched(seen: _Seen) -> str:
 
 def _heard(seen: _Seen) -> float:
     conn = seen.conn
-    return float(max(0.0, conn._wheel.since(conn._reader.last_received)))
+    return float(conn.idle_time)
 
 
 _KEYS: Final[dict[str, Callable[[_Seen], Any]]] = {

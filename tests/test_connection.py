@@ -15,6 +15,7 @@ from tao.codec import Batch, Codec
 from tao.context import Context
 from tao.errors import BadData, ConnectionClosed, WouldBlock
 from tao.message import HeartbeatMessage, Message, Registry
+from tao.timing import TimingWheel
 from tests.ends import End, Number, Seen, Text, frame, number, text
 from tests.support import PATIENCE, ends, together, wait_until
 
@@ -300,6 +301,23 @@ def test_a_heartbeat_keeps_a_connection_alive(open_end: OpenEnd) -> None:
     end.send(text("here"))
     assert end.read_text() == "here"
     assert abs(end.conn.last_heartbeat - time.time()) < PATIENCE
+
+
+def test_setting_the_clock_moves_no_heartbeat(
+    open_end: OpenEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what was told before nor what comes after jumps with the time of day."""
+    end = open_end(registry=echo_registry())
+    before = end.conn.last_heartbeat
+    for step in (3600, -7200):
+        changed = staticmethod(lambda step=step: time.time() + step)
+        monkeypatch.setattr(TimingWheel, "time_of_day", changed)
+        assert end.conn.last_heartbeat == before
+        end.send(text("here"))
+        assert end.read_text() == "here"
+        assert 0 < end.conn.last_heartbeat - before < PATIENCE
+        assert 0 <= end.conn.idle_time < PATIENCE
+        before = end.conn.last_heartbeat
 
 
 def test_a_busy_handler_is_not_a_dead_peer(open_end: OpenEnd) -> None:
