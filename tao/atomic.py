@@ -20,11 +20,13 @@ program overflows the same way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import index
+from functools import partial, reduce
+from operator import index, methodcaller
 from typing import Any, Generic, TypeVar
 
-__all__ = ["AtomicBoolean", "AtomicInt32", "AtomicInt64", "AtomicReference"]
+__all__ = ["AtomicBoolean", "AtomicInt32", "AtomicInt64", "AtomicReference", "pop_and_call"]
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -168,3 +170,15 @@ class AtomicBoolean:
 
     def __repr__(self) -> str:
         return f"AtomicBoolean({self.get()})"
+
+
+def pop_and_call(table: dict[K, Any], key: K, method: str, *args: object) -> None:
+    """Call a method of what a dict has under a key, and remove that; or nothing, if it is gone.
+
+    Both are one step of the interpreter: of several threads one makes the call, and an exception
+    that is raised before it, between two bytecodes, leaves the entry in its place.
+    """
+    entry = iter(partial(table.pop, key, None), None)
+    # A function of C's that calls its first argument with its second.
+    call: Callable[[Any, Any], Any] = partial.__call__
+    reduce(call, entry, partial(methodcaller(method, *args)))

@@ -73,9 +73,10 @@ class ClientConn(Connection):
             )
         #: What this client knows beside the default registry, or the registry it was given.
         self.registry: Registry = checked.registry or Registry(default_registry)
-        wheel = shared_wheel.acquire()
+        user = object()
+        self._give_back = weakref.finalize(self, shared_wheel.release, user)
+        wheel = shared_wheel.acquire(user)
         # Given back at the end, or when a client that never started is forgotten.
-        self._give_back = weakref.finalize(self, shared_wheel.release)
         self._give_back.atexit = False
         net_id = next(_ids)
         super().__init__(

@@ -10,15 +10,17 @@ an instruction more for being testable.
 from __future__ import annotations
 
 import bisect
-import heapq
+import math
 import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from tao.threads import Deadline, as_tao_thread, in_tao_thread
+from tao.threads import as_tao_thread, in_tao_thread
 from tao.timing import TimingWheel, shared_wheel
+from tao.wakeup import Notifier, Waitable
 
 __all__ = ["Clock"]
 
@@ -65,15 +67,14 @@ class Clock(TimingWheel):
                 raise ValueError(f"start needs a time zone, not {start!r}")
             start = start.timestamp()
         self._start: float = time.time() if start is None else start
-        # Held by who advances the clock.
-        self._advancing = threading.Lock()
-        # Guarded by _changed, like the base's fields; notified also when one of these changes.
+        # The thread that advances the clock, while one does. The heap belongs to it meanwhile, and
+        # it alone changes the two that follow.
+        self._advancer: dict[str, int] = {}
         self._time: float = 0.0
-        # The real moments at which the time changed, and to what.
-        self._moments: list[float] = [time.monotonic()]
-        self._times: list[float] = [0.0]
-        self._under_way: int = 0  # calls that timers brought about elsewhere
+        self._jumps: list[tuple[float, float]] = [(time.monotonic(), 0.0)]  # when, and to what
+        self._under_way: dict[object, None] = {}  # calls that timers brought about elsewhere
         self._waiting: dict[object, float] = {}  # until when threads wait
+        self._changed = Notifier()  # tells of changes to these and to _advancer
 
     def advance(self, seconds: float, *, patience: float = 10.0) -> None:
         """Let time pass: call all that is due, in order, each at the time it is due.
@@ -96,10 +97,20 @@ class Clock(TimingWheel):
             raise ValueError(f"time does not go back: seconds must be 0 or more, not {seconds!r}")
         if in_tao_thread():
             raise RuntimeError("a clock cannot be advanced by a handler or callback")
-        with self._advancing:
-            target = self._time + seconds
-            while self._go_on(target):
-                self._wait_for_calls(patience)
+        me = threading.get_ident()
+        if self._advancer.get("thread") == me:
+            raise RuntimeError("a clock cannot be advanced while this thread advances it")
+        try:
+            try:
+                self._changed.wait_for(lambda: self._advancer.setdefault("thread", me) == me)
+                self._rebuild()  # somebody may have been interrupted at its work on the heap
+                target = self._time + seconds
+                while self._go_on(target):
+                    self._wait_for_calls(patience)
+            finally:
+                self._let_go(me)
+        finally:
+            self._let_go(me)  # in case that an exception came in between before it did
 
     def wait_for_back_off(self, count: int = 1, timeout: float = 10.0) -> list[float]:
         """Wait until so many clients wait on this clock before they dial again.
@@ -113,10 +124,9 @@ class Clock(TimingWheel):
         Raises:
             TimeoutError: there were not so many within ``timeout`` real seconds.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: len(self._still()) >= count, timeout):
-                raise TimeoutError(f"{len(self._still())} of {count} clients wait on the clock")
-            return self._still()
+        if not self._changed.wait_for(lambda: len(self._still()) >= count, timeout):
+            raise TimeoutError(f"{len(self._still())} of {count} clients wait on the clock")
+        return self._still()
 
     def __enter__(self) -> Clock:
         if shared_wheel.stand_in is not None:
@@ -145,77 +155,77 @@ class Clock(TimingWheel):
         return shared_wheel.wheel
 
     def since(self, moment: float) -> float:
-        with self._changed:
-            jumps = bisect.bisect_right(self._moments, moment)
-            return self._time - self._times[max(jumps - 1, 0)]
+        jumps = self._jumps
+        number = bisect.bisect_right(jumps, (moment, math.inf))
+        return self._time - jumps[max(number - 1, 0)][1]
 
-    def wait(self, event: threading.Event, seconds: float) -> bool:
+    def wait(self, event: Waitable, seconds: float) -> bool:
         key = object()
-        with self._changed:
-            self._waiting[key] = until = self._time + seconds
-            self._changed.notify_all()
+        until = self._time + seconds
         try:
+            self._waiting[key] = until
+            self._changed.notify_all()
             # A thread can wait for one thing only, and it is woken for the event at once.
             while self._time + _SLACK < until:
                 if event.wait(_LOOK):
                     return True
             return event.is_set()
         finally:
-            with self._changed:
-                del self._waiting[key]
+            self._waiting.pop(key, None)
 
     def hand_over(self, post: Callable[[Any], object], call: Callable[[], object]) -> None:
-        with self._changed:
-            self._under_way += 1
-        post(_Call(call, self._call_ended))
+        key = object()
+        try:
+            self._under_way[key] = None
+            post(_Call(call, partial(self._call_ended, key)))
+        except BaseException:
+            self._call_ended(key)
+            raise
 
-    def _start_thread(self) -> None:
+    def _wake(self) -> None:
         pass  # it is turned by who advances it
 
     # -- inside
 
+    def _let_go(self, me: int) -> None:
+        """Let another thread advance the clock, if this one does."""
+        if self._advancer.get("thread") == me:
+            self._advancer.pop("thread", None)
+        self._changed.notify_all()
+
     def _go_on(self, target: float) -> bool:
         """Call what is due next; when nothing is before the target, go there and return False."""
-        with self._changed:
-            while self._heap and self._heap[0][1] not in self._timers:
-                heapq.heappop(self._heap)  # it was cancelled
-            if not self._heap or self._heap[0][0] > target + _SLACK:
-                self._jump(target)
-                return False
-            self._jump(self._heap[0][0])
-            taken = self._take_due()
-        if taken is not None:
-            with as_tao_thread():
-                self._fire(*taken)
+        self._take_in()
+        first = self._first()
+        if first is None or first[0] > target + _SLACK:
+            self._jump(target)
+            return False
+        self._jump(first[0])
+        with as_tao_thread():
+            self._fire(first[1])
         return True
 
     def _jump(self, to: float) -> None:
-        """Make it later, if it is not. Needs _changed."""
+        """Make it later, if it is not."""
         if to > self._time:
+            self._jumps.append((time.monotonic(), to))
             self._time = to
-            self._moments.append(time.monotonic())
-            self._times.append(to)
 
     def _still(self) -> list[float]:
-        """For how long threads still wait. Needs _changed."""
-        left = sorted(until - self._time for until in self._waiting.values())
+        """For how long threads still wait."""
+        left = sorted(until - self._time for until in list(self._waiting.values()))
         return [seconds for seconds in left if seconds > _SLACK]
 
-    def _call_ended(self) -> None:
-        with self._changed:
-            self._under_way -= 1
-            self._changed.notify_all()
+    def _call_ended(self, key: object) -> None:
+        self._under_way.pop(key, None)
+        self._changed.notify_all()
 
     def _wait_for_calls(self, patience: float) -> None:
-        deadline = Deadline(patience)
-        with self._changed:
-            while self._under_way:
-                if deadline.expired:
-                    raise TimeoutError(
-                        f"a timer's callback has not returned after {patience} s: either it waits "
-                        f"for something, or a handler before it on its connection does"
-                    )
-                self._changed.wait(deadline.remaining())
+        if not self._changed.wait_for(lambda: not self._under_way, patience):
+            raise TimeoutError(
+                f"a timer's callback has not returned after {patience} s: either it waits "
+                f"for something, or a handler before it on its connection does"
+            )
 
 
 class _Call:
@@ -223,20 +233,15 @@ class _Call:
 
     __slots__ = ("_call", "_ended")
 
-    def __init__(self, call: Callable[[], object], ended: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], object], ended: Callable[[], object]) -> None:
         self._call = call
-        self._ended: Callable[[], None] | None = ended
+        self._ended: Callable[[], object] = ended  # called twice, the second time in vain
 
     def __call__(self) -> None:
         try:
             self._call()
         finally:
-            self._end()
+            self._ended()
 
     def __del__(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended()
+        self._ended()

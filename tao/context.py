@@ -334,11 +334,11 @@ class _TimedContext(Context):
 
     def __init__(self, parent: Context, seconds: float) -> None:
         super().__init__(parent)
-        self._wheel: TimingWheel = shared_wheel.acquire()
+        self._wheel: TimingWheel = shared_wheel.acquire(self)
         try:
             self._timer: int = self._wheel.run_after(seconds, lambda _: self._expire(seconds))
         except BaseException:
-            shared_wheel.release()
+            shared_wheel.release(self)
             raise
         self._own_scope().add_callback(self._give_back)
 
@@ -347,7 +347,7 @@ class _TimedContext(Context):
 
     def _give_back(self) -> None:
         self._wheel.cancel(self._timer)
-        shared_wheel.release()
+        shared_wheel.release(self)
 
 
 _BACKGROUND = _Background()

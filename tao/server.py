@@ -139,8 +139,9 @@ class Server(HasCredentials):
             self._pool = options.workers
         else:
             self._pool = WorkerPool(options.workers, options.worker_initializer)
-        self._wheel = shared_wheel.acquire()
-        self._give_back = weakref.finalize(self, shared_wheel.release)
+        user = object()
+        self._give_back = weakref.finalize(self, shared_wheel.release, user)
+        self._wheel = shared_wheel.acquire(user)
         self._give_back.atexit = False
         self._credentials = Credentials(options.tls)
         self._pace: TokenBucket | None = None

@@ -1,4 +1,4 @@
-"""Threads and deadlines: the only place where tao makes a thread, and how it waits in steps.
+"""Threads: the only place where tao makes one, and waits for some to end.
 
 Every thread is a daemon, so a program that forgets to stop a server can still end, and has a name
 that says what it does and for whom (``tao-reader-42``). Its outermost frame logs what escaped.
@@ -11,11 +11,11 @@ import select
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from tao.deadline import Deadline
 from tao.late_threads import LateThread
 from tao.log import logger
 from tao.log import thread_marks as _local
@@ -50,10 +50,12 @@ def spawn(
 
 
 def _outermost(target: Callable[..., object], args: tuple[Any, ...], cpus: Set[int] | None) -> None:
-    mark_tao_thread()
-    pin(cpus)
     try:
-        target(*args)
+        try:
+            mark_tao_thread()
+            pin(cpus)
+        finally:  # what is raised in there by another thread keeps nobody from his work
+            target(*args)
     except BaseException:
         logger.exception("thread {} died", threading.current_thread().name)
 
@@ -162,39 +164,6 @@ class LazyCondition:
         made: threading.Condition = threading.Condition(thing.mutex)
         thing.__dict__[self._name] = made
         return made
-
-
-class Deadline:
-    """One point in time that several waits share.
-
-    Args:
-        timeout: seconds from now, None for never.
-    """
-
-    __slots__ = ("_at",)
-
-    def __init__(self, timeout: float | None) -> None:
-        self._at: float | None = None if timeout is None else time.monotonic() + timeout
-
-    def remaining(self) -> float | None:
-        """Return the seconds left, never negative; None for a deadline that never comes.
-
-        It is never more than a lock or a join takes as its timeout, whatever was asked for.
-        """
-        if self._at is None:
-            return None
-        return min(max(0.0, self._at - time.monotonic()), threading.TIMEOUT_MAX)
-
-    @property
-    def expired(self) -> bool:
-        return self._at is not None and time.monotonic() >= self._at
-
-    def before(self, other: Deadline) -> bool:
-        """Tell whether this comes before the other."""
-        return self._at is not None and (other._at is None or self._at < other._at)
-
-    def __repr__(self) -> str:
-        return f"Deadline(remaining={self.remaining()})"
 
 
 class Joinable(Protocol):

@@ -7,11 +7,11 @@ messages of the connection.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
+from tao.atomic import AtomicReference
 from tao.errors import ConnectionClosed
 from tao.message import check_callable
 from tao.timing import TimingWheel, delay_until
@@ -22,23 +22,72 @@ __all__ = ["ConnectionTimer", "HasTimers", "TimerSet"]
 ConnectionTimer = Callable[[datetime, Any], object]
 
 
+class _Timer(NamedTuple):
+    """A timer on the wheel, by the id that it has there."""
+
+    wheel: TimingWheel
+    timer_id: int
+
+
+class _UserTimer:
+    """A timer of the user's: when the wheel fires it, its callback is to take its turn."""
+
+    __slots__ = ("_callback", "_owner", "_waiting", "periodic", "timer_id")
+
+    def __init__(
+        self,
+        owner: TimerSet,
+        timer_id: int,
+        callback: Callable[[datetime], object],
+        *,
+        periodic: bool,
+    ) -> None:
+        self._owner = owner
+        self.timer_id: int = timer_id
+        self._callback = callback
+        self.periodic: bool = periodic
+        # Whether a call waits for its turn already. Set by the wheel's thread, cleared by the call.
+        self._waiting: bool = False
+
+    def fire(self, due: datetime) -> None:
+        """Have the callback take its turn; on the wheel's thread."""
+        if self._waiting or not self._owner.take(self):
+            return
+        try:
+            self._waiting = True
+            self._owner.hand_over(lambda: self._run(due))
+        except BaseException:
+            self._waiting = False
+            raise
+
+    def _run(self, due: datetime) -> None:
+        self._waiting = False
+        if not self.periodic or self._owner.has(self):  # not cancelled while it waited
+            self._callback(due)
+
+
 class TimerSet:
-    """What one connection has on the timing wheel. Any thread may call any method.
+    """What one connection has on the timing wheel.
+
+    No method waits. Any may be called from any thread, a signal handler or a finalizer.
 
     Args:
         wheel: shared with others.
         post: has a function run in its turn among the messages; never blocks.
     """
 
-    __slots__ = ("_clocks", "_closed", "_lock", "_over", "_post", "_timers", "_wheel")
+    __slots__ = ("_clocks", "_closed", "_over", "_post", "_timers", "_wheel")
 
     def __init__(self, wheel: TimingWheel, post: Callable[[Callable[[], object]], None]) -> None:
         self._wheel = wheel
         self._post = post
-        # Guards all below.
-        self._lock = threading.Lock()
-        self._clocks: dict[str, tuple[TimingWheel, int]] = {}  # by purpose
-        self._timers: set[int] = set()
+        # By purpose, the clock that was set last. Those of one purpose have ascending ids.
+        self._clocks: dict[str, AtomicReference[_Timer | None]] = {}
+        # By id, those that are neither cancelled nor have fired for the last time. Whoever takes
+        # one out owns it.
+        self._timers: dict[int, _UserTimer] = {}
+        # Both are set before what is there is cancelled, and looked at after something was added:
+        # so one of the two sees the other.
         self._closed: str | None = None  # why no timer may be added any more
         self._over: bool = False  # nor any clock be set
 
@@ -54,19 +103,42 @@ class TimerSet:
         Args:
             real: the seconds are those of the world outside, whatever kind of wheel this is.
         """
-        with self._lock:
-            if self._over:
-                return
-            before = self._clocks.pop(purpose, None)
-            if before is not None:
-                before[0].cancel(before[1])
-            try:
-                wheel = self._wheel.in_real_time if real else self._wheel
-                self._clocks[purpose] = wheel, wheel.run_clock(delay, lambda _: callback())
-            except RuntimeError:
-                if self._closed is None:
-                    raise
-                # The server has stopped, and its wheel: all time is up anyway.
+        if self._over:
+            return
+        try:
+            wheel = self._wheel.in_real_time if real else self._wheel
+            clock = _Timer(wheel, wheel.reserve_id())
+            self._set(purpose, clock, delay, callback)
+        except RuntimeError:
+            if self._closed is None:
+                raise
+            # The server has stopped, and its wheel: all time is up anyway.
+
+    def _set(
+        self, purpose: str, clock: _Timer, delay: float, callback: Callable[[], object]
+    ) -> None:
+        current = self._clocks.get(purpose)
+        if current is None:
+            current = self._clocks.setdefault(purpose, AtomicReference(None))
+
+        def ring(_: datetime) -> None:
+            latest = current.get()
+            if latest is None or latest.timer_id <= clock.timer_id:
+                callback()
+
+        try:
+            clock.wheel.run_clock(delay, ring, clock.timer_id)
+            before, after = current.update(lambda latest: _later(latest, clock))
+        except BaseException:
+            if current.get() is not clock:
+                clock.wheel.cancel(clock.timer_id)
+            raise
+        # It would not call back any more; but it need not stay on the wheel until it is due.
+        superseded = before if after is clock else clock
+        if superseded is not None:
+            superseded.wheel.cancel(superseded.timer_id)
+        if self._over:
+            clock.wheel.cancel(clock.timer_id)
 
     def add(self, seconds: float, callback: Callable[[datetime], object], *, periodic: bool) -> int:
         """Have ``callback(due)`` take its turn in, or every, so many seconds; return an id.
@@ -77,57 +149,71 @@ class TimerSet:
             ConnectionClosed: the connection is closed.
             TypeError, ValueError: an argument is wrong.
         """
-        timer_id = 0
-        waiting = False
-
-        def fire(due: datetime) -> None:
-            nonlocal waiting
-            with self._lock:  # for timer_id, too: it is known when this is free
-                if not periodic:
-                    self._timers.discard(timer_id)
-            if not waiting:
-                waiting = True
-                self._wheel.hand_over(self._post, lambda: run(due))
-
-        def run(due: datetime) -> None:
-            nonlocal waiting
-            waiting = False
-            if not periodic or timer_id in self._timers:  # not cancelled while it waited
-                callback(due)
-
+        self._raise_if_closed()
         add = self._wheel.run_every if periodic else self._wheel.run_after
-        with self._lock:
-            if self._closed is not None:
-                raise ConnectionClosed(self._closed)
-            timer_id = add(seconds, fire)
-            self._timers.add(timer_id)
-        return timer_id
+        timer_id = self._wheel.reserve_id()
+        timer = _UserTimer(self, timer_id, callback, periodic=periodic)
+        try:
+            self._timers[timer_id] = timer
+            add(seconds, timer.fire, timer_id)
+            self._raise_if_closed()
+            return timer_id
+        except BaseException as error:
+            # Whoever does not learn of the timer must not have it either.
+            self._wheel.cancel(timer_id)
+            self._timers.pop(timer_id, None)
+            if isinstance(error, RuntimeError):  # the wheel may be stopped once all have ended
+                self._raise_if_closed()
+            raise
+
+    def _raise_if_closed(self) -> None:
+        if self._closed is not None:
+            raise ConnectionClosed(self._closed)
 
     def cancel(self, timer_id: int) -> bool:
         """Cancel a timer; tell whether it was pending."""
-        with self._lock:
-            if timer_id not in self._timers:
-                return False
-            self._timers.discard(timer_id)
-        return self._wheel.cancel(timer_id)
+        if timer_id not in self._timers:
+            return False
+        # In this order: an exception in between leaves one that can be cancelled once more.
+        self._wheel.cancel(timer_id)
+        return self._timers.pop(timer_id, None) is not None
 
     def close(self, reason: str) -> None:
         """Cancel the user's timers and take no more; clocks go on, for the end to be in order."""
-        with self._lock:
-            if self._closed is None:
-                self._closed = reason
-            timers, self._timers = self._timers, set()
-        for timer in timers:
-            self._wheel.cancel(timer)
+        if self._closed is None:
+            self._closed = reason
+        for timer_id in list(self._timers):
+            self.cancel(timer_id)
 
     def end(self) -> None:
         """Cancel all that is left."""
         self.close("closed")  # whoever begins the end may not have come to that yet
-        with self._lock:
-            self._over = True
-            clocks = list(self._clocks.values())
-        for wheel, clock in clocks:
-            wheel.cancel(clock)
+        self._over = True
+        for clock in list(self._clocks.values()):
+            timer = clock.get()
+            if timer is not None:
+                timer.wheel.cancel(timer.timer_id)
+
+    # -- for the timers
+
+    def has(self, timer: _UserTimer) -> bool:
+        """Tell whether a timer is still pending."""
+        return timer.timer_id in self._timers
+
+    def take(self, timer: _UserTimer) -> bool:
+        """Tell whether a timer that fires is still pending; one that fires once is not any more."""
+        if timer.periodic:
+            return self.has(timer)
+        return self._timers.pop(timer.timer_id, None) is not None
+
+    def hand_over(self, call: Callable[[], object]) -> None:
+        """Have a call take its turn."""
+        self._wheel.hand_over(self._post, call)
+
+
+def _later(one: _Timer | None, other: _Timer) -> _Timer:
+    """Return which of two clocks was set later."""
+    return other if one is None or one.timer_id < other.timer_id else one
 
 
 class HasTimers:

@@ -2,17 +2,23 @@
 
 Guarantees:
 
-- Adding and cancelling cost O(log n) at most; 100 000 pending timers make neither slower in
-  practice.
-- A periodic timer keeps its phase: it does not drift, and after a stall it fires once, not once for
-  each time it missed.
+- Adding and cancelling wait for nobody: they may be called from any thread, callback, signal
+  handler or finalizer. They cost the same however many timers are pending.
+- A periodic timer keeps its phase: it does not drift, and after a stall it fires once, not once
+  for each time it missed.
 - Time is ``time.monotonic()``: setting the clock moves no timer.
 - A cancelled timer frees its callback at once, and its place in the heap before long.
+- After an exception that was raised between any two bytecodes (by a signal handler, or by
+  ``PyThreadState_SetAsyncExc``) in one of these calls, the timer is there or it is not; in the
+  wheel's own thread, all timers are there and fire, and that thread goes on or has a successor.
 
-As in the Go original the "wheel" is a binary heap (J. W. J. Williams, 1964); in Python the C heap
-of ``heapq`` is several times faster than slots of a hashed wheel (Varghese and Lauck, 1987) would
-be. Cancelled entries stay in it until they are due or outnumber the living, then it is rebuilt, at
-a constant cost per cancellation.
+There is no lock. What counts is a dict of all pending timers, of which each operation changes one
+entry, in one step of the interpreter. Their order is a binary heap (J. W. J. Williams, 1964), as in
+the Go original; in Python the C heap of ``heapq`` is several times faster than slots of a hashed
+wheel (Varghese and Lauck, 1987) would be. The heap belongs to the wheel's thread alone, which is
+told in a queue of what to put into it, and woken only for a timer that comes before all others. It
+is no more than an index: entries that have no timer any more are passed over and cleared out before
+they are the majority, and after an accident it is built anew from the dict.
 """
 
 from __future__ import annotations
@@ -23,35 +29,53 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from datetime import datetime, timezone
-from typing import NamedTuple
 
+from tao.atomic import pop_and_call
+from tao.deadline import Deadline
 from tao.errors import TooManyTimers
 from tao.log import logger
-from tao.threads import Deadline, gather, spawn
+from tao.threads import gather, spawn
+from tao.wakeup import Waitable, Wakeup
 
 __all__ = ["SharedWheel", "TimerCallback", "TimingWheel", "delay_until", "shared_wheel"]
 
 #: Called with the time at which the timer was due, as an aware datetime in UTC.
 TimerCallback = Callable[[datetime], object]
 
-# The heap is rebuilt when it holds more than this and more than half of it is cancelled.
+# The heap is cleared out when it holds more than this and more than half of it is cancelled.
 _SMALL_HEAP = 64
+# So many timers may wait to be put into the heap until the thread is woken for that alone.
+_MOST_INCOMING = 1000
+# How long the last user of the shared wheel waits for its thread to end, in seconds.
+_JOIN_TIMEOUT = 1.0
 
 
-class _Timer(NamedTuple):
-    callback: TimerCallback
-    interval: float  # seconds; 0 for a timer that fires once
+class _Timer:
+    """A pending timer.
+
+    Attributes:
+        due: when it fires next, by the wheel's time. Changed by the wheel's thread.
+        interval: in seconds; 0 for a timer that fires once.
+    """
+
+    __slots__ = ("callback", "due", "interval")
+
+    def __init__(self, due: float, interval: float, callback: TimerCallback) -> None:
+        self.due: float = due
+        self.interval: float = interval
+        self.callback: TimerCallback = callback
 
 
 class TimingWheel:
     """Timers, and the thread that fires them, started with the first timer.
 
-    All methods may be called from any thread, callbacks included. Callbacks run one after another
-    on the wheel's own thread: one that takes long delays all others, so hand work over. (The timers
-    of a connection do: they run in that connection's order, elsewhere.) A callback that raises is
-    logged, and its timer goes on.
+    All methods may be called from any thread, callbacks, signal handlers and finalizers included.
+    Callbacks run one after another on the wheel's own thread: one that takes long delays all
+    others, so hand work over. (The timers of a connection do: they run in that connection's order,
+    elsewhere.) A callback that raises is logged, and its timer goes on.
 
     Args:
         name: of the thread.
@@ -62,14 +86,29 @@ class TimingWheel:
         self._name: str = name
         self._max_pending: int = max_pending
         self._ids = itertools.count(1)
-        # Guards all below; notified when the next deadline came nearer or the wheel stops.
-        # Reentrant, because the garbage collector may run somebody's finalizer, which may cancel,
-        # at any point.
-        self._changed = threading.Condition(threading.RLock())
-        self._heap: list[tuple[float, int]] = []  # (due, id), cancelled ones too
-        self._timers: dict[int, _Timer] = {}  # those not cancelled
+        # All timers that are neither cancelled nor have fired for the last time. Whoever takes one
+        # out owns it: a call of `cancel`, or the thread, which fires it.
+        self._timers: dict[int, _Timer] = {}
+        # What the thread is to put into the heap: when it is due, and which it is.
+        self._incoming: deque[tuple[float, int]] = deque()
+        self._stopped: bool = False  # only ever set
+        # The thread that the wheel belongs to. One that finds another here ends.
         self._thread: threading.Thread | None = None
-        self._stopped: bool = False
+        # Set when the thread is to look at what has come in, or whether it is to end.
+        self._wakeup = Wakeup()
+        # When the thread wakes by itself: infinity if it does not, or is not there, and minus
+        # infinity while it is awake. Written by the thread.
+        self._wakes_at: float = math.inf
+        # Owned by the thread; others look at its length.
+        self._heap: list[tuple[float, int]] = []  # as in _incoming, cancelled ones too
+
+    def reserve_id(self) -> int:
+        """Return an id for a timer, which is the only one to have it.
+
+        For who must be able to cancel a timer even if an exception comes in between before the
+        method that adds it has returned the id.
+        """
+        return next(self._ids)
 
     def run_at(self, when: datetime | float, callback: TimerCallback) -> int:
         """Call ``callback(due)`` at a time of day and return the timer's id.
@@ -84,34 +123,36 @@ class TimingWheel:
         """
         return self._add(delay_until(when, self.time_of_day()), callback, 0.0)
 
-    def run_after(self, delay: float, callback: TimerCallback) -> int:
-        """Call ``callback(due)`` once in ``delay`` seconds and return the timer's id."""
-        return self._add(_checked("delay", delay, zero=True), callback, 0.0)
+    def run_after(self, delay: float, callback: TimerCallback, timer_id: int | None = None) -> int:
+        """Call ``callback(due)`` once in ``delay`` seconds and return the timer's id.
 
-    def run_clock(self, delay: float, callback: TimerCallback) -> int:
+        Args:
+            timer_id: one that `reserve_id` has returned, to be this timer's.
+        """
+        return self._add(_checked("delay", delay, zero=True), callback, 0.0, timer_id)
+
+    def run_clock(self, delay: float, callback: TimerCallback, timer_id: int | None = None) -> int:
         """As `run_after`, for the few timers that tao itself needs: they go by no limit.
 
         However many the user has set, a connection must come to its end in time.
         """
-        return self._add(_checked("delay", delay, zero=True), callback, 0.0, limited=False)
+        delay = _checked("delay", delay, zero=True)
+        return self._add(delay, callback, 0.0, timer_id, limited=False)
 
-    def run_every(self, interval: float, callback: TimerCallback) -> int:
+    def run_every(
+        self, interval: float, callback: TimerCallback, timer_id: int | None = None
+    ) -> int:
         """Call ``callback(due)`` every ``interval`` seconds, first after one, and return the id."""
-        return self._add(_checked("interval", interval), callback, interval)
+        return self._add(_checked("interval", interval), callback, interval, timer_id)
 
     def cancel(self, timer_id: int) -> bool:
         """Cancel a timer; tell whether there was one to cancel.
 
         A callback that is running meanwhile, or just about to, is not waited for.
         """
-        with self._changed:
-            # Freed after the lock is released: with the callback goes what it holds, whose
-            # finalizers are user code.
-            timer = self._timers.pop(timer_id, None)
-            if len(self._heap) > max(_SMALL_HEAP, 2 * len(self._timers)):
-                entries, self._heap = self._heap, []
-                self._heap += [entry for entry in entries if entry[1] in self._timers]
-                heapq.heapify(self._heap)
+        timer = self._timers.pop(timer_id, None)
+        if len(self._heap) > max(_SMALL_HEAP, 2 * len(self._timers)):
+            self._wakeup.set()  # to clear it out
         return timer is not None
 
     @property
@@ -124,13 +165,12 @@ class TimingWheel:
 
         Timers added later raise ``RuntimeError``. Stopping twice is harmless.
         """
-        with self._changed:
+        try:
             self._stopped = True
-            dropped, self._timers = self._timers, {}
-            self._heap.clear()
-            self._changed.notify()
-            thread = self._thread
-        dropped.clear()  # with the lock released, as in cancel
+        finally:
+            self._timers.clear()
+            self._wakeup.set()
+        thread = self._thread
         if thread is not None:
             gather([thread], Deadline(timeout))
 
@@ -148,7 +188,7 @@ class TimingWheel:
         """Return how long ago a moment of ``time.monotonic()`` was, in seconds of this wheel's."""
         return time.monotonic() - moment
 
-    def wait(self, event: threading.Event, seconds: float) -> bool:
+    def wait(self, event: Waitable, seconds: float) -> bool:
         """Wait for an event, so many seconds at most; tell whether it is set."""
         return event.wait(seconds)
 
@@ -158,96 +198,162 @@ class TimingWheel:
         """Have ``post`` see to a call that a timer brought about, on another thread."""
         post(call)
 
-    # -- inside
+    # -- inside, in any thread
 
     def _add(
-        self, delay: float, callback: TimerCallback, interval: float, *, limited: bool = True
+        self,
+        delay: float,
+        callback: TimerCallback,
+        interval: float,
+        timer_id: int | None = None,
+        *,
+        limited: bool = True,
     ) -> int:
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
         due = self.now() + delay
-        with self._changed:
+        if timer_id is None:
+            timer_id = next(self._ids)
+        try:
+            self._timers[timer_id] = _Timer(due, interval, callback)
+            # Looked at after it was added, as `stop` clears the timers after it has set this: one
+            # of the two sees the other.
             if self._stopped:
                 raise RuntimeError(f"the timing wheel {self._name} is stopped")
-            if limited and len(self._timers) >= self._max_pending:
-                raise TooManyTimers(f"{self._name} has {self._max_pending} timers pending already")
-            if self._thread is None:
-                # If it cannot be started, there is no timer either, and the next one tries again.
-                self._start_thread()
-            timer_id = next(self._ids)
-            self._timers[timer_id] = _Timer(callback, interval)
-            heapq.heappush(self._heap, (due, timer_id))
-            if self._heap[0][1] == timer_id:
-                self._changed.notify()
-        return timer_id
+            if limited and len(self._timers) > self._max_pending:
+                text = f"{self._name} has {self._max_pending} timers pending already"
+                raise TooManyTimers(text)
+            self._incoming.append((due, timer_id))
+            # The thread sets the time at which it will wake, then looks whether something came in.
+            if due < self._wakes_at or len(self._incoming) > _MOST_INCOMING:
+                self._wake()
+            return timer_id
+        except BaseException:
+            # Whoever does not learn of the timer must not have it either: also if it was the
+            # thread that could not be started, or if a signal handler raises here.
+            self._timers.pop(timer_id, None)
+            raise
+
+    def _wake(self) -> None:
+        """Have a thread look at what has come in."""
+        thread = self._thread
+        if thread is not None and thread.is_alive():
+            self._wakeup.set()
+        else:
+            self._start_thread()
 
     def _start_thread(self) -> None:
-        """Start what will turn the wheel. Needs _changed."""
-        thread = spawn(self._turn, name=self._name)
+        """Start a thread that turns the wheel, in place of the one before if there is one."""
+        self._thread = thread = spawn(self._turn, name=self._name)
         thread.start()
-        self._thread = thread
+
+    # -- inside, on the wheel's thread
 
     def _turn(self) -> None:
         """The wheel's thread: sleep, fire what is due, again."""
-        while True:
-            with self._changed:
-                while (taken := self._take_due()) is None:
-                    if self._stopped:
-                        return
-                    self._changed.wait(self._until_next())
-            due, timer = taken
-            self._fire(due, timer)
-            # A callback's last reference may be ours, and what it holds must not wait for the
-            # next timer to be freed.
-            del taken, timer
-
-    def _fire(self, due: float, timer: _Timer) -> None:
+        me = threading.current_thread()
         try:
-            moment = self.time_of_day() + due - self.now()
-            timer.callback(datetime.fromtimestamp(moment, timezone.utc))
-        except BaseException:
-            logger.exception("timer callback {!r} raised", timer.callback)
+            while self._thread is me and not self._stopped:
+                try:
+                    self._wakes_at = -math.inf
+                    self._rebuild()
+                    self._run(me)
+                except BaseException:
+                    logger.exception("the timing wheel {} was interrupted; it goes on", self._name)
+        finally:
+            if self._thread is me:
+                self._wakes_at = math.inf
+                if self._timers and not self._stopped:  # an exception came outside of the loop
+                    self._start_thread()
 
-    def _until_next(self) -> float | None:
-        """Seconds until the next timer, None if there is none. Needs _changed."""
-        if not self._timers:
-            self._heap.clear()
-            return None
-        return min(max(0.0, self._heap[0][0] - self.now()), threading.TIMEOUT_MAX)
-
-    def _take_due(self) -> tuple[float, _Timer] | None:
-        """Take out the timer that is due first, or put it back if periodic. Needs _changed.
-
-        One at a time, so that a callback can still cancel what is due together with its own timer.
-        """
-        now = self.now()
-        while self._heap and self._heap[0][0] <= now:
-            due, timer_id = heapq.heappop(self._heap)
-            timer = self._timers.get(timer_id)
-            if timer is None:
+    def _run(self, me: threading.Thread) -> None:
+        while self._thread is me and not self._stopped:
+            self._take_in()
+            # One at a time, so that a callback can still cancel what is due together with its own
+            # timer.
+            first = self._first()
+            if first is not None and first[0] <= self.now():
+                self._fire(first[1])
                 continue
-            if timer.interval:
-                again = now - math.fmod(now - due, timer.interval) + timer.interval
-                heapq.heappush(self._heap, (max(again, math.nextafter(now, math.inf)), timer_id))
-            else:
-                self._timers.pop(timer_id, None)
-            return due, timer
+            self._wakes_at = math.inf if first is None else first[0]
+            if not self._incoming:
+                self._wakeup.wait(self._wakes_at - self.now())
+            self._wakes_at = -math.inf
+            self._wakeup.clear()
+
+    def _rebuild(self) -> None:
+        """Make the heap anew from the timers."""
+        self._incoming.clear()
+        self._heap = [(timer.due, timer_id) for timer_id, timer in self._timers.copy().items()]
+        heapq.heapify(self._heap)
+
+    def _take_in(self) -> None:
+        """Put into the heap what has come in, and clear it out if it is time."""
+        incoming, heap, timers = self._incoming, self._heap, self._timers
+        while incoming:
+            entry = incoming[0]
+            if entry[1] in timers:
+                heapq.heappush(heap, entry)
+            incoming.popleft()  # after it is in the heap, where a second one does no harm
+        if len(heap) > max(_SMALL_HEAP, 2 * len(timers)):
+            heap[:] = [entry for entry in heap if entry[1] in timers]
+            heapq.heapify(heap)
+
+    def _first(self) -> tuple[float, int] | None:
+        """Return what is due first, at which time and which it is, if there is any timer."""
+        heap = self._heap
+        while heap:
+            due, timer_id = heap[0]
+            timer = self._timers.get(timer_id)
+            if timer is not None and timer.due == due:
+                return heap[0]
+            heapq.heappop(heap)  # it was cancelled or has fired
         return None
+
+    def _fire(self, timer_id: int) -> None:
+        """Call a timer's callback, unless it has been cancelled meanwhile."""
+        timer = self._timers.get(timer_id)
+        if timer is None:
+            return
+        callback, moment = timer.callback, self._utc(timer.due)
+        if timer.interval:
+            self._put_off(timer_id, timer)
+        try:
+            if timer.interval:
+                callback(moment)
+            else:
+                pop_and_call(self._timers, timer_id, "callback", moment)
+        except BaseException:
+            logger.exception("timer callback {!r} raised", callback)
+
+    def _put_off(self, timer_id: int, timer: _Timer) -> None:
+        """Have a periodic timer fire again, in its phase and not before now."""
+        now = self.now()
+        again = now - math.fmod(now - timer.due, timer.interval) + timer.interval
+        timer.due = max(again, math.nextafter(now, math.inf))
+        heapq.heappush(self._heap, (timer.due, timer_id))
+
+    def _utc(self, due: float) -> datetime:
+        """Return the time of day of a moment."""
+        moment = self.time_of_day() + due - self.now()
+        try:
+            return datetime.fromtimestamp(moment, timezone.utc)
+        except (OverflowError, OSError, ValueError):  # somebody has set the clock to such a time
+            return datetime.max.replace(tzinfo=timezone.utc)
 
 
 class SharedWheel:
     """One timing wheel for all who need one, there as long as someone does.
 
     Servers, clients and deadlines of contexts take it when they start and give it back when they
-    end; with the last one the thread goes too. Any thread may call.
+    end; with the last one the thread goes too. Any thread, signal handler or finalizer may call.
     """
 
     def __init__(self) -> None:
-        # Guards the fields below. Reentrant, because a forgotten client gives the wheel back when
-        # the garbage collector finds it, at any point.
-        self._lock = threading.RLock()
-        self._wheel: TimingWheel | None = None
-        self._users: int = 0
+        # Who has acquired it and has not released it.
+        self._users: dict[Hashable, None] = {}
+        # What they have got: one, or for a moment two, if a user comes while the last one goes.
+        self._wheels: dict[_Shared, None] = {}
         #: What is handed out in its place, if not None: a clock that a test advances.
         self.stand_in: TimingWheel | None = None
 
@@ -258,35 +364,60 @@ class SharedWheel:
         Raises:
             RuntimeError: nobody has, or not any more.
         """
-        wheel = self._wheel
-        if wheel is None:
+        if not self._users:
             raise RuntimeError("the shared timing wheel is stopped")
-        return wheel
+        return self._current()
 
-    def acquire(self) -> TimingWheel:
-        """Return the wheel; each call wants one `release`."""
-        with self._lock:
-            self._users += 1
-            if self._wheel is None:
-                self._wheel = TimingWheel()
-            return self.stand_in or self._wheel
+    def acquire(self, user: Hashable) -> TimingWheel:
+        """Return the wheel, which is there until `release` is called for this user."""
+        try:
+            self._users[user] = None
+            return self.stand_in or self._current()
+        except BaseException:
+            self.release(user)
+            raise
 
-    def release(self) -> None:
-        """Give the wheel back; the last one stops it, after having cancelled his timers."""
-        with self._lock:
-            wheel = self._wheel
-            assert wheel is not None, "released more often than acquired"
-            self._users -= 1
-            if self._users:
-                return
-            self._wheel = None
-        wheel.stop()
+    def release(self, user: Hashable) -> None:
+        """Give the wheel back; the last one stops it. For who has not got it, nothing happens."""
+        try:
+            self._users.pop(user, None)
+            self._stop_unused()
+        except BaseException:
+            # All of it is harmless a second time.
+            self._users.pop(user, None)
+            self._stop_unused()
+            raise
 
     def forked(self) -> None:
-        """In a child process: the thread is not there, and who held a lock is not either."""
-        self._lock = threading.RLock()
-        if self._wheel is not None:
-            self._wheel = TimingWheel()
+        """In a child process: the threads are not there."""
+        self._wheels = {}
+
+    def _current(self) -> _Shared:
+        for wheel in list(self._wheels):
+            if not wheel.retired:
+                return wheel
+        wheel = _Shared()
+        self._wheels[wheel] = None
+        return wheel
+
+    def _stop_unused(self) -> None:
+        if self._users:
+            return
+        wheels = list(self._wheels)
+        for wheel in wheels:
+            wheel.retired = True
+        # A user is noted before it looks whether a wheel is retired. So if none is there now, none
+        # has got one of these, and none will.
+        if not self._users:
+            for wheel in wheels:
+                wheel.stop(_JOIN_TIMEOUT)
+                self._wheels.pop(wheel, None)
+
+
+class _Shared(TimingWheel):
+    """A shared wheel; once retired, it is given to nobody any more."""
+
+    retired: bool = False
 
 
 shared_wheel = SharedWheel()

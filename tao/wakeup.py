@@ -1,68 +1,79 @@
-"""A wake-up: what ``threading.Event`` is for, callable from anywhere.
+"""Waiting and waking: what ``threading.Event`` and ``Condition`` are for, callable from anywhere.
 
-``threading.Event`` has a lock inside that is not reentrant: a signal handler, or a finalizer that
-the garbage collector runs, dead-locks if it sets an event while the thread that it interrupts is
-inside ``set`` or ``wait`` of the same event. A `Wakeup` has no lock that two threads could want.
-Each waiting thread makes one of its own, blocks on it, and whoever sets the wake-up releases it.
+Those two have a lock inside that is not reentrant: a signal handler, or a finalizer that the
+garbage collector runs, dead-locks if it sets an event while the thread that it interrupts is inside
+``set`` or ``wait`` of the same event. Here is no lock that two threads could want. Each waiting
+thread makes one of its own, blocks on it, and whoever wakes it releases that.
 
 Guarantees:
 
 - Every method may be called from any thread, a signal handler and a finalizer, also in the midst
-  of another call on the same object. None waits, except `Wakeup.wait`.
+  of another call on the same object. None waits, except those whose names say so.
 - An exception that is raised inside a call, between any two bytecodes (by a signal handler, or by
-  ``PyThreadState_SetAsyncExc``), leaves nothing half done: after `Wakeup.set` was interrupted, no
-  thread goes on waiting although the flag is set.
-- As long as nobody waits there is no lock, so one that is never waited for costs 100 bytes.
+  ``PyThreadState_SetAsyncExc``), leaves nothing half done: no thread goes on waiting for what has
+  happened.
+- As long as nobody waits there is no lock, so what is never waited for costs 100 bytes.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Protocol
 
-__all__ = ["Wakeup"]
+from tao.deadline import Deadline
+
+__all__ = ["Notifier", "Waitable", "Wakeup"]
 
 
-class Wakeup:
-    """A flag that threads can wait for; has the methods of ``threading.Event``."""
+class Waitable(Protocol):
+    """What can be waited for: a `Wakeup`, a ``threading.Event``."""
 
-    __slots__ = ("_is_set", "_waiting")
+    def is_set(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
+class Notifier:
+    """Lets threads wait until something is true, as ``threading.Condition`` does, without a lock.
+
+    Whoever changes what is waited for does so first, and then calls `notify_all`.
+    """
+
+    __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._is_set: bool = False
         # The locks that threads are blocked on. Each thread adds and removes its own; both are
-        # single steps of the interpreter, as is the copy that `set` takes.
+        # single steps of the interpreter, as is the copy that `notify_all` takes.
         self._waiting: list[threading.Lock] = []
 
-    def is_set(self) -> bool:
-        """Return the flag."""
-        return self._is_set
-
-    def set(self) -> None:
-        """Set the flag and wake all that wait."""
-        try:
-            self._is_set = True
-            if self._waiting:
+    def notify_all(self) -> None:
+        """Have all threads that wait look again."""
+        if self._waiting:
+            try:
                 self._wake()
-        except BaseException:
-            # Raised by a signal handler, say. Waking twice does no harm, not waking would.
-            self._is_set = True
-            self._wake()
-            raise
+            except BaseException:
+                self._wake()  # waking twice does no harm, not waking would
+                raise
 
-    def clear(self) -> None:
-        """Reset the flag: who waits from now on blocks. Those already woken stay awake."""
-        self._is_set = False
+    def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
+        """Wait until ``condition()`` is true, ``timeout`` seconds at most; tell whether it was.
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the flag is set, ``timeout`` seconds at most; tell whether it was set."""
-        if self._is_set:
-            return True
+        It is called at the beginning, and then by each `notify_all`, without any lock.
+        """
+        deadline = Deadline(timeout)
+        while not condition():
+            if not self._block(condition, deadline.remaining()):
+                return bool(condition())
+        return True
+
+    def _block(self, ready: Callable[[], object], timeout: float | None) -> bool:
+        """Wait to be woken; tell whether that was in time, or ``ready()`` true before."""
         lock = threading.Lock()
         lock.acquire()
         try:
             self._waiting.append(lock)
-            # Set before the lock was seen: looking once more closes the gap.
-            return self._is_set or lock.acquire(timeout=_lock_timeout(timeout)) or self._is_set
+            # What became true before the lock was there to be seen: looking now closes the gap.
+            return bool(ready()) or lock.acquire(timeout=_lock_timeout(timeout))
         finally:
             try:
                 self._waiting.remove(lock)
@@ -77,6 +88,39 @@ class Wakeup:
                 self._waiting.remove(lock)
             except (RuntimeError, ValueError):
                 pass  # another thread has released it already, or removed it
+
+
+class Wakeup(Notifier):
+    """A flag that threads can wait for; has the methods of ``threading.Event``."""
+
+    __slots__ = ("_is_set",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_set: bool = False
+
+    def is_set(self) -> bool:
+        """Return the flag."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Set the flag and wake all that wait."""
+        try:
+            self._is_set = True
+            if self._waiting:
+                self._wake()
+        except BaseException:
+            self._is_set = True
+            self._wake()
+            raise
+
+    def clear(self) -> None:
+        """Reset the flag: who waits from now on blocks. Those already woken stay awake."""
+        self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the flag is set, ``timeout`` seconds at most; tell whether it was set."""
+        return self._is_set or self._block(self.is_set, timeout) or self._is_set
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'set' if self._is_set else 'unset'}>"

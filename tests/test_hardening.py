@@ -602,7 +602,7 @@ while server.running:
 child = os.fork()
 if not child:
     unstarted.close()
-    print(server.stop().clean, shared_wheel._users, flush=True)
+    print(server.stop().clean, len(shared_wheel._users), flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 leave.set(), stopping.join(), sock.close(), client.close(), pool.stop()

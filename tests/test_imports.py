@@ -28,7 +28,7 @@ STOREYS = [
             "turns",
             "metrics",
         ),
-        *("histogram", "handling", "failures", "wakeup"),
+        *("histogram", "handling", "failures", "wakeup", "deadline"),
         *("limits", "signals", "overdue", "addresses", "admission", "unix_sockets"),
         *("transport", "outbox", "overflow", "inbox", "watch", "dispatch"),
     },

@@ -401,11 +401,11 @@ def test_time_in_which_nothing_is_read_does_not_count(open_end: OpenEnd) -> None
     end.send(number(1) + number(2))
     wait_until(lambda: intake(end).paused)
     began = intake(end)._begun
-    clocks = end.conn._timers._clocks
+    clock = end.conn._timers._clocks["frame"]
     intake(end)._begun = 0.0  # as if a message had been waited for since long ago
     intake(end)._arm(0.0)
-    before = clocks["frame"]
-    wait_until(lambda: clocks["frame"] != before)  # it went off, and was put off
+    before = clock.get()
+    wait_until(lambda: clock.get() != before)  # it went off, and was put off
     intake(end)._begun = began
     assert not end.conn.closed
     assert seen.wait(1)[0] == 1

@@ -579,10 +579,10 @@ def test_start_and_close_and_close(make_server: MakeServer, seed: int) -> None:
 
 def test_a_client_that_is_forgotten_gives_the_wheel_back() -> None:
     """A client that was never started and never closed leaves nothing."""
-    users = shared_wheel._users
+    users = len(shared_wheel._users)
     forgotten = weakref.ref(ClientConn(("127.0.0.1", 1), registry=Registry()))
     gc.collect()
-    assert forgotten() is None and shared_wheel._users == users
+    assert forgotten() is None and len(shared_wheel._users) == users
 
 
 def test_a_connection_that_is_reset_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -940,10 +940,10 @@ def test_no_thread_for_a_timer(open_end: OpenEnd, no_thread: Callable[[str], Non
     no_thread("tao-handler")
     end.conn.run_after(0, lambda due, conn: None)
     over(end.conn, closed)
-    wheel = shared_wheel.acquire()
+    wheel = shared_wheel.acquire("test")
     wheel.run_after(0, lambda due: fired.set())
     assert fired.wait(PATIENCE)
-    shared_wheel.release()
+    shared_wheel.release("test")
 
 
 def test_no_thread_for_a_writer(open_end: OpenEnd, no_thread: Callable[[str], None]) -> None:
@@ -1069,7 +1069,7 @@ def test_ends_with_threads_that_change_all_the_time(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_timers_work_after_a_fork() -> None:
     """A child of a process with a running wheel has a wheel of its own."""
-    wheel = shared_wheel.acquire()
+    wheel = shared_wheel.acquire("test")
     ticked = threading.Event()
     wheel.run_after(0, lambda due: ticked.set())
     assert ticked.wait(PATIENCE)
@@ -1078,5 +1078,5 @@ def test_timers_work_after_a_fork() -> None:
         context = background().with_timeout(0.01)
         os._exit(0 if context.wait(PATIENCE) else 1)
     _, status = os.waitpid(child, 0)
-    shared_wheel.release()
+    shared_wheel.release("test")
     assert os.waitstatus_to_exitcode(status) == 0

@@ -6,8 +6,15 @@ interrupted operation has either happened or has not.
 
 from __future__ import annotations
 
+import ctypes
+import queue
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime, timezone
+from functools import partial
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,9 +26,25 @@ from tao.failures import Failures
 from tao.limits import FloodLog, TokenBucket
 from tao.log import logger
 from tao.metrics import Counts, Tally
+from tao.timers import TimerSet
+from tao.timing import SharedWheel, TimingWheel
 from tao.wakeup import Wakeup
 from tests.injection import opcodes
 from tests.support import PATIENCE, ends, together, wait_until
+
+#: A delay that no test lives to see.
+NEVER = 3600.0
+
+OF_THE_WHEEL = ("tao.timing", "tao.atomic", "tao.wakeup")
+
+
+def raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
+    """Raise an exception in another thread, as timeout libraries do."""
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(error)
+    )
+
 
 # -- the means
 
@@ -200,3 +223,206 @@ def test_errors_are_noted_in_the_midst_of_others() -> None:
             failures.add(error, "reading", 2, "peer")
         count = 1 + moment.struck
         assert (failures.kinds(), len(failures.last())) == ({"ConnectionClosed": count}, count)
+
+
+# -- the timing wheel
+
+
+@pytest.fixture
+def wheel() -> Iterator[TimingWheel]:
+    """A wheel that is stopped when the test ends."""
+    made = TimingWheel("test-wheel")
+    yield made
+    made.stop()
+
+
+def works(wheel: TimingWheel) -> bool:
+    """Tell whether a timer fires."""
+    fired = threading.Event()
+    wheel.run_after(0, lambda due: fired.set())
+    return fired.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("doing", ["run_after", "run_every", "cancel"])
+def test_timers_come_and_go_at_any_bytecode(wheel: TimingWheel, doing: str) -> None:
+    """Adding and cancelling in the midst of adding or cancelling: all are there, or none."""
+
+    def add_two(wheel: TimingWheel = wheel) -> None:
+        wheel.cancel(wheel.run_after(NEVER, print))
+        wheel.run_after(NEVER + 1, print)
+
+    for moment in opcodes(*OF_THE_WHEEL):
+        timer = wheel.run_after(NEVER, print)
+        with moment.calling(add_two):
+            wheel.cancel(timer) if doing == "cancel" else getattr(wheel, doing)(NEVER, print)
+        assert wheel.size == (doing != "cancel") * 2 + moment.struck, moment
+        for timer_id in list(wheel._timers):
+            assert wheel.cancel(timer_id)
+    assert works(wheel) and wheel.size == 0
+
+
+def test_timers_are_right_after_an_exception_at_any_bytecode() -> None:
+    """Adding and cancelling has happened or has not; what is there the wheel's thread knows of."""
+    for moment in opcodes(*OF_THE_WHEEL):
+        wheel, returned = TimingWheel("test-wheel"), list[int]()
+        with moment.raising():
+            returned.append(wheel.run_after(NEVER, print))
+            wheel.cancel(wheel.run_after(NEVER - 1, print))
+        assert wheel.size in {1, 2} if returned else wheel.size in {0, 1}, moment
+        assert moment.struck or wheel.size == 1
+        assert works(wheel), moment
+        known = {timer_id for _, timer_id in [*wheel._heap, *wheel._incoming]}
+        assert known >= set(wheel._timers), moment
+        wheel.stop()
+
+
+def test_a_wheel_can_be_stopped_after_an_exception_at_any_bytecode_of_a_stop() -> None:
+    """No timer and no thread is left, and none comes any more."""
+    for moment in opcodes(*OF_THE_WHEEL):
+        wheel = TimingWheel("test-wheel")
+        wheel.run_after(NEVER, print)
+        with moment.raising():
+            wheel.stop()
+        wheel.stop()
+        assert wheel.size == 0 and not wheel._thread.is_alive(), moment
+        with pytest.raises(RuntimeError):
+            wheel.run_after(0, print)
+
+
+def test_the_wheel_goes_on_after_an_exception_at_any_bytecode() -> None:
+    """In its own thread: each timer fires, those that fire once do so once."""
+    for moment in islice(opcodes(*OF_THE_WHEEL), 500):
+        wheel, fired, ticks = TimingWheel("test-struck"), queue.Queue[Any](), queue.Queue[Any]()
+        with moment.raising(SystemExit, thread="test-struck"):
+            wheel.run_every(0.001, ticks.put)
+            wheel.run_after(0, fired.put)
+            wheel.run_after(0.002, fired.put)
+            dues = [fired.get(timeout=PATIENCE) for _ in range(2)]
+            for _ in range(3):
+                ticks.get(timeout=PATIENCE)
+        assert dues == sorted(dues) and works(wheel), moment
+        wheel.stop()
+        assert fired.empty(), moment
+    assert moment.struck
+
+
+def test_an_exception_from_another_thread_does_not_end_the_wheel(wheel: TimingWheel) -> None:
+    """As timeout libraries raise them: the callback that it hits is over, and no timer is lost."""
+    fired = list[Any]()
+    assert works(wheel)
+    thread = wheel._thread
+    for _ in range(200):
+        raise_in(thread, SystemExit)
+        wheel.run_after(0.0005, fired.append)
+        assert works(wheel)
+    wait_until(lambda: len(fired) == 200)
+    assert wheel.size == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_wheel_whose_thread_died_gets_another(wheel: TimingWheel) -> None:
+    """With all timers, as soon as anybody adds one."""
+    fired = threading.Event()
+    moment = next(opcodes("tao.threads"))
+    with moment.raising(SystemExit, thread="test-wheel"):
+        wheel.run_after(0.001, lambda due: fired.set())
+        wait_until(lambda: not wheel._thread.is_alive())
+    assert moment.struck and works(wheel) and fired.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_users_come_and_go_at_any_bytecode(raises: bool) -> None:
+    """Of the shared wheel: whoever has it can use it, and with the last one the thread ends."""
+    for moment in opcodes("tao.timing"):
+        shared = SharedWheel()
+
+        def use(shared: SharedWheel = shared) -> None:
+            shared.acquire("other").run_after(NEVER, print)
+            shared.release("other")
+
+        with moment.raising() if raises else moment.calling(use):
+            shared.acquire("one").run_after(NEVER, print)
+            shared.release("one")
+        shared.release("one")
+        assert not shared._users and not shared._wheels, moment
+    assert "tao-timing-wheel" not in [thread.name for thread in threading.enumerate()]
+
+
+# -- the timers of a connection
+
+
+class Posts:
+    """What a connection gives its timers: calls that take their turn are kept here."""
+
+    def __init__(self, wheel: TimingWheel) -> None:
+        self.calls: queue.Queue[Any] = queue.Queue()
+        self.timers = TimerSet(wheel, self.calls.put)
+
+
+def ring_all(wheel: TimingWheel) -> None:
+    """Call all callbacks as if they were due."""
+    for timer in list(wheel._timers.values()):
+        timer.callback(datetime.now(timezone.utc))
+
+
+def test_clocks_are_set_at_any_bytecode(wheel: TimingWheel) -> None:
+    """However they are set at the same time: one of each purpose is left."""
+    assert works(wheel)
+    for moment in opcodes("tao.timers", "tao.timing", "tao.atomic"):
+        timers, rung = Posts(wheel).timers, list[int]()
+        set_clock = partial(timers.set_clock, "x", NEVER)
+        with moment.calling(partial(set_clock, partial(rung.append, 2))):
+            set_clock(partial(rung.append, 1))
+        assert wheel.size == 1, moment
+        ring_all(wheel)
+        assert len(rung) == 1, moment
+        timers.end()
+        assert wheel.size == 0
+
+
+def test_clocks_are_right_after_an_exception_at_any_bytecode(wheel: TimingWheel) -> None:
+    """The one before goes on, or the new one is set; never both, and never neither."""
+    assert works(wheel)
+    for moment in opcodes("tao.timers", "tao.timing", "tao.atomic"):
+        timers, rung = Posts(wheel).timers, list[int]()
+        timers.set_clock("x", NEVER, lambda r=rung: r.append(1))
+        with moment.raising():
+            timers.set_clock("x", NEVER, lambda r=rung: r.append(2))
+        clock = timers._clocks["x"].get()
+        assert clock.timer_id in wheel._timers and wheel.size <= 2, moment
+        ring_all(wheel)
+        assert len(rung) == 1, moment
+        timers.end()
+        for timer_id in list(wheel._timers):
+            wheel.cancel(timer_id)
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_a_timer_of_a_connection_that_ends_meanwhile_is_refused(
+    wheel: TimingWheel, ending: bool
+) -> None:
+    """Wherever the end comes in between, no timer is left; without an end the timer is there."""
+    assert works(wheel)
+    for moment in opcodes("tao.timers", "tao.timing"):
+        timers = Posts(wheel).timers
+        act = timers.end if ending else lambda t=timers: t.cancel(t.add(1, print, periodic=True))
+        with moment.calling(act), suppress(ConnectionClosed):
+            timers.add(NEVER, print, periodic=False)
+        assert len(timers) == wheel.size == (not ending or not moment.struck), moment
+        timers.end()
+        assert len(timers) == wheel.size == 0
+
+
+def test_timers_of_a_connection_after_an_exception_at_any_bytecode(wheel: TimingWheel) -> None:
+    """One is there, for the connection and for the wheel, or it is not; none after the end."""
+    assert works(wheel)
+    for moment in opcodes("tao.timers", "tao.timing"):
+        timers, returned = Posts(wheel).timers, list[int]()
+        with moment.raising():
+            returned.append(timers.add(NEVER, print, periodic=True))
+            timers.end()
+        assert len(timers) <= 1 and (wheel.size <= len(timers) or not moment.struck), moment
+        if moment.struck and not returned:
+            assert len(timers) == wheel.size, moment
+        timers.end()
+        assert len(timers) == wheel.size == 0, moment
