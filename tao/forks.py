@@ -107,10 +107,7 @@ def renew_server(server: Server, reason: str) -> None:
     server._stopper = None
     server._why_stopped = f"the server was started in another process: {reason}"
     for listener in server._listeners:
-        _renew_locks(listener._turns)
-        listener._turns._over = True
-        for sock in (listener._sock, listener._wake, listener._woken):
-            sock.close()  # which leaves the parent's alone
+        listener.abandon()
     server._listeners.clear()
     for conn in server._all.values():
         _abandon(conn, reason)

@@ -2,12 +2,15 @@
 
 Whoever accepts a connection serves it, see ``turns.py``. Accepting never ends because of an error:
 out of descriptors, memory or threads, a listener says so, waits a little, longer each time, and
-goes on.
+goes on, even if what it says raises. What goes wrong with one connection costs that connection
+only. There is one exception: a listening socket that somebody else has closed, or shut down, cannot
+be accepted from; the listener says so and ends, and `Listener.lost` tells.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import ssl
@@ -24,13 +27,26 @@ from tao.threads import Deadline, Joinable
 from tao.transport import explain
 from tao.turns import Run, Turns
 from tao.unix_sockets import SocketFile, bind_unix
+from tao.wakeup import Wakeup
 
 __all__ = ["Bound", "Listener", "listen"]
 
 # After a failed accept, wait for so long, doubling up to the most, in seconds.
 _BACKOFF_LEAST, _BACKOFF_MOST = 0.005, 1.0
-# Errors of accept that concern one connection that came and went, not the listener.
-_PASSING = (errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN)
+# Errors of accept that concern one connection that came and went, not the listener; Linux passes
+# on what the network has said about it.
+_PASSING = frozenset(
+    (errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN, errno.EPERM, errno.ENETDOWN,
+     errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH,
+     getattr(errno, "ENONET", errno.EPROTO))
+)  # fmt: skip
+# Those that say that there is no listening socket any more.
+_GONE = frozenset((errno.EBADF, errno.ENOTSOCK, errno.EINVAL))
+# How often to see whether it is there when nobody connects, in seconds.
+_LOOK = 30.0
+# Of those that keep a connection from being made, what the next would meet too: out of descriptors
+# or memory. (A thread that cannot be had is a RuntimeError.)
+_SHORT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN))
 # Errors of binding that say that this machine has no such address, though it may have another.
 _NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -47,6 +63,7 @@ class Listener:
         credentials: what who connects here meets; for `admit` to look up, and others to change.
         pace: has a token for each that may be accepted; who waits for one waits in the kernel.
         delayed: called when someone has to.
+        on_lost: called if accepting has ended although nobody has stopped it.
         cpus: which the threads are pinned to, or None.
     """
 
@@ -59,6 +76,7 @@ class Listener:
         credentials: Credentials | None = None,
         pace: TokenBucket | None = None,
         delayed: Callable[[], object] = bool,
+        on_lost: Callable[[], object] = bool,
         cpus: Set[int] | None = None,
     ) -> None:
         self._bound = bound
@@ -68,19 +86,26 @@ class Listener:
         self.credentials: Credentials = credentials or Credentials(None)
         self._pace = pace
         self._delayed = delayed
+        self._on_lost = on_lost
         self.address: Any = normalized(sock.getsockname())
         # Whether each connection has this address, and not one of its own.
-        self._concrete: bool = bound.own and self.address[:1] not in (("0.0.0.0",), ("::",))
+        self._concrete: bool = bound.given is None and self.address[:1] not in (
+            ("0.0.0.0",),
+            ("::",),
+        )
         # Wakes who waits on every platform, and leaves alone a socket that others share.
         self._wake, self._woken = socket.socketpair()
-        self._stopping = threading.Event()
+        # Set for good, by `stop` and when the socket is gone.
+        self._stopping: bool = False
         #: Set when nobody accepts any more, and the socket is free.
-        self.closed = threading.Event()
+        self.closed = Wakeup()
+        self._socket_gone: bool = False
         self._turns = Turns(self._accept_next, f"tao-acceptor-{_port_of(self.address)}", cpus)
         # Owned by who accepts.
-        self._poll = select.poll()
+        self._poll, self._poll_wake = select.poll(), select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._poll.register(self._woken, select.POLLIN)
+        for poll in (self._poll, self._poll_wake):
+            poll.register(self._woken, select.POLLIN)
         self._backoff: float = _BACKOFF_LEAST
 
     def start(self) -> None:
@@ -92,8 +117,19 @@ class Listener:
         try:
             self._turns.start()
         except BaseException:
+            self._stopping = True
             self._free()
             raise
+
+    @property
+    def accepting(self) -> bool:
+        """Whether there is somebody who accepts."""
+        return not self._stopping and self._turns.led
+
+    @property
+    def lost(self) -> bool:
+        """Whether accepting has ended although nobody has stopped it."""
+        return self._socket_gone or not (self._stopping or self._turns.led)
 
     def stop(self) -> None:
         """Accept no more. See `closed` and `join`."""
@@ -102,7 +138,15 @@ class Listener:
             self._wake.send(b"x")
         except OSError:
             pass  # accepting has ended already
-        self._stopping.set()
+        self._stopping = True
+
+    def abandon(self) -> None:
+        """Close this process's copies of what is the parent's, in the child of a fork."""
+        self._stopping = True
+        self._turns.abandon()
+        for sock in (self._sock, self._bound.given, self._wake, self._woken):
+            if sock is not None:
+                sock.close()
 
     def join(self, deadline: Deadline, stuck: Iterable[Joinable] = ()) -> list[threading.Thread]:
         """Wait, after `stop`, for the threads; return those that did not end in time.
@@ -117,74 +161,123 @@ class Listener:
         """Return this side's address of a connection accepted here."""
         return self.address if self._concrete else normalized(sock.getsockname())
 
+    # -- accepting, by the leader; what is raised here goes on in Turns, which calls again
+
+    # -- accepting, by the leader; what is raised here ends nothing, as Turns calls again
+
     def _accept_next(self) -> Run | None:
         """Accept until there is something to do; None: accept no more."""
-        run = None
-        try:
-            while run is None and not self._stopping.is_set():
-                run = self._try_to_accept()
-        finally:
-            if run is None:
-                self._free()
-        return run
-
-    def _try_to_accept(self) -> Run | None:
-        self._poll.poll()
-        try:
-            if self._pace is not None and not self._keep(self._pace):
-                return None
-            run = self._accept_one()
-            self._backoff = _BACKOFF_LEAST
-            return run
-        except ServerClosed:
-            self._stopping.wait()  # what `stop` needs is freed only after it
-        except BaseException as error:
-            self._failed()
-            logger.warning(
-                "accepting at {} failed, again in {} s: {}",
-                address_text(self.address),
-                self._backoff,
-                explain(error),
-            )
-            self._stopping.wait(self._backoff)
-            self._backoff = min(2 * self._backoff, _BACKOFF_MOST)
+        while not self._stopping:
+            try:
+                run = None
+                if self._poll.poll(_LOOK * 1000):
+                    run = self._accept_one()
+                else:
+                    self._look()
+            except ServerClosed:
+                self._pause(_BACKOFF_MOST)  # until `stop` is called, which is about to be
+            except BaseException as error:
+                self._back_off(error)
+            else:
+                self._backoff = _BACKOFF_LEAST
+                if run is not None:
+                    return run
+        self._free()
         return None
+
+    def _accept_one(self) -> Run | None:
+        """Accept who waits longest, and return what is to be done for it on this thread."""
+        if self._pace is not None and not self._keep(self._pace):
+            return None
+        try:
+            sock, address = self._sock.accept()
+        except OSError as error:
+            if error.errno in _GONE:
+                self._lose(error)
+            elif error.errno not in _PASSING:
+                raise
+            return None  # gone again, or it was the bell that rang
+        try:
+            if self._pace is not None:
+                self._pace.lend(1)
+            self._turns.provide()
+            return self._admit(sock, normalized(address))
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, ServerClosed) or _is_shortage(error):
+                raise
+            self._tell(error)
+            return None
+
+    def _look(self) -> None:
+        """See whether there still is a listening socket, as poll() may not notice when it goes."""
+        try:
+            listens = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError as error:
+            self._lose(error)
+        else:
+            if not listens:
+                self._lose(OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
+
+    def _keep(self, pace: TokenBucket) -> bool:
+        """Wait until one more may be accepted; False: none may, as the listener is stopped."""
+        seconds = pace.wait_for()
+        if seconds and not self._stopping:
+            self._delayed()
+            self._pause(seconds)
+        return not self._stopping
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, or until the listener is stopped."""
+        self._poll_wake.poll(seconds * 1000)
+
+    def _back_off(self, error: BaseException) -> None:
+        """Wait after an error that the next connection would meet too."""
+        wait, self._backoff = self._backoff, min(2 * self._backoff, _BACKOFF_MOST)
+        try:
+            self._failed()
+            text = "accepting at {} failed, again in {} s: {}"
+            logger.warning(text, address_text(self.address), wait, explain(error))
+        finally:
+            self._pause(wait)
+
+    def _tell(self, error: BaseException) -> None:
+        """Log what has kept one connection from being made."""
+        text = "a connection accepted at {} could not be made: {}"
+        if isinstance(error, OSError):  # the peer has gone again
+            logger.debug(text, address_text(self.address), explain(error))
+            return
+        self._failed()
+        where, why = address_text(self.address), explain(error)
+        logger.opt(exception=error).error(text, where, why)
+
+    def _lose(self, error: OSError) -> None:
+        """End, as somebody else has closed the listening socket or shut it down."""
+        if error.errno != errno.EINVAL:
+            self._sock.detach()  # if its number is in use, then for something else
+        self._socket_gone = self._stopping = True
+        try:
+            where, why = address_text(self.address), explain(error)
+            logger.error("{} is not listened at any more: the socket is gone ({})", where, why)
+        finally:
+            self._on_lost()
 
     def _free(self) -> None:
         try:
             self._bound.close()
         except OSError as error:
             logger.warning("{} cannot be removed: {}", address_text(self.address), explain(error))
-        self._wake.close()
-        self._woken.close()
-        self.closed.set()
+        finally:
+            self._wake.close()
+            self._woken.close()
+            self.closed.set()
 
-    def _keep(self, pace: TokenBucket) -> bool:
-        """Wait until one more may be accepted; False: none may, as the listener is stopped."""
-        seconds = pace.wait_for()
-        if seconds and not self._stopping.is_set():
-            self._delayed()
-            self._stopping.wait(seconds)
-        return not self._stopping.is_set()
 
-    def _accept_one(self) -> Run | None:
-        """Accept who waits longest, and return what is to be done for it on this thread."""
-        try:
-            sock, address = self._sock.accept()
-        except BlockingIOError:
-            return None  # gone again, or it was the bell that rang
-        except OSError as error:
-            if error.errno in _PASSING:
-                return None
-            raise
-        if self._pace is not None:
-            self._pace.lend(1)
-        try:
-            self._turns.provide()
-        except RuntimeError:
-            sock.close()
-            raise
-        return self._admit(sock, normalized(address))
+def _is_shortage(error: BaseException) -> bool:
+    """Tell whether the next connection would meet this error too."""
+    if isinstance(error, OSError):
+        return error.errno in _SHORT
+    return isinstance(error, (MemoryError, RuntimeError))
 
 
 class Bound(NamedTuple):
@@ -193,12 +286,13 @@ class Bound(NamedTuple):
     Attributes:
         sock: the socket.
         file: what it has in the file system, or None.
-        own: whether the socket was made here; else it was handed in.
+        given: the socket that was handed in, of which `sock` is a duplicate; None: it was made
+            here. So nothing happens if whoever has handed it in closes it.
     """
 
     sock: socket.socket
     file: SocketFile | None = None
-    own: bool = True
+    given: socket.socket | None = None
 
     def close(self) -> None:
         """Listen no more.
@@ -211,11 +305,15 @@ class Bound(NamedTuple):
                 self.file.remove()  # first, see unix_sockets.py
         finally:
             self.sock.close()
+            if self.given is not None:
+                self.given.close()
 
     def discard(self) -> None:
-        """Close what was made here after all; a socket that was handed in stays the caller's."""
-        if self.own:
+        """Do without it after all; a socket that was handed in stays the caller's."""
+        if self.given is None:
             self.close()
+        else:
+            self.sock.close()
 
 
 def listen(address: Address | socket.socket, backlog: int) -> Bound:
@@ -235,7 +333,7 @@ def listen(address: Address | socket.socket, backlog: int) -> Bound:
             text says why.
     """
     if isinstance(address, socket.socket):
-        bound = Bound(_listening(address, backlog), own=False)
+        bound = Bound(_listening(address, backlog).dup(), given=address)
     else:
         bound = _listening_at(parse(address, listening=True), backlog)
     bound.sock.setblocking(False)

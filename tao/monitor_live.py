@@ -285,7 +285,7 @@ def _concerns(end: _End, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     def concern(text: str, bad: bool = False) -> dict[str, Any]:
         return {"end": snapshot.name, "bad": bad, "text": text}
 
-    if snapshot.state in ("stopping", "stopped"):
+    if snapshot.state in ("failed", "stopping", "stopped"):
         yield concern(f"is {snapshot.state}", bad=True)
     if snapshot.state == "connecting":
         yield concern("is not connected, and tries again")

@@ -66,7 +66,7 @@ def _metrics(monitor: Monitor, query: Mapping[str, str]) -> Answer:
 def _healthz(monitor: Monitor, query: Mapping[str, str]) -> Answer:
     snapshots = [tally.snapshot() for tally in tallies()]
     servers = [each for each in snapshots if each.kind == "server"]
-    ill = [each for each in servers if each.state in ("stopping", "stopped")]
+    ill = [each for each in servers if each.state in ("failed", "stopping", "stopped")]
     if not any(each.state == "running" for each in servers):
         ill = servers  # those that were not started yet as well
     if not ill:

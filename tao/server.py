@@ -125,6 +125,7 @@ class Server(HasCredentials):
                 credentials=self._credentials if tls is None else Credentials(tls),
                 pace=self._pace,
                 delayed=self._accept_delayed,
+                on_lost=self._ring,
                 cpus=self._options.cpus,
             )
             listener.start()
@@ -357,8 +358,18 @@ class Server(HasCredentials):
 
     @property
     def running(self) -> bool:
-        """Whether the server accepts connections."""
-        return self._state == "running"
+        """Whether the server serves: it was started, and neither stopped nor left without ears.
+
+        Without ears it is when somebody else has closed all the sockets it listens at.
+        """
+        return self._state == "running" and not self._is_deaf()
+
+    def _is_deaf(self) -> bool:
+        """Tell whether nobody is accepted any more although nobody has asked for that."""
+        listeners = self._listeners.copy()
+        lost = any(each.lost for each in listeners)
+        deaf = lost and not any(each.accepting for each in listeners)
+        return deaf and self._state == "running"
 
     def _stop(self, deadline: Deadline) -> None:
         """Stop, on a thread of its own as a rule."""
@@ -477,7 +488,7 @@ class Server(HasCredentials):
     def _fill(self, snapshot: Snapshot) -> None:
         with self._lock:
             snapshot.connections = len(self._all)
-            snapshot.state = self._state
+            snapshot.state = "failed" if self._is_deaf() else self._state
             started = hasattr(self, "_pool")  # a server may be stopped without
         snapshot.kind = "server"
         snapshot.address = ", ".join(map(address_text, self.addresses))

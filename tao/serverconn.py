@@ -41,10 +41,27 @@ class ServerConn(Connection):
 
     def _as_run(self) -> Run:
         """Return what the connection's first thread is to do, for the one that has accepted it."""
-        run = Run(lambda: self._begin(self._open), self._thread_name("reader"))
+        name = self._thread_name("reader")
+        run = Run(lambda: self._begin(self._open), name, self._abandon)
         with self._lock:
             self._threads.append(run)
         return run
+
+    def _abandon(self, error: BaseException) -> None:
+        """End it, as the thread that would do so has been interrupted, or had no memory to begin.
+
+        Whatever this raises, the connection holds no place of the server's afterwards.
+        """
+        try:
+            self._collapse(error)
+            if self._over:
+                self._call_on_close()
+            else:
+                self._finish()
+        finally:
+            self._accepted.abort()
+            self._owner._remove(self.net_id)
+            self._finished.set()
 
     def _start(self) -> None:
         """Start a thread for it, where nobody has accepted it.

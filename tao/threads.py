@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from tao.deadline import Deadline
-from tao.late_threads import LateThread
 from tao.log import logger
 from tao.log import thread_marks as _local
+from tao.thread_start import StartableThread
 
 __all__ = [
     "Deadline",
@@ -46,7 +46,7 @@ def spawn(
 
     The owner stores it before starting it, so that a stop in between does not miss it.
     """
-    return LateThread(target=_outermost, args=(target, args, cpus), name=name, daemon=True)
+    return StartableThread(_outermost, (target, args, cpus), name)
 
 
 def _outermost(target: Callable[..., object], args: tuple[Any, ...], cpus: Set[int] | None) -> None:

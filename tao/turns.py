@@ -5,34 +5,58 @@ before the first byte is read, and to start a thread takes longer still. So whoe
 connection serves it, and lets another thread wait for the next. This is Leader/Followers (Schmidt
 et al., Pattern-Oriented Software Architecture 2, 2000): the leader waits for a connection, the
 followers wait for the lead. A thread that has seen its connection to the end follows again.
+
+As long as there is no end, somebody leads, whatever is raised in these threads and wherever:
+
+- Each thread runs a loop that only the end of all, or a surplus of followers, leaves. What is
+  raised inside, also by the handling of an error (a log sink, or for lack of memory), goes no
+  further.
+- The lead is a reentrant lock: a thread that was interrupted while it held it just takes it again.
+- A thread takes on something to do only while another one follows, which has said so itself from
+  inside its loop; that one was started is not enough.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Set
 
 from tao.log import logger
 from tao.threads import Deadline, Joinable, gather, spawn
+from tao.wakeup import Wakeup
 
 __all__ = ["Run", "Turns"]
 
 # A thread follows for so long, in seconds, unless it is the only one; and so many do at most.
 _PATIENCE, _MOST = 1.0, 64
+# How long a new thread may take until it follows, and how long to wait after an error that nobody
+# has foreseen, in seconds.
+_BIRTH, _PAUSE = 5.0, 0.05
 
 
 class Run:
-    """One run of a function on some thread: to who waits for its end, as good as a thread."""
+    """One run of a function on some thread: to who waits for its end, as good as a thread.
 
-    __slots__ = ("_over", "_target", "name", "thread")
+    Args:
+        target: the function.
+        name: what the thread is called meanwhile.
+        failed: called with what ``target`` raises, or with what keeps it from being called.
+    """
 
-    def __init__(self, target: Callable[[], object], name: str) -> None:
+    __slots__ = ("_failed", "_over", "_target", "name", "thread")
+
+    def __init__(
+        self,
+        target: Callable[[], object],
+        name: str,
+        failed: Callable[[BaseException], object] = bool,
+    ) -> None:
         self._target = target
+        self._failed = failed
         self.name: str = name
         self.thread: threading.Thread | None = None  # while it runs
-        # Held until the run is over.
-        self._over = threading.Lock()
-        self._over.acquire()
+        self._over = Wakeup()
 
     @property
     def ident(self) -> int | None:
@@ -46,8 +70,7 @@ class Run:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it is over, ``timeout`` seconds at most."""
-        if self._over.acquire(timeout=-1 if timeout is None else timeout):
-            self._over.release()
+        self._over.wait(timeout)
 
     def perform(self) -> None:
         """Do it, on the calling thread."""
@@ -55,11 +78,22 @@ class Run:
         thread.name = self.name
         try:
             self._target()
-        except BaseException:
-            logger.exception("thread {} died", thread.name)
+        except BaseException as error:
+            self.fail(error)
         finally:
-            self.thread = None
-            self._over.release()
+            self._end()
+
+    def fail(self, error: BaseException) -> None:
+        """See to a run that ended with an exception, or never began; twice, if need be."""
+        try:
+            self._failed(error)
+        finally:
+            self._end()
+            logger.opt(exception=error).error("thread {} died", self.name)
+
+    def _end(self) -> None:
+        self.thread = None
+        self._over.set()
 
 
 class Turns:
@@ -68,7 +102,7 @@ class Turns:
     Args:
         find: waits for something to do and returns it, or None at the end. Called by the leader,
             and so by one thread at a time. Before it takes something that it will return, it has to
-            call `provide`.
+            call `provide`. If it raises, it is called again.
         name: what the leader is called.
         cpus: which the threads are pinned to, or None.
     """
@@ -77,14 +111,15 @@ class Turns:
         self._find = find
         self._name: str = name
         self._cpus = cpus
-        # Held by the leader; it is passed on, and free only for a moment.
-        self._lead = threading.Lock()
-        self._lead.acquire()
+        # Held by the leader, and free only while it is passed on.
+        self._lead = threading.RLock()
         self._over: bool = False  # set by the leader
-        # Guards the fields below.
-        self._lock = threading.Lock()
+        # Each thread adds itself here and there, and takes itself out again.
         self._all: set[threading.Thread] = set()
-        self._following: int = 0  # how many wait for the lead, without one who is about to get it
+        self._followers: set[threading.Thread] = set()
+        self._leader: threading.Thread | None = None  # set by whoever takes the lead
+        # Held to leave the followers, so that of the last two only one does.
+        self._leaving = threading.Lock()
 
     def start(self) -> None:
         """Start the first thread.
@@ -92,13 +127,18 @@ class Turns:
         Raises:
             RuntimeError: it cannot be had.
         """
-        try:
-            self.provide()
-        except BaseException:
-            self._over = True
-            self._lead.release()
-            raise
-        self._pass_on()
+        self.provide()
+
+    @property
+    def following(self) -> int:
+        """How many threads wait for the lead."""
+        return len(self._followers)
+
+    @property
+    def led(self) -> bool:
+        """Whether somebody leads, or is about to."""
+        leader = self._leader
+        return not self._over and (leader is None or leader.is_alive() or self.following > 0)
 
     def provide(self) -> None:
         """See to it that somebody follows. Called by the leader.
@@ -106,19 +146,19 @@ class Turns:
         Raises:
             RuntimeError: nobody does, and no thread can be had.
         """
-        with self._lock:
-            if self._following:
-                return  # the last one stays until it gets the lead
-        thread = spawn(self._take_turns, name=self._name, cpus=self._cpus)
-        with self._lock:
-            self._all.add(thread)
-            self._following += 1
+        # The last one stays until it gets the lead.
+        if any(thread.is_alive() for thread in self._followers.copy()):
+            return
+        follows = threading.Lock()
+        follows.acquire()
+        thread = spawn(self._take_turns, follows, name=self._name, cpus=self._cpus)
+        self._all.add(thread)
         try:
             thread.start()
+            if not follows.acquire(timeout=_BIRTH):
+                raise RuntimeError("can't start new thread: it died at once")
         except BaseException:
-            with self._lock:
-                self._all.discard(thread)
-                self._following -= 1
+            self._all.discard(thread)
             raise
 
     def join(self, deadline: Deadline, stuck: Iterable[Joinable] = ()) -> list[threading.Thread]:
@@ -130,54 +170,79 @@ class Turns:
         Returns:
             the other threads that did not end in time.
         """
-        with self._lock:
-            threads = list(self._all)
         idents = {each.ident for each in stuck}
-        return gather([thread for thread in threads if thread.ident not in idents], deadline)
+        threads = [thread for thread in self._all.copy() if thread.ident not in idents]
+        return gather(threads, deadline)
 
-    def _take_turns(self) -> None:
-        """A thread, which follows at first."""
+    def abandon(self) -> None:
+        """Have no more turns, in the child of a fork, where the others' threads are not."""
+        self._over = True
+
+    def _take_turns(self, follows: threading.Lock) -> None:
+        """A thread, which follows at first, and says so by releasing ``follows``."""
         thread = threading.current_thread()
-        self._lead.acquire()
-        while True:
-            thread.name = self._name
-            run = None if self._over else self._lead_once()
-            if run is None:
-                self._over = True
-                self._lead.release()  # and so does everyone who gets it
-                break
+        self._all.add(thread)  # again, if `provide` has given it up
+        going = True
+        while going:
+            try:
+                try:
+                    going = self._take_turn(thread, follows)
+                except BaseException as error:
+                    self._stumble(error)
+            except BaseException:
+                pass  # the handling of an error has raised, and so might anything done about it
+        self._all.discard(thread)
+
+    def _take_turn(self, thread: threading.Thread, follows: threading.Lock) -> bool:
+        """Follow, lead, and do what was found; False if that was the last turn of this thread."""
+        if not self._follow(thread, follows):
+            self._pass_on()  # if it was interrupted while it held it
+            return False
+        self._leader = thread
+        thread.name = self._name
+        run = None if self._over else self._find()
+        if run is None:
+            self._over = True
+            self._pass_on()  # and so does everyone who gets it
+            return False
+        try:
             self._pass_on()
             run.perform()
-            run = None  # and with it goes what it holds, a connection
-            thread.name = "tao-spare"
-            if not self._follow():
-                break
-        with self._lock:
-            self._all.discard(thread)
+        except BaseException as error:
+            run.fail(error)  # it has not begun, or was interrupted in its last steps
+            raise
+        thread.name = "tao-spare"
+        return True
 
-    def _lead_once(self) -> Run | None:
+    def _follow(self, thread: threading.Thread, follows: threading.Lock) -> bool:
+        """Wait for the lead; False if there are enough who do."""
+        followers = self._followers
+        if self._over or len(followers) >= _MOST:
+            return False
+        followers.add(thread)
         try:
-            return self._find()
-        except BaseException:
-            logger.exception("{} ends", self._name)
-            return None
+            if follows.locked():
+                follows.release()
+            while not self._lead.acquire(timeout=_PATIENCE):
+                with self._leaving:
+                    if len(followers) > 1:
+                        followers.discard(thread)
+                        return False
+        finally:
+            followers.discard(thread)
+        return True
 
     def _pass_on(self) -> None:
-        """Give the lead to somebody who follows."""
-        with self._lock:
-            self._following -= 1
-        self._lead.release()
+        """Give the lead away, however often this thread has taken it."""
+        try:
+            while True:
+                self._lead.release()
+        except RuntimeError:
+            pass  # this thread has it no more
 
-    def _follow(self) -> bool:
-        """Wait for the lead; False if there are enough who do."""
-        with self._lock:
-            if self._over or self._following >= _MOST:
-                return False
-            self._following += 1
-        if not self._lead.acquire(timeout=_PATIENCE):
-            with self._lock:
-                if self._following > 1:
-                    self._following -= 1
-                    return False
-            self._lead.acquire()
-        return True
+    def _stumble(self, error: BaseException) -> None:
+        """Go on after an error that nobody has foreseen."""
+        try:
+            logger.opt(exception=error).error("{} goes on after an error", self._name)
+        finally:
+            time.sleep(_PAUSE)

@@ -25,6 +25,7 @@ STOREYS = [
             "workers",
             "jobs",
             "late_threads",
+            "thread_start",
             "turns",
             "metrics",
         ),

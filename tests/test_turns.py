@@ -6,6 +6,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_followers_do_not_stay_for_ever(work: Work, monkeypatch: pytest.MonkeyPa
     for _ in range(5):
         work.give(lambda: meeting.wait(PATIENCE))
     wait_until(lambda: len(work.turns._all) == 2)
-    assert work.turns._following == 1
+    assert work.turns.following == 1
     work.do()
 
 
@@ -126,7 +127,7 @@ def test_a_run_that_raises(work: Work, log_lines: list[Any]) -> None:
     """It is logged, and its thread goes on."""
     run = work.give(lambda: 1 / 0, "tao-raises")
     run.join(PATIENCE)
-    wait_until(lambda: work.turns._following)
+    wait_until(lambda: work.turns.following)
     assert [record["message"] for record in log_lines] == ["thread tao-raises died"]
 
 
@@ -158,19 +159,60 @@ def test_a_thread_that_cannot_start(work: Work, monkeypatch: pytest.MonkeyPatch)
     assert not run.is_alive()
 
 
-def test_finding_fails(work: Work, log_lines: list[Any]) -> None:
-    """Whatever is raised there is logged, and is the end: nobody waits for ever."""
+def test_finding_fails(work: Work, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is raised there is logged, and somebody goes on."""
+    work.do()
+    for error in (SystemExit("no more"), MemoryError(), KeyboardInterrupt()):
+
+        def refuse(error: BaseException = error) -> None:
+            monkeypatch.undo()
+            raise error
+
+        monkeypatch.setattr(work.turns, "provide", refuse)
+        work.give(lambda: None)
+        work.do()
+    assert [record["message"] for record in log_lines] == ["tao-leader goes on after an error"] * 3
+
+
+@pytest.mark.parametrize("raised", [MemoryError, RuntimeError, SystemExit])
+def test_the_handling_of_errors_fails(
+    work: Work, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For lack of memory, or because a log sink raises: somebody leads all the same."""
+    refused = Seen()
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        refused.add(None)
+        raise raised
+
+    monkeypatch.setattr("tao.turns.logger", SimpleNamespace(opt=refuse))
+    monkeypatch.setattr("tao.turns._PAUSE", 0.001)
+    provide = work.turns.provide
+    work.turns.provide = refuse  # type: ignore[method-assign]
+    for _ in range(3):
+        work.give(lambda: None)
+    refused.wait(3)
+    work.turns.provide = provide  # type: ignore[method-assign]
+    work.give(lambda: 1 / 0).join(PATIENCE)
     work.do()
 
-    class Broken:
-        def provide(self) -> None:
-            raise SystemExit("no more")
 
-    turns, work.turns = work.turns, Broken()  # type: ignore[assignment]
+def test_a_thread_that_dies_before_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not count: whoever starts it is told, and goes on leading."""
+    monkeypatch.setattr("tao.turns._BIRTH", 0.01)
+    work = Work()
+    work.turns.start()
+    work.do()
+    monkeypatch.setattr("tao.turns.Turns._take_turns", lambda turns, follows: None)
+    meeting = threading.Barrier(2)
+    work.give(lambda: meeting.wait(PATIENCE))
     work.give(lambda: None)
-    assert turns.join(Deadline(PATIENCE)) == []
-    work.turns = turns
-    assert [record["message"] for record in log_lines] == ["tao-leader ends"]
+    assert work.turns.led
+    monkeypatch.undo()
+    meeting.wait(PATIENCE)
+    work.do()
+    work.end()
+    assert work.turns.join(Deadline(PATIENCE)) == []
 
 
 def test_the_first_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +225,7 @@ def test_the_first_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work()
     with pytest.raises(RuntimeError, match="can't start"):
         work.turns.start()
-    assert (work.turns._all, work.turns._following) == (set(), 0)
+    assert (work.turns._all, work.turns.following) == (set(), 0)
 
 
 def test_connections_one_after_another(make_server: MakeServer) -> None:
@@ -201,6 +243,6 @@ def test_connections_one_after_another(make_server: MakeServer) -> None:
         with socket.create_connection(address) as sock:
             sock.sendall(text("x"))
             recv_exactly(sock, len(text("x")))
-        wait_until(lambda: server._listeners[0]._turns._following)
+        wait_until(lambda: server._listeners[0]._turns.following)
     assert names.items == [f"tao-reader-{number}" for number in (1, 2, 3, 4)]
     assert len(set(idents.items)) <= 2
