@@ -248,7 +248,7 @@ class ClientConn(Connection):
         if count:
             self._unsent += count
             lost = ConnectionClosed(f"{count} messages written by on_connect could not be sent")
-            self.report(lost, "connecting")
+            self._reporter.undelivered(lost, "connecting")
         with self._lock:
             self._transport = None
             self._ready = False

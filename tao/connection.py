@@ -463,10 +463,10 @@ class Connection(HasTimers):
             lost = ConnectionClosed(
                 f"{frames} messages ({size} bytes) could not be sent: {self._reason}"
             )
-            self.report(lost, "closing")
+            self._reporter.undelivered(lost, "closing")
         elif self._in_flight:
             late = f"{self._in_flight} bytes that were sent did not reach the peer in time"
-            self.report(ConnectionClosed(late), "closing")
+            self._reporter.undelivered(ConnectionClosed(late), "closing")
         self._call_on_close()
         if self._transport is not None:
             self._transport.close()

@@ -35,7 +35,7 @@ from typing import Any
 
 from tao.codec import Batch
 from tao.context import RequestContext
-from tao.handling import QUICK, TRUST_MOST, TRUST_NEEDED, DispatchHost, call, learn, note
+from tao.handling import QUICK, TRUST_MOST, TRUST_NEEDED, DispatchHost, call, doing, learn, note
 from tao.histogram import NEAR, NEAR_PER_SECOND, Latencies
 from tao.inbox import CALL, STOP, TAKE_OVER, Inbox
 from tao.message import HEARTBEAT, Handler, Registration, Registry
@@ -375,7 +375,7 @@ class Dispatcher:
         try:
             entry.handler(RequestContext(host.context, message), host)
         except BaseException as error:
-            host.report(error, f"handling message {number}")
+            host.report(error, doing(number))
         watch.running.discard(self)
         self._account(entry, started, 1)
         return []
@@ -422,7 +422,7 @@ class Dispatcher:
                 try:
                     handle(RequestContext(context, message), host)
                 except BaseException as error:
-                    host.report(error, f"handling message {number}")
+                    host.report(error, doing(number))
                 if self._stuck:
                     started = self._account(entry, started, count)
                     group, count = self, 0

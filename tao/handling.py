@@ -6,9 +6,11 @@ from typing import Any, Protocol
 
 from tao.context import Context
 from tao.histogram import NEAR_MOST, Latencies
+from tao.inbox import CALL
 from tao.message import Registration
+from tao.safe_text import safe_str
 
-__all__ = ["QUICK", "TRUST_MOST", "TRUST_NEEDED", "DispatchHost", "call", "learn", "note"]
+__all__ = ["QUICK", "TRUST_MOST", "TRUST_NEEDED", "DispatchHost", "call", "doing", "learn", "note"]
 
 #: A handler is quick if it runs shorter than this, in seconds.
 QUICK = NEAR_MOST
@@ -75,3 +77,8 @@ def learn(entry: Registration, mean: float, stuck: bool, lateness: float) -> Non
 def call(context: Context, conn: Any) -> None:
     """Handle a timer's callback, which stands where a message does."""
     context.message()
+
+
+def doing(number: Any) -> str:
+    """Say what was being run, for the report of an error."""
+    return "in a timer's callback" if number is CALL else f"handling message {safe_str(number)}"

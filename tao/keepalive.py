@@ -117,18 +117,24 @@ class KeepAlive:
         left = interval - conn._wheel.since(conn._outbox.last_sent)
         if left <= 0:
             left = interval
+            self._send_heartbeat()
+        self._set("heartbeat", left)
+
+    def _send_heartbeat(self) -> None:
+        conn = self._conn
+        try:
+            make = getattr(conn._codec, "heartbeat", None)  # a codec may have none
+            made = make(time.time_ns()) if make is not None else b""
+            frame = checked_frame(conn._codec, "heartbeat", made)
+        except BaseException as error:
+            conn.report(error, "in the codec's heartbeat")
+            return
+        # Where something waits to be sent none is needed: it would take the place of that.
+        if frame and conn._established and not conn._outbox.waiting:
             try:
-                make = getattr(conn._codec, "heartbeat", None)  # a codec may have none
-                made = make(time.time_ns()) if make is not None else b""
-                frame = checked_frame(conn._codec, "heartbeat", made)
-                # Where something waits to be sent none is needed: it would take the place of that.
-                if frame and conn._established and not conn._outbox.waiting:
-                    conn._outbox.write(frame)
+                conn._outbox.write(frame)
             except TaoError:
                 pass  # it is over, or something waits by now
-            except Exception as error:
-                conn.report(error, "in the codec's heartbeat")
-        self._set("heartbeat", left)
 
     def _look_idle(self) -> None:
         """Close if nothing came for so long."""

@@ -147,6 +147,14 @@ class OverdueWatch:
             self._told.clear()
 
     def _look(self, _: datetime) -> None:
+        try:
+            self._look_now()
+        finally:
+            self._armed = False
+            if self._told:
+                self._look_later()
+
+    def _look_now(self) -> None:
         now = monotonic()
         overdue: dict[Dispatcher, Connection] = {}
         for conn, told in list(self._told.items()):
@@ -166,9 +174,6 @@ class OverdueWatch:
                 conn._reporter.overdue_handler(found[each].running, found[each].stack)
             else:
                 del self._told[conn]  # what is pending there waits for a worker
-        self._armed = False
-        if self._told:
-            self._look_later()
 
 
 def _limit(conn: Connection) -> float | None:

@@ -9,7 +9,8 @@ from traceback import format_tb
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tao.errors import BadData, UndefinedMessage, WouldBlock
+from tao.atomic import AtomicInt64
+from tao.errors import BadData, ConnectionClosed, UndefinedMessage, WouldBlock
 from tao.log import logger
 from tao.transport import address_text
 
@@ -32,7 +33,7 @@ class Reporter:
     """
 
     __slots__ = (
-        "_conn", "_lock", "_on_error", "_undefined", "errors", "overdue", "undefined", "unheard",
+        "_conn", "_errors", "_on_error", "_undefined", "overdue", "undefined", "unheard",
     )  # fmt: skip
 
     def __init__(
@@ -40,9 +41,9 @@ class Reporter:
     ) -> None:
         self._conn = conn
         self._on_error = on_error
-        # Guards errors, as several threads may count at once.
-        self._lock = threading.Lock()
-        self.errors: int = 0
+        # The count, made with the first error, as most connections have none. Should two threads
+        # make one, the first in the list counts.
+        self._errors: list[AtomicInt64] = []
         # Owned by who handles messages, one at a time.
         self._undefined: set[int] = set()
         self.undefined: int = 0
@@ -77,26 +78,43 @@ class Reporter:
     def raised(self, error: BaseException, doing: str) -> None:
         """Tell of an exception of the application's code or of tao's, with its traceback.
 
-        But for a full send queue: a peer that does not read brings that about with each message.
+        But for what the peer brings about with each message: a send queue that is full because it
+        does not read, or a write to a connection that it has closed.
         """
-        if isinstance(error, WouldBlock):
+        closed = isinstance(error, ConnectionClosed) and self._conn.closed
+        if closed or isinstance(error, WouldBlock):
             self.flood("error {}: {}", doing, error)
         else:
             self.log().opt(exception=error).error("error {}", doing)
         self.tell(error, doing)
 
+    def undelivered(self, error: ConnectionClosed, doing: str) -> None:
+        """Warn that what was written did not reach the peer: its doing, or the network's."""
+        self.log().warning("{}: {}", doing, error)
+        self.tell(error, doing)
+
     def tell(self, error: BaseException, doing: str = "") -> None:
         """Count an error, keep its reason for the monitor, and pass it to ``on_error``."""
-        conn = self._conn
-        with self._lock:
-            self.errors += 1
-        conn._tally.failures.add(error, doing, conn.net_id, address_text(conn.remote_address))
+        self._count(error, doing)
         if self._on_error is None:
             return
         try:
             self._on_error(self._conn, error)
-        except BaseException:
+        except BaseException as another:
             self.log().exception("on_error raised")
+            self._count(another, "in on_error")
+
+    def _count(self, error: BaseException, doing: str) -> None:
+        conn = self._conn
+        if not self._errors:
+            self._errors.append(AtomicInt64())
+        self._errors[0].increment_and_get()
+        conn._tally.failures.add(error, doing, conn.net_id, address_text(conn.remote_address))
+
+    @property
+    def errors(self) -> int:
+        """How many errors there were."""
+        return self._errors[0].get() if self._errors else 0
 
     def flood(self, text: str, *args: object) -> None:
         """Warn of what a peer could have this side warn of any number of times."""
