@@ -42,6 +42,7 @@ from tao.message import (
 )
 from tao.monitor import Monitor, monitor_on
 from tao.options import Reconnect
+from tao.send_queue import Ticket
 from tao.server import Broadcast, Server, ServerConn, StopReport
 from tao.timing import TimingWheel
 from tao.tls import (
@@ -88,6 +89,7 @@ __all__ = [
     "ServerConn",
     "StopReport",
     "TaoError",
+    "Ticket",
     "TimingWheel",
     "TooManyTimers",
     "TypeLengthValueCodec",

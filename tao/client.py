@@ -244,7 +244,7 @@ class ClientConn(Connection):
 
     def _take_down(self, transport: Transport) -> None:
         transport.abort()
-        count = self._outbox.detach()
+        count = self._send_queue.detach()
         if count:
             self._unsent += count
             lost = ConnectionClosed(f"{count} messages written by on_connect could not be sent")
@@ -285,7 +285,7 @@ class ClientConn(Connection):
             context.cancel(reason)
             if transport is not None:
                 # Nothing more goes where it would be lost; it waits for the next.
-                self._outbox.give_up(ConnectionAbortedError(reason), transport)
+                self._send_queue.give_up(ConnectionAbortedError(reason), transport)
             with self._lock:
                 if self._lost is not None and self._reason is None:  # at the end it stays set
                     self._up.clear()

@@ -7,9 +7,9 @@ needed.
 How it ends, whoever begins it:
 
 1. ``_begin_close`` notes the reason, of which the first counts, cancels the context and the timers.
-2. When the last handler that is still to run has returned, the outbox is sealed. ``close()`` seals
-   it at once.
-3. When the outbox is empty, the peer is sent the end (FIN), and reads everything before it.
+2. When the last handler that is still to run has returned, the send queue is sealed. ``close()``
+   seals it at once.
+3. When the send queue is empty, the peer is sent the end (FIN), and reads everything before it.
 4. The peer closes too, which the reading thread sees. If it does not, or will not take what waits,
    the timing wheel aborts the connection after a while.
 5. The reading thread sees the others leave, calls ``on_close``, frees the socket, and is gone.
@@ -33,11 +33,11 @@ from tao.keepalive import KeepAlive
 from tao.message import Message, Registry
 from tao.metrics import Counts, Tally
 from tao.options import Options
-from tao.outbox import Outbox
 from tao.overdue import telling_if_long
 from tao.reader import Reader
 from tao.reporter import Reporter
 from tao.safe_text import safe_str
+from tao.send_queue import SendQueue, Ticket
 from tao.threads import Deadline, Joinable, gather, spawn
 from tao.timers import HasTimers, TimerSet
 from tao.timing import TimingWheel
@@ -91,7 +91,7 @@ class Connection(HasTimers):
         self._parent_context = parent
         #: Cancelled when the connection ends; what its handlers get are children of it.
         self.context: Context = self._new_context()
-        self._outbox = Outbox(
+        self._send_queue = SendQueue(
             options.queue_size,
             self._start_writer,
             limit_bytes=options.queue_bytes,
@@ -101,7 +101,7 @@ class Connection(HasTimers):
         self._dispatcher = Dispatcher(
             self,
             registry,
-            self._outbox,
+            self._send_queue,
             watch_on(wheel.in_real_time),
             run=run,
             mode=options.dispatch,
@@ -148,11 +148,26 @@ class Connection(HasTimers):
             ConnectionClosed: the connection is closed; the message was not queued.
             Exception: whatever ``serialize()`` raises; nothing was sent.
         """
-        self._outbox.write(self._encode(message), timeout)
+        self._send_queue.write(self._encode(message), timeout)
 
     def write_frame(self, frame: bytes, timeout: float | None = None) -> None:
-        """Send bytes that the codec made before, for many receivers of one; else as `write`."""
-        self._outbox.write(frame, timeout)
+        """Send bytes that the codec made before, for many receivers of one; else as `write`.
+
+        Args:
+            frame: one whole message. A ``bytearray`` or ``memoryview`` is copied.
+
+        Raises:
+            TypeError: it is not bytes.
+        """
+        self._send_queue.write(_own_bytes(frame), timeout)
+
+    def submit(self, message: Message, timeout: float | None = None) -> Ticket:
+        """Send or queue a message as `write` does, and return a `Ticket` that can take it back.
+
+        For a message that must not be sent any more once its caller has given up, a request say:
+        ``ticket.withdraw()`` is True if it was not sent and never will be.
+        """
+        return self._send_queue.submit(self._encode(message), timeout)
 
     def close(self) -> None:
         """End the connection in order; return at once, see `wait_closed`.
@@ -214,7 +229,7 @@ class Connection(HasTimers):
     @property
     def send_queue_length(self) -> int:
         """How many messages wait to be sent."""
-        return self._outbox.waiting
+        return self._send_queue.waiting
 
     def value(self, key: Hashable) -> Any:
         """Return what was set for ``key``, or None."""
@@ -254,7 +269,7 @@ class Connection(HasTimers):
             self._ready = True
         self._decoder = checked_decoder(self._codec, self._registry)
         self._keep_alive.set_time()
-        self._outbox.attach(transport)
+        self._send_queue.attach(transport)
         if not self._ask_on_connect():
             raise ConnectionClosed("refused by on_connect")
         with self._lock:
@@ -262,7 +277,7 @@ class Connection(HasTimers):
             self._established = True
             self._lost = None
         self._tally.established(self)
-        self._outbox.open()
+        self._send_queue.open()
         self._keep_alive.start()
 
     def _raise_if_closed(self) -> None:
@@ -301,11 +316,18 @@ class Connection(HasTimers):
             return list(self._threads)
 
     def _start_writer(self) -> None:
-        """Start the third thread. Called under the outbox's mutex."""
+        """Start the third thread. Called by the send queue, in its turn."""
         try:
-            self._thread("writer", self._outbox.run_writer).start()
+            self._thread("writer", self._run_writer).start()
         except RuntimeError as error:  # the peer can be sent no more than the kernel takes now
             raise OSError(str(error)) from error
+
+    def _run_writer(self) -> None:
+        """The writer thread. If it fails, the connection ends: nothing could be sent any more."""
+        try:
+            self._send_queue.run_writer()
+        except BaseException as error:
+            self._collapse(error)
 
     def start_handler(self) -> None:
         """Start the second thread; if that cannot be, there is an end to the connection."""
@@ -359,12 +381,12 @@ class Connection(HasTimers):
 
     def _transport_failed(self, error: OSError) -> None:
         """Reading has failed. Called by the reading role, as are the next two."""
-        self._outbox.give_up(error)
+        self._send_queue.give_up(error)
         self._failed(error, explain(error), ended=True)
 
     def _transport_ended(self) -> None:
         """The peer has sent the end, or this side has ended the transport itself."""
-        unsendable = self._outbox.error
+        unsendable = self._send_queue.error
         if unsendable is None:
             self._drop("peer closed", ended=True)
         else:  # it was this side that ended it, because sending failed
@@ -423,7 +445,7 @@ class Connection(HasTimers):
         self._begin_close(f"error: {explain(error)}", drain=False, timeout=0)
 
     def _seal(self) -> None:
-        self._outbox.seal(self._reason or "closed")
+        self._send_queue.seal(self._reason or "closed")
 
     def _unacknowledged(self) -> int:
         """How many bytes that the kernel took are still on their way to the peer."""
@@ -431,11 +453,11 @@ class Connection(HasTimers):
             transport = self._transport
         count = 0 if transport is None else transport.unacknowledged()
         # The end itself (FIN), which comes last, counts for one.
-        return max(0, count - self._outbox.shut)
+        return max(0, count - self._send_queue.shut)
 
     def _cut_off(self) -> None:
         self._in_flight = self._unacknowledged()
-        self._outbox.give_up(TimeoutError("the peer took too long"))
+        self._send_queue.give_up(TimeoutError("the peer took too long"))
         with self._lock:
             transport = self._transport
         if transport is not None:
@@ -446,7 +468,7 @@ class Connection(HasTimers):
         idle = self._dispatcher.wait_idle()
         if self._transport is not None:
             deadline = self._end_clock.deadline or Deadline(self._options.drain_timeout)
-            if not self._outbox.wait_sent(deadline):
+            if not self._send_queue.wait_sent(deadline):
                 self._transport.abort()
         return idle
 
@@ -454,7 +476,7 @@ class Connection(HasTimers):
         """The last steps, by the reading thread."""
         idle = self._end_session()
         self._dispatcher.stop()
-        frames, size = self._outbox.stop()
+        frames, size = self._send_queue.stop()
         self._over = True
         self._timers.end()
         self._stuck = gather(self._all_threads(), Deadline(None if idle else 0))
@@ -498,15 +520,24 @@ class Connection(HasTimers):
         return Counts(
             messages_in=self._reader.messages_in,
             bytes_in=self._reader.bytes_in,
-            messages_out=self._outbox.frames_sent,
-            bytes_out=self._outbox.bytes_sent,
+            messages_out=self._send_queue.frames_sent,
+            bytes_out=self._send_queue.bytes_sent,
             handled=self._dispatcher.handled,
             handle_time=self._dispatcher.busy_time,
             errors=self._reporter.errors,
             undefined=self._reporter.undefined,
-            dropped=self._outbox.dropped,
+            dropped=self._send_queue.dropped,
             unsent=self._unsent,
             over_rate=0 if intake is None else intake.over_rate,
             frame_timeouts=0 if intake is None else intake.frame_timeouts,
             overdue=self._reporter.overdue,
         )
+
+
+def _own_bytes(frame: Any) -> bytes:
+    """Return a frame as bytes that nobody can change."""
+    if type(frame) is bytes:
+        return frame
+    if isinstance(frame, (bytes, bytearray, memoryview)):
+        return bytes(frame)
+    raise TypeError(f"a frame must be bytes, not {type(frame).__name__}")

@@ -39,7 +39,7 @@ from tao.handling import QUICK, TRUST_MOST, TRUST_NEEDED, DispatchHost, call, do
 from tao.histogram import NEAR, NEAR_PER_SECOND, Latencies
 from tao.inbox import CALL, STOP, TAKE_OVER, Inbox
 from tao.message import HEARTBEAT, Handler, Registration, Registry
-from tao.outbox import Outbox
+from tao.send_queue import SendQueue
 from tao.watch import GRACE, BlockWatch
 
 __all__ = ["DispatchHost", "Dispatcher"]
@@ -51,7 +51,7 @@ class Dispatcher:
     Args:
         host: the connection.
         registry: where handlers are found.
-        outbox: the connection's.
+        send_queue: the connection's.
         watch: finds handlers that are stuck.
         run: runs a function on the pool and waits for it; None runs on the handling thread.
         mode: ``"auto"``, ``"pool"`` or ``"inline"``, for handlers that do not say.
@@ -61,10 +61,36 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_abandoned", "_cells", "_closed", "_discard", "_discarded", "_entries", "_host", "_idle",
-        "_inbox", "_inline", "_late", "_latencies", "_limit", "_lock", "_messages", "_mode",
-        "_on_message", "_outbox", "_pending", "_relieved", "_run_on_pool", "_runs", "_seen",
-        "_seen_since", "_stuck", "_then", "_waiting", "_watch", "busy_time", "handled",
+        "_abandoned",
+        "_cells",
+        "_closed",
+        "_discard",
+        "_discarded",
+        "_entries",
+        "_host",
+        "_idle",
+        "_inbox",
+        "_inline",
+        "_late",
+        "_latencies",
+        "_limit",
+        "_lock",
+        "_messages",
+        "_mode",
+        "_on_message",
+        "_pending",
+        "_relieved",
+        "_run_on_pool",
+        "_runs",
+        "_seen",
+        "_seen_since",
+        "_send_queue",
+        "_stuck",
+        "_then",
+        "_waiting",
+        "_watch",
+        "busy_time",
+        "handled",
         "waiting_for_room",
     )  # fmt: skip
 
@@ -72,7 +98,7 @@ class Dispatcher:
         self,
         host: DispatchHost,
         registry: Registry,
-        outbox: Outbox,
+        send_queue: SendQueue,
         watch: BlockWatch,
         *,
         run: Callable[[Callable[[], object]], object] | None,
@@ -83,7 +109,7 @@ class Dispatcher:
     ) -> None:
         self._host = host
         self._entries: dict[int, Registration] = registry.entries
-        self._outbox = outbox
+        self._send_queue = send_queue
         self._watch = watch
         self._run_on_pool = run
         self._mode: str = mode
@@ -329,14 +355,14 @@ class Dispatcher:
         else:
             self._run(batch, inline=False)
         self._done(len(batch))
-        self._outbox.release()
+        self._send_queue.release()
 
     def _done(self, count: int) -> None:
         with self._lock:
             self._pending -= count
             then = self._settled()
         if then is not None:
-            self._outbox.release()
+            self._send_queue.release()
             then()
 
     # -- running
@@ -371,7 +397,7 @@ class Dispatcher:
         watch.running.add(self)
         if not watch.armed:
             watch.arm()
-        started = monotonic() - self._outbox.send_time
+        started = monotonic() - self._send_queue.send_time
         try:
             entry.handler(RequestContext(host.context, message), host)
         except BaseException as error:
@@ -386,7 +412,7 @@ class Dispatcher:
         Messages of the same number in a row are a group, for which everything is looked up, timed
         and counted once. It ends with a handler that the watch found to block.
         """
-        host, outbox, context = self._host, self._outbox, self._host.context
+        host, send_queue, context = self._host, self._send_queue, self._host.context
         group: Any = self  # no number is equal to it
         entry: Registration | None = None
         handle: Handler | None = None
@@ -398,7 +424,7 @@ class Dispatcher:
         self._messages = messages = iter(batch)
         watch = self._watch
         watch.enter(self)
-        started = monotonic() - outbox.send_time
+        started = monotonic() - send_queue.send_time
         try:
             for number, message in messages:
                 if number != group:
@@ -412,9 +438,9 @@ class Dispatcher:
                     if collecting is not (trusted and len(batch) > 1):
                         collecting = not collecting
                         if collecting:
-                            outbox.collect()
+                            send_queue.collect()
                         else:
-                            outbox.release()
+                            send_queue.release()
                     group = number
                 count += 1
                 if handle is None:
@@ -432,7 +458,7 @@ class Dispatcher:
         if count:
             self._account(entry, started, count)
         if inline and collecting:
-            outbox.release()
+            send_queue.release()
         if rest and self._discard:
             self._give_up(rest)
             return []
@@ -445,7 +471,7 @@ class Dispatcher:
         taken the interpreter lock. In the histogram each message of the group counts as the mean
         of all, except one that blocks: since when, the watch knows to a few milliseconds.
         """
-        now = monotonic() - self._outbox.send_time
+        now = monotonic() - self._send_queue.send_time
         elapsed = now - started
         self.busy_time += elapsed
         stuck, self._stuck = self._stuck, False
@@ -475,7 +501,7 @@ class Dispatcher:
             self._seen_since = now
             if before[0] == seen[0]:
                 # It goes on, but replies have waited for long enough.
-                self._outbox.flush()
+                self._send_queue.flush()
         elif now - self._seen_since >= grace:
             self._watch.blocks(self)  # before it may enter again
             self._stuck = True
@@ -494,4 +520,4 @@ class Dispatcher:
                 self.inbox.push([(TAKE_OVER, None), *late])
         if relieve and start:
             self._host.start_handler()
-        self._outbox.release()
+        self._send_queue.release()

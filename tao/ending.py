@@ -46,7 +46,7 @@ class EndClock:
                 self.deadline = Deadline(timeout)
             deadline = self.deadline
         conn = self._conn
-        lingering = conn._outbox.shut
+        lingering = conn._send_queue.shut
 
         def set_clock(delay: float) -> None:
             # The peer is another program, and lives by real time.
@@ -59,7 +59,7 @@ class EndClock:
             if deadline.expired or (lingering and not conn._unacknowledged()):
                 conn._cut_off()
             if not deadline.expired:
-                lingering = conn._outbox.shut
+                lingering = conn._send_queue.shut
                 set_clock(min(_LINGER, deadline.remaining() or 0))
 
         if deadline.expired:
@@ -73,7 +73,7 @@ def _tell_what_is_dropped() -> None:
     for tally in tallies():
         conns = list(tally.living())
         unhandled = sum(conn._dispatcher.unhandled for conn in conns)
-        unsent = sum(conn._outbox.waiting for conn in conns)
+        unsent = sum(conn._send_queue.waiting for conn in conns)
         if unhandled or unsent:
             logger.warning(
                 "the process ends, so {} drops {} messages not handled and {} not sent, of {} "

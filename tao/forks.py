@@ -33,7 +33,7 @@ import tao.metrics
 import tao.watch
 from tao.ending import EndClock
 from tao.metrics import Tally
-from tao.outbox import Outbox
+from tao.send_queue import SendQueue
 from tao.timers import TimerSet
 from tao.timing import shared_wheel
 from tao.transport import Transport
@@ -124,6 +124,7 @@ def renew_client(client: ClientConn, reason: str) -> None:
         client._wheel = wheel = shared_wheel.wheel
         client._timers = TimerSet(wheel, client._dispatcher.post)
         client._dispatcher._watch = watch_on(wheel)
+        client._send_queue.after_fork()
         return
     client._source.forked()
     _abandon(client, reason)
@@ -164,13 +165,13 @@ def _abandon(conn: Connection, reason: str) -> None:
     conn._timers = TimerSet(conn._wheel, lambda call: None)
     conn._timers.close(conn._reason)
     conn._timers.end()
-    conn._outbox = outbox = Outbox(1, conn._start_writer)
-    outbox.seal(conn._reason)
+    conn._send_queue = send_queue = SendQueue(1, conn._start_writer)
+    send_queue.seal(conn._reason)
     conn._end_clock = EndClock(conn)
     dispatcher = conn._dispatcher
     _renew_locks(dispatcher)
     dispatcher._idle = None
-    dispatcher._outbox = outbox
+    dispatcher._send_queue = send_queue
     dispatcher._closed = dispatcher._discard = dispatcher._abandoned = True
     dispatcher._inline, dispatcher._pending, dispatcher._inbox = False, 0, None
     dispatcher._late, dispatcher._then = [], None

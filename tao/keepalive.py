@@ -114,7 +114,7 @@ class KeepAlive:
         """Send a heartbeat if nothing was sent for so long."""
         conn, interval = self._conn, self._options.heartbeat
         assert interval is not None
-        left = interval - conn._wheel.since(conn._outbox.last_sent)
+        left = interval - conn._wheel.since(conn._send_queue.last_sent)
         if left <= 0:
             left = interval
             self._send_heartbeat()
@@ -130,9 +130,9 @@ class KeepAlive:
             conn.report(error, "in the codec's heartbeat")
             return
         # Where something waits to be sent none is needed: it would take the place of that.
-        if frame and conn._established and not conn._outbox.waiting:
+        if frame and conn._established and not conn._send_queue.waiting:
             try:
-                conn._outbox.write(frame)
+                conn._send_queue.write(frame)
             except TaoError:
                 pass  # it is over, or something waits by now
 
@@ -156,12 +156,12 @@ class KeepAlive:
 
     def _look_stuck(self) -> None:
         """Close if the peer took nothing for so long although something waits."""
-        outbox, limit = self._conn._outbox, self._options.write_timeout
+        send_queue, limit = self._conn._send_queue, self._options.write_timeout
         assert limit is not None
         transport = self._conn._transport  # of now: the next may be there any moment
-        left = limit - self._conn._wheel.since(outbox.last_sent)
-        if outbox.blocked and left <= 0:
+        left = limit - self._conn._wheel.since(send_queue.last_sent)
+        if send_queue.blocked and left <= 0:
             # The reading thread sees it, and tells the application: here, that would delay others.
-            outbox.give_up(TimeoutError(f"the peer took nothing for {limit} s"), transport)
+            send_queue.give_up(TimeoutError(f"the peer took nothing for {limit} s"), transport)
         else:
             self._set("write", left if left > 0 else limit)

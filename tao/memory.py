@@ -98,6 +98,7 @@ class MemoryTransport(Transport):
 
     def __init__(self, inward: _Pipe, outward: _Pipe) -> None:
         # Not the base's, which wants a socket.
+        self.answers = []
         self._inward = inward
         self._outward = outward
         #: Set when somebody begins to read, which a connection does once it is established, or when

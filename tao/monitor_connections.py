@@ -58,7 +58,7 @@ def survey(tally: Tally) -> Survey:
     running_now = _running(everyone)
     for conn, _, _ in everyone:
         waiting, running = conn._dispatcher.pending, running_now.get(conn)
-        queue, limit = conn._outbox.waiting, conn._options.queue_size
+        queue, limit = conn._send_queue.waiting, conn._options.queue_size
         pending += waiting
         send_queue += queue
         who = f"connection {conn.net_id}, {address_text(conn.remote_address)}"
@@ -165,10 +165,10 @@ _KEYS: Final[dict[str, Callable[[_Seen], Any]]] = {
     "peer": lambda seen: address_text(seen.conn.remote_address),
     "age": lambda seen: -seen.since,
     "messages_in": lambda seen: seen.conn._reader.messages_in,
-    "messages_out": lambda seen: seen.conn._outbox.frames_sent,
+    "messages_out": lambda seen: seen.conn._send_queue.frames_sent,
     "bytes_in": lambda seen: seen.conn._reader.bytes_in,
-    "bytes_out": lambda seen: seen.conn._outbox.bytes_sent,
-    "send_queue": lambda seen: seen.conn._outbox.waiting,
+    "bytes_out": lambda seen: seen.conn._send_queue.bytes_sent,
+    "send_queue": lambda seen: seen.conn._send_queue.waiting,
     "pending": lambda seen: seen.conn._dispatcher.pending,
     "last_heartbeat": _heard,
     "tls": lambda seen: seen.conn.tls_version or "",
@@ -184,10 +184,10 @@ def _row(seen: _Seen, running: Running | None) -> dict[str, Any]:
         "peer": address_text(conn.remote_address),
         "age": round(time.monotonic() - seen.since, 3),
         "messages_in": conn._reader.messages_in,
-        "messages_out": conn._outbox.frames_sent,
+        "messages_out": conn._send_queue.frames_sent,
         "bytes_in": conn._reader.bytes_in,
-        "bytes_out": conn._outbox.bytes_sent,
-        "send_queue": conn._outbox.waiting,
+        "bytes_out": conn._send_queue.bytes_sent,
+        "send_queue": conn._send_queue.waiting,
         "send_queue_limit": conn._options.queue_size,
         "pending": conn._dispatcher.pending,
         "last_heartbeat": round(_heard(seen), 3),

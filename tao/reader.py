@@ -115,7 +115,7 @@ class Reader:
     def _check_end(self, decoder: Decoder) -> None:
         """See whether the peer may end the stream here; if it is this side that did, it may."""
         conn, end = self._conn, getattr(decoder, "end", None)
-        if end is None or conn.close_reason is not None or conn._outbox.error is not None:
+        if end is None or conn.close_reason is not None or conn._send_queue.error is not None:
             return
         try:
             end()

@@ -295,7 +295,7 @@ class Server(HasCredentials):
         failed = []
         for conn in receivers:
             try:
-                conn._outbox.write(frame)
+                conn._send_queue.write(frame)
             except TaoError as error:
                 failed.append((conn, error))
         return Broadcast(len(receivers) - len(failed), failed)
@@ -389,7 +389,7 @@ class Server(HasCredentials):
         report = self._report
         for conn in conns:
             ended = conn._finished.wait(apart.remaining())
-            unhandled, unsent = conn._dispatcher.unhandled, conn._outbox.waiting
+            unhandled, unsent = conn._dispatcher.unhandled, conn._send_queue.waiting
             if ended and not (unhandled or unsent or conn._in_flight):
                 report.drained += 1
             else:

@@ -85,7 +85,7 @@ class ServerConn(Connection):
                 return False  # closed before it began
             # What on_connect wrote goes out all the same, and is seen off like any other end.
             self._owner._tally.refused()
-            self._outbox.open()
+            self._send_queue.open()
             self._begin_close(str(error), drain=False)
         return True
 

@@ -1,9 +1,14 @@
 """Byte streams: a plain socket, and TLS on top of one, behind the same few methods.
 
-Who calls what: `recv` is the connection's reading thread's alone. `send` and `shutdown_write` are
-called under the outbox's lock and never block. `abort` may come from any thread and wakes whoever
-is blocked. `close` comes last, from the thread that has seen all others leave: closing a descriptor
-neither wakes a thread that is blocked on it nor keeps its number from being used again.
+Who calls what: only the reading thread calls `recv`. `send` and `shutdown_write` never block, and
+the send queue sees to it that one thread at a time is in them. `abort` may be called by any thread
+and wakes the threads that are blocked. `close` comes last, from the thread that has seen all others
+leave: closing a descriptor neither wakes a thread that is blocked on it nor keeps its number from
+being used again.
+
+A signal handler may raise an exception between any two bytecodes. How many bytes the kernel took
+must be known even then, or a message would be sent twice or cut. So the kernel's answer is stored
+by the same C call that asks for it (`Transport.answers`): no signal handler runs in between.
 
 No socket ever has a timeout: that would make it non-blocking for both directions, and is a data
 race while another thread reads. Reading blocks; sending uses ``MSG_DONTWAIT``; a wait with a bound
@@ -33,6 +38,7 @@ from tao.threads import Deadline
 __all__ = ["TlsTransport", "Transport", "address_text", "explain"]
 
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+_FLAGS = (_SEND_FLAGS,)  # for map()
 # What it means when send() takes nothing, and nothing is wrong.
 _FULL = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 _TCP = frozenset((socket.AF_INET, socket.AF_INET6))
@@ -42,6 +48,9 @@ _QUICK_SEND = 256 * 1024
 _TLS_RECORD = 16 * 1024
 # How much is encrypted in one send, for as long as it takes nobody else gets at the machine.
 _TLS_SEND = 16 * _TLS_RECORD
+# How long a send waits for a thread that decrypts, in seconds. It must end: that thread may be in a
+# finalizer which waits for this one.
+_LOCK_PATIENCE = 0.05
 # How much one recv asks for in a handshake.
 _HANDSHAKE_BYTES = 64 * 1024
 # The longest that poll() can wait, in milliseconds.
@@ -81,6 +90,26 @@ def _lock_keeping(name: str) -> Callable[..., int] | None:
 _quick_send, _quick_shutdown = _lock_keeping("send"), _lock_keeping("shutdown")
 
 
+def _give(sock: socket.socket, data: bytes | memoryview, answers: list[int]) -> int:
+    """Give bytes to the kernel without blocking; append its answer, and return it.
+
+    If the kernel takes nothing, 0 is returned, and what was appended is not positive, or nothing.
+    """
+    if _quick_send is not None and type(data) is bytes and len(data) <= _QUICK_SEND:
+        answers.extend(map(_quick_send, (sock.fileno(),), (data,), (len(data),), _FLAGS))
+        if answers[-1] > 0:
+            return answers[-1]
+        number = ctypes.get_errno()
+        if number in _FULL:
+            return 0
+        raise OSError(number, os.strerror(number))
+    try:
+        answers.extend(map(sock.send, (data,), _FLAGS))
+    except BlockingIOError:
+        return 0
+    return answers[-1]
+
+
 class Transport:
     """A connected stream socket.
 
@@ -88,13 +117,18 @@ class Transport:
         sock: connected and blocking; it belongs to the transport from now on.
     """
 
-    __slots__ = ("_closed", "_closing", "_sock")
+    __slots__ = ("_closed", "_closing", "_sock", "answers")
+
+    #: What the kernel answered to the last `send`. The send queue empties it before each.
+    answers: list[int]
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         # Guards _closed, so that no shutdown hits a descriptor number that is someone else's.
-        self._closing = threading.Lock()
+        # Reentrant, because a signal handler or a finalizer may abort, too.
+        self._closing = threading.RLock()
         self._closed: bool = False
+        self.answers = []
         if sock.family in _TCP:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -125,18 +159,15 @@ class Transport:
         Raises:
             OSError: the connection broke.
         """
-        if _quick_send is not None and type(data) is bytes and len(data) <= _QUICK_SEND:
-            taken = _quick_send(self._sock.fileno(), data, len(data), _SEND_FLAGS)
-            if taken > 0:
-                return taken
-            number = ctypes.get_errno()
-            if number in _FULL:
-                return 0
-            raise OSError(number, os.strerror(number))
-        try:
-            return self._sock.send(data, _SEND_FLAGS)
-        except BlockingIOError:
-            return 0
+        return _give(self._sock, data, self.answers)
+
+    def settle(self) -> int | None:
+        """Return how many bytes the kernel took in a `send` that an exception interrupted.
+
+        Returns:
+            None if that cannot be known; the connection must then be given up.
+        """
+        return max(0, self.answers[-1]) if self.answers else None
 
     def shutdown_write(self) -> bool:
         """Tell the peer in order that no more comes; False: could not yet, so call again.
@@ -159,6 +190,17 @@ class Transport:
     def wait_writable(self) -> None:
         """Wait until `send` has a chance, or the connection is aborted or broken."""
         _poll(self._sock, select.POLLOUT, None)
+
+    def wait_hung_up(self, timeout: float | None) -> bool:
+        """Wait until both directions have ended, or the connection is broken.
+
+        Args:
+            timeout: seconds, or None for no limit.
+
+        Returns:
+            False if neither happened in time.
+        """
+        return _poll(self._sock, 0, timeout)
 
     def unacknowledged(self) -> int:
         """Tell how many bytes that the kernel took have not arrived at the peer's machine yet.
@@ -217,8 +259,8 @@ class TlsTransport(Transport):
     """
 
     __slots__ = (
-        "_ciphertext", "_encrypted", "_finished", "_incoming", "_lock", "_machine",
-        "_outgoing", "_server_side",
+        "_certificate", "_ciphertext", "_finished", "_incoming", "_lock", "_machine", "_outgoing",
+        "_progress", "_raw_answers", "_server_side", "_version",
     )  # fmt: skip
 
     def __init__(
@@ -231,16 +273,24 @@ class TlsTransport(Transport):
     ) -> None:
         super().__init__(sock)
         self._server_side: bool = server_side
-        # Guards all below.
-        self._lock = threading.Lock()
+        # Guards all below but the last two. It is reentrant only so that its owner is known: a
+        # finalizer that runs while this thread holds it may write to the same connection.
+        self._lock: Any = threading.RLock()
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._machine = context.wrap_bio(
             self._incoming, self._outgoing, server_side, server_hostname
         )
-        self._ciphertext: bytes | memoryview = b""  # encrypted, not yet taken by the kernel
-        self._encrypted: int = 0  # plain bytes of the record of which a part is in _ciphertext
+        self._ciphertext: list[bytes | memoryview] = []  # encrypted, not yet taken by the kernel
+        self._raw_answers: list[int] = []  # the kernel's, for the bytes in _ciphertext
+        # Plain bytes of the present send that are in wholly sent records, and of the record of
+        # which a part is in _ciphertext. One tuple, so that a record moves from the one to the
+        # other in one step.
+        self._progress: tuple[int, int] = (0, 0)
         self._finished: bool = False  # our close_notify is made
+        # Once known they do not change.
+        self._certificate: dict[str, Any] | None = None
+        self._version: str | None = None
 
     def handshake(self, timeout: float | None) -> None:
         deadline = Deadline(timeout)
@@ -273,6 +323,8 @@ class TlsTransport(Transport):
         with self._lock:
             try:
                 self._machine.do_handshake()
+                self._certificate = self._machine.getpeercert() or None
+                self._version = self._machine.version()
                 event = 0
             except ssl.SSLWantReadError:
                 event = select.POLLIN
@@ -326,37 +378,68 @@ class TlsTransport(Transport):
         return b"".join(pieces) if pieces else None
 
     def send(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data)[:_TLS_SEND]
-        taken = 0
-        with self._lock:
+        lock, answers = self._lock, self.answers
+        if lock._is_owned():
+            return 0  # this call has interrupted another one
+        try:
+            if not lock.acquire(timeout=_LOCK_PATIENCE):
+                return 0
             try:
-                while rest and (count := self._send_record(rest)):
-                    taken += count
-                    rest = rest[count:]
+                self._send_records(memoryview(data)[:_TLS_SEND])
             except OSError:
-                if not taken:
+                if not self._progress[0]:
                     raise
                 # First what the kernel has; a broken socket raises again the next time.
-        return taken
+            answers.append(self._progress[0])
+            self._progress = (0, self.begun)
+            lock.release()
+            return answers[-1]
+        except OSError:
+            lock.release()
+            raise
+        except BaseException:
+            if lock._is_owned():
+                self._interrupted()
+                lock.release()
+            raise
 
-    def _send_record(self, data: memoryview) -> int:
-        """Send one record; return how many plain bytes are in it, 0 if not all of it is gone.
+    def _send_records(self, data: memoryview) -> None:
+        """Send as many records as the kernel takes. Needs _lock."""
+        while (rest := data[self._progress[0] :]) and self._send_record(rest):
+            pass
+
+    def _interrupted(self) -> None:
+        """Give the stream up: nobody knows any more what of it the kernel has. Needs _lock.
+
+        The peer can read a record only if it has all of it, so what it may have got is known.
+        """
+        if not self.answers:
+            piece = self._ciphertext[0] if self._ciphertext else b""
+            flushed = not self._outgoing.pending and self._raw_answers[-1:] == [len(piece)]
+            gone, under_way = self._progress
+            self.answers.append(gone + (under_way if flushed else 0))
+        self.abort()
+
+    def _send_record(self, data: memoryview) -> bool:
+        """Send one record, and tell whether all of it is gone. Needs _lock.
 
         A record of which a part is missing tells the peer nothing. So what counts as not sent has
-        not arrived, and may be sent again elsewhere. Needs _lock.
+        not arrived, and may be sent again elsewhere.
         """
-        if not self._encrypted:
+        gone, under_way = self._progress
+        if not under_way:
             if not self._flush():
-                return 0
-            self._encrypted = self._machine.write(data[:_TLS_RECORD])
+                return False
+            under_way = self._machine.write(data[:_TLS_RECORD])
+            self._progress = (gone, under_way)
         if not self._flush():
-            return 0
-        count, self._encrypted = self._encrypted, 0
-        return count
+            return False
+        self._progress = (gone + under_way, 0)
+        return True
 
     @property
     def begun(self) -> int:
-        return self._encrypted
+        return self._progress[1]
 
     def shutdown_write(self) -> bool:
         with self._lock:
@@ -375,16 +458,19 @@ class TlsTransport(Transport):
 
         Needs _lock.
         """
-        assert self._lock.locked()
+        assert self._lock._is_owned()
+        waiting = self._ciphertext
         while True:
-            while self._ciphertext:
-                sent = super().send(self._ciphertext)
+            while waiting:
+                self._raw_answers.clear()
+                sent = _give(self._sock, waiting[0], self._raw_answers)
                 if not sent:
                     return False
-                self._ciphertext = memoryview(self._ciphertext)[sent:]
+                rest = memoryview(waiting[0])[sent:]
+                waiting[:] = (rest,) if rest else ()
             if not self._outgoing.pending:
                 return True
-            self._ciphertext = self._outgoing.read()
+            waiting.extend(map(self._outgoing.read, (-1,)))  # in one step, see the module
 
     def _flush_if_possible(self) -> None:
         """Send what the machine has made, if the peer still takes it. Needs _lock."""
@@ -395,16 +481,19 @@ class TlsTransport(Transport):
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
-        with self._lock:
+        # It may also come later (RFC 8446, 4.6.2).
+        if self._certificate is None and self._lock.acquire(timeout=_LOCK_PATIENCE):
             try:
-                return self._machine.getpeercert() or None
+                self._certificate = self._machine.getpeercert() or None
             except ValueError:
-                return None  # the handshake is not done yet
+                pass  # the handshake is not done yet
+            finally:
+                self._lock.release()
+        return self._certificate
 
     @property
     def tls_version(self) -> str | None:
-        with self._lock:
-            return self._machine.version()
+        return self._version
 
 
 def _poll(sock: socket.socket, event: int, timeout: float | None) -> bool:

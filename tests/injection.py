@@ -102,15 +102,16 @@ class Moment:
         return f"<bytecode {self.number}: {self.place}>"
 
 
-def opcodes(*modules: str, first: int = 0, most: int = 20_000) -> Iterator[Moment]:
+def opcodes(*modules: str, first: int = 0, most: int = 20_000, step: int = 1) -> Iterator[Moment]:
     """Yield one `Moment` after another until one has not struck.
 
     Args:
         modules: the names of the modules in whose functions it strikes.
         first: with which bytecode to begin.
-        most: how many rounds there may be, lest a test never ends.
+        most: how many bytecodes there may be, lest a test never ends.
+        step: try every so-manyth, where each would take too long.
     """
-    for number in range(first, first + most):
+    for number in range(first, first + most, step):
         moment = Moment(number, modules)
         yield moment
         if not moment.struck:

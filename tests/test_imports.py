@@ -31,7 +31,7 @@ STOREYS = [
         ),
         *("histogram", "handling", "failures", "wakeup", "deadline"),
         *("limits", "signals", "overdue", "addresses", "admission", "unix_sockets"),
-        *("transport", "outbox", "overflow", "inbox", "watch", "dispatch"),
+        *("transport", "backlog", "send_queue", "inbox", "watch", "dispatch"),
     },
     {
         *("tls", "connection", "options", "listener", "intake", "credentials", "forks"),
@@ -119,7 +119,7 @@ from .context import Context
 if TYPE_CHECKING:
     from tao.server import Server
 else:
-    import tao.outbox
+    import tao.send_queue
 def late():
     if typing.TYPE_CHECKING:
         import tao.client
@@ -129,7 +129,7 @@ def late():
         pass
 """
     assert own_imports(source) == {
-        *("__init__", "codec", "errors", "timing", "log", "context", "outbox", "tls")
+        *("__init__", "codec", "errors", "timing", "log", "context", "send_queue", "tls")
     }
     assert "socket" in set(imports(source))
 

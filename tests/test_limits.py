@@ -19,7 +19,7 @@ from tao.errors import ConnectionClosed, WouldBlock
 from tao.limits import FloodLog, TokenBucket
 from tao.log import logger
 from tao.message import Message, Registry
-from tao.outbox import Outbox
+from tao.send_queue import SendQueue
 from tao.server import Server
 from tao.transport import Transport
 from tests.crowd import CROWD_PATIENCE, crowd
@@ -516,10 +516,10 @@ def test_a_reconnected_client_begins_anew(make_server: MakeServer) -> None:
 
 
 class Line:
-    """An outbox with its writer, and a peer that reads when told to."""
+    """A send queue with its writer, and a peer that reads when told to."""
 
     def __init__(self, limit: int = 100, **options: Any) -> None:
-        self.box = Outbox(limit, self._start_writer, **options)
+        self.box = SendQueue(limit, self._start_writer, **options)
         self.writers: list[threading.Thread] = []
         ours, self.peer = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -664,7 +664,7 @@ def test_collected_frames_count_too(line: MakeLine) -> None:
     it.box.collect()
     for _ in range(10):
         it.box.write(b"x" * 1000)
-    assert len(it.box._collected) <= 2
+    assert len(it.box._intake) <= 2
     it.box.release()
     assert recv_exactly(it.peer, 10_000) == b"x" * 10_000
 
@@ -676,7 +676,7 @@ def test_queue_bytes_of_a_connection(open_end: OpenEnd, policy: str) -> None:
     with pytest.raises((WouldBlock, ConnectionClosed)) as caught:
         while True:
             end.conn.write(Text("x" * 10_000))
-    assert end.conn._outbox.bytes_waiting <= 500_000
+    assert end.conn._send_queue.bytes_waiting <= 500_000
     if policy == "raise":
         assert isinstance(caught.value, WouldBlock)
     else:

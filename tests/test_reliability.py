@@ -328,7 +328,7 @@ def test_one_reader_that_stops_among_fifty(scene: Scene, policy: str) -> None:
             for _ in range(ctx.message.index):
                 conn.write(Item(ctx.message.index, 20_000))
         finally:
-            waiting.add((conn.net_id, conn.send_queue_length, conn._outbox.bytes_waiting))
+            waiting.add((conn.net_id, conn.send_queue_length, conn._send_queue.bytes_waiting))
 
     scene.serve(
         answer,
@@ -698,7 +698,7 @@ def test_what_on_connect_wrote_in_vain_is_counted(scene: Scene) -> None:
             accepted.append(fill(conn))
             wait_until(lambda: proxy.connections)
             proxy.reset()
-            wait_until(lambda: conn._outbox.error)
+            wait_until(lambda: conn._send_queue.error)
             proxy.to_server.stall = False
         return True
 

@@ -544,7 +544,7 @@ def test_a_stuck_peer_by_the_clock() -> None:
     ):
         for _ in range(20):
             pair.conn.write(Text("x" * 100))
-        wait_until(lambda: pair.conn._outbox.blocked)
+        wait_until(lambda: pair.conn._send_queue.blocked)
         clock.advance(4.5)
         assert not pair.conn.closed
         clock.advance(5.5)

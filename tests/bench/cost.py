@@ -13,7 +13,7 @@ from collections.abc import Callable
 import tao
 from tao.context import RequestContext
 from tao.dispatch import Dispatcher
-from tao.outbox import Outbox
+from tao.send_queue import SendQueue
 from tao.transport import Transport
 from tao.watch import BlockWatch
 from tests.bench.peers.wire import EchoMessage
@@ -25,7 +25,7 @@ class Taker(Transport):
     """A transport that takes all it is given, and keeps nothing."""
 
     def __init__(self) -> None:
-        """No socket is needed for that."""
+        self.answers: list[int] = []  # no socket is needed
 
     def send(self, data: bytes | memoryview) -> int:
         return len(data)
@@ -37,12 +37,12 @@ class Host:
     def __init__(self) -> None:
         self.context = tao.background().with_cancel()
         self.codec = tao.TypeLengthValueCodec()
-        self.outbox = Outbox(1000, lambda: None)
-        self.outbox.attach(Taker())
-        self.outbox.open()
+        self.send_queue = SendQueue(1000, lambda: None)
+        self.send_queue.attach(Taker())
+        self.send_queue.open()
 
     def write(self, message: EchoMessage, timeout: float | None = None) -> None:
-        self.outbox.write(self.codec.encode(message), timeout)
+        self.send_queue.write(self.codec.encode(message), timeout)
 
     def start_handler(self) -> None:
         raise AssertionError("everything is quick here")
@@ -72,7 +72,7 @@ def main() -> None:
     handler(lambda ctx, conn: conn.write(ctx.message))
     watch = BlockWatch(wheel)
     options = {"run": None, "mode": "auto", "limit": 256, "on_message": None}
-    dispatcher = Dispatcher(host, registry, host.outbox, watch, **options)  # type: ignore[arg-type]
+    dispatcher = Dispatcher(host, registry, host.send_queue, watch, **options)  # type: ignore[arg-type]
     decoder, message = host.codec.decoder(registry), EchoMessage(b"x" * 64)
     frame = host.codec.encode(message)
 
@@ -82,10 +82,10 @@ def main() -> None:
         return batch
 
     def collect() -> None:
-        host.outbox.collect()
+        host.send_queue.collect()
         for _ in range(BATCH):
-            host.outbox.write(frame)
-        host.outbox.release()
+            host.send_queue.write(frame)
+        host.send_queue.release()
 
     many, one = frame * BATCH, frame
     ready, single = decode(many), decode(one)
@@ -96,7 +96,7 @@ def main() -> None:
         ("collect and send, of 64", collect, BATCH),
         ("dispatch, handle and reply, of 64", lambda: dispatcher.dispatch(ready), BATCH),
         ("all of it, of 64", lambda: dispatcher.dispatch(decode(many)), BATCH),
-        ("send one at once", lambda: host.outbox.write(frame), 1),
+        ("send one at once", lambda: host.send_queue.write(frame), 1),
         ("dispatch, handle and reply, alone", lambda: dispatcher.dispatch(single), 1),
         ("all of it, alone", lambda: dispatcher.dispatch(decode(one)), 1),
     ]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tao.errors import ConnectionClosed, WouldBlock
-from tao.outbox import Outbox
+from tao.send_queue import SendQueue
 from tao.threads import Deadline
 from tao.transport import TlsTransport, Transport
 from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
@@ -42,10 +42,10 @@ class Watched(Transport):
 
 
 class Line:
-    """An outbox with its writer, and the socket at the other end, which reads only when told to."""
+    """A send queue with its writer, and the other end's socket, which reads only when told to."""
 
     def __init__(self, limit: int = 100, **options: Any) -> None:
-        self.box = Outbox(limit, self._start_writer, **options)
+        self.box = SendQueue(limit, self._start_writer, **options)
         self.writers: list[threading.Thread] = []
         self.transports: list[Transport] = []
         self.peers: list[socket.socket] = []
@@ -55,7 +55,7 @@ class Line:
         self.writers[-1].start()
 
     def attach(self) -> Watched:
-        """Give the outbox a new transport, in its preface yet."""
+        """Give the send queue a new transport, in its preface yet."""
         ours, peer = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * KIB)
         peer.settimeout(PATIENCE)
@@ -117,6 +117,7 @@ class Script(Transport):
     """Takes as many bytes as each step of a script says, 0 for a full socket; breaks at its end."""
 
     def __init__(self, steps: list[int]) -> None:
+        self.answers = []
         self.steps = list(steps)
         self.got = bytearray()
         self.broken = threading.Event()
@@ -196,7 +197,7 @@ def test_waits_for_room(line: MakeLine) -> None:
     big = it.block()
 
     def read_once_it_waits() -> bytes:
-        wait_until(lambda: it.box.not_full._waiters)
+        wait_until(lambda: it.box.waiters)
         return it.read(BIG + 4)
 
     _, received = together(lambda: it.box.write(b"next", PATIENCE), read_once_it_waits)
@@ -220,7 +221,7 @@ def test_sealing_ends_waiting_for_room(line: MakeLine) -> None:
     it.block()
 
     def seal_once_it_waits() -> None:
-        wait_until(lambda: it.box.not_full._waiters)
+        wait_until(lambda: it.box.waiters)
         it.box.seal("over")
 
     with pytest.raises(ConnectionClosed, match="over"):
@@ -331,7 +332,7 @@ def test_flush_goes_on_collecting(line: MakeLine) -> None:
 
 def test_much_is_not_held_back() -> None:
     """Half a queue full of frames, or a frame of 16 KiB, takes along all that was collected."""
-    box, transport = Outbox(100, lambda: None), Script([2**20] * 8)
+    box, transport = SendQueue(100, lambda: None), Script([2**20] * 8)
     box.attach(transport)
     box.open()
     box.collect()
@@ -376,7 +377,7 @@ def test_collecting_while_blocked(line: MakeLine) -> None:
 
 
 def test_seal_ends_after_the_last_byte(line: MakeLine) -> None:
-    """A sealed outbox sends all that waits and then the end; nothing more may be written."""
+    """A sealed send queue sends all that waits and then the end; nothing more may be written."""
     it = line()
     it.open()
     big = it.block()
@@ -420,7 +421,7 @@ def test_wait_sent_ends_when_nothing_can_be_sent(line: MakeLine, how: str) -> No
     it.box.seal("over")
 
     def break_off() -> None:
-        wait_until(lambda: it.box.all_tasks_done._waiters)
+        wait_until(lambda: it.box.waiters)
         if how == "give_up":
             it.box.give_up(TimeoutError("too slow"))
         else:
@@ -431,7 +432,7 @@ def test_wait_sent_ends_when_nothing_can_be_sent(line: MakeLine, how: str) -> No
 
 
 def test_give_up(line: MakeLine) -> None:
-    """An outbox given up ends its transport, takes nothing more and says why."""
+    """A send queue given up ends its transport, takes nothing more and says why."""
     it = line()
     transport = it.open()
     it.block()
@@ -473,7 +474,7 @@ def test_what_was_held_back_counts_as_left(line: MakeLine) -> None:
 
 def test_a_transport_that_breaks_in_the_midst_of_a_frame() -> None:
     """Also if a part of its frame is gone, the write raises and leaves nothing behind."""
-    box, transport = Outbox(10, lambda: None), Script([3])
+    box, transport = SendQueue(10, lambda: None), Script([3])
     box.attach(transport)
     box.open()
     with pytest.raises(ConnectionClosed):
@@ -488,7 +489,7 @@ def test_the_end_finds_the_transport_broken() -> None:
         def shutdown_write(self) -> bool:
             raise ConnectionResetError
 
-    box = Outbox(10, lambda: None)
+    box = SendQueue(10, lambda: None)
     box.attach(Reset([]))
     box.open()
     box.seal("over")
@@ -626,7 +627,7 @@ def rest_after(cut: int) -> bytes:
 @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
 def test_a_cut_anywhere(cut: int, step: int, collected: bool) -> None:
     """Wherever a transport breaks, each frame is whole on the first or the second, on one alone."""
-    box = Outbox(100, lambda: None, keep=True)
+    box = SendQueue(100, lambda: None, keep=True)
     sizes = [min(step, cut - at) for at in range(0, cut, step)]
     first, second = Script(sizes if not collected else [cut] if cut else []), Script([2**20] * 9)
     box.attach(first)
@@ -666,7 +667,7 @@ def test_cuts_with_full_sockets(scripts: list[list[int]]) -> None:
     it.close()
 
 
-def test_a_blocked_outbox_changes_its_transport(line: MakeLine) -> None:
+def test_a_blocked_send_queue_changes_its_transport(line: MakeLine) -> None:
     """The writer that waits for a lost transport goes on with the next, again and again."""
     it = line(keep=True)
     frames = [bytes([number]) * BIG for number in range(3)]
@@ -712,7 +713,7 @@ def test_room_for_the_next_transport(line: MakeLine) -> None:
     it.block()
 
     def change() -> bytes:
-        wait_until(lambda: it.box.not_full._waiters)
+        wait_until(lambda: it.box.waiters)
         it.lose()
         it.open()
         return it.read(BIG + 4)
