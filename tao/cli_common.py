@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from tao.options import ClientOptions
+from tao.safe_text import safe_str
 from tao.tls import load_client_tls_config
 
 __all__ = [
@@ -120,7 +121,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror.lower() if error.filename else error.strerror
         return f"{error.filename}: {reason}" if error.filename else reason
-    return str(error) or type(error).__name__
+    return safe_str(error) or type(error).__name__
 
 
 # -- reading what is given; what these raise, argparse turns into a line
@@ -256,6 +257,6 @@ def raised_in(what: str, error: BaseException, *, debug: bool | None) -> WrongCa
     if debug:
         traceback.print_exception(error)
         return WrongCall(what)
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = " ".join(f"{type(error).__name__}: {safe_str(error)}".split())
     hint = "" if debug is None else " (--log-level debug shows where)"
     return WrongCall(f"{what}: {text}{hint}")

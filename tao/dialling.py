@@ -27,6 +27,7 @@ from tao.happy_eyeballs import Race, set_options
 from tao.keepalive import set_kernel_clocks
 from tao.options import ClientOptions
 from tao.places import Place, check_options, why_not_connected
+from tao.safe_text import safe_str
 from tao.transport import TlsTransport, Transport, explain
 
 __all__ = ["Dialler", "Reached", "Source"]
@@ -169,7 +170,7 @@ class _Call:
         self.cause = error
         self.reason = explain(error)
         if not isinstance(error, OSError):
-            self.reason = f"{type(error).__name__}: {error}"
+            self.reason = f"{type(error).__name__}: {safe_str(error)}"
         return None
 
     def end(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from tao.client import ClientConn
 from tao.dialling import Reached, Source
 from tao.errors import ConnectFailed, ServerClosed
+from tao.safe_text import safe_str
 from tao.server import Server, ServerConn
 from tao.transport import Transport
 
@@ -192,7 +193,7 @@ class MemorySource(Source):
         try:
             self.server_conn = server._adopt(self.address, lambda: (far, place), far.close, begin)
         except (ServerClosed, RuntimeError) as error:  # it just stopped, or has no thread
-            raise self._failure(str(error)) from error
+            raise self._failure(safe_str(error)) from error
         self.far = far
         return Reached(near, place, self.address)
 

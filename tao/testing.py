@@ -29,6 +29,7 @@ from tao.memory import (
 )
 from tao.outcomes import StopReport
 from tao.recording import PATIENCE, RecordingClient, Unregistered
+from tao.safe_text import safe_str
 from tao.server import Server
 from tao.transport import address_text
 
@@ -110,7 +111,7 @@ def serving(
 def _told(report: StopReport) -> str:
     """A stop report for people."""
     lines = [
-        f"connection {conn.name} ({address_text(conn.remote_address)}) was cut off with "
+        f"connection {safe_str(conn.name)} ({address_text(conn.remote_address)}) was cut off with "
         f"{unhandled} messages not handled and {unsent} not sent"
         for conn, unhandled, unsent in report.abandoned
     ]

@@ -5,20 +5,33 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import loguru
 import pytest
 
+from tao.client import ClientConn
 from tao.codec import TypeLengthValueCodec
-from tao.errors import BadData, ConnectionClosed
+from tao.errors import BadData, ConnectFailed, ConnectionClosed
 from tao.message import HEARTBEAT, Registry
 from tao.overdue import OverdueWatch
-from tests.ends import End, Seen, Text, text
+from tests.ends import End, MakeServer, Seen, Text, text
 from tests.support import PATIENCE, wait_until
 
 OpenEnd = Callable[..., End]
 RESET = struct.pack("ii", 1, 0)
+
+
+@pytest.fixture
+def log_text() -> Iterator[list[str]]:
+    """tao's log lines as a sink writes them, tracebacks and all."""
+    lines: list[str] = []
+    sink = loguru.logger.add(lines.append, level=0, format="{message}\n{exception}", catch=False)
+    loguru.logger.enable("tao")
+    yield lines
+    loguru.logger.disable("tao")
+    loguru.logger.remove(sink)
 
 
 def levels(log_lines: list[Any], text: str) -> list[str]:
@@ -137,3 +150,60 @@ def test_looking_after_handlers_goes_on_after_an_error(open_end: OpenEnd) -> Non
     with pytest.raises(MemoryError):
         watch._look(None)  # type: ignore[arg-type]
     assert (looks.items, later.items) == (["now"], ["later"] * 2)
+
+
+class Unprintable(Exception):
+    """An error, or a name, that cannot be written."""
+
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+    __repr__ = __str__
+
+
+def fail(*args: Any) -> Any:
+    raise Unprintable
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"on_connect": fail},
+        {
+            "codec": type("Failing", (TypeLengthValueCodec,), {"heartbeat": fail})(),
+            "heartbeat": 0.01,
+        },
+        {"on_message": fail},
+        {"on_close": fail},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_error_that_cannot_be_written_is_told(
+    log_text: list[str], make_server: MakeServer, options: dict[str, Any]
+) -> None:
+    """Whatever raises it, on a connection that cannot be named."""
+    errors, registry = Seen(), Registry()
+    registry.register(1, Text.deserialize)
+    server, address = make_server(
+        registry=registry, on_error=lambda conn, error: errors.add(error), **options
+    )
+    with socket.create_connection(address, PATIENCE) as sock:
+        sock.sendall(text("x"))
+        wait_until(lambda: server.connections or errors.items)
+        for conn in server.connections:
+            conn.name = Unprintable()  # type: ignore[assignment]
+            conn.remote_address = Unprintable()
+            assert "<unprintable Unprintable: LookupError>" in repr(conn)
+            assert "on_close" in options or errors.wait()
+    assert isinstance(errors.wait()[0], Unprintable)
+    assert server.snapshot().error_kinds.get("Unprintable")
+    assert server.stop().threads == []
+    assert any("Unprintable" in line for line in log_text)
+
+
+def test_a_function_that_connects_may_raise_it() -> None:
+    """``start`` says what can be said."""
+    client = ClientConn(fail, registry=Registry())
+    with pytest.raises(ConnectFailed, match="Unprintable"):
+        client.start()
+    client.close()
