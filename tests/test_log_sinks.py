@@ -20,7 +20,7 @@ from tao.options import Reconnect
 from tao.threads import Deadline, as_tao_thread, gather, spawn
 from tao.timing import TimingWheel
 from tao.workers import WorkerPool
-from tests.ends import End, MakeServer, Seen, Text, text
+from tests.ends import End, MakeServer, Seen, Text, frame, text
 from tests.support import PATIENCE, ends, recv_exactly, wait_until
 
 OpenEnd = Callable[..., End]
@@ -319,3 +319,39 @@ def test_the_monitor_answers_on(sink: Sink) -> None:
                 sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
                 assert recv_exactly(sock, 12).startswith(b"HTTP/1.")
     assert len(sink.lines) >= 2
+
+
+@pytest.mark.parametrize("call", ["write", "broadcast", "close", "schedule", "stop", "snapshot"])
+def test_a_sink_may_call_tao(make_server: MakeServer, call: str) -> None:
+    """Wherever a line is logged, on whichever thread, nothing waits for itself."""
+    server, address = make_server(drain_timeout=1)
+    calls: dict[str, Callable[[Any], object]] = {
+        "write": lambda conn: conn.write(Text("logged")),
+        "broadcast": lambda conn: server.broadcast(Text("logged")),
+        "close": lambda conn: conn.close(),
+        "schedule": lambda conn: server.schedule(60, lambda due, conn: None),
+        "stop": lambda conn: server.stop(0.1),
+        "snapshot": lambda conn: (server.snapshot(), repr(conn), conn.counts()),
+    }
+    called = Seen()
+
+    def sink(message: str) -> None:
+        for conn in server.connections:
+            calls[call](conn)
+        called.add(message)
+
+    @server.handler(Text)
+    def handle(ctx: Any, conn: Any) -> None:
+        conn.run_after(0, lambda due, conn: 1 / 0)
+        raise ValueError
+
+    number = loguru.logger.add(sink, level=0, format="{message}", catch=False)
+    loguru.logger.enable("tao")
+    try:
+        with socket.create_connection(address, PATIENCE) as sock:
+            sock.sendall(text("hello") + frame(77) + b"\1\0\0\0\xff\xff\xff\xff")
+            called.wait()
+        assert ends(lambda: server.stop(5))
+    finally:
+        loguru.logger.disable("tao")
+        loguru.logger.remove(number)
