@@ -15,11 +15,18 @@ from typing import Any
 
 from tao.safe_text import safe_repr, safe_str
 
-__all__ = ["check_callable", "name_of"]
+__all__ = ["check_callable", "check_quickly", "name_of"]
 
 _NOTHING = object()
 # CPython 3.14 has a way to leave gaps among the arguments of a partial.
 _GAP = getattr(functools, "Placeholder", _NOTHING)
+# Marks functions whose call runs nothing of them yet.
+_NOT_RUN = (
+    inspect.CO_COROUTINE
+    | inspect.CO_ITERABLE_COROUTINE
+    | inspect.CO_GENERATOR
+    | inspect.CO_ASYNC_GENERATOR
+)
 
 
 def check_callable(what: str, value: object, *arguments: str) -> None:
@@ -32,6 +39,8 @@ def check_callable(what: str, value: object, *arguments: str) -> None:
         value: what was given for it.
         arguments: the names of the positional arguments that tao will pass.
     """
+    if _is_plainly_right(value, len(arguments)):
+        return
     if not callable(value):
         raise TypeError(f"{what} must be callable, not {safe_repr(value)}")
     call = f"{what}({', '.join(arguments)})"
@@ -57,9 +66,32 @@ def check_callable(what: str, value: object, *arguments: str) -> None:
         ) from None
 
 
+def check_quickly(what: str, value: object, *arguments: str) -> None:
+    """As `check_callable`, for what is declared often: only functions and methods are judged."""
+    function = value.__func__ if type(value) is MethodType else value
+    if type(function) is FunctionType or not callable(value):
+        check_callable(what, value, *arguments)
+
+
 def name_of(thing: Any) -> str:
     """Name a class or a callable for people."""
     return getattr(thing, "__qualname__", None) or safe_repr(thing)
+
+
+def _is_plainly_right(value: Any, count: int) -> bool:
+    """Tell, for next to nothing, whether an ordinary function or method takes so many arguments."""
+    if type(value) is MethodType:
+        value, count = value.__func__, count + 1
+    if type(value) is not FunctionType or value.__dict__:
+        return False  # a decorator may have marked it
+    code = value.__code__
+    least = code.co_argcount - len(value.__defaults__ or ())
+    most = float("inf") if code.co_flags & inspect.CO_VARARGS else code.co_argcount
+    return (
+        least <= count <= most
+        and code.co_kwonlyargcount == len(value.__kwdefaults__ or ())
+        and not code.co_flags & _NOT_RUN
+    )
 
 
 def _called_first(

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from tao.callables import check_quickly
 from tao.errors import Cancelled, DeadlineExceeded
 from tao.log import logger
 from tao.timing import TimingWheel, shared_wheel
@@ -222,6 +223,7 @@ class Context:
         """
         if not callable(callback):
             raise TypeError(f"an after_cancel callback must be callable, not {callback!r}")
+        check_quickly("callback", callback)
         return self._own_scope().add_callback(callback)
 
     # -- values

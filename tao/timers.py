@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from tao.atomic import AtomicReference
+from tao.callables import check_callable, check_quickly
 from tao.errors import ConnectionClosed
-from tao.message import check_callable
 from tao.timing import TimingWheel, delay_until
 
 __all__ = ["ConnectionTimer", "HasTimers", "TimerSet"]
@@ -251,8 +251,8 @@ class HasTimers:
     def _add_timer(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
-        if periodic:  # one that is called once is not worth what that costs
-            check_callable("callback", callback, "due", "conn")
+        check = check_callable if periodic else check_quickly
+        check("callback", callback, "due", "conn")
         return self._timers.add(seconds, lambda due: callback(due, self), periodic=periodic)
 
     def cancel_timer(self, timer_id: int) -> bool:

@@ -34,6 +34,7 @@ from collections.abc import Callable, Hashable
 from datetime import datetime, timezone
 
 from tao.atomic import pop_and_call
+from tao.callables import check_quickly
 from tao.deadline import Deadline
 from tao.errors import TooManyTimers
 from tao.log import logger
@@ -211,6 +212,8 @@ class TimingWheel:
     ) -> int:
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
+        if limited:  # it is the user's
+            check_quickly("callback", callback, "due")
         due = self.now() + delay
         if timer_id is None:
             timer_id = next(self._ids)

@@ -33,6 +33,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
+from tao.callables import check_callable
 from tao.jobs import FutureJob, Job
 from tao.log import logger
 from tao.threads import Deadline, spawn
@@ -116,8 +117,8 @@ class WorkerPool(ThreadPoolExecutor):
             raise TypeError(f"workers must be an int, not {workers!r}")
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be callable, not {initializer!r}")
+        if initializer is not None:
+            check_callable("initializer", initializer)
         super().__init__(workers, name)
         self.size: int = workers
         self.initializer = initializer

@@ -12,6 +12,8 @@ import pytest
 
 from tao.message import Registry
 from tao.options import ServerOptions
+from tao.timing import TimingWheel
+from tao.workers import WorkerPool
 from tests.ends import End, Text, text
 
 Function = Callable[..., Any]
@@ -181,3 +183,21 @@ def test_a_decorated_handler_handles(open_end: Callable[..., End]) -> None:
     end = open_end(registry=registry)
     end.send(text("which?"))
     assert end.read_text() == "database"
+
+
+def test_what_is_declared_often_is_judged_as_well(open_end: Callable[..., End]) -> None:
+    """Timers and callbacks are refused where they are set, not when they are due."""
+    conn = open_end().conn
+    with pytest.raises(TypeError, match=r"two cannot be called as callback\(\)"):
+        conn.context.after_cancel(two)  # type: ignore[arg-type]
+    wheel = TimingWheel()
+    for declare in (wheel.run_after, wheel.run_every):
+        with pytest.raises(TypeError, match=r"two cannot be called as callback\(due\)"):
+            declare(1, two)  # type: ignore[arg-type]
+    for set_timer in (conn.run_after, conn.run_every):
+        for wrong in (three, asynchronous, Service().of_one):
+            with pytest.raises(TypeError, match=r"callback\(due, conn\)"):
+                set_timer(1, wrong)
+        set_timer(1, Service().method)
+    with pytest.raises(TypeError, match=r"two cannot be called as initializer\(\)"):
+        WorkerPool(1, two)  # type: ignore[arg-type]
