@@ -43,10 +43,9 @@ from tao.workers import WorkerPool
 if TYPE_CHECKING:
     from tao.client import ClientConn
     from tao.connection import Connection
-    from tao.monitor import Monitor
     from tao.server import Server
 
-__all__ = ["renew_after_fork", "renew_client", "renew_monitor", "renew_server"]
+__all__ = ["renew_after_fork", "renew_client", "renew_server"]
 
 _LOCKS = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
 # What there is in this process, and what to call with it in a child.
@@ -132,17 +131,6 @@ def renew_client(client: ClientConn, reason: str) -> None:
     client._up, client._hurry = threading.Event(), threading.Event()
     client._up.set()
     client._give_back()
-
-
-def renew_monitor(monitor: Monitor, reason: str) -> None:
-    """Close a monitor."""
-    _renew_locks(monitor, monitor.feed, monitor._rate)
-    monitor.closing = threading.Event()
-    monitor.closing.set()
-    for sock in (monitor._sock, monitor._wake, monitor._woken, *monitor._requests):
-        sock.close()
-    monitor._requests.clear()
-    monitor._streams.clear()
 
 
 def _close(transport: Transport | None) -> None:

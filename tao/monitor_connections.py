@@ -6,16 +6,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from tao.addresses import address_text
 from tao.metrics import Tally, tallies
 from tao.overdue import Running, running_in
-from tao.transport import address_text
+from tao.safe_text import safe_repr, safe_str
 
-__all__ = ["Survey", "WrongQuery", "page_of_connections", "survey"]
+__all__ = ["Survey", "WrongQuery", "name_of", "page_of_connections", "peer_of", "survey"]
 
 # How many connections one answer holds, unless asked for fewer or more, and at most.
 _LIMIT, _LIMIT_MOST = 1000, 10_000
 # From when on a handler that runs deserves a look, in seconds.
 _LONG = 1.0
+# How much of a name or an address is shown, in characters.
+_LONGEST = 200
 # From which share of its limit on a queue does, in per cent.
 _FULL = 50
 
@@ -50,6 +53,23 @@ class Survey(NamedTuple):
     behind: list[tuple[float, str]]
 
 
+def name_of(conn: Any) -> str:
+    """Return what the application has called a connection: anything that ``str`` makes a text of.
+
+    It never raises, whatever ``str`` does.
+    """
+    return safe_str(conn.name)[:_LONGEST]
+
+
+def peer_of(conn: Any) -> str:
+    """Return a peer's address as a text, also one that the application has put in its place."""
+    address = conn.remote_address
+    try:
+        return address_text(address)[:_LONGEST]
+    except Exception:
+        return safe_repr(address)[:_LONGEST]
+
+
 def survey(tally: Tally) -> Survey:
     """Look at all connections of a server, or at a client's."""
     found = Survey(0, 0, [], [], [])
@@ -61,7 +81,7 @@ def survey(tally: Tally) -> Survey:
         queue, limit = conn._send_queue.waiting, conn._options.queue_size
         pending += waiting
         send_queue += queue
-        who = f"connection {conn.net_id}, {address_text(conn.remote_address)}"
+        who = f"connection {conn.net_id}, {peer_of(conn)}"
         if running is not None and running.seconds >= _LONG:
             what = "a timer" if running.number is None else f"message {running.number}"
             text = f"{who}: the handler of {what} runs for {running.seconds:.0f} s"
@@ -149,7 +169,7 @@ def _running(found: list[_Seen]) -> dict[Any, Running]:
 
 def _searched(seen: _Seen) -> str:
     conn = seen.conn
-    words = (conn.net_id, conn.name, address_text(conn.remote_address), seen.owner)
+    words = (conn.net_id, name_of(conn), peer_of(conn), seen.owner)
     return " ".join(map(str, words)).lower()
 
 
@@ -161,8 +181,8 @@ def _heard(seen: _Seen) -> float:
 _KEYS: Final[dict[str, Callable[[_Seen], Any]]] = {
     "id": lambda seen: seen.conn.net_id,
     "server": lambda seen: seen.owner,
-    "name": lambda seen: str(seen.conn.name),
-    "peer": lambda seen: address_text(seen.conn.remote_address),
+    "name": lambda seen: name_of(seen.conn),
+    "peer": lambda seen: peer_of(seen.conn),
     "age": lambda seen: -seen.since,
     "messages_in": lambda seen: seen.conn._reader.messages_in,
     "messages_out": lambda seen: seen.conn._send_queue.frames_sent,
@@ -180,8 +200,8 @@ def _row(seen: _Seen, running: Running | None) -> dict[str, Any]:
     return {
         "id": conn.net_id,
         "server": seen.owner,
-        "name": str(conn.name),
-        "peer": address_text(conn.remote_address),
+        "name": name_of(conn),
+        "peer": peer_of(conn),
         "age": round(time.monotonic() - seen.since, 3),
         "messages_in": conn._reader.messages_in,
         "messages_out": conn._send_queue.frames_sent,

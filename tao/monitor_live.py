@@ -6,7 +6,6 @@ the first thread that needs it, and all who look get the same.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -19,7 +18,9 @@ from tao.failures import Failure
 from tao.histogram import Latency, dense, difference, merged, sparse, summed
 from tao.message import HEARTBEAT
 from tao.metrics import Snapshot, Tally, tallies
+from tao.monitor_answers import as_json
 from tao.monitor_connections import Survey, survey
+from tao.safe_text import safe_str
 from tao.version import __version__
 
 __all__ = ["PERIOD", "Feed"]
@@ -34,6 +35,8 @@ _WINDOW = 10
 _APART = 16
 # How many message numbers and errors are shown for each, and how many alike concerns.
 _NUMBERS, _ERRORS, _ALIKE = 40, 20, 3
+# How much of a handler's name is shown, in characters.
+_LONGEST_NAME = 100
 # Fewer errors than this in ten seconds are not said to be rising.
 _RISING = 5
 
@@ -88,13 +91,13 @@ class Feed:
             now = time.monotonic()
             if now - self._made >= 0.9 * PERIOD:
                 self._made = now
-                self._news = json.dumps(self._make(now), separators=(",", ":"))
+                self._news = as_json(self._make(now))
             return self._news
 
     def history(self) -> str:
         """Return as JSON what the charts of one who looks from the start on would show."""
         with self._lock:
-            return json.dumps(list(self._history), separators=(",", ":"))
+            return as_json(list(self._history))
 
     def _make(self, now: float) -> dict[str, Any]:
         ends = _ends()
@@ -233,11 +236,14 @@ def _names(tally: Tally, numbers: Iterable[int | str]) -> dict[int | str, str]:
     conn = next(iter(tally.living()), None)
     entries: dict[Any, Any] = {} if conn is None else conn._registry.entries
     handlers = {number: getattr(entries.get(number), "handler", None) for number in numbers}
-    return {
-        number: str(getattr(handler, "__name__", type(handler).__name__))
-        for number, handler in handlers.items()
-        if handler is not None
-    }
+    return {number: _called(handler) for number, handler in handlers.items() if handler is not None}
+
+
+def _called(handler: object) -> str:
+    try:
+        return safe_str(getattr(handler, "__name__", type(handler).__name__))[:_LONGEST_NAME]
+    except Exception:  # of a class whose attributes are computed
+        return type(handler).__name__
 
 
 def _together(ends: list[_End], name: str, kind: str) -> _End:

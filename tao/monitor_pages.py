@@ -4,35 +4,52 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
-from tao.metrics import tallies
+from tao.log import logger
+from tao.monitor_answers import HTML, JSON, TEXT, Answer, as_json
 from tao.monitor_connections import WrongQuery, page_of_connections
-from tao.monitor_http import HTML, JSON, TEXT, Answer
+from tao.monitor_health import health
 from tao.monitor_metrics import exposition
 from tao.monitor_stacks import stacks
 
-if TYPE_CHECKING:
-    from tao.monitor import Monitor
-
 __all__ = ["page_at"]
 
+Variables = Callable[[], dict[str, Any]]
 
-def page_at(monitor: Monitor, path: str, query: Mapping[str, str]) -> Answer:
-    """Return what is at ``path``, or an answer that says what there is."""
+_NO_PAGE: Final = """\
+the live page cannot be read: the file dashboard.html of the package tao is missing
+in this program; with PyInstaller, --collect-data tao puts it in; besides / there is
+"""
+
+
+def page_at(path: str, query: Mapping[str, str], variables: Variables) -> Answer:
+    """Return what is at ``path``, or an answer that says what there is.
+
+    Args:
+        path: without a query, and without a slash at its end.
+        query: its fields.
+        variables: returns what ``/debug/vars`` shows.
+    """
     found = _PAGES.get(path)
     if found is None:
-        paths = "\n".join([*_PAGES, "/events"])
-        return Answer(404, TEXT, f"there is no {path} here; there is\n{paths}\n")
-    return found(monitor, query)
+        return Answer(404, TEXT, f"there is no {path} here; there is\n{_list_of_pages()}")
+    return found(query, variables)
 
 
-def _dashboard(monitor: Monitor, query: Mapping[str, str]) -> Answer:
-    text, policy = _live_page()
+def _list_of_pages() -> str:
+    return "".join(f"{path}\n" for path in [*_PAGES, "/events"])
+
+
+def _dashboard(query: Mapping[str, str], variables: Variables) -> Answer:
+    try:
+        text, policy = _live_page()
+    except (OSError, ModuleNotFoundError) as error:
+        logger.opt(exception=error).error("the live page of the monitor cannot be read")
+        return Answer(500, TEXT, _NO_PAGE + _list_of_pages())
     return Answer(200, HTML, text, policy)
 
 
@@ -50,11 +67,11 @@ def _live_page() -> tuple[bytes, str]:
     return text, "; ".join(f"{rule} {value}" for rule, value in rules.items())
 
 
-def _variables(monitor: Monitor, query: Mapping[str, str]) -> Answer:
-    return Answer(200, JSON, json.dumps(monitor.variables(), indent=2) + "\n")
+def _variables(query: Mapping[str, str], variables: Variables) -> Answer:
+    return Answer(200, JSON, as_json(variables(), indent=2) + "\n")
 
 
-def _metrics(monitor: Monitor, query: Mapping[str, str]) -> Answer:
+def _metrics(query: Mapping[str, str], variables: Variables) -> Answer:
     try:
         content_type, text = exposition()
     except ImportError:
@@ -63,30 +80,22 @@ def _metrics(monitor: Monitor, query: Mapping[str, str]) -> Answer:
     return Answer(200, content_type, text)
 
 
-def _healthz(monitor: Monitor, query: Mapping[str, str]) -> Answer:
-    snapshots = [tally.snapshot() for tally in tallies()]
-    servers = [each for each in snapshots if each.kind == "server"]
-    ill = [each for each in servers if each.state in ("failed", "stopping", "stopped")]
-    if not any(each.state == "running" for each in servers):
-        ill = servers  # those that were not started yet as well
-    if not ill:
-        return Answer(200, TEXT, "ok\n")
-    lines = [f"{each.name} ({each.address or 'no address'}): {each.state}\n" for each in ill]
-    return Answer(503, TEXT, "".join(lines))
+def _healthz(query: Mapping[str, str], variables: Variables) -> Answer:
+    return health(query)
 
 
-def _connections(monitor: Monitor, query: Mapping[str, str]) -> Answer:
+def _connections(query: Mapping[str, str], variables: Variables) -> Answer:
     try:
-        return Answer(200, JSON, json.dumps(page_of_connections(query)) + "\n")
+        return Answer(200, JSON, as_json(page_of_connections(query)) + "\n")
     except WrongQuery as error:
         return Answer(400, TEXT, f"{error}\n")
 
 
-def _stacks(monitor: Monitor, query: Mapping[str, str]) -> Answer:
+def _stacks(query: Mapping[str, str], variables: Variables) -> Answer:
     return Answer(200, TEXT, stacks())
 
 
-_PAGES: Final[dict[str, Callable[[Monitor, Mapping[str, str]], Answer]]] = {
+_PAGES: Final[dict[str, Callable[[Mapping[str, str], Variables], Answer]]] = {
     "/": _dashboard,
     "/connections": _connections,
     "/stacks": _stacks,

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 
 from tao.metrics import tallies
+from tao.monitor_connections import name_of, peer_of
 from tao.overdue import current_frames, running_in
-from tao.transport import address_text
 
 __all__ = ["stacks"]
 
@@ -57,9 +57,10 @@ def _by_connection() -> Iterator[tuple[str, Iterable[threading.Thread]]]:
         running_now = running_in([conn._dispatcher for conn in living])
         for conn in living:
             running = running_now.get(conn._dispatcher)
-            title = f"{tally.name}, connection {conn.net_id}, {address_text(conn.remote_address)}"
-            if str(conn.name) != str(conn.net_id):
-                title += f", named {str(conn.name)!r}"
+            title = f"{tally.name}, connection {conn.net_id}, {peer_of(conn)}"
+            name = name_of(conn)
+            if name != str(conn.net_id):
+                title += f", named {name!r}"
             title += "\n"
             if running is not None:
                 what = "a timer" if running.number is None else f"message {running.number}"

@@ -41,7 +41,7 @@ STOREYS = [
     {"server", "serverconn", "client"},
     {
         *("monitor", "monitor_http", "monitor_pages", "monitor_metrics", "monitor_live"),
-        *("monitor_connections", "monitor_stacks"),
+        *("monitor_connections", "monitor_stacks", "monitor_answers", "monitor_health"),
         *("faults", "clock", "memory", "recording", "testing", "pytest_plugin"),
     },
     {

@@ -20,8 +20,8 @@ from tao.message import Registry
 from tao.metrics import Snapshot
 from tao.monitor import Monitor, monitor_on
 from tao.server import Server
-from tests.ends import Text
-from tests.support import PATIENCE, ends, wait_until
+from tests.ends import Number, Text
+from tests.support import PATIENCE, wait_until
 
 Get = Callable[..., tuple[HTTPResponse, str]]
 
@@ -173,6 +173,71 @@ def test_one_that_stops_makes_the_process_ill(server: Server, get: Get) -> None:
         assert name_of(never) not in text and name_of(server) not in text
 
 
+def test_one_that_has_stopped_does_not_matter(server: Server, get: Get) -> None:
+    """While another runs: it may have been replaced, and be referred to for its figures only."""
+    with Server(registry=Registry()) as other:
+        for each in (server, other):
+            each.start(("127.0.0.1", 0))
+        server.stop()
+        assert (get("/healthz")[0].status, get("/healthz")[1]) == (200, "ok\n")
+        other.stop()
+        answer, text = get("/healthz")
+        assert answer.status == 503 and name_of(server) in text and name_of(other) in text
+
+
+def test_one_that_stops_and_is_replaced(server: Server, get: Get) -> None:
+    """Where another that runs serves at its address, nobody misses it."""
+    running, release = threading.Event(), threading.Event()
+
+    @server.handler(Number)
+    def block(ctx: Any, conn: Any) -> None:
+        running.set()
+        release.wait(PATIENCE)
+
+    with socket.create_server(("127.0.0.1", 0)) as sock, Server(registry=Registry()) as successor:
+        address = server.start(sock.dup())
+        with ClientConn(address, registry=Registry()) as client:
+            client.write(Number(1))
+            assert running.wait(PATIENCE)
+            stopper = threading.Thread(target=server.stop, name="test-stopper")
+            stopper.start()
+            wait_until(lambda: server.snapshot().state == "stopping")
+            assert f":{address[1]}): stopping\n" in get("/healthz")[1]
+            successor.start(sock.dup())
+            assert get("/healthz")[1] == "ok\n"
+            release.set()
+            stopper.join()
+
+
+def test_health_of_one_port(server: Server, get: Get) -> None:
+    """Of several servers a load balancer may ask about the one that it balances."""
+    with Server(registry=Registry()) as other:
+        port, other_port = (each.start(("127.0.0.1", 0))[1] for each in (server, other))
+        other.stop()
+        assert get(f"/healthz?port={port}")[1] == "ok\n"
+        answer, text = get(f"/healthz?port={other_port}")
+        assert answer.status == 503 and text.startswith(name_of(other))
+    answer, text = get("/healthz?port=1")
+    assert (answer.status, text) == (503, "no server listens at port 1\n")
+    assert get("/healthz?port=http")[0].status == 400
+
+
+def test_clients_do_not_make_a_process_ill(server: Server, get: Get) -> None:
+    """One whose server has gone is named; it is not this process that is to be replaced for it."""
+    options: Any = {"registry": Registry(), "reconnect": True}
+    client = ClientConn(server.start(("127.0.0.1", 0)), **options).start()
+    with Server(registry=Registry()) as other:
+        other.start(("127.0.0.1", 0))
+        assert get("/healthz")[1] == "ok\n"
+        server.stop()
+        wait_until(lambda: client.snapshot().state == "connecting")
+        answer, text = get("/healthz")
+        name, address = client.snapshot().name, client.snapshot().address
+        assert (answer.status, text) == (200, f"ok\n{name} ({address}): connecting\n")
+        client.close()
+        assert get("/healthz")[1] == "ok\n"
+
+
 def test_health_without_servers(get: Get) -> None:
     """A program of clients is healthy."""
     assert get("/healthz")[0].status == 200
@@ -224,7 +289,7 @@ def test_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     for second in range(1, 31):
         now = 1000.0 + second
         assert rate.now(100 * second) == 100
-        assert len(rate._readings) <= 12
+        assert len(rate._readings.get()) <= 12
     now += 3600  # nobody looked for an hour
     assert rate.now(3000 + 36) == pytest.approx(0.01, rel=0.3)
     assert rate.now(0) == 0  # a server is forgotten, and its count with it
@@ -275,94 +340,6 @@ def test_what_is_not_http(monitor: Monitor, head: bytes) -> None:
     with socket.create_connection(monitor.address, PATIENCE) as sock:
         sock.sendall(b"GET /healthz HTTP/1.0\n\n")
         assert sock.makefile("rb").read().startswith(b"HTTP/1.0 200")
-
-
-# -- limits
-
-
-def test_a_silent_peer_is_cut_off(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request has one deadline, for all of it."""
-    monkeypatch.setattr(module, "_PATIENCE", 0.2)
-    with socket.create_connection(monitor.address, PATIENCE) as sock:
-        sock.sendall(b"GET /healthz")
-        assert sock.recv(100) == b""
-
-
-def test_only_so_many_at_once(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others wait until one of them has ended."""
-    monkeypatch.setattr(module, "_PATIENCE", 3 * PATIENCE)
-    silent = [socket.create_connection(monitor.address, PATIENCE) for _ in range(module._AT_ONCE)]
-    try:
-        wait_until(lambda: len(monitor._requests) == module._AT_ONCE)
-        waiting = socket.create_connection(monitor.address, PATIENCE)
-        waiting.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-        assert len(monitor._requests) == module._AT_ONCE
-        silent.pop().close()
-        with waiting:
-            assert waiting.makefile("rb").read().startswith(b"HTTP/1.0 200")
-    finally:
-        for sock in silent:
-            sock.close()
-
-
-@pytest.mark.parametrize("count", [1, module._AT_ONCE])
-def test_closing_cuts_requests_off(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for peers that say nothing; nothing is left, and closing twice is harmless."""
-    monkeypatch.setattr(module, "_PATIENCE", 3 * PATIENCE)
-    monitor = monitor_on(0)
-    silent = [socket.create_connection(monitor.address, PATIENCE) for _ in range(count)]
-    wait_until(lambda: len(monitor._requests) == count)
-    assert ends(monitor.close)
-    assert monitor._requests == {}
-    monitor.close()
-    for sock in silent:
-        assert sock.recv(1) == b""
-        sock.close()
-
-
-def test_out_of_descriptors(
-    monitor: Monitor, get: Get, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A failure to accept is logged, and then it goes on."""
-    monkeypatch.setattr(module, "_BACKOFF", 0.01)
-    real, failures = monitor._sock, [OSError(24, "Too many open files")]
-
-    class Failing:
-        def accept(self) -> Any:
-            if failures:
-                raise failures.pop()
-            return real.accept()
-
-        def close(self) -> None:
-            real.close()
-
-    monkeypatch.setattr(monitor, "_sock", Failing())
-    assert get("/healthz")[0].status == 200
-    assert any("too many open files" in line["message"] for line in log_lines)
-
-
-def test_no_thread_for_a_request(
-    monitor: Monitor, get: Get, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whose request cannot be answered is hung up on, and the next is answered."""
-    monkeypatch.setattr(module, "_BACKOFF", 0.01)
-    real = module.spawn
-
-    def spawn(*args: Any, **kwargs: Any) -> threading.Thread:
-        thread = real(*args, **kwargs)
-        if not log_lines:
-            thread.start = fail  # type: ignore[method-assign]
-        return thread
-
-    def fail() -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(module, "spawn", spawn)
-    with socket.create_connection(monitor.address, PATIENCE) as sock:
-        assert sock.recv(1) == b""
-    wait_until(lambda: log_lines)
-    assert get("/healthz")[0].status == 200
-    assert "can't start new thread" in log_lines[0]["message"]
 
 
 # -- where it listens

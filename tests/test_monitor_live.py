@@ -7,13 +7,14 @@ import re
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
 import pytest
 
-from tao import monitor as module
+from tao import monitor_http as module
 from tao import monitor_live
 from tao.client import ClientConn
 from tao.message import Registry
@@ -244,6 +245,63 @@ def test_stacks_are_bounded(
     assert len(re.findall(r"^  tao-", text, re.MULTILINE)) == 2
 
 
+# -- what the application says of itself
+
+
+class Unprintable:
+    """Raises, whoever wants to see it."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error or ValueError("no")
+
+    def __str__(self) -> str:
+        raise self.error
+
+    __repr__ = __str__
+
+
+class Nameless:
+    """A handler that cannot say what it is called."""
+
+    def __call__(self, ctx: Any, conn: Any) -> None:
+        pass
+
+    @property
+    def __name__(self) -> Any:
+        return Unprintable()
+
+
+NAMES = [Unprintable(), Unprintable(RecursionError()), "\udcff", "a\nb", b"x", 7, None, "x" * 10**6]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+@pytest.mark.parametrize("path", ["/connections", "/connections?filter=a&sort=-name", "/stacks"])
+def test_any_name(
+    monitor: Monitor, server: Server, client: ClientConn, name: Any, path: str
+) -> None:
+    """A connection may be called anything, and its address be anything: the page shows the rest."""
+    client.write(Number(1))
+    conn: Any = server.connections[0]
+    wait_until(lambda: conn._dispatcher.pending)
+    conn.name = conn.remote_address = name
+    answer, text = ask(monitor, path)
+    assert answer.status == 200 and len(text) < 200_000
+    if "filter" not in path:
+        assert server.snapshot().name in text
+    if isinstance(name, Unprintable):
+        assert "<unprintable Unprintable: " in text or "filter" in path
+
+
+def test_handlers_without_a_name(monitor: Monitor, server: Server, client: ClientConn) -> None:
+    """What can be said of it is shown."""
+    server.registry.register(7, bytes, Nameless())
+    with socket.create_connection(server.address, PATIENCE) as sock:
+        sock.sendall(b"\7\0\0\0\0\0\0\0")
+        wait_until(lambda: server.snapshot().handled == 1)
+        (row,) = end(monitor._site.feed.news(), server.snapshot().name)["handlers"]
+    assert (row["number"], row["name"]) == (7, "<unprintable Unprintable: ValueError>")
+
+
 # -- the news
 
 
@@ -252,13 +310,13 @@ def test_rates_and_percentiles(
 ) -> None:
     """They are those of the last second and of the last ten."""
     name = server.snapshot().name
-    assert end(monitor.feed.news(), name)["rates"]["messages_in"] == 0
+    assert end(monitor._site.feed.news(), name)["rates"]["messages_in"] == 0
     for _ in range(6):
         client.write(Text("hello"))
     wait_until(lambda: server.snapshot().handled == 6)
     wait_until(lambda: server.snapshot().messages_out == 6)
     clock(2)
-    found = end(monitor.feed.news(), name)
+    found = end(monitor._site.feed.news(), name)
     assert (found["rates"]["messages_in"], found["rates"]["messages_out"]) == (3, 3)
     (row,) = found["handlers"]
     assert row["name"] == "echo"
@@ -266,7 +324,7 @@ def test_rates_and_percentiles(
     assert 0 < row["p50"] <= row["p99"] <= row["most"] < PATIENCE
     assert found["latency"]["count"] == 6
     clock(15)
-    found = end(monitor.feed.news(), name)
+    found = end(monitor._site.feed.news(), name)
     assert (found["rates"]["messages_in"], found["handlers"][0]["count"]) == (0, 0)
     assert found["handlers"][0]["total"] == 6
 
@@ -275,22 +333,22 @@ def test_news_is_made_once_a_second(
     monitor: Monitor, server: Server, clock: Callable[[float], None]
 ) -> None:
     """However many look; what the charts show is kept for who comes later."""
-    first = monitor.feed.news()
-    assert monitor.feed.news() is first
+    first = monitor._site.feed.news()
+    assert monitor._site.feed.news() is first
     for _ in range(400):
         clock(1)
-        assert monitor.feed.news() != first
-    history = json.loads(monitor.feed.history())
+        assert monitor._site.feed.news() != first
+    history = json.loads(monitor._site.feed.history())
     assert len(history) == 300
     assert set(history[-1]["points"]) == {"everything", server.snapshot().name}
-    assert all(len(kept) <= 62 for kept in monitor.feed._readings.values())
+    assert all(len(kept) <= 62 for kept in monitor._site.feed._readings.values())
 
 
 def test_everything_together(monitor: Monitor, server: Server, client: ClientConn) -> None:
     """The first of all that is shown is the sum of the others."""
     client.write(Text("hello"))
     wait_until(lambda: client.snapshot().handled == 1)
-    total, *others = json.loads(monitor.feed.news())["ends"]
+    total, *others = json.loads(monitor._site.feed.news())["ends"]
     assert total["name"] == "everything"
     assert [each["kind"] for each in others] == ["server", "client"]
     for figure in ("messages_in", "connections", "handled", "workers"):
@@ -304,7 +362,7 @@ def test_many_clients_are_added_up(
     """What is sent does not grow with their number."""
     monkeypatch.setattr(monitor_live, "_APART", 2)
     clients = [ClientConn(server.address, registry=Registry()).start() for _ in range(5)]
-    shown = json.loads(monitor.feed.news())["ends"]
+    shown = json.loads(monitor._site.feed.news())["ends"]
     assert len(shown) == 5
     assert (shown[-1]["name"], shown[-1]["connections"]) == ("3 other clients", 3)
     for each in clients:
@@ -317,7 +375,7 @@ def test_what_is_wrong(
 ) -> None:
     """Errors, full queues, long handlers and busy workers are said in words, without contents."""
     server._pool.size = 1
-    monitor.feed.news()
+    monitor._site.feed.news()
     for _ in range(8):
         client.write(Text(SECRET))
     wait_until(lambda: server.snapshot().errors == 8)
@@ -327,7 +385,7 @@ def test_what_is_wrong(
     wait_until(lambda: server.connections[0]._dispatcher.pending == 201)
     wait_until(lambda: server.snapshot().workers_busy == 1)
     clock(30)
-    news = monitor.feed.news()
+    news = monitor._site.feed.news()
     said = "\n".join(each["text"] for each in json.loads(news)["concerns"])
     assert "8 errors in the last minute, most often ValueError" in said
     assert "201 messages wait for their handler" in said
@@ -344,7 +402,7 @@ def test_what_is_wrong(
 def test_a_server_that_has_stopped_is_wrong(monitor: Monitor, server: Server) -> None:
     """It is the first thing to see."""
     server.stop()
-    concerns = json.loads(monitor.feed.news())["concerns"]
+    concerns = json.loads(monitor._site.feed.news())["concerns"]
     assert concerns == [{"end": server.snapshot().name, "bad": True, "text": "is stopped"}]
 
 
@@ -388,7 +446,7 @@ def test_events(monitor: Monitor, server: Server) -> None:
 
 def test_so_many_may_listen(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next is told so; other requests are still answered; who leaves makes room."""
-    monkeypatch.setattr(module, "_STREAMS", 3)
+    monkeypatch.setattr(monitor._site, "_places", deque([None] * 3))
     listeners = [Listener(monitor) for _ in range(3)]
     for each in listeners:
         each.event()
@@ -404,11 +462,13 @@ def test_so_many_may_listen(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_listeners_are_no_requests(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All who listen leave the slots of short requests free."""
-    monkeypatch.setattr(module, "_STREAMS", 2 * module._AT_ONCE)
-    listeners = [Listener(monitor) for _ in range(module._AT_ONCE + 2)]
-    assert ask(monitor, "/healthz")[0].status == 200
+    """They keep nobody else from an answer, and nobody takes the place of one."""
+    monkeypatch.setattr(module, "_MOST_PEERS", 2)
+    listeners = [Listener(monitor) for _ in range(8)]
+    for _ in range(10):
+        assert ask(monitor, "/healthz")[0].status == 200
     for each in listeners:
+        each.event()
         each.close()
 
 
@@ -419,19 +479,20 @@ def test_closing_ends_the_news(monkeypatch: pytest.MonkeyPatch) -> None:
     listener.event()
     assert ends(monitor.close)
     assert b"retry" not in listener.file.read()
-    assert monitor._requests == {} and monitor._streams == set()
+    assert monitor._http._all() == []
     listener.close()
 
 
-def test_who_does_not_read_is_cut_off(
-    monitor: Monitor, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """News is not kept for those who do not take it."""
-    monkeypatch.setattr(module, "_PATIENCE", 0.2)
-    monkeypatch.setattr("tao.monitor_http.PERIOD", 0.001)
-    monkeypatch.setattr(monitor.feed, "news", lambda: "x" * 1_000_000)
-    listener = Listener(monitor)
-    wait_until(lambda: not monitor._streams)
+def test_who_does_not_read_is_cut_off(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """News is not kept for those who do not take it, and others get it meanwhile."""
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(monitor._http, "_period", 0.001)
+    deaf, listener = Listener(monitor), Listener(monitor)
+    listener.event()
+    monkeypatch.setattr(monitor._http, "_news", lambda: f'data: "{"x" * 1_000_000}"\n\n')
+    while len(monitor._http._streams()) > 1:
+        listener.event()
+    deaf.close()
     listener.close()
 
 
