@@ -28,7 +28,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import tao.context
-import tao.message
 import tao.metrics
 import tao.watch
 from tao.ending import EndClock
@@ -64,7 +63,7 @@ def renew_after_fork(thing: Any, renew: Callable[[Any, str], object]) -> None:
 
 def _in_child() -> None:
     reason = f"it belongs to process {os.getppid()}, of which this one is a fork"
-    for module in (tao.context, tao.metrics, tao.watch, tao.message):
+    for module in (tao.context, tao.metrics, tao.watch):
         _renew_locks(module)
     for thing, renew in list(_living.items()):
         renew(thing, reason)

@@ -12,11 +12,11 @@ the decoder pays for a message.
 from __future__ import annotations
 
 import struct
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+from tao.atomic import AtomicReference
 from tao.callables import check_callable, name_of
 from tao.errors import AlreadyRegistered, NotRegistered
 from tao.reloading import executed_again, module_execution, same_definition
@@ -33,7 +33,6 @@ __all__ = [
     "check_callable",
     "default_registry",
     "register",
-    "registries_lock",
     "unregister",
 ]
 
@@ -47,10 +46,6 @@ Deserializer = Callable[[bytes], Any]
 # (Context, Connection) -> None; written with Any because this storey knows neither.
 Handler = Callable[[Any, Any], object]
 _HandlerT = TypeVar("_HandlerT", bound=Handler)
-
-#: Guards the declarations of all registries, as one passes its own on to those below it. Reentrant,
-#: because a finalizer or a signal handler may declare something, too. Looking up takes no lock.
-registries_lock = threading.RLock()
 
 
 @runtime_checkable
@@ -135,6 +130,17 @@ class Registration:
         self.declared: Any = declared
         self.handler_declared: Any = declared
 
+    def completed(
+        self, handler: Handler | None, declared: Any, dispatch: str | None
+    ) -> Registration:
+        """Return a copy with these, as far as this one says nothing."""
+        copy = Registration(
+            self.number, self.deserialize, self.handler, self.dispatch or dispatch, self.declared
+        )
+        if copy.handler is None:
+            copy.handler, copy.handler_declared = handler, declared
+        return copy
+
     def __repr__(self) -> str:
         deserialize, handler = safe_repr(self.deserialize), safe_repr(self.handler)
         return f"Registration({self.number}, {deserialize}, handler={handler})"
@@ -155,17 +161,21 @@ class Registry:
 
     def __init__(self, parent: Registry | None = None) -> None:
         self._parent: Registry | None = parent
-        # Both are guarded by registries_lock.
-        self._own: dict[int, Registration] = {}
-        self._layers: weakref.WeakSet[Registry] = weakref.WeakSet()
+        # What a number was declared as here, or None when that was taken back.
+        self._own: dict[int, AtomicReference[Registration | None]] = {}
+        # Each takes itself out when it dies, in whatever thread that is; so only what CPython does
+        # in one step may be done with it. (WeakSet takes several.)
+        self._layers: set[weakref.ref[Registry]] = set()
         #: Number to registration, inherited ones included. To read only; a decoder looks up here.
-        self.entries: dict[int, Registration] = {}
+        self.entries: dict[int, Registration] = self._new_entries()
         if parent is None:
-            self._adopt(HEARTBEAT, Registration(HEARTBEAT, HeartbeatMessage.deserialize))
+            beat = Registration(HEARTBEAT, HeartbeatMessage.deserialize)
+            self._declare(HEARTBEAT, lambda known: known or beat)
         else:
-            with registries_lock:
-                parent._layers.add(self)
-                self.entries.update(parent.entries)
+            # In this order: what the parent gets from now on, it hands down.
+            parent._layers.add(weakref.ref(self, parent._layers.discard))
+            for number in list(parent.entries):
+                self._refresh(number)
 
     def register(
         self,
@@ -196,14 +206,7 @@ class Registry:
             check_callable("handler", handler, "ctx", "conn")
         _check_dispatch(dispatch)
         new = Registration(number, deserialize, handler, dispatch, module_execution())
-        with registries_lock:
-            known = self._own.get(number)
-            if known is not None:
-                if not _is_reload(known, new):
-                    raise AlreadyRegistered(f"message number {number} is registered twice")
-                if new.handler is None:  # it was declared by itself, maybe in another module
-                    new.handler, new.handler_declared = known.handler, known.handler_declared
-            self._adopt(number, new)
+        self._declare(number, lambda known: _registered(known, new))
 
     def unregister(self, number: int) -> None:
         """Forget what this registry has for a number, its handler included.
@@ -219,17 +222,7 @@ class Registry:
         _check_number(number)
         if number == HEARTBEAT and self._parent is None:
             raise ValueError("the heartbeat cannot be unregistered")
-        with registries_lock:
-            if number not in self._own:
-                inherited = ", but inherited: it goes where it was registered"
-                raise NotRegistered(
-                    f"message number {number} is not registered here"
-                    f"{inherited if number in self.entries else ''}"
-                )
-            del self._own[number]
-            self._inherit(
-                number, None if self._parent is None else self._parent.entries.get(number)
-            )
+        self._declare(number, lambda known: self._given_back(known, number))
 
     def handler(
         self, message_class: Any, *, dispatch: str | None = None
@@ -266,7 +259,8 @@ class Registry:
         def decorate(function: _HandlerT) -> _HandlerT:
             check_callable("handler", function, "ctx", "conn")
             execution = module_execution()
-            self._set_handler(Registration(number, deserialize, function, dispatch, execution))
+            new = Registration(number, deserialize, function, dispatch, execution)
+            self._declare(number, lambda known: _handled(known, new))
             return function
 
         return decorate
@@ -285,35 +279,79 @@ class Registry:
     def __contains__(self, number: object) -> bool:
         return number in self.entries
 
-    def _set_handler(self, new: Registration) -> None:
-        with registries_lock:
-            number = new.number
-            known = self._own.get(number)
-            if known is not None:
-                _check_same_class(known, new)
-                _check_no_handler(known, new)
-                if new.dispatch is None:
-                    new.dispatch = known.dispatch
-            self._adopt(number, new)
+    # -- for layers. Nothing here locks: a finalizer or a signal handler may declare something in
+    # the midst of another declaration. After an exception that a signal handler has raised, what
+    # was interrupted can be repeated, which completes it.
 
-    def _adopt(self, number: int, registration: Registration) -> None:
-        """Take an entry in and hand it down."""
-        with registries_lock:
-            self._own.pop(number, None)
-            self._inherit(number, registration)
-            # Last: should a signal handler raise before, registering again repairs all.
-            self._own[number] = registration
+    def _declare(
+        self, number: int, change: Callable[[Registration | None], Registration | None]
+    ) -> None:
+        """Put ``change(known)`` in place of what this registry has, and hand it down."""
+        own: AtomicReference[Registration | None] = AtomicReference(None)
+        try:
+            self._own.setdefault(number, own).update(change)
+        finally:
+            self._refresh(number)
 
-    def _inherit(self, number: int, registration: Registration | None) -> None:
-        """Take over an entry from above, or (None) that there is none; needs registries_lock."""
-        if number in self._own:
-            return
-        if registration is None:
-            self.entries.pop(number, None)
-        else:
-            self.entries[number] = registration
-        for layer in list(self._layers):
-            layer._inherit(number, registration)
+    def _refresh(self, number: int) -> None:
+        """Have the entry of a number follow what this registry and its parent say."""
+        while True:
+            source = self._source(number)
+            if source is None:
+                self.entries.pop(number, None)
+            else:
+                self.entries[number] = self._as_seen(source)
+            # It may have changed meanwhile, and another thread been first to write that down.
+            if self._source(number) is source:
+                break
+        for ref in list(self._layers):
+            layer = ref()
+            if layer is not None:
+                layer._refresh(number)
+
+    def _source(self, number: int) -> Registration | None:
+        """Return what counts for a number: this registry's own, or its parent's."""
+        own = self._own.get(number)
+        found = None if own is None else own.get()
+        if found is None and self._parent is not None:
+            # Not by a ``get`` of a subclass, which may make something up.
+            found = dict.get(self._parent.entries, number)
+        return found
+
+    def _given_back(self, known: Registration | None, number: int) -> None:
+        if known is None:
+            hint = ", but inherited: it goes where it was registered"
+            raise NotRegistered(
+                f"message number {number} is not registered here"
+                f"{hint if number in self.entries else ''}"
+            )
+
+    def _new_entries(self) -> dict[int, Registration]:
+        """Return what `entries` is to be; for subclasses."""
+        return {}
+
+    def _as_seen(self, registration: Registration) -> Registration:
+        """Return what `entries` shows for a registration; for subclasses."""
+        return registration
+
+
+def _registered(known: Registration | None, new: Registration) -> Registration:
+    """Return what is to take the place of ``known`` when a message is registered."""
+    if known is None:
+        return new
+    if not _is_reload(known, new):
+        raise AlreadyRegistered(f"message number {new.number} is registered twice")
+    # A handler that is not given was declared by itself, maybe in another module.
+    return new.completed(known.handler, known.handler_declared, None)
+
+
+def _handled(known: Registration | None, new: Registration) -> Registration:
+    """Return what is to take the place of ``known`` when a handler is declared."""
+    if known is None:
+        return new
+    _check_same_class(known, new)
+    _check_no_handler(known, new)
+    return new.completed(None, None, known.dispatch)
 
 
 def _is_reload(known: Registration, new: Registration) -> bool:

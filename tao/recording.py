@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import reprlib
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar, overload
 
 from tao.client import ClientConn
 from tao.memory import MemoryClient
-from tao.message import (
-    HEARTBEAT,
-    Registration,
-    Registry,
-    default_registry,
-    registries_lock,
-)
+from tao.message import HEARTBEAT, Registration, Registry, default_registry
 from tao.server import Server
 from tao.threads import Deadline
 
@@ -316,8 +310,6 @@ class _RecordingRegistry(Registry):
         self._record = record
         self._count_heartbeat = count_heartbeat
         super().__init__(source)
-        with registries_lock:
-            self.entries = _Entries(record, map(self._recorded, self.entries.values()))
 
     def know(self, message_class: Any) -> None:
         """Register a message class, unless it is."""
@@ -325,19 +317,20 @@ class _RecordingRegistry(Registry):
         if number not in self:
             self.register(number, message_class.deserialize, self._record, dispatch="inline")
 
-    def _recorded(self, entry: Registration) -> Registration:
-        record = self._count_heartbeat if entry.number == HEARTBEAT else self._record
-        return Registration(entry.number, entry.deserialize, record, "inline")
+    def _new_entries(self) -> dict[int, Registration]:
+        return _Entries(self._record)
 
-    def _inherit(self, number: int, registration: Registration | None) -> None:
-        super()._inherit(number, None if registration is None else self._recorded(registration))
+    def _as_seen(self, registration: Registration) -> Registration:
+        beat = registration.number == HEARTBEAT
+        record = self._count_heartbeat if beat else self._record
+        return Registration(registration.number, registration.deserialize, record, "inline")
 
 
 class _Entries(dict[int, Registration]):
     """Entries of a registry that has one for each number, but does not say so."""
 
-    def __init__(self, record: Callable[[Any, Any], None], entries: Iterable[Registration]) -> None:
-        super().__init__((entry.number, entry) for entry in entries)
+    def __init__(self, record: Callable[[Any, Any], None]) -> None:
+        super().__init__()
         self._record = record
 
     def get(self, number: Any, default: Any = None) -> Any:

@@ -17,6 +17,7 @@ import tao
 from tao.errors import AlreadyRegistered, NotRegistered
 from tao.message import HEARTBEAT, Registry
 from tests.ends import End, Text, frame, text
+from tests.support import ends, together
 
 MESSAGES = """
 class Text:
@@ -262,3 +263,55 @@ def test_what_is_not_there_cannot_be_given_back(number: Any, error: type[Excepti
     layer.register(HEARTBEAT, len)
     layer.unregister(HEARTBEAT)
     assert HEARTBEAT in layer
+
+
+@pytest.mark.parametrize("action", ["register", "unregister", "make"])
+def test_declaring_in_the_midst_of_a_declaration(action: str) -> None:
+    """As a finalizer or a signal handler may, which runs anywhere: nothing waits for itself."""
+    registry = Registry()
+    layers = [Registry(registry) for _ in range(3)]
+    registry.register(2, len)
+
+    class Handler:
+        def __call__(self, ctx: Any, conn: Any) -> None: ...
+        def __eq__(self, other: object) -> bool:  # which is called under the lock
+            if action == "make":
+                layers.append(Registry(registry))
+            elif action == "register":
+                registry.register(3, len)
+            else:
+                registry.unregister(2)
+            return False
+
+        __hash__ = object.__hash__
+
+    def again() -> None:
+        registry.register(1, Text.deserialize, Handler())
+        with pytest.raises(AlreadyRegistered):
+            registry.register(1, Text.deserialize, Handler())
+
+    assert ends(again)
+    expected = {"make": {0, 1, 2}, "register": {0, 1, 2, 3}, "unregister": {0, 1}}[action]
+    assert all(set(each.entries) == expected for each in (registry, *layers))
+
+
+def test_layers_agree_after_a_race() -> None:
+    """Whoever declares, gives back and makes layers meanwhile, all end with the same."""
+    top, layers = Registry(), []
+
+    def declare() -> None:
+        for number in range(1, 200):
+            try:
+                top.register(number, Text.deserialize)
+                if number % 3:
+                    top.unregister(number)
+            except (AlreadyRegistered, NotRegistered):
+                pass
+
+    def make() -> None:
+        for _ in range(50):
+            layers.append(Registry(layers[-1] if layers else top))
+
+    together(declare, make, declare, make, declare)
+    assert len(layers) == 100
+    assert all(each.entries == top.entries for each in layers)
