@@ -263,7 +263,7 @@ class Connection(HasTimers):
         with self._lock:
             self._transport = transport
             self._raise_if_closed()
-        transport.handshake(self._options.handshake_timeout)
+        self._shake_hands(transport)
         with self._lock:
             self._raise_if_closed()
             self._ready = True
@@ -279,6 +279,9 @@ class Connection(HasTimers):
         self._tally.established(self)
         self._send_queue.open()
         self._keep_alive.start()
+
+    def _shake_hands(self, transport: Transport) -> None:
+        transport.handshake(self._options.handshake_timeout)
 
     def _raise_if_closed(self) -> None:
         """Needs _lock."""
@@ -482,18 +485,19 @@ class Connection(HasTimers):
         self._stuck = gather(self._all_threads(), Deadline(None if idle else 0))
         if frames:
             self._unsent += frames
-            lost = ConnectionClosed(
-                f"{frames} messages ({size} bytes) could not be sent: {self._reason}"
-            )
-            self._reporter.undelivered(lost, "closing")
+            self._tell_unsent(f"{frames} messages ({size} bytes) could not be sent: {self._reason}")
         elif self._in_flight:
-            late = f"{self._in_flight} bytes that were sent did not reach the peer in time"
-            self._reporter.undelivered(ConnectionClosed(late), "closing")
+            self._tell_unsent(
+                f"{self._in_flight} bytes that were sent did not reach the peer in time"
+            )
         self._call_on_close()
         if self._transport is not None:
             self._transport.close()
         self._forget()
         self._finished.set()
+
+    def _tell_unsent(self, what: str) -> None:
+        self._reporter.undelivered(ConnectionClosed(what), "closing")
 
     def _forget(self) -> None:
         """Have the owner forget the connection."""

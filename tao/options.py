@@ -18,6 +18,7 @@ from tao.addresses import parse
 from tao.codec import Codec, TypeLengthValueCodec
 from tao.codec_checks import check_codec
 from tao.message import Registry, check_callable, default_registry
+from tao.proxy_protocol import ProxyNetworks
 from tao.threads import usable_cpus
 from tao.workers import WorkerPool
 
@@ -100,7 +101,7 @@ class Options:
     #: Seconds after which a connection is closed from which nothing came; None: never. The peer
     #: should send heartbeats more often than that. The kernel's own probes are set to it, too.
     idle_timeout: float | None = None
-    #: Seconds that the TLS handshake may take.
+    #: Seconds that the TLS handshake may take, with the PROXY header that may come before.
     handshake_timeout: float = 10.0
     #: Seconds that an orderly end may take: handlers that run, messages still to be sent.
     drain_timeout: float = 10.0
@@ -170,6 +171,12 @@ class ServerOptions(Options):
     max_connections: int = 1000
     #: The same for connections from one address; None: no limit of its own.
     max_connections_per_host: int | None = None
+    #: The networks of the proxies (load balancers) through which peers come, as ``["10.0.0.0/8"]``;
+    #: ``"unix:"`` stands for whoever connects to a Unix socket. From there each connection must
+    #: begin with a header of the PROXY protocol, version 1 or 2, before TLS and within
+    #: ``handshake_timeout``; it tells ``remote_address``, by which ``max_connections_per_host``
+    #: then counts. Connections from elsewhere are closed. None: there is no proxy.
+    proxy_protocol: Collection[Any] | None = None
     #: How many connections may wait in the kernel to be accepted.
     backlog: int = 1024
     #: How many connections a second are accepted in the long run; None: all that come. Who comes
@@ -188,6 +195,8 @@ class ServerOptions(Options):
         _callable(self, "worker_initializer")
         _count(self, "max_connections")
         _count(self, "max_connections_per_host", optional=True)
+        if self.proxy_protocol is not None:
+            ProxyNetworks(self.proxy_protocol)  # which checks it
         _count(self, "backlog")
         _seconds(self, "accept_rate", optional=True)
         _count(self, "accept_burst", optional=True)

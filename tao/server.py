@@ -26,6 +26,7 @@ from tao.message import Registry, check_callable, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.options import ServerOptions, make_options
 from tao.outcomes import Broadcast, StopReport
+from tao.proxy_protocol import ProxyNetworks
 from tao.serverconn import ServerConn
 from tao.signals import catch_signals
 from tao.threads import Deadline, Doorbell, Joinable, gather, in_tao_thread, spawn
@@ -71,6 +72,8 @@ class Server(HasCredentials):
         self._admission = Admission(
             self._options.max_connections, self._options.max_connections_per_host
         )
+        proxies = self._options.proxy_protocol
+        self._proxies = None if proxies is None else ProxyNetworks(proxies)
         self._tally = Tally(f"server-{next(_numbers)}", self._fill)
         # Guards all below, as far as it changes after the start.
         self._lock = threading.Lock()
@@ -423,6 +426,11 @@ class Server(HasCredentials):
 
     def _admit(self, sock: socket.socket, address: Any, listener: Listener) -> Run | None:
         """Make a connection of an accepted socket, or close it if there are too many."""
+        proxies = self._proxies
+        if proxies is not None and address not in proxies:
+            self._refuse(address, "it is in none of the networks of proxy_protocol")
+            sock.close()
+            return None
 
         def connect() -> tuple[Transport, Any]:
             if _INHERIT_NON_BLOCKING or sock.gettimeout() is not None:
@@ -430,7 +438,11 @@ class Server(HasCredentials):
             set_kernel_clocks(sock, self._options)
             return _transport(sock, listener.credentials.context), listener.local_address(sock)
 
-        return self._adopt(address, connect, sock.close, ServerConn._as_run)
+        proxied = proxies is not None
+        host = None if proxied else host_of(address)
+        return self._adopt(
+            address, connect, sock.close, lambda conn: conn._as_run(sock, proxied), host=host
+        )
 
     def _adopt(
         self,
@@ -438,6 +450,8 @@ class Server(HasCredentials):
         connect: Callable[[], tuple[Transport, Any]],
         discard: Callable[[], object],
         begin: Callable[[ServerConn], T],
+        *,
+        host: str | None = "",
     ) -> T | None:
         """Make a connection, whatever its bytes travel by; None: there are too many.
 
@@ -446,17 +460,15 @@ class Server(HasCredentials):
             connect: returns the transport and this side's address.
             discard: called when there is to be no connection.
             begin: given the connection, has it served; what it returns is returned.
+            host: as whose the connection counts; None if that will be known later.
         """
-        host = host_of(address)
         net_id = next(self._ids)
         if self._state == "running":
             refusal = self._admission.admit(net_id, host)
         else:
             refusal = "the server is stopping"
         if refusal:
-            self._tally.refused()
-            floods = self._tally.floods
-            floods.warn(logger, "connection from {} refused: {}", address_text(address), refusal)
+            self._refuse(address, refusal)
             discard()
             return None
         try:
@@ -472,6 +484,19 @@ class Server(HasCredentials):
             discard()
             self._remove(net_id)
             raise
+
+    def _count_peer(self, net_id: int, address: Any) -> str:
+        """Count a connection as its peer's, now that that is known; return why it cannot be."""
+        refusal = self._admission.move(net_id, host_of(address))
+        if refusal:
+            self._refuse(address, refusal)
+        return refusal
+
+    def _refuse(self, address: Any, why: str) -> None:
+        """Tell of a connection that is turned away."""
+        self._tally.refused()
+        text = "connection from {} refused: {}"
+        self._tally.floods.warn(logger, text, address_text(address), why)
 
     def _welcome(self, conn: ServerConn) -> None:
         """A connection is established: give it what is scheduled for all."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 from tao.connection import Connection
 from tao.errors import ConnectionClosed, HandshakeFailed
+from tao.first_bytes import PeerLeft, read_proxy_header, wait_for_first_byte
+from tao.threads import Deadline
 from tao.timers import ConnectionTimer
-from tao.transport import Transport
+from tao.transport import TlsTransport, Transport
 from tao.turns import Run
 
 if TYPE_CHECKING:
@@ -34,13 +37,22 @@ class ServerConn(Connection):
         self.remote_address = address
         self._accepted = transport
         self._followed: dict[int, int] = {}  # schedule to timer, guarded by _lock
+        # Where the first bytes are looked at, and whether a PROXY header is among them.
+        self._socket: socket.socket | None = None
+        self._proxied: bool = False
         self._welcomed: bool = False  # all that follows on_connect is done, and it reads
 
     def _server(self) -> Any:
         return self._owner
 
-    def _as_run(self) -> Run:
-        """Return what the connection's first thread is to do, for the one that has accepted it."""
+    def _as_run(self, sock: socket.socket, proxied: bool) -> Run:
+        """Return what the connection's first thread is to do, for the one that has accepted it.
+
+        Args:
+            sock: what it has accepted.
+            proxied: whether that begins with a PROXY header.
+        """
+        self._socket, self._proxied = sock, proxied
         name = self._thread_name("reader")
         run = Run(lambda: self._begin(self._open), name, self._abandon)
         with self._lock:
@@ -84,10 +96,66 @@ class ServerConn(Connection):
             if not self._ready:
                 return False  # closed before it began
             # What on_connect wrote goes out all the same, and is seen off like any other end.
-            self._owner._tally.refused()
+            if not self._left_at_once():
+                self._owner._tally.refused()
             self._send_queue.open()
             self._begin_close(str(error), drain=False)
         return True
+
+    def _shake_hands(self, transport: Transport) -> None:
+        sock, timeout = self._socket, self._options.handshake_timeout
+        deadline = Deadline(timeout)
+        if sock is not None and self._proxied:
+            self._read_header(sock, deadline)
+        tls = isinstance(transport, TlsTransport)
+        if sock is not None and tls and not wait_for_first_byte(sock, deadline):
+            raise HandshakeFailed(f"TLS handshake not done after {timeout} s")
+        try:
+            transport.handshake(deadline.remaining())
+        except HandshakeFailed as error:
+            if deadline.expired:
+                raise HandshakeFailed(f"TLS handshake not done after {timeout} s") from error
+            raise
+
+    def _read_header(self, sock: socket.socket, deadline: Deadline) -> None:
+        """Learn from the proxy who the peer is, and count the connection as that one's."""
+        header = read_proxy_header(sock, deadline)
+        if header is None:
+            raise HandshakeFailed(f"no PROXY header within {self._options.handshake_timeout} s")
+        if header.source is not None:
+            self.remote_address = header.source
+        refusal = self._owner._count_peer(self.net_id, self.remote_address)
+        if refusal:
+            self._begin_close(refusal, drain=False, ended=True)
+            raise ConnectionClosed(refusal)
+
+    # Health checks connect and go, in order or not. Until something was heard from a peer that is
+    # no error, nor is it that a greeting finds nobody.
+
+    def _failed(self, error: Exception, reason: str, *, ended: bool = False) -> None:
+        broken = isinstance(error, ConnectionError) and not isinstance(error, HandshakeFailed)
+        if isinstance(error, PeerLeft) or (broken and not self._reader.bytes_in):
+            if self._reason is None:
+                self._reporter.log().debug("the peer sent nothing: {}", reason)
+            self._drop(reason, ended=ended)
+        else:
+            super()._failed(error, reason, ended=ended)
+
+    def report(self, error: BaseException, doing: str) -> None:
+        if isinstance(error, ConnectionClosed) and self._left_at_once():
+            self._reporter.log().debug("the peer sent nothing: {} ({})", error, doing)
+        else:
+            super().report(error, doing)
+
+    def _tell_unsent(self, what: str) -> None:
+        if not self._left_at_once():
+            super()._tell_unsent(what)
+
+    def _left_at_once(self) -> bool:
+        """Tell whether the peer has gone before anything was sent, but for a greeting of ours."""
+        if self._send_queue.error is None or self._reader.bytes_in:
+            return False
+        return not (self._established and self._send_queue.frames_sent)
 
     def _follow(self, schedule: int, interval: float, callback: ConnectionTimer) -> None:
         """Run a timer of the server's, unless that is done already."""

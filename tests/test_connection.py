@@ -559,6 +559,8 @@ def test_the_peer_resets(open_end: OpenEnd) -> None:
         on_close=lambda conn: closed.add(conn.close_reason),
         on_error=lambda conn, error: errors.add(type(error)),
     )
+    end.peer.sendall(text("x")[:1])
+    wait_until(lambda: end.conn.counts().bytes_in)
     end.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     end.peer.close()
     assert closed.wait() == ["connection reset by peer"]

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "tao"
 #: From the ground up. A module may import from below, and from its own storey if there is no cycle.
 STOREYS = [
     {"errors", "safe_text", "atomic", "version"},
-    {"callables", "reloading", "message", "codec", "codec_checks"},
+    {"callables", "reloading", "message", "codec", "codec_checks", "proxy_protocol"},
     {
         *(
             "log",
@@ -35,7 +35,14 @@ STOREYS = [
     },
     {
         *("tls", "connection", "options", "listener", "intake", "credentials", "forks"),
-        *("reader", "reporter", "keepalive", "ending", "outcomes"),
+        *(
+            "reader",
+            "reporter",
+            "keepalive",
+            "ending",
+            "outcomes",
+            "first_bytes",
+        ),
         *("dialling", "errands", "happy_eyeballs", "places"),
     },
     {"server", "serverconn", "client"},
