@@ -42,12 +42,15 @@ from tao.threads import Deadline, Joinable, gather, spawn
 from tao.timers import HasTimers, TimerSet
 from tao.timing import TimingWheel
 from tao.transport import Transport, address_text, explain
+from tao.transport_access import HasTransport
 from tao.watch import watch_on
 
 __all__ = ["Connection"]
 
+_ABORTED = "aborted by this side"
 
-class Connection(HasTimers):
+
+class Connection(HasTimers, HasTransport):
     """One end of a connection. All public methods may be called from any thread, at any time.
 
     What users meet are its subclasses `ServerConn` and `ClientConn`.
@@ -177,6 +180,19 @@ class Connection(HasTimers):
         """
         self._begin_close("closed by this side", drain=False)
 
+    def abort(self) -> None:
+        """End the connection now, for good; return at once, see `wait_closed`.
+
+        What waits to be sent is discarded, here and in the kernel, and the peer sees a reset or the
+        end of the stream. Handlers that run have ``drain_timeout`` to return, as after `close`.
+        Aborting what is closing already, or twice, is harmless.
+        """
+        self._begin_close(_ABORTED, drain=False)
+        self._send_queue.give_up(ConnectionAbortedError(_ABORTED))
+        transport = self._transport
+        if transport is not None:
+            transport.abort(reset=True)
+
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until the connection is over and none of its threads is left; tell whether it is.
 
@@ -213,18 +229,6 @@ class Connection(HasTimers):
     def idle_time(self) -> float:
         """For how long nothing has come from the peer, in seconds."""
         return self._keep_alive.idle_time
-
-    @property
-    def peer_certificate(self) -> dict[str, Any] | None:
-        """Whom the peer proved to be by TLS, as ``ssl.SSLSocket.getpeercert()`` tells, or None."""
-        transport = self._transport
-        return None if transport is None else transport.peer_certificate
-
-    @property
-    def tls_version(self) -> str | None:
-        """The version of TLS in use, or None."""
-        transport = self._transport
-        return None if transport is None else transport.tls_version
 
     @property
     def send_queue_length(self) -> int:
@@ -497,7 +501,8 @@ class Connection(HasTimers):
         self._finished.set()
 
     def _tell_unsent(self, what: str) -> None:
-        self._reporter.undelivered(ConnectionClosed(what), "closing")
+        if self._reason != _ABORTED:  # else that was the purpose
+            self._reporter.undelivered(ConnectionClosed(what), "closing")
 
     def _forget(self) -> None:
         """Have the owner forget the connection."""

@@ -124,7 +124,10 @@ class MemoryTransport(Transport):
     def unacknowledged(self) -> int:
         return self._outward.waiting
 
-    def abort(self) -> None:
+    def option(self, level: int, name: int, value: int | bytes | None, length: int) -> Any:
+        raise OSError(errno.ENOTSOCK, "a connection in memory has no socket")
+
+    def abort(self, *, reset: bool = False) -> None:
         self._outward.end()
         self._inward.leave()
 

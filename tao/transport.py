@@ -51,6 +51,8 @@ _TLS_SEND = 16 * _TLS_RECORD
 # How long a send waits for a thread that decrypts, in seconds. It must end: that thread may be in a
 # finalizer which waits for this one.
 _LOCK_PATIENCE = 0.05
+# Has close() send a reset in place of what is left.
+_NO_LINGER = struct.pack("ii", 1, 0)
 # How much one recv asks for in a handshake.
 _HANDSHAKE_BYTES = 64 * 1024
 # The longest that poll() can wait, in milliseconds.
@@ -217,12 +219,37 @@ class Transport:
         count: int = struct.unpack("i", answer)[0]
         return count
 
-    def abort(self) -> None:
-        """End both directions now and wake whoever waits. Any thread may call it, any time."""
+    def option(
+        self, level: int, name: int, value: int | bytes | None, length: int
+    ) -> int | bytes | None:
+        """Return an option of the socket, or set it to ``value``. Any thread may call it, any time.
+
+        Raises:
+            ConnectionClosed: the transport is closed.
+            OSError: the kernel refuses.
+        """
+        with self._closing:
+            if self._closed:
+                raise ConnectionClosed("the connection is closed")
+            if value is not None:
+                self._sock.setsockopt(level, name, value)
+                return None
+            # With a length, even 0, it would return bytes.
+            lengths = (length,) if length else ()
+            return self._sock.getsockopt(level, name, *lengths)
+
+    def abort(self, *, reset: bool = False) -> None:
+        """End both directions now and wake whoever waits. Any thread may call it, any time.
+
+        Args:
+            reset: forget what the kernel has still to send; the peer is told when this is closed.
+        """
         with self._closing:
             if self._closed:
                 return
             try:
+                if reset and self._sock.family in _TCP:
+                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
                 self._sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # the peer was faster

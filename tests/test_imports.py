@@ -42,6 +42,7 @@ STOREYS = [
             "ending",
             "outcomes",
             "first_bytes",
+            "transport_access",
         ),
         *("dialling", "errands", "happy_eyeballs", "places"),
     },
