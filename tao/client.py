@@ -1,41 +1,36 @@
-"""The client: dialling, and dialling again."""
+"""The client, as the application holds it.
+
+A client lives in two objects. Its threads hold the core (``reconnect.py``), and the application
+holds a `ClientConn`, which holds the core. What belongs to the application (handlers, callbacks,
+timers, values) is held by the `ClientConn`, and the core finds it by a weak reference: for it may
+refer to the client, as a method of the object that has made the client does. So if the application
+forgets a client without closing it, the garbage collector finds out, and the client is closed.
+"""
 
 from __future__ import annotations
 
-import itertools
+import inspect
 import sys
-import threading
-import warnings
 import weakref
-from collections.abc import Callable
-from functools import partial
-from time import monotonic
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from datetime import datetime
+from functools import wraps
 from types import FrameType
 from typing import Any
 
-from tao.codec import Batch
+from tao.callables import check_callable, check_quickly
 from tao.connection import Connection
-from tao.context import background
+from tao.context import Context
 from tao.dialling import Dialler, Source
-from tao.errors import ConnectFailed, ConnectionClosed
-from tao.forks import renew_after_fork, renew_client
-from tao.message import HEARTBEAT, Registry, default_registry
-from tao.metrics import Snapshot, Tally
-from tao.options import ClientOptions, Reconnect, make_options
+from tao.message import Message, Registration, Registry, default_registry
+from tao.metrics import Snapshot
+from tao.options import ClientOptions, make_options
 from tao.places import places_of
-from tao.threads import as_tao_thread, in_tao_thread
-from tao.timing import shared_wheel
-from tao.transport import Transport
+from tao.reconnect import ClientCore, Owner
+from tao.timers import ConnectionTimer, HasTimers
 
 __all__ = ["ClientConn", "connect"]
-
-_ids = itertools.count(1)
-# What closing in order may take beyond the drain timeout, before close() returns regardless.
-_SLACK = 5.0
-# Which warnings were shown, as the module warnings keeps that: once for each line of a program.
-_shown: dict[Any, Any] = {}
-# A connection that lasts for so many seconds, and longer than any wait of the back-off, is of use.
-_LASTING = 10.0
 
 
 class ClientConn(Connection):
@@ -44,6 +39,10 @@ class ClientConn(Connection):
     With ``reconnect`` it outlives its transports: when one is lost it dials again; what was written
     meanwhile, and what was not wholly sent, waits and then goes out in order, after what
     ``on_connect`` writes. Timers and values stay; ``context`` is a new one for each.
+
+    Keep a reference to a client, and close it in the end. One that is forgotten, which means that
+    nothing but its own handlers, callbacks, timers and values refers to it, is closed, with a
+    `ResourceWarning`.
 
     In a child of ``os.fork`` one that was started is closed, see ``tao/forks.py``.
 
@@ -58,54 +57,44 @@ class ClientConn(Connection):
         TypeError, ValueError: an option is unknown or wrong; the text names it.
     """
 
-    _label = "client-{}"
+    # What is not found here, the core has: see __getattr__, and the end of this module.
+
+    _core: ClientCore
+    #: What this client knows beside the default registry, or the registry it was given.
+    registry: Registry
+    #: How many times the connection came back.
+    reconnects: int
 
     def __init__(self, address: Any, **options: Any) -> None:
         checked = make_options(ClientOptions, "ClientConn", options)
-        reconnect = checked.reconnect
-        self._reconnect: Reconnect | None = Reconnect() if reconnect is True else reconnect or None
-        source = address if isinstance(address, Source) else Dialler(places_of(address), checked)
-        self._source: Source = source
-        if source.once and self._reconnect is not None:
-            raise ValueError(
-                "reconnect: a socket that is connected already cannot be connected again; give a "
-                "function that returns a new one each time"
-            )
-        #: What this client knows beside the default registry, or the registry it was given.
-        self.registry: Registry = checked.registry or Registry(default_registry)
-        user = object()
-        self._give_back = weakref.finalize(self, shared_wheel.release, user)
-        wheel = shared_wheel.acquire(user)
-        # Given back at the end, or when a client that never started is forgotten.
-        self._give_back.atexit = False
-        net_id = next(_ids)
-        super().__init__(
-            net_id,
-            checked,
-            registry=self.registry,
-            wheel=wheel,
-            run=None,
-            parent=background(),
-            tally=Tally(f"client-{net_id}", self._fill),
-            keep=self._reconnect is not None,
-        )
-        self.remote_address = self._source.address
-        self._client_options = checked
-        # Guarded by _lock, like the base's fields.
-        # Then "starting", and "started" when a thread sees to the end, or there is none to see to.
-        self._state: str = "new"
-        # Owned by the reading thread, once there is one.
-        self._attempts: int = 0  # to connect, since a connection proved to be one
-        self._came_up: float = monotonic()
-        self._proved: bool = False  # a message of the application's has come since
-        self._up = threading.Event()  # set while established
-        self._hurry = threading.Event()  # set when closing: ends the back-off
-        #: How many times the connection came back.
-        self.reconnects: int = 0
-        renew_after_fork(self, renew_client)
-        if checked.on_message is None:
-            self._reporter.unheard = partial(self._warn_unheard, _caller())
-        self._tally.publish()
+        registry = checked.registry or Registry(default_registry)
+        link = _Link(self)
+        weak_options, weak_registry = _weak_options(checked, link), _WeakRegistry(registry, link)
+        # Directly, as __setattr__ is for what comes later.
+        own = self.__dict__
+        own["registry"], own["_given"], own["_weak_registry"] = registry, checked, weak_registry
+        own["_link"], own["_values"], own["_kept_timers"], own["_functions"] = link, {}, {}, []
+        source = address if isinstance(address, Source) else self._dialler(address, weak_options)
+        own["_core"] = ClientCore(source, weak_options, weak_registry, link, _caller())
+
+    def __getattr__(self, name: str) -> Any:
+        # Not called for what the class or the object has.
+        try:
+            core = self.__dict__["_core"]
+        except KeyError:
+            raise AttributeError(name) from None
+        return getattr(core, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dict__ and hasattr(self.__dict__.get("_core"), name):
+            setattr(self._core, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __del__(self) -> None:
+        core = self.__dict__.get("_core")
+        if core is not None and not sys.is_finalizing():
+            core.forget(self)
 
     # -- what users call
 
@@ -124,30 +113,7 @@ class ClientConn(Connection):
             HandshakeFailed: TLS was not agreed upon.
             ConnectionClosed: closed meanwhile, or refused by ``on_connect``.
         """
-        if keep_trying and self._reconnect is None:
-            raise ValueError("keep_trying needs the option reconnect")
-        with self._lock:
-            self._raise_if_closed()
-            if self._state != "new":
-                raise RuntimeError("the client is started already")
-            self._state = "starting"
-        with as_tao_thread():  # a callback that closes must not wait for this thread
-            if keep_trying:
-                self._launch(self._begin, partial(self._come_back, first=True))
-                return self
-            try:
-                self._connect_first()
-            except BaseException:
-                with self._lock:
-                    over = self._reason is not None
-                    self._state = "started" if over else "new"
-                if over:
-                    self._finish()
-                raise
-            closed = self._reason
-            self._launch(self._play, True)  # also then: it sees the connection off
-        if closed is not None:
-            raise ConnectionClosed(closed)
+        self._core.start(keep_trying)
         return self
 
     def close(self) -> None:
@@ -157,29 +123,22 @@ class ClientConn(Connection):
         what came and was not handled yet is dropped. Back-off ends at once. Called by one of tao's
         threads (in a handler, say), it does not wait.
         """
-        super().close()
-        with self._lock:
-            never_started = self._state == "new"
-            if never_started:
-                self._state = "started"  # by now nobody can, and of two that close one goes on
-        if never_started:
-            with as_tao_thread():
-                self._finish()
-        elif not in_tao_thread():
-            self.wait_closed(self._options.drain_timeout + _SLACK)
+        self._core.close()
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._up.is_set() and self._reason is None
+        return self._core.connected
 
     def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait until there is a connection, ``timeout`` seconds at most; tell whether there is.
 
         It also returns, False, when the client is closed.
         """
-        self._up.wait(timeout)
-        return self.connected
+        return self._core.wait_connected(timeout)
+
+    def write(self, message: Message, timeout: float | None = None) -> None:
+        self._core.write(message, timeout)  # written out, as it is called for each message
 
     def handler(
         self, message_class: Any, *, dispatch: str | None = None
@@ -187,233 +146,251 @@ class ClientConn(Connection):
         """Make the decorated function the handler of a message class, on this client only."""
         return self.registry.handler(message_class, dispatch=dispatch)
 
+    def value(self, key: Hashable) -> Any:
+        return self._values.get(key)
+
+    def set_value(self, key: Hashable, value: Any) -> None:
+        self._values[key] = value
+
+    def cancel_timer(self, timer_id: int) -> bool:
+        cancelled = self._core.cancel_timer(timer_id)
+        self._kept_timers.pop(timer_id, None)
+        return cancelled
+
     def snapshot(self) -> Snapshot:
         """Return the figures of this client as they are now."""
-        return self._tally.snapshot()
+        return self._core.snapshot()
 
     def __enter__(self) -> ClientConn:
         """Connect, unless that is done."""
-        if self._state == "new" or self.closed:
-            self.start()
+        self._core.enter()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # -- getting connected
+    # -- what is held here
 
-    def _launch(self, target: Callable[..., object], *args: Any) -> None:
-        thread = self._thread("reader", target, *args)
-        with self._lock:
-            self._state = "started"
-        try:
-            thread.start()
-        except RuntimeError:  # there are too many
-            self._begin_close("no thread could be started", drain=False)
-            self._finish()
-            raise
+    def _dialler(self, address: Any, options: ClientOptions) -> Dialler:
+        """Return what connects to an address, whose functions are held here."""
+        places = places_of(address)
+        for place in places:
+            if place.function is not None:
+                self._functions.append(place.function)
+                place.function = _weak_function(len(self._functions) - 1, self._link)
+        return Dialler(places, options)
 
-    def _connect_first(self) -> None:
-        """Connect; a server with which no connection comes to be is passed over for the next."""
-        for left in reversed(range(self._source.size)):
-            try:
-                self._connect_once()
-                return
-            except ConnectFailed:
-                raise
-            except ConnectionClosed as error:
-                if self._reason is not None or not left:
-                    raise
-                self._reporter.log().info("{}; trying the next server", error)
+    run_at = HasTimers.run_at
+    run_after = HasTimers.run_after
+    run_every = HasTimers.run_every
 
-    def _connect_once(self) -> None:
-        """Dial and establish, or leave everything as it was."""
-        self._renew_context()
-        transport = self._dial()
-        try:
-            self._establish(transport)
-        except BaseException:
-            self._take_down(transport)
-            self._source.over(useful=False)
-            raise
-        with self._lock:
-            if self._lost is None:
-                self._up.set()
-        self._came_up, self._proved = monotonic(), False
-        self._reader.on_batch = self._look_for_proof
+    def _add_timer(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
+        if not callable(callback):
+            raise TypeError(f"a timer's callback must be callable, not {callback!r}")
+        check = check_callable if periodic else check_quickly
+        check("callback", callback, "due", "conn")
+        timer = _Timer(callback)
+        call = _weak_timer(timer, self._link, periodic)
+        timer_id = self._core.add_timer(seconds, call, periodic=periodic)
+        self._kept_timers[timer_id] = timer
+        timer.number = timer_id
+        if timer.over:  # it was due before this thread came so far
+            self._kept_timers.pop(timer_id, None)
+        return timer_id
 
-    def _take_down(self, transport: Transport) -> None:
-        transport.abort()
-        count = self._send_queue.detach()
-        if count:
-            self._unsent += count
-            lost = ConnectionClosed(f"{count} messages written by on_connect could not be sent")
-            self._reporter.undelivered(lost, "connecting")
-        with self._lock:
-            self._transport = None
-            self._ready = False
-        transport.close()
+    def _end(self) -> None:
+        """The core has ended: no timer is called any more."""
+        self._kept_timers.clear()
+        # What this client has learned of the handlers, others begin with.
+        for number, learned in list(self._weak_registry.entries.items()):
+            entry = self.registry.entries.get(number)
+            if entry is not None:
+                entry.trust = learned.trust
 
-    def _dial(self) -> Transport:
-        try:
-            reached = self._source.next()
-        except ConnectFailed as error:
-            cause = error.__cause__
-            if cause is not None and not isinstance(cause, (OSError, ValueError)):
-                self.report(cause, "in the function that connects")
-            raise
-        except ConnectionClosed:
-            with self._lock:
-                self._raise_if_closed()
-            raise
-        self.remote_address, self.local_address = reached.remote_address, reached.local_address
-        return reached.transport
 
-    # -- losing the connection, and coming back
+class _Link(Owner):
+    """The way from the core to the application's object, which that does not keep alive."""
 
-    def _drop(self, reason: str, *, ended: bool = False) -> None:
-        with self._lock:
-            again = self._reconnect is not None and self._reason is None
-            first = self._lost is None
-            if again and first:
-                self._lost = reason
-            # Those of now: at any moment after this, the next ones may be there.
-            context, transport = self.context, self._transport
-        if not again:
-            super()._drop(reason, ended=ended)
-        elif first:
-            context.cancel(reason)
-            if transport is not None:
-                # Nothing more goes where it would be lost; it waits for the next.
-                self._send_queue.give_up(ConnectionAbortedError(reason), transport)
-            with self._lock:
-                if self._lost is not None and self._reason is None:  # at the end it stays set
-                    self._up.clear()
+    __slots__ = ("_client", "_forgotten")
 
-    def _renew(self) -> bool:
-        if self._reason is None and self._lost is not None:
-            self._leave()
-            if self._come_back():
-                return True
-        self._finish()
-        return False
+    def __init__(self, client: ClientConn) -> None:
+        self._client = weakref.ref(client)
+        # Set when the application has forgotten it: for the calls that the end brings about.
+        self._forgotten: ClientConn | None = None
 
-    def _leave(self) -> None:
-        """Be done with a lost transport."""
-        self._reporter.log().info("connection lost: {}; connecting again", self._lost)
-        # While a handler runs, no message of another connection could be handled anyway.
-        self._dispatcher.wait_idle()
-        self._call_on_close()
-        transport = self._transport
-        assert transport is not None
-        self._take_down(transport)
+    def find(self) -> ClientConn | None:
+        """Return the object; None if it is gone, and so nothing of the core's runs any more."""
+        client = self._forgotten
+        return self._client() if client is None else client
 
-    def _come_back(self, first: bool = False) -> bool:
-        """Dial until it succeeds; False if there is nothing to come back to."""
-        how = self._reconnect
-        assert how is not None
-        if not first:
-            useful = self._proved_itself(how)
-            self._source.over(useful)
-            if useful:
-                self._attempts = 0
-        why = self._lost
-        for attempt in itertools.count(self._attempts + (not first)):
-            if how.attempts is not None and attempt > how.attempts:
-                self._begin_close(f"gave up after {attempt - 1} attempts: {why}", drain=False)
-                return False
-            self._attempts = attempt
-            if attempt and self._wheel.wait(self._hurry, how.delay(attempt)):
-                return False
-            try:
-                self._connect_once()
-            except ConnectionClosed as error:
-                if self._reason is not None:
-                    return False
-                self._reporter.log().info("attempt {}: {}", attempt, error)
-                self._reporter.tell(error)
-                why = str(error)
-                continue
-            self.reconnects += not first
-            return True
-        return False
+    def keep(self, owner: ClientConn) -> None:
+        self._forgotten = owner
 
-    def _look_for_proof(self, batch: Batch) -> None:
-        """See whether what was received shows that the peer is a server of this application's."""
-        known = self.registry.entries
-        if any(number != HEARTBEAT and known.get(number) is not None for number, _ in batch):
-            self._proved = True
-            self._reader.on_batch = None
+    def end(self) -> None:
+        client = self.find()
+        if client is not None:
+            client._end()
+        self._forgotten = None
 
-    def _proved_itself(self, how: Reconnect) -> bool:
-        """Whether the connection just lost was of use.
 
-        A wrong port may accept and send anything: a banner, an error, even a heartbeat. Of use is
-        what brought a message that the application knows, or lasted. Then the back-off begins anew.
-        """
-        lasted = self._wheel.since(self._came_up) > max(how.maximum, _LASTING)
-        return self._proved or lasted
+# -- handlers and callbacks that do not keep their client alive
 
-    def _renew_context(self) -> None:
-        """Have a context for the next transport, unless no transport has had that of now."""
-        with self._lock:
-            if self._reason is None and self.context.cancelled:
-                self.context = self._new_context()
 
-    def _ask_on_connect(self) -> bool:
-        agreed = super()._ask_on_connect()
-        if not agreed:  # what it began with this context is to end
-            self.context.cancel("refused by on_connect")
-        return agreed
+def _weak_options(given: ClientOptions, link: _Link) -> ClientOptions:
+    """Return options whose callbacks look for the client and call those that it was given."""
 
-    def _warn_unheard(self, made_at: tuple[str, int], number: int) -> None:
-        """Say that messages are skipped, where neither the log nor the application hears of it.
+    def on_connect(conn: Any) -> object:
+        client = link.find()
+        return client is not None and client._given.on_connect(client)
 
-        This is a mistake in the program, so it is a warning as Python has them, shown at the line
-        that made the client; it is shown unless the program says otherwise.
-        """
-        text = (
-            f"a client made here has received message number {number}, which its registry does "
-            "not know; such messages are skipped. Register its class with a handler, or give "
-            "on_message to silence this"
-        )
-        try:
-            warnings.warn_explicit(text, RuntimeWarning, *made_at, registry=_shown)
-        except RuntimeWarning as error:
-            # The program wants warnings to be errors, but on this thread there is nobody to raise
-            # it to. As an error of the connection's it would hide which error that really had.
-            warnings.showwarning(error, RuntimeWarning, *made_at)
+    def on_message(message: Any, conn: Any) -> None:
+        client = link.find()
+        if client is not None:
+            client._given.on_message(message, client)
 
-    # -- ending
+    def on_close(conn: Any) -> None:
+        client = link.find()
+        if client is not None:
+            client._given.on_close(client)
 
-    def _begin_close(
-        self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False
-    ) -> None:
-        super()._begin_close(reason, drain=drain, timeout=timeout, ended=ended)
-        self._hurry.set()
-        self._source.close()
+    def on_error(conn: Any, error: BaseException) -> None:
+        client = link.find()
+        if client is not None:
+            client._given.on_error(client, error)
 
-    def _finish(self) -> None:
-        super()._finish()
-        # Who waits for a connection need not wait any longer.
-        self._up.set()
+    callbacks = (on_connect, on_message, on_close, on_error)
+    weak: dict[str, Any] = {each.__name__: each for each in callbacks}
+    used = {name: weak[name] for name in weak if getattr(given, name) is not None}
+    return replace(given, registry=None, **used)
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._give_back()
 
-    def _fill(self, snapshot: Snapshot) -> None:
-        connected = self.connected
-        snapshot.kind, snapshot.address = "client", str(self._source)
-        if self._reason is not None:
-            snapshot.state = "closed"
-        elif connected:
-            snapshot.state = "connected"
-        else:
-            snapshot.state = "new" if self._state == "new" else "connecting"
-        snapshot.connections = int(connected)
-        snapshot.reconnects = self.reconnects
-        snapshot.timers = self._wheel.size
+def _weak_function(index: int, link: _Link) -> Callable[[], Any]:
+    """Return a function that calls one of those by which a client connects."""
+
+    def connect() -> Any:
+        client = link.find()
+        if client is None:
+            raise ConnectionAbortedError("the client is gone")
+        return client._functions[index]()
+
+    return connect
+
+
+class _WeakRegistry(Registry):
+    """The messages that a client's registry knows, with handlers that look for the client."""
+
+    def __init__(self, source: Registry, link: _Link) -> None:
+        self._link = link
+        self._seen = weakref.ref(source)
+        super().__init__(source)
+        self._parent = None  # as that holds the handlers
+
+    def _new_entries(self) -> dict[int, Registration]:
+        source = self._seen()
+        if source is None or type(source.entries) is dict:
+            return {}
+        return _MoreEntries(self._found)  # it may know more than it lists
+
+    def _source(self, number: int) -> Registration | None:
+        source = self._seen()
+        return None if source is None else dict.get(source.entries, number)
+
+    def _as_seen(self, registration: Registration) -> Registration:
+        number = registration.number
+        weak = Registration(number, registration.deserialize, None, registration.dispatch)
+        weak.trust = registration.trust
+        if registration.handler is not None:
+            weak.handler = _weak_handler(number, self._link)
+        return weak
+
+    def _found(self, number: int) -> Registration | None:
+        source = self._seen()
+        entry = None if source is None else source.entries.get(number)
+        return None if entry is None else self._as_seen(entry)
+
+
+class _MoreEntries(dict[int, Registration]):
+    """Entries of a registry, and those that another finds although it does not list them."""
+
+    def __init__(self, find: Callable[[int], Registration | None]) -> None:
+        super().__init__()
+        self._find = find
+
+    def get(self, number: Any, default: Any = None) -> Any:
+        entry = super().get(number)
+        if entry is None and isinstance(number, int):
+            entry = self._find(number)
+        return default if entry is None else entry
+
+
+def _weak_handler(number: int, link: _Link) -> Callable[[Context, Any], object]:
+    """Return a handler that calls the one that the client's registry has for a number."""
+
+    def handle(context: Context, conn: Any) -> None:
+        client = link.find()
+        if client is not None:
+            entry = client.registry.entries.get(number)
+            if entry is not None and entry.handler is not None:
+                entry.handler(context, client)
+
+    return handle
+
+
+class _Timer:
+    """A timer's callback, which the client holds."""
+
+    __slots__ = ("__weakref__", "callback", "number", "over")
+
+    def __init__(self, callback: ConnectionTimer) -> None:
+        self.callback = callback
+        self.number: int = 0  # once it is known
+        self.over: bool = False  # it was called, and is not called again
+
+
+def _weak_timer(timer: _Timer, link: _Link, periodic: bool) -> ConnectionTimer:
+    """Return a callback that calls that of a timer if the client still has it."""
+    found = weakref.ref(timer)
+
+    def call(due: datetime, conn: Any) -> None:
+        timer, client = found(), link.find()
+        if timer is None or client is None:
+            return
+        if not periodic:
+            timer.over = True
+            client._kept_timers.pop(timer.number, None)
+        timer.callback(due, client)
+
+    return call
+
+
+# -- what the core has
+
+
+def _forward(kind: type[ClientConn]) -> None:
+    """Have what a core can do, and a class does not define itself, asked of the core."""
+    for name in dir(ClientCore):
+        member = inspect.getattr_static(ClientCore, name)
+        if name.startswith("__") or name in vars(kind):
+            continue
+        if isinstance(member, property):
+            setattr(kind, name, _forwarded_property(name, member.__doc__))
+        elif inspect.isfunction(member):
+            setattr(kind, name, _forwarded_method(name, member))
+
+
+def _forwarded_property(name: str, doc: str | None) -> property:
+    return property(lambda self: getattr(self._core, name), doc=doc)
+
+
+def _forwarded_method(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def forwarded(self: ClientConn, *args: Any, **options: Any) -> Any:
+        return getattr(self._core, name)(*args, **options)
+
+    return forwarded
+
+
+_forward(ClientConn)
 
 
 def _caller() -> tuple[str, int]:

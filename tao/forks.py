@@ -40,8 +40,8 @@ from tao.watch import watch_on
 from tao.workers import WorkerPool
 
 if TYPE_CHECKING:
-    from tao.client import ClientConn
     from tao.connection import Connection
+    from tao.reconnect import ClientCore
     from tao.server import Server
 
 __all__ = ["renew_after_fork", "renew_client", "renew_server"]
@@ -114,7 +114,7 @@ def renew_server(server: Server, reason: str) -> None:
     server._admission.clear()
 
 
-def renew_client(client: ClientConn, reason: str) -> None:
+def renew_client(client: ClientCore, reason: str) -> None:
     """Close a client that was started; one that was not can be started."""
     _renew_locks(client)
     _renew_tally(client._tally)

@@ -32,8 +32,6 @@ class Place:
         self.socket: deque[socket.socket] = deque()
         #: The name that a certificate must have, if nothing else is said.
         self.host: str | None = None
-        #: What was given, and what it is called in errors.
-        self.given = given
         self.memory = Memory()
         if isinstance(given, socket.socket):
             self.socket.append(given)

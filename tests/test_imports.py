@@ -46,7 +46,7 @@ STOREYS = [
         ),
         *("dialling", "errands", "happy_eyeballs", "places"),
     },
-    {"server", "serverconn", "client"},
+    {"server", "serverconn", "client", "reconnect"},
     {
         *("monitor", "monitor_http", "monitor_pages", "monitor_metrics", "monitor_live"),
         *("monitor_connections", "monitor_stacks", "monitor_answers", "monitor_health"),

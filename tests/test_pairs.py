@@ -414,7 +414,8 @@ def test_an_idle_timeout_while_dialling_does_no_harm(monkeypatch: pytest.MonkeyP
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: seen.add(ctx.cancelled))
     client = ClientConn(address, registry=registry, reconnect=AT_ONCE, idle_timeout=60).start()
-    dial = client._dial
+    core = client._core
+    dial = core._dial
 
     def slowly() -> Any:
         transport = dial()
@@ -422,7 +423,7 @@ def test_an_idle_timeout_while_dialling_does_no_harm(monkeypatch: pytest.MonkeyP
         client._keep_alive._look_idle()
         return transport
 
-    monkeypatch.setattr(client, "_dial", slowly)
+    monkeypatch.setattr(core, "_dial", slowly)
     wait_until(lambda: server.connections)
     server.connections[0].close()
     wait_until(lambda: client.reconnects)
@@ -574,7 +575,7 @@ def test_start_and_close_and_close(make_server: MakeServer, seed: int) -> None:
     together(start, client.close, client.close)
     assert client.wait_closed(PATIENCE)
     assert len(closed.items) == client.snapshot().connections_total
-    assert ended.items == [client]
+    assert ended.items == [client._core]
 
 
 def test_a_client_that_is_forgotten_gives_the_wheel_back() -> None:
