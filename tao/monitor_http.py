@@ -206,10 +206,12 @@ class HttpServer:
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
-                self._turn()
-            except BaseException as error:  # out of memory, say; the next turn may have some
-                self._faults.add("waiting for requests", error)
-                self._closing.wait(_BACKOFF)
+                try:
+                    self._turn()
+                except BaseException as error:  # out of memory, say; the next turn may have some
+                    self._go_on(error)
+            except BaseException:
+                pass  # the handling of an error has raised, and so might anything done about it
         for peer in self._all():
             self._drop(peer)
         self._sock.close()
@@ -221,6 +223,12 @@ class HttpServer:
             time.sleep(0.001)  # for a few instructions of another thread
         self._wake.close()
         self._woken.close()
+
+    def _go_on(self, error: BaseException) -> None:
+        try:
+            self._faults.add("waiting for requests", error)
+        finally:
+            self._closing.wait(_BACKOFF)
 
     def _turn(self) -> None:
         """Wait for something to happen, and see to it."""

@@ -289,6 +289,26 @@ def test_a_failure_of_the_loop(
     assert log_lines[0]["level"].name == "ERROR"
 
 
+def test_a_failure_of_the_loop_that_cannot_be_told(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What handles an error may raise as well: the next turn sees to requests all the same."""
+    failed = threading.Semaphore(0)
+
+    def fail(*args: Any) -> None:
+        failed.release()
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_BACKOFF", 0.001)
+        patch.setattr(monitor._http, "_turn", fail)
+        patch.setattr(monitor._http, "_faults", None)
+        monitor._http._ring()
+        for _ in range(3):
+            assert failed.acquire(timeout=PATIENCE)
+    assert ask(monitor).startswith("HTTP/1.0 200")
+
+
 @pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("count", [1, module._MOST_PEERS])
 def test_closing_cuts_all_off(monitor: Monitor, count: int) -> None:
