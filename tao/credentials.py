@@ -32,7 +32,11 @@ class HasCredentials:
     """What users do with the TLS of a server. Any thread may call any method."""
 
     _listeners: list[Listener]
-    _credentials: Credentials  # what the option ``tls`` says
+
+    @property
+    def _credentials(self) -> Credentials:
+        """What the option ``tls`` says, once the server is started; else an AttributeError."""
+        raise NotImplementedError
 
     def reload_tls(
         self,

@@ -99,10 +99,9 @@ def renew_server(server: Server, reason: str) -> None:
         server._options.workers.after_fork()
     if server._state == "new":
         return
-    if hasattr(server, "_give_back"):  # a server may be stopped without having been started
-        server._give_back()
-    server._state = "stopped"
-    server._stopper = None
+    if server._held:  # a server may be stopped without having been started
+        server._held[0].give_back()
+    server._stopping.finish()
     server._why_stopped = f"the server was started in another process: {reason}"
     for listener in server._listeners:
         listener.abandon()

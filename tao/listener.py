@@ -148,6 +148,12 @@ class Listener:
             if sock is not None:
                 sock.close()
 
+    def discard(self) -> None:
+        """End it, whether it has begun to accept or not."""
+        self.stop()
+        if not (self._turns.begun or self.closed.is_set()):
+            self._free()
+
     def join(self, deadline: Deadline, stuck: Iterable[Joinable] = ()) -> list[threading.Thread]:
         """Wait, after `stop`, for the threads; return those that did not end in time.
 

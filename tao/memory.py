@@ -180,10 +180,9 @@ class MemorySource(Source):
 
     def next(self) -> Reached:
         server = self._server
-        with server._lock:
-            if server._state == "new":
-                server._begin()
-            state = server._state
+        if server._state == "new":
+            server._hold()
+        state = server._state
         if state != "running":
             raise self._failure(f"the server is {state}")
         near, far = memory_transports(self._capacity)

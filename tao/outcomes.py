@@ -32,8 +32,11 @@ class StopReport:
     abandoned: list[tuple[ServerConn, int, int]] = field(default_factory=list)
     #: Threads that still run, by name.
     threads: list[str] = field(default_factory=list)
+    #: Whether the stop was over when this was written. If not, ``abandoned`` has the connections
+    #: that had not ended by then.
+    finished: bool = True
 
     @property
     def clean(self) -> bool:
         """Whether everything was finished."""
-        return not (self.abandoned or self.threads)
+        return self.finished and not (self.abandoned or self.threads)

@@ -6,9 +6,8 @@ import itertools
 import socket
 import ssl
 import sys
-import threading
-import weakref
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from tao.addresses import Address, address_text, host_of
@@ -18,9 +17,9 @@ from tao.context import SERVER, Context, background
 from tao.credentials import Credentials, HasCredentials
 from tao.errors import ConnectionClosed, ServerClosed, TaoError
 from tao.forks import renew_after_fork, renew_server
+from tao.holdings import Holdings
 from tao.keepalive import set_kernel_clocks
-from tao.limits import TokenBucket
-from tao.listener import Listener, listen
+from tao.listener import Bound, Listener, listen
 from tao.log import logger
 from tao.message import Registry, check_callable, default_registry
 from tao.metrics import Snapshot, Tally
@@ -29,9 +28,10 @@ from tao.outcomes import Broadcast, StopReport
 from tao.proxy_protocol import ProxyNetworks
 from tao.serverconn import ServerConn
 from tao.signals import catch_signals
-from tao.threads import Deadline, Doorbell, Joinable, gather, in_tao_thread, spawn
+from tao.stopping import Parts, Stopping
+from tao.threads import Doorbell
 from tao.timers import ConnectionTimer
-from tao.timing import shared_wheel
+from tao.timing import TimingWheel
 from tao.transport import TlsTransport, Transport
 from tao.turns import Run
 from tao.workers import WorkerPool
@@ -75,15 +75,14 @@ class Server(HasCredentials):
         proxies = self._options.proxy_protocol
         self._proxies = None if proxies is None else ProxyNetworks(proxies)
         self._tally = Tally(f"server-{next(_numbers)}", self._fill)
-        # Guards all below, as far as it changes after the start.
-        self._lock = threading.Lock()
+        # All below may be changed by any thread at any moment, in single steps of the interpreter.
         self._listeners: list[Listener] = []
         self._all: dict[int, ServerConn] = {}  # until their last thread's last step
         self._schedules: dict[int, tuple[float, ConnectionTimer]] = {}
-        self._state: str = "new"  # then "running", "stopping", "stopped"
+        # What it has once it is started. If two threads start it at once, that of the first counts.
+        self._held: list[Holdings] = []
+        self._stopping = Stopping(self._parts, self._ring, self._flush)
         self._why_stopped: str = "a server that was stopped cannot be started again"
-        self._stopper: threading.Thread | None = None
-        self._report = StopReport()
         # They ring when serve_forever is to return: one for each thread that is in it.
         self._doorbells: list[Doorbell] = []
         self._interrupted: bool = False  # by a signal
@@ -115,43 +114,74 @@ class Server(HasCredentials):
         ServerOptions(tls=tls)  # which checks it
         check_decoder(self._options.codec, self.registry)  # all messages are declared by now
         bound = listen(address, self._options.backlog)
-        with self._lock:
-            if self._state in ("stopping", "stopped"):
-                bound.discard()
-                raise ServerClosed(self._why_stopped)
-            if self._state == "new":
-                self._begin()
-            listener = Listener(
-                bound,
-                lambda sock, peer: self._admit(sock, peer, listener),
-                self._tally.accept_error,
-                credentials=self._credentials if tls is None else Credentials(tls),
-                pace=self._pace,
-                delayed=self._accept_delayed,
-                on_lost=self._ring,
-                cpus=self._options.cpus,
-            )
-            listener.start()
+        listener = None
+        try:
+            self._raise_if_stopped()
+            listener = self._listener(bound, tls)
+            # It is known before it is started, and whether it may be is looked at after that: so
+            # either this sees a stop, or the stop sees the listener.
             self._listeners.append(listener)
+            listener.start()
+            self._raise_if_stopped()
+        except BaseException:
+            if listener is None:
+                bound.discard()
+            else:
+                listener.discard()
+                with suppress(ValueError):
+                    self._listeners.remove(listener)
+            raise
         logger.info("listening at {}", address_text(listener.address))
         return listener.address
 
-    def _begin(self) -> None:
-        """Take what a running server needs. Needs _lock."""
-        options = self._options
-        if isinstance(options.workers, WorkerPool):
-            self._pool = options.workers
-        else:
-            self._pool = WorkerPool(options.workers, options.worker_initializer)
-        user = object()
-        self._give_back = weakref.finalize(self, shared_wheel.release, user)
-        self._wheel = shared_wheel.acquire(user)
-        self._give_back.atexit = False
-        self._credentials = Credentials(options.tls)
-        self._pace: TokenBucket | None = None
-        if options.accept_rate is not None:
-            self._pace = TokenBucket(options.accept_rate, options.accept_burst)
-        self._state = "running"
+    def _raise_if_stopped(self) -> None:
+        if self._stopping.begun:
+            if self._stopping.done.is_set() and self._held:
+                self._held[0].give_back()  # the stop may have come before there was something
+            raise ServerClosed(self._why_stopped)
+
+    def _listener(self, bound: Bound, tls: ssl.SSLContext | None) -> Listener:
+        held = self._hold()
+        listener = Listener(
+            bound,
+            lambda sock, peer: self._admit(sock, peer, listener),
+            self._tally.accept_error,
+            credentials=held.credentials if tls is None else Credentials(tls),
+            pace=held.pace,
+            delayed=self._accept_delayed,
+            on_lost=self._ring,
+            cpus=self._options.cpus,
+        )
+        return listener
+
+    def _hold(self) -> Holdings:
+        """Have what a running server needs, and be one."""
+        if not self._held:
+            held = Holdings(self, self._options)
+            self._held.append(held)
+            if self._held[0] is not held:
+                held.give_back()
+        return self._held[0]
+
+    # Only a server that was started has these.
+
+    @property
+    def _credentials(self) -> Credentials:
+        return self._holding.credentials
+
+    @property
+    def _pool(self) -> WorkerPool:
+        return self._holding.pool
+
+    @property
+    def _wheel(self) -> TimingWheel:
+        return self._holding.wheel
+
+    @property
+    def _holding(self) -> Holdings:
+        if not self._held:
+            raise AttributeError("the server was not started")
+        return self._held[0]
 
     def serve_forever(
         self,
@@ -171,8 +201,8 @@ class Server(HasCredentials):
         """
         with Doorbell() as doorbell:
             restore = catch_signals(self._interrupt) if handle_signals else bool
-            self._doorbells.append(doorbell)
             try:
+                self._doorbells.append(doorbell)
                 if address is not None:
                     self.start(address)
                 self._wait_for_the_end(doorbell, restore, ready)
@@ -235,17 +265,19 @@ class Server(HasCredentials):
         check_callable("callback", callback, "due", "conn")
         if not isinstance(interval, (int, float)) or not interval > 0:
             raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
-        with self._lock:
-            schedule = next(self._ids)
+        schedule = next(self._ids)
+        try:
             self._schedules[schedule] = (interval, callback)
-        for conn in self.connections:
-            conn._follow(schedule, interval, callback)
+            for conn in self.connections:
+                conn._follow(schedule, interval, callback)
+        except BaseException:
+            self.cancel_schedule(schedule)
+            raise
         return schedule
 
     def cancel_schedule(self, schedule: int) -> bool:
         """End what `schedule` began, on all connections; tell whether it was on."""
-        with self._lock:
-            known = self._schedules.pop(schedule, None) is not None
+        known = self._schedules.pop(schedule, None) is not None
         for conn in self.connections:
             conn._unfollow(schedule)
         return known
@@ -261,14 +293,12 @@ class Server(HasCredentials):
     @property
     def addresses(self) -> list[Any]:
         """All addresses listened at."""
-        with self._lock:
-            return [listener.address for listener in self._listeners]
+        return [listener.address for listener in list(self._listeners)]
 
     @property
     def connections(self) -> list[ServerConn]:
         """The connections that are open now."""
-        with self._lock:
-            everyone = list(self._all.values())
+        everyone = list(self._all.values())
         return [conn for conn in everyone if conn._established and conn._reason is None]
 
     @property
@@ -326,38 +356,22 @@ class Server(HasCredentials):
 
         The contexts are cancelled at once, so that handlers which wait for that can return. Called
         by one of tao's threads (in a handler, say), it begins all that and returns; called again,
-        it waits for the same stop. Where no thread can be started for it, as in an ``atexit``
-        function on CPython 3.12, the caller's does it.
+        it waits for the same stop, and shortens it if its own timeout ends first. It may be called
+        anywhere, in a signal handler too. Where no thread can be started for it, as in an
+        ``atexit`` function of some CPythons, the caller's does it.
 
         Args:
             timeout: seconds for all of it; None: ``drain_timeout``. What is not finished by then is
-                cut off.
+                cut off, which takes a moment.
 
         Returns:
-            what could not be finished.
+            what could not be finished. If the stop is not over, because it was called by one of
+            tao's threads, or something takes longer than it may, ``finished`` is False.
+
+        Raises:
+            RuntimeError: no thread can be had, and one of tao's has called. The server runs on.
         """
-        alone = False
-        with self._lock:
-            if self._state == "new":
-                self._state = "stopped"
-            if self._state == "running":
-                deadline = Deadline(self._options.drain_timeout if timeout is None else timeout)
-                thread = spawn(self._stop, deadline, name="tao-stopper")
-                try:
-                    thread.start()
-                    self._stopper = thread
-                except RuntimeError:
-                    if in_tao_thread():
-                        raise  # the server runs on and can be stopped later
-                    alone = True
-                self._state = "stopping"
-                self._ring()
-            stopper = self._stopper
-        if alone:
-            self._stop(deadline)
-        elif stopper is not None and not in_tao_thread():
-            stopper.join()
-        return self._report
+        return self._stopping.stop(self._options.drain_timeout if timeout is None else timeout)
 
     @property
     def running(self) -> bool:
@@ -374,46 +388,31 @@ class Server(HasCredentials):
         deaf = lost and not any(each.accepting for each in listeners)
         return deaf and self._state == "running"
 
-    def _stop(self, deadline: Deadline) -> None:
-        """Stop, on a thread of its own as a rule."""
-        with self._lock:
-            listeners = list(self._listeners)
-        for listener in listeners:
-            listener.stop()
-        # What the deadline cuts off still takes a moment to come apart.
-        apart = Deadline((deadline.remaining() or 0) + 1.0)
-        for listener in listeners:
-            listener.closed.wait(apart.remaining())
-        self.context.cancel("server stopping")
-        with self._lock:
-            conns = list(self._all.values())
-        for conn in conns:
-            conn._begin_close("server stopping", drain=True, timeout=deadline.remaining())
-        report = self._report
-        for conn in conns:
-            ended = conn._finished.wait(apart.remaining())
-            unhandled, unsent = conn._dispatcher.unhandled, conn._send_queue.waiting
-            if ended and not (unhandled or unsent or conn._in_flight):
-                report.drained += 1
-            else:
-                report.abandoned.append((conn, unhandled, unsent))
-        threads: list[Joinable] = []
-        for conn in conns:
-            threads += gather(conn._all_threads(), apart)
-        for listener in listeners:
-            threads += listener.join(apart, threads)
-        if self._pool is not self._options.workers:
-            threads += self._pool.stop(deadline.remaining())
-        self._give_back()
+    @property
+    def _state(self) -> str:
+        if self._stopping.done.is_set():
+            return "stopped"
+        if self._stopping.begun:
+            return "stopping"
+        return "running" if self._held else "new"
+
+    def _parts(self) -> Parts | None:
+        """What there is to stop."""
+        if not self._held:
+            return None
+        held = self._held[0]
+        return Parts(
+            listeners=list(self._listeners),
+            conns=list(self._all.values()),
+            context=self.context,
+            pool=None if held.pool is self._options.workers else held.pool,
+            release=held.give_back,
+        )
+
+    def _flush(self) -> None:
+        """The last that is logged."""
         self._tally.floods.flush()
         self._tally.overdue.flush()
-        report.threads = [thread.name for thread in threads]
-        if report.clean:
-            logger.info("stopped; {} connections ended in order", report.drained)
-        else:
-            logger.warning("stopped, not cleanly: {}", report)
-        with self._lock:
-            self._state = "stopped"
 
     # -- for listeners and connections
 
@@ -471,18 +470,20 @@ class Server(HasCredentials):
             self._refuse(address, refusal)
             discard()
             return None
+        conn = None
         try:
             transport, local_address = connect()
             conn = ServerConn(net_id, self, transport, address)
             conn.local_address = local_address
-            with self._lock:
-                if self._state != "running":  # a stop has seen, or will see, only what is there
-                    raise ServerClosed("the server is stopping")
-                self._all[net_id] = conn
+            self._all[net_id] = conn
+            if self._state != "running":  # of a stop that comes later, the connection is seen
+                raise ServerClosed("the server is stopping")
             return begin(conn)
         except BaseException:
             discard()
             self._remove(net_id)
+            if conn is not None:
+                conn._finished.set()  # for a stop that has seen it
             raise
 
     def _count_peer(self, net_id: int, address: Any) -> str:
@@ -500,24 +501,19 @@ class Server(HasCredentials):
 
     def _welcome(self, conn: ServerConn) -> None:
         """A connection is established: give it what is scheduled for all."""
-        with self._lock:
-            schedules = dict(self._schedules)
-        for schedule, (interval, callback) in schedules.items():
+        for schedule, (interval, callback) in list(self._schedules.items()):
             conn._follow(schedule, interval, callback)
 
     def _remove(self, net_id: int) -> None:
-        with self._lock:
-            self._all.pop(net_id, None)
+        self._all.pop(net_id, None)
         self._admission.release(net_id)
 
     def _fill(self, snapshot: Snapshot) -> None:
-        with self._lock:
-            snapshot.connections = len(self._all)
-            snapshot.state = "failed" if self._is_deaf() else self._state
-            started = hasattr(self, "_pool")  # a server may be stopped without
         snapshot.kind = "server"
+        snapshot.state = "failed" if self._is_deaf() else self._state
         snapshot.address = ", ".join(map(address_text, self.addresses))
-        if started:
+        snapshot.connections = len(self._all)
+        if self._held:  # a server may be stopped without having been started
             snapshot.workers, snapshot.workers_busy = self._pool.size, self._pool.busy
             snapshot.timers = self._wheel.size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tao.connection import Connection
@@ -36,7 +37,9 @@ class ServerConn(Connection):
         )
         self.remote_address = address
         self._accepted = transport
-        self._followed: dict[int, int] = {}  # schedule to timer, guarded by _lock
+        # Schedule to timer, or to what stands for it while that is being made. Changed by any
+        # thread, in single steps of the interpreter.
+        self._followed: dict[int, object] = {}
         # Where the first bytes are looked at, and whether a PROXY header is among them.
         self._socket: socket.socket | None = None
         self._proxied: bool = False
@@ -159,23 +162,27 @@ class ServerConn(Connection):
 
     def _follow(self, schedule: int, interval: float, callback: ConnectionTimer) -> None:
         """Run a timer of the server's, unless that is done already."""
+        schedules, pending = self._owner._schedules, object()
+
+        def call(due: datetime, conn: ServerConn) -> None:
+            if schedule in schedules:
+                callback(due, conn)
+
         try:
-            with self._lock:
-                if schedule in self._followed:
-                    return
-                self._followed[schedule] = 0
-            timer = self.run_every(interval, callback)
-            with self._lock:
-                self._followed[schedule] = timer
-            if schedule not in self._owner._schedules:
-                self._unfollow(schedule)  # it was cancelled meanwhile
+            if self._followed.setdefault(schedule, pending) is pending:
+                self._followed[schedule] = self.run_every(interval, call)
+                if schedule not in schedules:
+                    self._unfollow(schedule)  # it was cancelled meanwhile
         except ConnectionClosed:
             pass  # so it needs none
+        except BaseException:
+            self._unfollow(schedule)
+            raise
 
     def _unfollow(self, schedule: int) -> None:
-        with self._lock:
-            timer = self._followed.pop(schedule, 0)
-        self.cancel_timer(timer)
+        timer = self._followed.pop(schedule, None)
+        if isinstance(timer, int):
+            self.cancel_timer(timer)
 
     def _forget(self) -> None:
         super()._forget()

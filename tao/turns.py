@@ -140,6 +140,11 @@ class Turns:
         leader = self._leader
         return not self._over and (leader is None or leader.is_alive() or self.following > 0)
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has threads."""
+        return bool(self._all)
+
     def provide(self) -> None:
         """See to it that somebody follows. Called by the leader.
 

@@ -35,15 +35,8 @@ STOREYS = [
     },
     {
         *("tls", "connection", "options", "listener", "intake", "credentials", "forks"),
-        *(
-            "reader",
-            "reporter",
-            "keepalive",
-            "ending",
-            "outcomes",
-            "first_bytes",
-            "transport_access",
-        ),
+        *("reader", "reporter", "keepalive", "ending", "outcomes", "first_bytes"),
+        *("transport_access", "stopping", "holdings"),
         *("dialling", "errands", "happy_eyeballs", "places"),
     },
     {"server", "serverconn", "client", "reconnect"},

@@ -1,0 +1,41 @@
+"""What a server has while it runs."""
+
+from __future__ import annotations
+
+import weakref
+
+from tao.credentials import Credentials
+from tao.limits import TokenBucket
+from tao.options import ServerOptions
+from tao.timing import TimingWheel, shared_wheel
+from tao.workers import WorkerPool
+
+__all__ = ["Holdings"]
+
+
+class Holdings:
+    """What a server takes when it starts.
+
+    Args:
+        owner: the server; when it is forgotten, what is shared with others is given back.
+        options: of the server.
+    """
+
+    def __init__(self, owner: object, options: ServerOptions) -> None:
+        workers = options.workers
+        self.pool: WorkerPool
+        if isinstance(workers, WorkerPool):
+            self.pool = workers
+        else:
+            self.pool = WorkerPool(workers, options.worker_initializer)
+        #: Of the listeners that have none of their own.
+        self.credentials = Credentials(options.tls)
+        #: Of the accepting, all listeners together.
+        self.pace: TokenBucket | None = None
+        if options.accept_rate is not None:
+            self.pace = TokenBucket(options.accept_rate, options.accept_burst)
+        user = object()
+        #: To be called when the server has stopped; again does nothing.
+        self.give_back = weakref.finalize(owner, shared_wheel.release, user)
+        self.give_back.atexit = False
+        self.wheel: TimingWheel = shared_wheel.acquire(user)
