@@ -5,23 +5,20 @@ all below it and nothing above. Go's ``context`` package is the model; a ``threa
 the place of its channel, so whoever waits is woken, and nobody polls.
 
 A request's context is made for every message, and most are never asked whether they are cancelled.
-So a context is two fields, and the machinery for waiting (``_Scope``) is made when first wanted.
-
-Parents hold their children weakly, so a context nobody uses any more vanishes by itself. (Whoever
-holds its ``done`` uses it.) One that has callbacks to run is held (``_Scope.pinned``) until they
-have run or are removed.
+So a context is two fields, and the machinery for waiting, a `Scope`, is made when first wanted. It
+says what it guarantees to threads, signal handlers and finalizers; a context guarantees the same.
 """
 
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 from tao.callables import check_quickly
 from tao.errors import Cancelled, DeadlineExceeded
-from tao.log import logger
+from tao.scope import Scope
 from tao.timing import TimingWheel, shared_wheel
 
 __all__ = [
@@ -36,109 +33,72 @@ __all__ = [
     "server_from_context",
 ]
 
-# Guards the links between all scopes, and their errors and callbacks. It is held for a few
-# dictionary operations on each scope concerned, never while an event is waited for or a callback
-# runs. Reentrant, because the garbage collector may run somebody's finalizer, which may cancel, at
-# any point.
-_links = threading.RLock()
-
 MESSAGE = object()
 NET_ID = object()
 SERVER = object()
 
 
-class _Scope(threading.Event):
-    """What can be cancelled: a node of the tree, and the event that is set when it is.
-
-    It is the event, instead of having one, so that it lives as long as somebody waits for it. The
-    fields are guarded by _links.
-    """
-
-    def __init__(self, parent: _Scope | None) -> None:
-        super().__init__()
-        self.parent: _Scope | None = parent
-        self.error: Cancelled | None = None
-        # Each takes itself out when it dies, in whatever thread that is and without the lock; so
-        # only what CPython does in one step may be done with it. (WeakSet takes several.)
-        self.children: set[weakref.ref[_Scope]] = set()
-        self.pinned: set[_Scope] = set()  # the children that have callbacks
-        self.callbacks: dict[object, Callable[[], object]] = {}
-        if parent is None:
-            return
-        with _links:
-            if parent.error is None:
-                parent.children.add(weakref.ref(self, parent.children.discard))
-            else:
-                self.error = parent.error
-                self.set()
-
-    def cancel(self, error: Cancelled) -> None:
-        """Cancel this and all below. The callbacks of those below run first."""
-        fallen: list[_Scope] = [self]
-        callbacks: list[dict[object, Callable[[], object]]] = []
-        with _links:
-            for scope in fallen:  # which grows on the way down
-                if scope.error is not None:
-                    continue
-                scope.error = error
-                callbacks.append(scope.callbacks)
-                scope.callbacks = {}
-                scope._unpin()
-                fallen += [child for ref in list(scope.children) if (child := ref()) is not None]
-        for scope in fallen:
-            scope.set()
-        for of_one in reversed(callbacks):
-            for callback in of_one.values():
-                _run(callback)
-
-    def add_callback(self, callback: Callable[[], object]) -> Callable[[], bool]:
-        """Have ``callback`` run upon cancellation; return what removes it."""
-        key = object()
-        with _links:
-            if self.error is None:
-                self.callbacks[key] = callback
-                scope = self
-                while scope.parent is not None:
-                    scope.parent.pinned.add(scope)
-                    scope = scope.parent
-                return lambda: self._remove_callback(key)
-        _run(callback)
-        return lambda: False
-
-    def _remove_callback(self, key: object) -> bool:
-        with _links:
-            callback = self.callbacks.pop(key, None)
-            self._unpin()
-        # The callback is freed here, outside the lock: what it holds may have a finalizer.
-        return callback is not None
-
-    def _unpin(self) -> None:
-        """Let the parents forget this, if nothing depends on it. Needs _links."""
-        scope: _Scope | None = self
-        while scope is not None and not scope.callbacks and not scope.pinned:
-            if scope.parent is not None:
-                scope.parent.pinned.discard(scope)
-            scope = scope.parent
-
-
 class _Fallen:
     """In place of the scope of a context that was cancelled before it had one."""
 
-    __slots__ = ("error",)
+    __slots__ = ("_scopes", "error")
 
     def __init__(self, error: Cancelled) -> None:
         self.error: Cancelled = error
+        self._scopes: list[Scope] = []  # the first counts
+
+    def scope(self) -> Scope:
+        """Return a scope that is cancelled, for who wants one after all."""
+        if not self._scopes:
+            scope = Scope(None)
+            scope.fall(self.error)
+            self._scopes.append(scope)
+        return self._scopes[0]
 
 
-def _run(callback: Callable[[], object]) -> None:
-    try:
-        callback()
-    except BaseException:
-        logger.exception("after_cancel callback {!r} raised", callback)
+class _TimedScope(Scope):
+    """The scope of a context with a deadline, which the shared timing wheel keeps until then."""
+
+    def __init__(self, parent: Scope, seconds: float) -> None:
+        self._wheel: TimingWheel | None = None
+        self._timer: int = 0
+        super().__init__(parent)
+        try:
+            wheel = self._wheel = shared_wheel.acquire(self)
+            self._timer = wheel.reserve_id()
+            wheel.run_after(seconds, lambda _: self._expire(seconds), self._timer)
+            if self.error is not None:
+                self._give_back()
+        except BaseException:
+            self._give_back()
+            raise
+
+    def fall(self, error: Cancelled) -> None:
+        super().fall(error)
+        self._give_back()
+
+    def _expire(self, seconds: float) -> None:
+        """The deadline has come; on the wheel's thread, which callbacks must not hold."""
+        wheel, error = self._wheel, DeadlineExceeded(f"deadline of {seconds} s exceeded")
+        assert wheel is not None
+        self.cancel_aside(error, partial(wheel.hand_over, self.start_runner))
+
+    def _give_back(self) -> None:
+        """Need the wheel no more; any number of times."""
+        if self._wheel is not None:
+            self._wheel.cancel(self._timer)
+        shared_wheel.release(self)
+
+
+# What contexts are about to have for a scope, of which the first that is put in here counts: it
+# stays until the context has it. Contexts are the keys, so that none is taken for another.
+_chosen: dict[Context, Scope | _Fallen] = {}
 
 
 class Context:
-    """Something going on that can be cancelled and carries values. Any thread may use it.
+    """Something going on that can be cancelled and carries values.
+
+    Any thread, signal handler or finalizer may use it.
 
     Contexts come from `background`, from tao (a server's, a connection's, a handler's) or from the
     ``with_`` methods of another.
@@ -148,8 +108,8 @@ class Context:
 
     def __init__(self, parent: Context | None = None) -> None:
         self._parent: Context | None = parent
-        # Set under _links: when something needs a scope, or when there will be no need for one.
-        self._scope: _Scope | _Fallen | None = None
+        # Set once, by `_choose`: when something needs a scope, or there will be no need for one.
+        self._scope: Scope | _Fallen | None = None
 
     # -- descending
 
@@ -179,14 +139,28 @@ class Context:
         Args:
             reason: why, for people; the text of ``error``.
         """
+        self._cancel(reason, Scope.cancel)
+
+    def cancel_aside(self, reason: str | None = None) -> None:
+        """As `cancel`, but without waiting for the callbacks: they run on a thread of their own.
+
+        For tao's own threads, which a callback must not hold up.
+        """
+        self._cancel(reason, Scope.cancel_aside)
+
+    def callback_threads(self) -> list[threading.Thread]:
+        """Return the threads that run callbacks of `cancel_aside`, here or below."""
+        scope = self._scope
+        return list(scope.runners) if isinstance(scope, Scope) else []
+
+    def _cancel(self, reason: str | None, cancel: Callable[[Scope, Cancelled], object]) -> None:
         error = Cancelled(reason or "cancelled")
-        with _links:
-            if self._scope is None:
-                # Nobody waits for it and nothing is below: it need not be hung into the tree first.
-                self._scope = _Fallen((self._parent and self._parent.error) or error)
-                return
-        if isinstance(self._scope, _Scope):
-            self._scope.cancel(error)
+        scope = self._scope
+        if scope is None:
+            # Nobody waits for it and nothing is below: it need not be hung into the tree first.
+            scope = self._choose(_Fallen((self._parent and self._parent.error) or error))
+        if isinstance(scope, Scope):
+            cancel(scope, error)
 
     @property
     def done(self) -> threading.Event:
@@ -215,8 +189,10 @@ class Context:
     def after_cancel(self, callback: Callable[[], object]) -> Callable[[], bool]:
         """Call ``callback()`` when the context is cancelled, at once if it already is.
 
-        It runs in the thread that cancels (for a deadline, the timing wheel's), so it should be
-        quick. What it raises is logged.
+        It runs on the thread that calls `cancel`, or this if it is too late. When tao cancels,
+        because a deadline has come, a connection has ended or a server stops, the callbacks run on
+        a thread of their own, one after another: they may take their time, and nothing waits for
+        them (a server that stops does, until its deadline). What one raises is logged.
 
         Returns:
             a function that takes the callback back and tells whether it came in time.
@@ -248,20 +224,31 @@ class Context:
         """The server, or None on a client."""
         return self.value(SERVER)
 
-    def _own_scope(self) -> _Scope:
+    def _own_scope(self) -> Scope:
         scope = self._scope
-        if isinstance(scope, _Scope):
-            return scope
-        with _links:
-            scope = self._scope
-            if isinstance(scope, _Fallen):
-                error, scope = scope.error, _Scope(None)
-                scope.error = error
-                scope.set()
-            elif scope is None:
-                scope = _Scope(None if self._parent is None else self._parent._own_scope())
-            self._scope = scope
-        return scope
+        if scope is None:
+            scope = self._choose(Scope(None if self._parent is None else self._parent._own_scope()))
+        return scope.scope() if isinstance(scope, _Fallen) else scope
+
+    def _choose(self, scope: Scope | _Fallen) -> Scope | _Fallen:
+        """Have this for the scope, unless there is one or is about to be; return what there is."""
+        try:
+            _chosen.setdefault(self, scope)
+            self._settle()
+        except BaseException:
+            self._settle()
+            raise
+        return scope if self._scope is None else self._scope
+
+    def _settle(self) -> None:
+        """Have what is chosen for the scope, if anything is."""
+        chosen = _chosen.get(self)
+        # An entry is removed only when the context has its scope. So whoever finds it without one
+        # has found the only entry that there was; and a later one is not looked at.
+        if self._scope is None and chosen is not None:
+            self._scope = chosen
+        if self._scope is not None:
+            _chosen.pop(self, None)
 
     def __repr__(self) -> str:
         state = "cancelled: " + str(self.error) if self.cancelled else "active"
@@ -273,7 +260,7 @@ class _Background(Context):
 
     __slots__ = ()
 
-    def cancel(self, reason: str | None = None) -> None:
+    def _cancel(self, reason: str | None, cancel: Callable[[Scope, Cancelled], object]) -> None:
         raise RuntimeError(
             "the background context cannot be cancelled; use background().with_cancel()"
         )
@@ -330,26 +317,13 @@ class _ValueContext(Context):
 
 
 class _TimedContext(Context):
-    """A context with a deadline, kept by the shared timing wheel until it is cancelled."""
+    """A context with a deadline."""
 
-    __slots__ = ("_timer", "_wheel")
+    __slots__ = ()
 
     def __init__(self, parent: Context, seconds: float) -> None:
         super().__init__(parent)
-        self._wheel: TimingWheel = shared_wheel.acquire(self)
-        try:
-            self._timer: int = self._wheel.run_after(seconds, lambda _: self._expire(seconds))
-        except BaseException:
-            shared_wheel.release(self)
-            raise
-        self._own_scope().add_callback(self._give_back)
-
-    def _expire(self, seconds: float) -> None:
-        self._own_scope().cancel(DeadlineExceeded(f"deadline of {seconds} s exceeded"))
-
-    def _give_back(self) -> None:
-        self._wheel.cancel(self._timer)
-        shared_wheel.release(self)
+        self._scope = _TimedScope(parent._own_scope(), seconds)
 
 
 _BACKGROUND = _Background()

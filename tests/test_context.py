@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import queue
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tao import context as context_module
 from tao.context import (
     NET_ID,
     SERVER,
@@ -27,6 +25,7 @@ from tao.context import (
     server_from_context,
 )
 from tao.errors import Cancelled, DeadlineExceeded
+from tao.timing import shared_wheel
 from tests.support import PATIENCE, ends, together, wait_until
 
 #: A deadline that no test lives to see.
@@ -206,12 +205,21 @@ def test_callbacks_run_once_where_it_is_cancelled() -> None:
     assert ran == [("child 1", parent.error), ("child 2", True), ("parent", here)]
 
 
-def test_a_callback_of_a_deadline_runs_on_the_wheel() -> None:
-    """So it should be quick."""
+def test_a_callback_of_a_deadline_has_a_thread_of_its_own() -> None:
+    """So it may take its time: the wheel turns on, for other deadlines."""
     names: queue.Queue[str] = queue.Queue()
-    context = background().with_timeout(0.001)
+    ready, gate = threading.Event(), threading.Event()
+    shared_wheel.acquire("test").run_after(0, lambda due: ready.wait(PATIENCE))
+    context = background().with_timeout(0)
     context.after_cancel(lambda: names.put(threading.current_thread().name))
-    assert names.get(timeout=PATIENCE) == "tao-timing-wheel"
+    context.after_cancel(lambda: gate.wait(PATIENCE))
+    ready.set()
+    shared_wheel.release("test")
+    assert names.get(timeout=PATIENCE) == "tao-after-cancel"
+    assert background().with_timeout(0.001).wait(PATIENCE)
+    assert [thread.name for thread in context.callback_threads()] == ["tao-after-cancel"]
+    gate.set()
+    wait_until(lambda: not context.callback_threads())
 
 
 def test_a_callback_added_late_runs_at_once() -> None:
@@ -309,23 +317,13 @@ def test_children_may_vanish_while_the_parent_is_cancelled() -> None:
 
 def test_two_who_ask_first_get_the_same_event() -> None:
     """Though both find that there is none yet."""
-    context, held = background().with_cancel(), threading.Event()
-
-    def inside() -> int:
-        frames = sys._current_frames().values()
-        return sum(frame.f_code.co_name == "_own_scope" for frame in frames)
-
-    def let_both_in() -> None:
-        with context_module._links:
-            held.set()
-            wait_until(lambda: inside() == 2)
-
-    def ask() -> threading.Event:
-        held.wait(PATIENCE)
-        return context.done
-
-    one, other, _ = together(ask, ask, let_both_in)
-    assert one is other is context.done
+    for _ in range(100):
+        parent = background().with_cancel()
+        contexts = [parent.with_cancel() for _ in range(20)]
+        asks = [lambda made=contexts: [context.done for context in made]] * 3
+        first, second, third = together(*asks)
+        assert all(a is b is c for a, b, c in zip(first, second, third, strict=True))
+        assert first == [context.done for context in contexts]
 
 
 # -- what is left

@@ -29,7 +29,7 @@ STOREYS = [
             "turns",
             "metrics",
         ),
-        *("histogram", "handling", "failures", "wakeup", "deadline"),
+        *("histogram", "handling", "failures", "wakeup", "deadline", "scope"),
         *("limits", "signals", "overdue", "addresses", "admission", "unix_sockets"),
         *("transport", "backlog", "send_queue", "inbox", "watch", "dispatch"),
     },

@@ -20,14 +20,16 @@ from typing import Any
 
 import pytest
 
+from tao import context as context_module
 from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
+from tao.context import Context, background
 from tao.errors import ConnectionClosed
 from tao.failures import Failures
 from tao.limits import FloodLog, TokenBucket
 from tao.log import logger
 from tao.metrics import Counts, Tally
 from tao.timers import TimerSet
-from tao.timing import SharedWheel, TimingWheel
+from tao.timing import SharedWheel, TimingWheel, shared_wheel
 from tao.wakeup import Wakeup
 from tests.injection import opcodes
 from tests.support import PATIENCE, ends, together, wait_until
@@ -426,3 +428,125 @@ def test_timers_of_a_connection_after_an_exception_at_any_bytecode(wheel: Timing
             assert len(timers) == wheel.size, moment
         timers.end()
         assert len(timers) == wheel.size == 0, moment
+
+
+# -- contexts
+
+OF_CONTEXTS = ("tao.context", "tao.scope", "tao.atomic", "tao.wakeup")
+
+
+class Family:
+    """A context with some below it, and callbacks that say so when they are called."""
+
+    def __init__(self) -> None:
+        self.top = background().with_cancel()
+        middle = self.top.with_cancel()
+        self.all = [self.top, middle, middle.with_value("key", 1), self.top.with_cancel()]
+        self.events = [context.done for context in self.all]
+        self.called: list[str] = []
+        for number, context in enumerate(self.all):
+            context.after_cancel(partial(self.called.append, str(number)))
+
+    def check(self) -> None:
+        """All are cancelled, and each callback was called once."""
+        assert all(context.cancelled for context in self.all)
+        assert all(event.is_set() and event.wait(0) for event in self.events)
+        assert sorted(self.called) == sorted(set(self.called)) and {*"0123"} <= {*self.called}
+        assert not any(event.callbacks or event.pinned for event in self.events)
+
+    def join(self) -> None:
+        """Add to it: a child, callbacks, and one that is taken back."""
+        child = self.top.with_cancel()
+        self.all.append(child)
+        self.events.append(child.done)
+        child.after_cancel(partial(self.called.append, "child"))
+        self.all[1].after_cancel(partial(self.called.append, "late"))
+        self.all[1].after_cancel(partial(self.called.append, "taken back"))()
+
+
+@pytest.mark.parametrize("meanwhile", ["cancel", "join"])
+def test_a_tree_is_cancelled_whole_whatever_comes_in_between(meanwhile: str) -> None:
+    """At any bytecode somebody else cancels it, or joins it: nobody is forgotten."""
+    for moment in opcodes("tao.context", "tao.scope"):
+        family = Family()
+        with moment.calling(family.top.cancel if meanwhile == "cancel" else family.join):
+            family.top.cancel("enough")
+        assert moment.struck == ("late" in family.called) or meanwhile == "cancel", moment
+        family.called = [called for called in family.called if called != "taken back"]
+        family.check()
+
+
+def test_a_tree_is_cancelled_whole_or_not_at_all() -> None:
+    """Whatever is raised at any bytecode; what is not can be cancelled afterwards."""
+    for moment in opcodes(*OF_CONTEXTS):
+        family = Family()
+        with moment.raising():
+            family.top.cancel("enough")
+        if not family.top.cancelled:
+            assert not family.called and not any(event.is_set() for event in family.events), moment
+            family.top.cancel("enough")
+        family.check()
+
+
+def test_callbacks_are_added_or_not() -> None:
+    """After an exception at any bytecode; and one that is not added is not held."""
+    for moment in opcodes(*OF_CONTEXTS):
+        context, called, taken = background().with_cancel().with_cancel(), list[int](), False
+        with moment.raising():
+            remove = context.after_cancel(partial(called.append, 1))
+            taken = remove()
+        scopes = [context.done, context.done.parent]
+        assert len(context.done.callbacks) == any(scope.pinned for scope in scopes), moment
+        context.cancel()
+        assert len(called) <= 1 and not (taken and called), moment
+        assert not any(scope.pinned for scope in scopes), moment
+
+
+def test_whoever_asks_first_gets_the_same_event() -> None:
+    """Also who asks in the midst of the asking; and after an exception the next one gets it."""
+    for moment in opcodes(*OF_CONTEXTS):
+        context, events = background().with_cancel(), list[Any]()
+        with moment.calling(lambda c=context, e=events: e.append(c.done)):
+            events.append(context.done)
+        assert {id(event) for event in events} == {id(context.done)}, moment
+    for moment in opcodes(*OF_CONTEXTS):
+        context = background().with_cancel()
+        with moment.raising():
+            assert not context.done.is_set()
+            context.cancel()
+        context.cancel()
+        assert context.done.is_set() and not context_module._chosen, moment
+
+
+def test_deadlines_are_right_after_an_exception_at_any_bytecode() -> None:
+    """Nothing of one that was not made is left; one that was made expires, and gives all back."""
+    for moment in opcodes("tao.context", "tao.scope"):
+        made = list[Context]()
+        with moment.raising():
+            made.append(background().with_timeout(0.001))
+        assert made or moment.struck
+        assert all(context.wait(PATIENCE) for context in made)
+        wait_until(lambda: not shared_wheel._users)
+
+
+def test_a_signal_handler_may_cancel_what_its_thread_waits_for() -> None:
+    """At any bytecode of the wait: it ends at once."""
+    for moment in opcodes(*OF_CONTEXTS):
+        context = background().with_cancel().with_cancel()
+        with moment.calling(context.cancel):
+            context.wait(0.001)
+        assert context.wait(PATIENCE if moment.struck else 0) == moment.struck, moment
+
+
+def test_ctrl_c_in_a_callback_reaches_the_caller() -> None:
+    """After all other callbacks have run."""
+    context, called = background().with_cancel(), list[int]()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    context.after_cancel(interrupt)
+    context.after_cancel(partial(called.append, 1))
+    with pytest.raises(KeyboardInterrupt):
+        context.cancel()
+    assert (called, context.cancelled) == ([1], True)
