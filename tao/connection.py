@@ -435,7 +435,7 @@ class Connection(HasTimers, HasTransport):
             ready, transport = self._ready, self._transport
         if first:
             self._timers.close(reason)
-            self.context.cancel(reason)
+            self.context.cancel_aside(reason)
         if not ready and transport is not None:
             transport.abort()
         if drain:

@@ -22,6 +22,7 @@ _ROLES = (
     ("tao-worker", "runs handlers that may block"),
     ("tao-timing-wheel", "runs timers, heartbeats and timeouts"),
     ("tao-stopper", "stops a server"),
+    ("tao-after-cancel", "runs what after_cancel was given"),
     ("tao-monitor", "answers who looks at this"),
 )
 

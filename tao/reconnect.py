@@ -287,7 +287,7 @@ class ClientCore(Connection):
         if not again:
             super()._drop(reason, ended=ended)
         elif first:
-            context.cancel(reason)
+            context.cancel_aside(reason)
             if transport is not None:
                 # Nothing more goes where it would be lost; it waits for the next.
                 self._send_queue.give_up(ConnectionAbortedError(reason), transport)
@@ -368,7 +368,7 @@ class ClientCore(Connection):
     def _ask_on_connect(self) -> bool:
         agreed = super()._ask_on_connect()
         if not agreed:  # what it began with this context is to end
-            self.context.cancel("refused by on_connect")
+            self.context.cancel_aside("refused by on_connect")
         return agreed
 
     def _warn_unheard(self, number: int) -> None:

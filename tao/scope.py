@@ -144,7 +144,7 @@ class Scope(threading.Event):
             scope.runners[thread] = None
         try:
             thread.start()
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             self._forget_runner(thread)
             run()
 

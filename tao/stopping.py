@@ -159,10 +159,12 @@ class Stopping:
             listener.discard()  # it may be about to be started
         for listener in parts.listeners:
             listener.closed.wait(self._left(_MOMENT))
-        threads: list[Joinable] = self._cancel(parts.context)
+        # All contexts at once; a callback that takes its time holds nothing up.
+        parts.context.cancel_aside("server stopping")
         parts = self._parts() or parts  # with those that were accepted last
         report = self._see_off(parts.conns)
         end = Deadline(self._left(_moment(parts.conns)))
+        threads: list[Joinable] = []
         for conn in parts.conns:
             stuck = list(conn._stuck)
             threads += stuck
@@ -171,21 +173,11 @@ class Stopping:
             threads += listener.join(end, threads)
         if parts.pool is not None:
             threads += parts.pool.stop(self._left())
+        threads += gather(parts.context.callback_threads(), end)
         threads = gather(threads, Deadline(0))
         parts.release()
         report.threads = [thread.name for thread in threads]
         return report
-
-    def _cancel(self, context: Context) -> list[Joinable]:
-        """Cancel all contexts at once, and have the callbacks that wait for it run elsewhere."""
-        thread = spawn(context.cancel, "server stopping", name="tao-canceller")
-        try:
-            thread.start()
-        except (RuntimeError, MemoryError):
-            context.cancel("server stopping")
-            return []
-        context.wait(self._left(_MOMENT))
-        return [thread]
 
     def _see_off(self, conns: list[ServerConn]) -> StopReport:
         """Have connections end, and wait for that."""

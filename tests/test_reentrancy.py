@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import queue
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from tao.metrics import Counts, Tally
 from tao.timers import TimerSet
 from tao.timing import SharedWheel, TimingWheel, shared_wheel
 from tao.wakeup import Wakeup
+from tests.ends import MakeServer
 from tests.injection import opcodes
 from tests.support import PATIENCE, ends, together, wait_until
 
@@ -550,3 +552,34 @@ def test_ctrl_c_in_a_callback_reaches_the_caller() -> None:
     with pytest.raises(KeyboardInterrupt):
         context.cancel()
     assert (called, context.cancelled) == ([1], True)
+
+
+@pytest.mark.parametrize("whose", ["server", "connection"])
+def test_callbacks_that_block_hold_no_stop(make_server: MakeServer, whose: str) -> None:
+    """A stop ends with its deadline, and reports the thread that still runs callbacks."""
+    server, address = make_server()
+    gate, entered = threading.Event(), threading.Event()
+    with socket.create_connection(address):
+        wait_until(lambda: server.connections)
+        context = (server if whose == "server" else server.connections[0]).context
+        context.after_cancel(lambda: entered.set() or gate.wait(PATIENCE))
+        begun = time.monotonic()
+        report = server.stop(0.2)
+        assert time.monotonic() - begun < PATIENCE / 2 and entered.is_set()
+        assert "tao-after-cancel" in report.threads and not report.clean
+    gate.set()
+
+
+def test_callbacks_that_block_hold_no_close_and_no_timer(make_server: MakeServer) -> None:
+    """Closing returns at once, the connection ends, and the timing wheel turns on."""
+    server, address = make_server(idle_timeout=0.01, heartbeat=None)
+    gate, blocked = threading.Event(), list[threading.Event]()
+    for _ in range(2):
+        with socket.create_connection(address) as sock:
+            wait_until(lambda: server.connections)
+            conn = server.connections[0]
+            blocked.append(threading.Event())
+            conn.context.after_cancel(lambda: blocked[-1].set() or gate.wait(PATIENCE))
+            assert sock.recv(1) == b""  # it has been idle for too long
+        assert blocked[-1].wait(PATIENCE) and conn.wait_closed(PATIENCE)
+    gate.set()

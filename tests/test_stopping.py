@@ -105,7 +105,7 @@ def test_a_callback_of_a_context_holds_up_no_stop(make_server: MakeServer) -> No
     gate = threading.Event()
     server.context.after_cancel(lambda: gate.wait(PATIENCE))
     assert took(lambda: server.stop(0.1)) < 0.1 + MOMENT
-    assert server.stop().threads == ["tao-canceller"]
+    assert server.stop().threads == ["tao-after-cancel"]
     gate.set()
 
 
