@@ -100,6 +100,8 @@ class Listener:
         #: Set when nobody accepts any more, and the socket is free.
         self.closed = Wakeup()
         self._socket_gone: bool = False
+        #: Whether it is to end while the server goes on.
+        self.given_up: bool = False
         self._turns = Turns(self._accept_next, f"tao-acceptor-{_port_of(self.address)}", cpus)
         # Owned by who accepts.
         self._poll, self._poll_wake = select.poll(), select.poll()
@@ -139,6 +141,16 @@ class Listener:
         except OSError:
             pass  # accepting has ended already
         self._stopping = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was given up, and none of its threads is left."""
+        return self.given_up and self.closed.is_set() and not self._turns.begun
+
+    def give_up(self) -> None:
+        """Accept no more, while the server goes on."""
+        self.given_up = True
+        self.stop()
 
     def abandon(self) -> None:
         """Close this process's copies of what is the parent's, in the child of a fork."""

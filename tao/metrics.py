@@ -69,9 +69,9 @@ class Snapshot(Counts):
     Attributes:
         name: whose; no two of a process have the same.
         kind: ``"server"`` or ``"client"``.
-        state: of a server ``"new"``, ``"running"``, ``"failed"`` (it cannot accept any more),
-            ``"stopping"``, ``"stopped"``; of a client ``"new"``, ``"connected"``, ``"connecting"``,
-            ``"closed"``.
+        state: of a server ``"new"``, ``"running"``, ``"draining"`` (after ``stop_listening``),
+            ``"failed"`` (it cannot accept any more), ``"stopping"``, ``"stopped"``; of a client
+            ``"new"``, ``"connected"``, ``"connecting"``, ``"closed"``.
         address: where a server listens, several separated by commas; where a client connects to.
         uptime: seconds since it started.
         connections: now open.

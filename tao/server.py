@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
-from tao.addresses import Address, address_text, host_of
+from tao.addresses import Address, address_text
 from tao.admission import Admission
 from tao.codec_checks import check_decoder, checked_encoder
 from tao.context import SERVER, Context, background
@@ -18,7 +17,6 @@ from tao.credentials import Credentials, HasCredentials
 from tao.errors import ConnectionClosed, ServerClosed, TaoError
 from tao.forks import renew_after_fork, renew_server
 from tao.holdings import Holdings
-from tao.keepalive import set_kernel_clocks
 from tao.listener import Bound, Listener, listen
 from tao.log import logger
 from tao.message import Registry, check_callable, default_registry
@@ -26,28 +24,22 @@ from tao.metrics import Snapshot, Tally
 from tao.options import ServerOptions, make_options
 from tao.outcomes import Broadcast, StopReport
 from tao.proxy_protocol import ProxyNetworks
+from tao.reception import Reception
 from tao.serverconn import ServerConn
 from tao.signals import catch_signals
 from tao.stopping import Parts, Stopping
 from tao.threads import Doorbell
 from tao.timers import ConnectionTimer
 from tao.timing import TimingWheel
-from tao.transport import TlsTransport, Transport
-from tao.turns import Run
 from tao.workers import WorkerPool
 
 __all__ = ["Broadcast", "Server", "ServerConn", "StopReport"]
-
-T = TypeVar("T")
-
-# Whether an accepted socket is non-blocking because the listening one is, as on BSD.
-_INHERIT_NON_BLOCKING = not sys.platform.startswith("linux")
 
 # Numbers the servers of the process, for their names.
 _numbers = itertools.count(1)
 
 
-class Server(HasCredentials):
+class Server(HasCredentials, Reception):
     """A TCP server. All methods may be called from any thread, handlers included.
 
     It may be started and stopped once. As a context manager it is stopped at the end of the block.
@@ -120,6 +112,7 @@ class Server(HasCredentials):
             listener = self._listener(bound, tls)
             # It is known before it is started, and whether it may be is looked at after that: so
             # either this sees a stop, or the stop sees the listener.
+            self._forget_ended()
             self._listeners.append(listener)
             listener.start()
             self._raise_if_stopped()
@@ -285,17 +278,6 @@ class Server(HasCredentials):
     # -- the connections
 
     @property
-    def address(self) -> Any:
-        """The address listened at, of the first listener; None if there is none."""
-        addresses = self.addresses
-        return addresses[0] if addresses else None
-
-    @property
-    def addresses(self) -> list[Any]:
-        """All addresses listened at."""
-        return [listener.address for listener in list(self._listeners)]
-
-    @property
     def connections(self) -> list[ServerConn]:
         """The connections that are open now."""
         everyone = list(self._all.values())
@@ -375,18 +357,12 @@ class Server(HasCredentials):
 
     @property
     def running(self) -> bool:
-        """Whether the server serves: it was started, and neither stopped nor left without ears.
+        """Whether the server serves: it was started, and not stopped.
 
-        Without ears it is when somebody else has closed all the sockets it listens at.
+        It is also False when nobody can be accepted any more although nobody has asked for that,
+        as somebody else has closed the sockets that it listens at.
         """
-        return self._state == "running" and not self._is_deaf()
-
-    def _is_deaf(self) -> bool:
-        """Tell whether nobody is accepted any more although nobody has asked for that."""
-        listeners = self._listeners.copy()
-        lost = any(each.lost for each in listeners)
-        deaf = lost and not any(each.accepting for each in listeners)
-        return deaf and self._state == "running"
+        return self._state == "running" and not self._deaf
 
     @property
     def _state(self) -> str:
@@ -414,109 +390,20 @@ class Server(HasCredentials):
         self._tally.floods.flush()
         self._tally.overdue.flush()
 
-    # -- for listeners and connections
-
-    def _accept_delayed(self) -> None:
-        self._tally.accept_delayed()
-        rate = self._options.accept_rate
-        self._tally.floods.warn(
-            logger, "more than {} connections a second come (accept_rate), so they wait", rate
-        )
-
-    def _admit(self, sock: socket.socket, address: Any, listener: Listener) -> Run | None:
-        """Make a connection of an accepted socket, or close it if there are too many."""
-        proxies = self._proxies
-        if proxies is not None and address not in proxies:
-            self._refuse(address, "it is in none of the networks of proxy_protocol")
-            sock.close()
-            return None
-
-        def connect() -> tuple[Transport, Any]:
-            if _INHERIT_NON_BLOCKING or sock.gettimeout() is not None:
-                sock.setblocking(True)
-            set_kernel_clocks(sock, self._options)
-            return _transport(sock, listener.credentials.context), listener.local_address(sock)
-
-        proxied = proxies is not None
-        host = None if proxied else host_of(address)
-        return self._adopt(
-            address, connect, sock.close, lambda conn: conn._as_run(sock, proxied), host=host
-        )
-
-    def _adopt(
-        self,
-        address: Any,
-        connect: Callable[[], tuple[Transport, Any]],
-        discard: Callable[[], object],
-        begin: Callable[[ServerConn], T],
-        *,
-        host: str | None = "",
-    ) -> T | None:
-        """Make a connection, whatever its bytes travel by; None: there are too many.
-
-        Args:
-            address: the peer's.
-            connect: returns the transport and this side's address.
-            discard: called when there is to be no connection.
-            begin: given the connection, has it served; what it returns is returned.
-            host: as whose the connection counts; None if that will be known later.
-        """
-        net_id = next(self._ids)
-        if self._state == "running":
-            refusal = self._admission.admit(net_id, host)
-        else:
-            refusal = "the server is stopping"
-        if refusal:
-            self._refuse(address, refusal)
-            discard()
-            return None
-        conn = None
-        try:
-            transport, local_address = connect()
-            conn = ServerConn(net_id, self, transport, address)
-            conn.local_address = local_address
-            self._all[net_id] = conn
-            if self._state != "running":  # of a stop that comes later, the connection is seen
-                raise ServerClosed("the server is stopping")
-            return begin(conn)
-        except BaseException:
-            discard()
-            self._remove(net_id)
-            if conn is not None:
-                conn._finished.set()  # for a stop that has seen it
-            raise
-
-    def _count_peer(self, net_id: int, address: Any) -> str:
-        """Count a connection as its peer's, now that that is known; return why it cannot be."""
-        refusal = self._admission.move(net_id, host_of(address))
-        if refusal:
-            self._refuse(address, refusal)
-        return refusal
-
-    def _refuse(self, address: Any, why: str) -> None:
-        """Tell of a connection that is turned away."""
-        self._tally.refused()
-        text = "connection from {} refused: {}"
-        self._tally.floods.warn(logger, text, address_text(address), why)
+    # -- for connections
 
     def _welcome(self, conn: ServerConn) -> None:
         """A connection is established: give it what is scheduled for all."""
         for schedule, (interval, callback) in list(self._schedules.items()):
             conn._follow(schedule, interval, callback)
 
-    def _remove(self, net_id: int) -> None:
-        self._all.pop(net_id, None)
-        self._admission.release(net_id)
-
     def _fill(self, snapshot: Snapshot) -> None:
         snapshot.kind = "server"
-        snapshot.state = "failed" if self._is_deaf() else self._state
+        snapshot.state = self._state
+        if snapshot.state == "running":
+            snapshot.state = "failed" if self._deaf else "draining" if self._drains else "running"
         snapshot.address = ", ".join(map(address_text, self.addresses))
         snapshot.connections = len(self._all)
         if self._held:  # a server may be stopped without having been started
             snapshot.workers, snapshot.workers_busy = self._pool.size, self._pool.busy
             snapshot.timers = self._wheel.size
-
-
-def _transport(sock: socket.socket, tls: ssl.SSLContext | None) -> Transport:
-    return Transport(sock) if tls is None else TlsTransport(sock, tls, server_side=True)

@@ -133,7 +133,7 @@ def test_one_connection_that_cannot_be_made_delays_no_other(
         return server._listeners[0].local_address(*args)
 
     monkeypatch.setattr(server._listeners[0], "_back_off", None)
-    monkeypatch.setattr("tao.server.set_kernel_clocks", connect)
+    monkeypatch.setattr("tao.reception.set_kernel_clocks", connect)
     assert [asks(address) for _ in range(3)] == [False] * 3
     monkeypatch.undo()
     assert asks(address)

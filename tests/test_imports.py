@@ -39,7 +39,7 @@ STOREYS = [
         *("transport_access", "stopping", "holdings"),
         *("dialling", "errands", "happy_eyeballs", "places"),
     },
-    {"server", "serverconn", "client", "reconnect"},
+    {"server", "reception", "serverconn", "client", "reconnect"},
     {
         *("monitor", "monitor_http", "monitor_pages", "monitor_metrics", "monitor_live"),
         *("monitor_connections", "monitor_stacks", "monitor_answers", "monitor_health"),

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -423,3 +424,105 @@ def test_admission_counts_each_once() -> None:
         admission.release(number)
     assert (len(admission), admission.hosts) == (0, {})
     assert admission.move(1, "a") == "the connection is over"
+
+
+# -- listening no more
+
+
+def asks(sock: socket.socket, value: str) -> bool:
+    sock.sendall(text(value))
+    return recv_exactly(sock, len(text(value))) == text(value)
+
+
+def test_connections_stay_when_listening_stops(make_server: MakeServer, tmp_path: Path) -> None:
+    """Nobody is accepted any more; who is there is served on, and a stop is clean."""
+    server, address = make_server()
+    echo(server)
+    path = server.start(tmp_path / "tao.sock")
+    with socket.create_connection(address, PATIENCE) as sock:
+        assert asks(sock, "before")
+        server.stop_listening()
+        for family, where in ((socket.AF_INET, address), (socket.AF_UNIX, path)):
+            with socket.socket(family) as late, pytest.raises(OSError):
+                late.connect(where)
+        assert asks(sock, "after") and server.connection_count == 1
+        assert (server.running, server.address, server.addresses) == (True, None, [])
+        assert server.snapshot().state == "draining" and not os.listdir(tmp_path)
+        server.stop_listening()
+    wait_until(lambda: not server.connection_count)
+    assert server.stop().clean
+
+
+def test_listening_stops_at_one_address_and_begins_anew(make_server: MakeServer) -> None:
+    """The others go on; what has ended is forgotten."""
+    server, first = make_server()
+    echo(server)
+    second = server.start(("127.0.0.1", 0))
+    server.stop_listening(first)
+    assert server.addresses == [second] and echoes(second)
+    assert server.snapshot().state == "running"
+    with pytest.raises(ValueError, match="does not listen at"):
+        server.stop_listening(first)
+    for _ in range(5):
+        again = server.start(("127.0.0.1", 0))
+        assert echoes(again)
+        server.stop_listening(again)
+        wait_until(lambda: server._listeners[-1].ended)
+    assert len(server._listeners) <= 4 and echoes(second)
+
+
+def test_serve_forever_goes_on_when_listening_stops(make_server: MakeServer) -> None:
+    """Until the server is stopped; in a handler, and in a signal handler, it may be called too."""
+    server, address = make_server()
+
+    @server.handler(Text)
+    def last(ctx: Any, conn: Any) -> None:
+        server.stop_listening()
+        conn.write(ctx.message)
+
+    serving = threading.Thread(target=server.serve_forever, name="test-serving")
+    serving.start()
+    with socket.create_connection(address, PATIENCE) as sock:
+        assert asks(sock, "last") and asks(sock, "one more")
+        assert serving.is_alive() and server.running
+    server.stop()
+    serving.join(PATIENCE)
+    assert not serving.is_alive()
+
+
+def test_listening_stops_before_and_after_all(make_server: MakeServer) -> None:
+    """There is nothing to stop then."""
+    server = Server(registry=Registry())
+    server.stop_listening()
+    with pytest.raises(ValueError, match="does not listen"):
+        server.stop_listening(("127.0.0.1", 1))
+    server.stop()
+    server.stop_listening()
+
+
+def test_a_shared_socket_stays_open_for_others(make_server: MakeServer) -> None:
+    """Listening stops here only: another process, or server, goes on with it."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    one, address = make_server(sock.dup())
+    other, _ = make_server(sock)
+    echo(one)
+    echo(other)
+    one.stop_listening()
+    assert all(echoes(address) for _ in range(5))
+
+
+def test_listening_stops_at_any_moment_of_a_signal(make_server: MakeServer) -> None:
+    """While the main thread starts, stops, or asks."""
+    for delay in range(1, 25):
+        server, _ = make_server()
+        before = signal.signal(signal.SIGALRM, lambda *_, s=server: s.stop_listening())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, delay / 20_000, 0.001)
+            for _ in range(10):
+                server.stop_listening(server.start(("127.0.0.1", 0)))
+        except ValueError:
+            pass  # the handler was faster
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert server.running and server.stop(PATIENCE).clean
