@@ -295,7 +295,8 @@ def _is_shortage(error: BaseException) -> bool:
     """Tell whether the next connection would meet this error too."""
     if isinstance(error, OSError):
         return error.errno in _SHORT
-    return isinstance(error, (MemoryError, RuntimeError))
+    no_thread = isinstance(error, RuntimeError) and "new thread" in explain(error)
+    return no_thread or isinstance(error, MemoryError)
 
 
 class Bound(NamedTuple):

@@ -235,8 +235,10 @@ def test_a_heartbeat_that_is_no_frame_is_told(open_end: OpenEnd, log_lines: list
     assert end.read(6) == b"there\n"
 
 
-def test_a_decoder_that_fails_later_costs_its_connection(make_server: MakeServer) -> None:
-    """The next one is served."""
+def test_a_decoder_that_fails_later_costs_its_connection(
+    make_server: MakeServer, log_lines: list[Any]
+) -> None:
+    """It is an error with a traceback, and the next one is served."""
     failures: list[BaseException] = []
     decode = lambda self, registry: raising(failures.pop())() if failures else Lines()  # noqa: E731
     server, address = make_server(codec=spoiled(decoder=decode))
@@ -247,6 +249,8 @@ def test_a_decoder_that_fails_later_costs_its_connection(make_server: MakeServer
     with socket.create_connection(address, PATIENCE) as sock:
         sock.sendall(b"hello\n")
         assert recv_exactly(sock, 6) == b"hello\n"
+    errors = [each["exception"].type for each in log_lines if each["level"].name == "ERROR"]
+    assert errors == [RuntimeError]
 
 
 def test_the_default_codec_is_not_slowed_down(open_end: OpenEnd) -> None:
