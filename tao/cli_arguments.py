@@ -8,6 +8,7 @@ names of the options of ``tao serve`` that change the server are those of `Serve
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
@@ -20,6 +21,8 @@ from tao.cli_common import (
     parse_port,
     parse_rate,
     parse_seconds,
+    parse_whole,
+    quoted,
 )
 from tao.version import __version__
 
@@ -441,14 +444,12 @@ def _or_zero(text: str) -> float:
 def _parse_interval(text: str) -> float:
     seconds = parse_seconds(text)
     if seconds > 1:
-        raise argparse.ArgumentTypeError(f"at most 1 second is wanted, not {text!r}")
+        raise argparse.ArgumentTypeError(f"at most 1 second is wanted, not {quoted(text)}")
     return seconds
 
 
 def _parse_size(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 8 * 1024 * 1024):
-        raise argparse.ArgumentTypeError(f"a size is from 0 to 8388608 bytes, not {text!r}")
-    return int(text)
+    return parse_whole(text, 0, 8 * 1024 * 1024, "a size is from 0 to 8388608 bytes")
 
 
 def _parse_days(text: str) -> float:
@@ -457,7 +458,9 @@ def _parse_days(text: str) -> float:
     except ValueError:
         days = 0
     if not 0 < days <= 3650:
-        raise argparse.ArgumentTypeError(f"a number of days up to 3650 is wanted, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"a number of days up to 3650 is wanted, not {quoted(text)}"
+        )
     return days
 
 
@@ -469,9 +472,11 @@ def _parse_cpus(text: str) -> str | list[int] | None:
         first, _, last = part.partition("-")
         last = last or first
         named = range(0)
-        if all(number.isascii() and number.isdigit() for number in (first, last)):
+        if all(re.fullmatch("[0-9]{1,9}", number) for number in (first, last)):
             named = range(int(first), min(int(last), _MOST_CPUS) + 1)
         if not named:
-            raise argparse.ArgumentTypeError(f'"auto", "off", or CPUs as 0,2 or 0-3, not {text!r}')
+            raise argparse.ArgumentTypeError(
+                f'"auto", "off", or CPUs as 0,2 or 0-3, not {quoted(text)}'
+            )
         cpus += named
     return cpus

@@ -43,6 +43,8 @@ __all__ = [
     "parse_port",
     "parse_rate",
     "parse_seconds",
+    "parse_whole",
+    "quoted",
     "raised_in",
     "reason_of",
     "say",
@@ -58,6 +60,10 @@ RELOAD_LINK = "TAO_RELOAD_LINK"
 #: Host and port, or the path of a Unix socket.
 Address = tuple[str, int] | str
 
+# The most that is taken for a count, and for seconds: 30 years, which any clock can wait for.
+_MOST_COUNT, _MOST_SECONDS = 10**15, 1e9
+# How much is repeated of what somebody has typed, in characters.
+_LONGEST_QUOTE = 60
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -78,8 +84,8 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """Print a line about the command itself on stderr."""
-    print(f"tao: {line}", file=sys.stderr, flush=True)
+    """Print a line about the command itself on stderr; what is in it may be a peer's."""
+    print(f"tao: {harmless(line)}", file=sys.stderr, flush=True)
 
 
 def leave(status: int) -> NoReturn:
@@ -128,9 +134,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def parse_port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
-    return int(text)
+    return parse_whole(text, 0, 65535, "a port is a number from 0 to 65535")
 
 
 def parse_address(text: str) -> Address:
@@ -159,9 +163,20 @@ def parse_monitor(text: str) -> tuple[str, int]:
 
 
 def parse_count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on is wanted, not {text!r}")
-    return int(text)
+    return parse_whole(text, 1, _MOST_COUNT, "a whole number from 1 on is wanted")
+
+
+def parse_whole(text: str, least: int, most: int, wanted: str) -> int:
+    """Read digits."""
+    # Python refuses to make a number of thousands of digits.
+    if text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{wanted}, not {quoted(text)}")
+
+
+def quoted(text: str) -> str:
+    """Return what somebody has typed, as part of a line that says what is wrong with it."""
+    return repr(text) if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]!r}..."
 
 
 def parse_number(text: str) -> int:
@@ -172,27 +187,29 @@ def parse_number(text: str) -> int:
         number = 2**31
     if not -(2**31) <= number < 2**31:
         raise argparse.ArgumentTypeError(
-            f"a message number is a whole number from -2147483648 to 2147483647, not {text!r}"
+            f"a message number is a whole number from -2147483648 to 2147483647, not {quoted(text)}"
         )
     return number
 
 
 def parse_seconds(text: str) -> float:
-    return _positive(text, "a positive number of seconds is wanted")
+    return _positive(text, _MOST_SECONDS, "a positive number of seconds is wanted")
 
 
 def parse_rate(text: str) -> float:
     """Read how many of something a second."""
-    return _positive(text, "a positive number is wanted")
+    return _positive(text, math.inf, "a positive number is wanted")
 
 
-def _positive(text: str, wanted: str) -> float:
+def _positive(text: str, most: float, wanted: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not (number > 0 and math.isfinite(number)):
-        raise argparse.ArgumentTypeError(f"{wanted}, not {text!r}")
+        raise argparse.ArgumentTypeError(f"{wanted}, not {quoted(text)}")
+    if number > most:
+        raise argparse.ArgumentTypeError(f"{wanted}, at most {most:g}, not {quoted(text)}")
     return number
 
 

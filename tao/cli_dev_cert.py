@@ -28,10 +28,10 @@ def run(options: argparse.Namespace) -> int:
         raise WrongCall(str(error)) from error
     directory = Path(options.out)
     ca, server_file, server_key, client_file, client_key = (directory / name for name in _FILES)
-    there = [name for name in _FILES if (directory / name).exists()]
-    if there and not options.force:
-        raise Failed(f"{directory} has {', '.join(there)} already; --force replaces them")
     try:
+        there = [name for name in _FILES if (directory / name).exists()]
+        if there and not options.force:
+            raise Failed(f"{directory} has {', '.join(there)} already; --force replaces them")
         directory.mkdir(parents=True, exist_ok=True)
         server.write(server_file, server_key)
         client.write(client_file, client_key)

@@ -1,18 +1,22 @@
 """The figures that ``tao top`` shows: fetched from a monitor, and made into tables of text.
 
-What comes over the network is not trusted to be what it should be: what is missing or of another
-kind counts as nothing, and no text reaches a terminal as anything but text.
+What comes over the network is not trusted to be what it should be, nor to come in time: what is
+missing, of another kind or no number that makes sense counts as nothing, no text reaches a terminal
+as anything but text, and one deadline is for all that is asked at once.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tao.cli_common import Failed, harmless, size_text
+from tao.cli_dialling import reach
+from tao.threads import Deadline
 from tao.transport import address_text, explain
 
 __all__ = ["GAP", "Frame", "Table", "Watch"]
@@ -20,8 +24,12 @@ __all__ = ["GAP", "Frame", "Table", "Watch"]
 # How long the monitor may take to answer, in seconds, and how much it may say, in bytes.
 _PATIENCE = 5.0
 _MOST = 64 * 1024 * 1024
+# How much is received at once, in bytes.
+_PIECE = 64 * 1024
 # How many connections are looked at: what a monitor tells of in one answer.
 _MOST_CONNECTIONS = 10_000
+# From where on a number is nonsense, and how many characters of a text are shown.
+_MOST_NUMBER, _WIDEST = 1e15, 80
 # From when on a handler that runs is a reason to look, in seconds.
 _LONG = 1.0
 
@@ -107,7 +115,7 @@ class Watch:
         tables = []
         for kind in ("server", "client"):
             records = _records(_dict(variables.get(f"{kind}s")).values())
-            now |= {(kind, each.get("name")): each for each in records}
+            now |= {(kind, _text(each.get("name"))): each for each in records}
             if records or kind == "server":
                 tables.append(self._ends(kind, records))
         note = "this monitor tells of no connections"
@@ -129,23 +137,18 @@ class Watch:
 
     def _get(self, path: str) -> Any:
         """Return the JSON at a path; None if there is no such page."""
-        connection = http.client.HTTPConnection(*self._address, timeout=_PATIENCE)
         where = address_text(self._address)
         try:
-            connection.request("GET", path, headers={"Connection": "close"})
-            response = connection.getresponse()
-            data = response.read(_MOST)
-        except http.client.HTTPException as error:  # some of these are an OSError as well
-            raise Failed(f"{where} is no monitor of tao's") from error
-        except (OSError, UnicodeError) as error:  # a host may be no name at all
+            data = _received(self._address, path, Deadline(_PATIENCE))
+        except (OSError, ValueError) as error:  # a host may be no name at all
             raise Failed(f"cannot reach {where}: {explain(error)}") from error
-        finally:
-            connection.close()
-        if response.status != 200:
-            return None
         try:
-            return json.loads(data)
-        except ValueError as error:
+            response = http.client.HTTPResponse(_Read(data))  # type: ignore[arg-type]
+            response.begin()
+            if response.status not in (200, 404):
+                raise Failed(f"{where} answers {path} with {response.status}")
+            return json.loads(response.read()) if response.status == 200 else None
+        except (http.client.HTTPException, ValueError, RecursionError) as error:
             raise Failed(f"{where} is no monitor of tao's") from error
 
     # -- tables
@@ -155,7 +158,7 @@ class Watch:
         header += ["B OUT/s", "HANDLED/s", "WORKERS", "ERRORS", "REFUSED", "DROPPED", "UP"]
         rows, bad = [], []
         for each in records:
-            rate = self._rates((kind, each.get("name")), each, "uptime")
+            rate = self._rates((kind, _text(each.get("name"))), each, "uptime")
             busy, workers = (_number(each.get(name)) for name in ("workers_busy", "workers"))
             rows.append(
                 [_text(each.get("name")), _text(each.get("state")), _text(each.get("address"))]
@@ -218,7 +221,38 @@ class Watch:
 
 
 def _key(record: Record) -> Any:
-    return tuple(str(record.get(name)) for name in ("server", "id", "name", "peer"))
+    return tuple(_text(record.get(name)) for name in ("server", "id", "name", "peer"))
+
+
+class _Read:
+    """What was received, as `http.client.HTTPResponse` wants it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
+
+
+def _received(address: tuple[str, int], path: str, deadline: Deadline) -> bytes:
+    """Ask for a page, and return all of the answer.
+
+    Raises:
+        OSError, ValueError: it cannot be had, or not in time.
+    """
+    host = address_text(address)
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    received = bytearray()
+    with reach(address, max(0.001, deadline.remaining() or 0.0)) as sock:
+        sock.settimeout(deadline.remaining() or 0.001)
+        sock.sendall(request.encode())
+        while len(received) < _MOST and not deadline.expired:
+            sock.settimeout(deadline.remaining() or 0.001)
+            data = sock.recv(_PIECE)
+            if not data:
+                return bytes(received)
+            received += data
+    raise TimeoutError("timed out" if deadline.expired else f"more than {_MOST} bytes came")
 
 
 # -- from anything to text
@@ -235,11 +269,20 @@ def _records(values: Any) -> list[Record]:
 
 
 def _number(value: Any) -> float:
-    return value if isinstance(value, (int, float)) else 0
+    """Return a number; 0 for what is none, or none that can be calculated and shown with."""
+    try:
+        number = float(value) if isinstance(value, (int, float)) else 0.0
+    except OverflowError:
+        return 0.0
+    return number if abs(number) < _MOST_NUMBER else 0.0
 
 
 def _text(value: Any) -> str:
-    return "-" if value is None or value == "" else harmless(str(value))
+    """Return a text that fits into a cell."""
+    if not isinstance(value, (str, int, float)) or value == "":
+        return "-"
+    text = harmless(str(value))
+    return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}..."
 
 
 def _rate_text(rate: float) -> str:

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 
 from tao.cli_common import Address, Failed
+from tao.cli_dialling import reach
 from tao.message import HEARTBEAT
 from tao.threads import Deadline
 from tao.transport import address_text, explain
@@ -222,11 +223,14 @@ class Load:
         client = _Client(sock, ReplyCounter(self._frame, self._pattern))
         self._clients.append(client)
         try:
+            deadline = Deadline(_STALLED)  # for all of it: what comes may be anything but a reply
             sock.sendall(self._frame)
-            deadline = Deadline(_STALLED)  # what comes may be anything but a reply
-            while not (count := client.counter.feed(self._receive(client))):
+            count = 0
+            while not count:
                 if deadline.expired:
                     raise TimeoutError
+                sock.settimeout(deadline.remaining() or 0.001)
+                count = client.counter.feed(self._receive(client))
         except TimeoutError:
             raise Failed(
                 f"{where}: no reply within {_STALLED:g} s; does the server answer that message?"
@@ -264,7 +268,7 @@ class Load:
             if now - told >= _TICK:
                 told = now
                 tell(now - begin, self.latencies.count)
-        return now - begin
+        return max(now - begin, 1e-6)
 
     def finish(self) -> None:
         """Wait a moment for what is under way: closing before would look like a reset."""
@@ -275,25 +279,21 @@ class Load:
                 self._step(_TICK)
 
     def _reach(self) -> socket.socket:
-        if isinstance(self._address, str):
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.settimeout(_STALLED)
-                sock.connect(self._address)
-            except BaseException:
-                sock.close()
-                raise
-        else:
-            sock = socket.create_connection(self._address, _STALLED)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is None:
-            return sock
-        name = self._server_name or (None if isinstance(self._address, str) else self._address[0])
+        sock = reach(self._address, _STALLED)
+        sock.settimeout(_STALLED)
         try:
-            return self._tls.wrap_socket(sock, server_hostname=name)
+            if isinstance(self._address, str):
+                return self._with_tls(sock, None)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return self._with_tls(sock, self._address[0])
         except BaseException:
             sock.close()
             raise
+
+    def _with_tls(self, sock: socket.socket, host: str | None) -> socket.socket:
+        if self._tls is None:
+            return sock
+        return self._tls.wrap_socket(sock, server_hostname=self._server_name or host)
 
     # -- the loop
 

@@ -185,19 +185,23 @@ def _find_server(target: str, *, debug: bool) -> Server:
             found = getattr(found, attribute)
     except AttributeError:
         raise WrongCall(f"module {name} has no {path}; {_offer(module)}") from None
+    except (Exception, SystemExit) as error:  # it is a property, say
+        raise raised_in(f"{name}:{path} failed", error, debug=debug) from error
     if callable(found):
         try:
             found = found()
         except (Exception, SystemExit) as error:
             raise raised_in(f"{name}:{path}() failed", error, debug=debug) from error
         path += "()"
-    if not isinstance(found, Server):
+    if not issubclass(type(found), Server):
         kind = type(found).__name__
         raise WrongCall(f"{name}:{path} is not a tao.Server but of type {kind}; {_offer(module)}")
-    return found
+    server: Server = found
+    return server
 
 
 def _offer(module: object) -> str:
     """Say which servers a module has."""
-    names = [name for name, value in vars(module).items() if isinstance(value, Server)]
+    # By type(): what a proxy says of its class may raise.
+    names = [name for name, value in vars(module).items() if issubclass(type(value), Server)]
     return f"its servers: {', '.join(names)}" if names else "it has no tao.Server at all"

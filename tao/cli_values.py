@@ -16,6 +16,7 @@ from tao.cli_common import harmless, parse_number
 from tao.codec import Batch, TypeLengthValueCodec
 from tao.errors import BadData
 from tao.message import HEARTBEAT, Registry, default_registry
+from tao.safe_text import safe_str
 
 __all__ = ["Deserializers", "Raw", "RawCodec", "deserializers_of", "parse_line", "value_text"]
 
@@ -105,12 +106,26 @@ def _parse_value(text: str) -> bytes:
         except ValueError:
             raise ValueError(f"hex: wants pairs of hexadecimal digits, not {rest!r}") from None
     if kind == "json":
-        try:
-            value = json.loads(rest)
-        except ValueError as error:
-            raise ValueError(f"that is no JSON: {error}") from None
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return _compact(rest)
     return (rest if kind == "text" else text).encode(errors="surrogateescape")
+
+
+def _compact(text: str) -> bytes:
+    """Return JSON without what it does not need, and refuse what only Python takes for JSON."""
+    try:
+        text.encode()  # what is no UTF-8 came as surrogates
+        value = json.loads(text)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except RecursionError:
+        raise ValueError("that JSON is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("JSON is UTF-8, and that is not") from None
+    except ValueError as error:
+        raise ValueError(f"that is no JSON: {error}") from None
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half of a pair, which JSON can write, but not as it is
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def value_text(raw: Raw, known: Deserializers, limit: int) -> str:
@@ -150,8 +165,8 @@ def _made(deserialize: Callable[[bytes], Any], value: bytes) -> str:
     try:
         message = deserialize(value)
         text = _repr(message)
-    except Exception as error:
-        text = f"not readable: {type(error).__name__}: {error}"
+    except BaseException as error:  # whatever it is, the connection goes on
+        text = f"not readable: {type(error).__name__}: {safe_str(error)}"
     text = harmless(text)
     return text if len(text) <= _LONGEST_REPR else f"{text[:_LONGEST_REPR]}..."
 
@@ -166,19 +181,31 @@ def _repr(message: Any) -> str:
     )
 
 
+def _attribute(thing: Any, name: str) -> Any:
+    """Return an attribute; None if there is none, or it cannot be had now, as a proxy's may."""
+    try:
+        return getattr(thing, name, None)
+    except Exception:
+        return None
+
+
 def deserializers_of(module: ModuleType) -> Deserializers:
     """Return what a module knows: its message classes, and what it registers anywhere."""
     found: Deserializers = {}
     registries = [default_registry]
     for value in list(vars(module).values()):
-        if isinstance(value, type):
+        if issubclass(type(value), type):
             number, deserialize = (
-                getattr(value, name, None) for name in ("message_number", "deserialize")
+                _attribute(value, name) for name in ("message_number", "deserialize")
             )
             if isinstance(number, int) and callable(deserialize):
                 found[number] = deserialize
-        elif isinstance(registry := getattr(value, "registry", value), Registry):
-            registries.append(registry)
+        else:
+            registries += [
+                each
+                for each in (value, _attribute(value, "registry"))
+                if issubclass(type(each), Registry)
+            ]
     for registry in registries:
         for number, registration in registry.entries.items():
             found[number] = registration.deserialize

@@ -65,6 +65,25 @@ def make_none():
 def make_trouble():
     raise LookupError("no such luck")
 
+class Lazy:
+    @property
+    def server(self):
+        raise LookupError("not yet")
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise self
+
+def make_unprintable():
+    raise Unprintable
+
+class Proxy:
+    @property
+    def __class__(self):
+        raise RuntimeError("working outside of a request")
+
+lazy, request = Lazy(), Proxy()
+
 def stopped():
     made = tao.Server()
     made.stop()
@@ -136,6 +155,9 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
         ),
         ("serve fine:make_none", "fine:make_none() is not a tao.Server but of type NoneType"),
         ("serve fine:make_trouble", "fine:make_trouble() failed: LookupError: no such luck"),
+        ("serve fine:lazy.server", "fine:lazy.server failed: LookupError: not yet"),
+        ("serve fine:make_unprintable", "failed: Unprintable: <unprintable Unprintable: "),
+        ("serve fine:request", "fine:request is not a tao.Server but of type Proxy"),
         ("serve fine:stopped", "cannot be started again"),
         ("serve raises", "raises cannot be imported: ZeroDivisionError: division by zero"),
         ("serve exits", "exits cannot be imported: SystemExit: enough"),

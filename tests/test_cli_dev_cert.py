@@ -95,6 +95,13 @@ def test_a_directory_that_is_none(here: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.endswith("tao: certs: file exists\n")
 
 
+def test_a_directory_that_cannot_be(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor one with a name that no file can have."""
+    assert main(["dev-cert", "--out", "9" * 400]) == 1
+    errors = capsys.readouterr().err
+    assert "file name too long" in errors and errors.count("\n") == 1
+
+
 def test_a_client_without_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     """A name that no certificate can have is a wrong call."""
     assert make("--client", "x" * 65) == 2

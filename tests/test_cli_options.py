@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,41 @@ def served(arguments: str) -> ServerOptions:
         assert main(words) == 0
     options: ServerOptions = sys.modules["one"].server._options
     return options
+
+
+#: What somebody may type where a number is wanted, or a script put there.
+EXTREMES = [
+    "",
+    "-1",
+    "0",
+    "1e300",
+    "1e-300",
+    "nan",
+    "inf",
+    "9" * 25,
+    "9" * 5000,
+    "\udcff",
+    "\u0661",
+]
+
+
+@pytest.mark.parametrize("text", EXTREMES, ids=range(len(EXTREMES)))
+def test_any_value_of_any_option(text: str) -> None:
+    """Each command takes it, if it can go on with it, or says in a line what is wanted."""
+    parser = make_parser()
+    (commands,) = [action for action in parser._actions if action.dest == "command"]
+    for command in dict(commands.choices).values():  # type: ignore[arg-type]
+        for action in command._actions:  # type: ignore[attr-defined]
+            if action.type is None:
+                continue
+            try:
+                value = action.type(text)
+            except argparse.ArgumentTypeError as error:
+                assert len(str(error)) < 300
+            else:
+                assert not isinstance(value, (int, float)) or abs(value) <= 1e300
+                if "SECONDS" in str(action.metavar):
+                    assert value <= threading.TIMEOUT_MAX
 
 
 def test_what_is_given_and_what_is_not() -> None:

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 
 import tao
 from tao.cli import main
@@ -33,7 +35,8 @@ def monitor(pages: Pages) -> Iterator[tuple[str, int]]:
         def do_GET(self) -> None:
             page = pages.get(self.path.partition("?")[0])
             body = page if isinstance(page, bytes) else json.dumps(page).encode()
-            self.send_response(200 if page is not None else 404)
+            status = page if isinstance(page, int) else 200
+            self.send_response(status if page is not None else 404)
             self.end_headers()
             self.wfile.write(body)
 
@@ -185,13 +188,106 @@ def test_a_host_that_is_no_name(capsys: pytest.CaptureFixture[str]) -> None:
         assert "a..b" in errors and errors.count("\n") == 1
 
 
-def test_a_slow_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not waited for without end."""
-    monkeypatch.setattr("tao.cli_figures._PATIENCE", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        watch = Watch(sock.getsockname(), "queue", 10)
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\nX: "])
+def test_a_slow_monitor(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    """It is not waited for without end, nor is one that says a little again and again."""
+    monkeypatch.setattr("tao.cli_figures._PATIENCE", 0.2)
+
+    def drip() -> None:
+        with listener.accept()[0] as sock:
+            try:
+                sock.sendall(said)
+                while said:
+                    sock.sendall(b"x")
+                    never.wait(0.01)
+                never.wait(LONG)
+            except OSError:
+                pass  # nobody waits any more
+
+    never = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, name="test-drip")
+        thread.start()
+        watch = Watch(listener.getsockname(), "queue", 10)
         with pytest.raises(Failed, match=r"cannot reach 127\.0\.0\.1:\d+: timed out"):
             watch.read()
+        never.set()
+        thread.join(LONG)
+
+
+@pytest.mark.parametrize("command", ["top", "bench"])
+def test_a_name_server_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Resolving a name counts as well."""
+    release = threading.Event()
+    monkeypatch.setattr("tao.happy_eyeballs.resolve", lambda address: release.wait(LONG) and [])
+    monkeypatch.setattr("tao.cli_figures._PATIENCE", 0.05)
+    monkeypatch.setattr("tao.cli_load._STALLED", 0.05)
+    assert main([command, "monitor.invalid:80"]) == 1
+    assert "the name was not resolved within 0.0" in capsys.readouterr().err
+    release.set()
+
+
+NONSENSE = [
+    b"[" * 100_000,
+    b'{"TotalConn": ' + b"9" * 5000 + b"}",
+    {"TotalConn": 10**400, "QPS": float("inf"), "servers": {"a": {"messages_in": 10**400}}},
+    {"TotalConn": float("nan"), "servers": {"a": {"uptime": float("-inf"), "name": {}}}},
+    {"TotalConn": -1e308, "servers": {"a": {"uptime": 1e308, "name": [[1]], "state": {}}}},
+    {"TotalConn": 1, "servers": [1], "clients": "abc"},
+    {"TotalConn": 1, "servers": {"a": {"name": "x" * 100_000, "errors": True}}},
+]
+
+
+@pytest.mark.parametrize("page", NONSENSE, ids=range(len(NONSENSE)))
+def test_nonsense(capsys: pytest.CaptureFixture[str], page: Any) -> None:
+    """Whatever is said, a frame is shown or a line says that this is no monitor."""
+    with monitor({"/debug/vars": page}) as (_, port):
+        status = main(["top", f":{port}", "--once"])
+    output, errors = capsys.readouterr()
+    assert status == 0 or errors == f"tao: 127.0.0.1:{port} is no monitor of tao's\n"
+    assert len(output) < 5000
+
+
+ANYTHING = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats() | some.text(),
+    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(), inner, max_size=3),
+    max_leaves=10,
+)
+FIGURES = ["name", "state", "address", "connections", "messages_in", "uptime", "workers", "errors"]
+SEEN = ["id", "server", "name", "peer", "running", "running_for", "send_queue", "age", "tls"]
+
+
+@given(
+    servers=some.lists(some.dictionaries(some.sampled_from(FIGURES), ANYTHING), max_size=2),
+    known=some.lists(some.dictionaries(some.sampled_from(SEEN), ANYTHING), max_size=3),
+    other=ANYTHING,
+)
+def test_anything(servers: list[Any], known: list[Any], other: Any) -> None:
+    """Every value of any kind makes cells of a table, also beside those of the frame before."""
+    watch = Watch(("127.0.0.1", 1), "rate", 2)
+    pages = iter(
+        [
+            {"TotalConn": other, "QPS": other, "servers": dict(enumerate(servers))},
+            {"connections": known, "total": other},
+        ]
+        * 2
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "_get", lambda path: next(pages))
+        for _ in range(2):
+            for table in watch.read().tables:
+                assert all(cell.isprintable() for row in table.rows for cell in row)
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_a_monitor_that_fails(capsys: pytest.CaptureFixture[str], status: int) -> None:
+    """It is told with what it answers."""
+    with monitor({"/debug/vars": status}) as (_, port):
+        assert main(["top", f":{port}", "--once"]) == 1
+    where = f"127.0.0.1:{port}"
+    assert capsys.readouterr().err == f"tao: {where} answers /debug/vars with {status}\n"
 
 
 def test_frame_after_frame() -> None:

@@ -24,6 +24,7 @@ from tao.errors import BadData
         ("-7 hex:00Ff 10", -7, b"\x00\xff\x10"),
         ("2 hex:", 2, b""),
         ('2 json:{"a": [1, "ä"]}', 2, '{"a":[1,"ä"]}'.encode()),
+        ('2 json:"\\ud800"', 2, b'"\\ud800"'),
         ("1 text:hex:00", 1, b"hex:00"),
         ("1 note: this", 1, b"note: this"),
         ("3", 3, b""),
@@ -42,6 +43,12 @@ def test_a_line(line: str, number: int, value: bytes) -> None:
         ("2147483648 x", "not '2147483648'"),
         ("1 hex:0", "hex: wants pairs of hexadecimal digits, not '0'"),
         ("1 json:{", "that is no JSON"),
+        ("1 json:NaN", "that is no JSON"),
+        ("1 json:1e999", "that is no JSON"),
+        ("1 json:" + "9" * 5000, "that is no JSON"),
+        ("1 json:" + "[" * 100_000, "that JSON is nested too deeply"),
+        ('1 json:"\udcff"', "JSON is UTF-8, and that is not"),
+        ("9" * 5000, "not '9{60}'\\.\\.\\."),
     ],
 )
 def test_a_wrong_line(line: str, words: str) -> None:
@@ -104,6 +111,50 @@ def test_a_message_that_is_known() -> None:
     assert value_text(Raw(6, b"7"), known, 99) == "6 (1 byte) 7 = 7"
     assert "hex:ff = not readable: UnicodeDecodeError: " in value_text(Raw(4, b"\xff"), known, 99)
     assert value_text(Raw(5, b"x" * 2000), known, 1).endswith("xxx...")
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, RecursionError])
+def test_a_message_that_cannot_be_shown(error: type[BaseException]) -> None:
+    """Whatever somebody's code raises, and whatever that says of itself, the rest is shown."""
+
+    class Unprintable(error):  # type: ignore[valid-type, misc]
+        def __str__(self) -> str:
+            raise ValueError
+
+    class Message:
+        def __repr__(self) -> str:
+            raise Unprintable
+
+    def fail(value: bytes) -> Any:
+        raise Unprintable
+
+    for deserialize in (fail, lambda value: Message()):
+        shown = value_text(Raw(1, b"x"), {1: deserialize}, 10)
+        assert shown.startswith("1 (1 byte) x = not readable: Unprintable: ")
+
+
+def test_modules_with_proxies() -> None:
+    """What a module holds may refuse to be asked, as a proxy does outside of a request."""
+
+    class Proxy:
+        def __getattribute__(self, name: str) -> Any:
+            raise RuntimeError("working outside of a request")
+
+    module = ModuleType("proxies")
+    registry = tao.Registry()
+    registry.register(5, bytes)
+    module.__dict__.update(request=Proxy(), kind=type("Kind", (), {}), registry=registry)
+    assert deserializers_of(module)[5] is bytes
+
+
+@given(some.text())
+def test_any_line(line: str) -> None:
+    """It is a message, or what is wrong is told."""
+    for text in (line, f"1 {line}", f"1 json:{line}", f"1 hex:{line}"):
+        try:
+            assert isinstance(parse_line(text), Raw)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            assert str(error)
 
 
 def test_where_messages_are_found() -> None:

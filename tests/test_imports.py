@@ -48,7 +48,7 @@ STOREYS = [
     {
         *("cli_common", "cli_arguments", "cli_completion", "cli_values", "cli_load", "cli_figures"),
         *("cli_serve", "cli_reload", "cli_connect", "cli_bench", "cli_top", "cli_dev_cert"),
-        *("cli", "__main__"),
+        *("cli", "cli_dialling", "__main__"),
     },
     {"api"},
     {"__init__"},
