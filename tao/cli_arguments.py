@@ -201,6 +201,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--port", type=parse_port, help="0 for any that is free (12345)")
     group.add_argument("--unix", metavar="PATH", help="a Unix socket, in place of host and port")
     _option(group, "--backlog", parse_count, "N", "connections that may wait to be accepted")
+    _option(
+        group,
+        "--proxy-protocol",
+        lambda text: text.split(","),
+        "NETWORKS",
+        "of load balancers that send PROXY headers, as 10.0.0.0/8,fd00::/8; nobody else may come",
+    )
     group = parser.add_argument_group("TLS")
     group.add_argument("--tls-cert", metavar="FILE", help="speak TLS with this certificate (PEM)")
     group.add_argument("--tls-key", metavar="FILE", help="its private key, if in another file")

@@ -129,7 +129,7 @@ def _configure(server: Server, options: argparse.Namespace) -> None:
     if "workers" in changes and not isinstance(server._options.workers, int):
         raise WrongCall("the server shares its workers with others: --workers cannot change them")
     try:
-        server._options = dataclasses.replace(server._options, **changes)
+        server._configure(dataclasses.replace(server._options, **changes))
     except (TypeError, ValueError) as error:
         text = str(error)
         for name in changes:

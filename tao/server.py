@@ -61,11 +61,9 @@ class Server(HasCredentials, Reception):
         self.context: Context = background().with_value(SERVER, self).with_cancel()
         self._ids = itertools.count(1)
         # The connections that there are, and those about to be.
-        self._admission = Admission(
-            self._options.max_connections, self._options.max_connections_per_host
-        )
-        proxies = self._options.proxy_protocol
-        self._proxies = None if proxies is None else ProxyNetworks(proxies)
+        self._admission: Admission
+        self._proxies: ProxyNetworks | None
+        self._configure(self._options)
         self._tally = Tally(f"server-{next(_numbers)}", self._fill)
         # All below may be changed by any thread at any moment, in single steps of the interpreter.
         self._listeners: list[Listener] = []
@@ -80,6 +78,13 @@ class Server(HasCredentials, Reception):
         self._interrupted: bool = False  # by a signal
         renew_after_fork(self, renew_server)
         self._tally.publish()
+
+    def _configure(self, options: ServerOptions) -> None:
+        """Take options in place of those that it has; not to be called once it is started."""
+        self._options = options
+        self._admission = Admission(options.max_connections, options.max_connections_per_host)
+        proxies = options.proxy_protocol
+        self._proxies = None if proxies is None else ProxyNetworks(proxies)
 
     # -- starting
 

@@ -176,6 +176,30 @@ def test_the_interpreters_switch_interval() -> None:
         sys.setswitchinterval(before)
 
 
+def test_load_balancers() -> None:
+    """Their networks are separated by commas."""
+    assert served("--proxy-protocol 10.0.0.0/8,::1").proxy_protocol == ["10.0.0.0/8", "::1"]
+
+
+@pytest.mark.parametrize(
+    "limit", ["--max-connections 1", "--max-connections-per-host 1", "--proxy-protocol fd00::/8"]
+)
+def test_limits_hold(limit: str) -> None:
+    """What is given takes effect, also where a server looks at its options when it is made."""
+    said: list[bytes] = []
+
+    def look(server: Any, *_: object) -> None:
+        with socket.create_connection(server.address, LONG):
+            with socket.create_connection(server.address, LONG) as second:
+                said.append(second.recv(1))
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tao.cli_serve._announce", look)
+        assert main(["serve", "one", "--port", "0", *limit.split()]) == 0
+    assert said == [b""]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -197,6 +221,7 @@ def test_the_interpreters_switch_interval() -> None:
         ("one --unix /tmp/tao.sock --host ::1", "--unix stands in place of --host"),
         ("one --switch-interval 0", "a positive number of seconds is wanted, not '0'"),
         ("one --switch-interval 20", "at most 1 second is wanted, not '20'"),
+        ("one --proxy-protocol nowhere", "'nowhere' is no network"),
         ("problems:started --workers 3", "was started by its module: --workers cannot be changed"),
         ("problems:shared --workers 3", "the server shares its workers with others"),
     ],
