@@ -271,7 +271,9 @@ class HttpServer:
     # -- connections
 
     def _accept(self, now: float) -> None:
-        for _ in range(_ACCEPTED_AT_ONCE):
+        for number in range(_ACCEPTED_AT_ONCE):
+            if number and self._is_full():
+                return  # whether another is there, and needs room, the next turn knows
             if not self._make_room(now):
                 self._accept_again = now + _GRACE
                 return
@@ -286,12 +288,14 @@ class HttpServer:
             sock.setblocking(False)
             self._peers[sock.fileno()] = _Peer(sock, now)
 
+    def _is_full(self) -> bool:
+        return len(self._peers) - len(self._streams()) >= _MOST_PEERS
+
     def _make_room(self, now: float) -> bool:
         """Close a connection if there are too many; False: there is none that could be."""
-        peers = [peer for peer in self._all() if peer.state is not _State.STREAMING]
-        if len(peers) < _MOST_PEERS:
+        if not self._is_full():
             return True
-        idle = [each for each in peers if each.waits_for_peer and now - each.since >= _GRACE]
+        idle = [each for each in self._all() if each.waits_for_peer and now - each.since >= _GRACE]
         idle.sort(key=lambda peer: peer.state is not _State.LINGERING)
         if idle:
             self._drop(idle[0], "others are waiting")
