@@ -124,6 +124,10 @@ class MemoryTransport(Transport):
     def unacknowledged(self) -> int:
         return self._outward.waiting
 
+    @property
+    def peer_is_near(self) -> bool:
+        return True
+
     def option(self, level: int, name: int, value: int | bytes | None, length: int) -> Any:
         raise OSError(errno.ENOTSOCK, "a connection in memory has no socket")
 

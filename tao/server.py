@@ -349,7 +349,8 @@ class Server(HasCredentials, Reception):
 
         Args:
             timeout: seconds for all of it; None: ``drain_timeout``. What is not finished by then is
-                cut off, which takes a moment.
+                cut off, which takes a moment. Who has all that was sent, and does not close as
+                well, is waited for for a second, or a twentieth of one if it is on this machine.
 
         Returns:
             what could not be finished. If the stop is not over, because it was called by one of

@@ -163,8 +163,8 @@ class Stopping:
         parts.context.cancel_aside("server stopping")
         parts = self._parts() or parts  # with those that were accepted last
         report = self._see_off(parts.conns)
-        end = Deadline(self._left(_moment(parts.conns)))
         threads: list[Joinable] = []
+        end = Deadline(self._left(_moment(parts.conns)))
         for conn in parts.conns:
             stuck = list(conn._stuck)
             threads += stuck
@@ -174,9 +174,8 @@ class Stopping:
         if parts.pool is not None:
             threads += parts.pool.stop(self._left())
         threads += gather(parts.context.callback_threads(), end)
-        threads = gather(threads, Deadline(0))
         parts.release()
-        report.threads = [thread.name for thread in threads]
+        report.threads = [thread.name for thread in threads if thread.is_alive()]
         return report
 
     def _see_off(self, conns: list[ServerConn]) -> StopReport:

@@ -209,6 +209,8 @@ class Transport:
 
         Any thread may call it. 0 where that is not known.
         """
+        if self._sock.family == socket.AF_UNIX:
+            return 0  # it arrives at once; what the kernel would tell is what is not read yet
         with self._closing:
             if self._closed:
                 return 0
@@ -237,6 +239,21 @@ class Transport:
             # With a length, even 0, it would return bytes.
             lengths = (length,) if length else ()
             return self._sock.getsockopt(level, name, *lengths)
+
+    @property
+    def peer_is_near(self) -> bool:
+        """Whether the peer's kernel is this machine's, and one that loses nothing by a reset.
+
+        Linux lets a process read all that came before the end of a stream, and the end, although a
+        reset came afterwards; see ``tests/test_ending.py``.
+        """
+        if not sys.platform.startswith("linux"):
+            return False
+        try:
+            here, there = self._sock.getsockname(), self._sock.getpeername()
+        except OSError:
+            return False  # it has gone
+        return self._sock.family == socket.AF_UNIX or here[0] == there[0]
 
     def abort(self, *, reset: bool = False) -> None:
         """End both directions now and wake whoever waits. Any thread may call it, any time.
