@@ -199,7 +199,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it listens")
     group.add_argument("--host", help="a name or an address (127.0.0.1)")
     group.add_argument("--port", type=parse_port, help="0 for any that is free (12345)")
-    group.add_argument("--unix", metavar="PATH", help="a Unix socket, in place of host and port")
+    group.add_argument(
+        "--unix", metavar="PATH", help="a Unix socket, in place of host and port; @NAME has no file"
+    )
     _option(group, "--backlog", parse_count, "N", "connections that may wait to be accepted")
     _option(
         group,

@@ -49,6 +49,7 @@ __all__ = [
     "reason_of",
     "say",
     "size_text",
+    "unix_address_of",
 ]
 
 #: What the process ends with.
@@ -138,9 +139,12 @@ def parse_port(text: str) -> int:
 
 
 def parse_address(text: str) -> Address:
-    """Read ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` or ``PORT`` at this machine, or a path."""
-    if "/" in text:
-        return text
+    """Read ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` or ``PORT`` at this machine.
+
+    Or the address of a Unix socket: a path, or ``@NAME`` for one without a file.
+    """
+    if "/" in text or text.startswith("@"):
+        return unix_address_of(text)
     host, colon, port = text.rpartition(":")
     if not colon and not port.isdigit():
         raise argparse.ArgumentTypeError(f"a port is wanted as well, as in {text or 'HOST'}:12345")
@@ -152,6 +156,11 @@ def parse_address(text: str) -> Address:
     if not number:
         raise argparse.ArgumentTypeError("nobody listens at port 0")
     return host or "127.0.0.1", number
+
+
+def unix_address_of(text: str) -> str:
+    """Read the address of a Unix socket, as `address_text` writes it: ``@NAME`` has no file."""
+    return f"\0{text[1:]}" if text.startswith("@") else text
 
 
 def parse_monitor(text: str) -> tuple[str, int]:

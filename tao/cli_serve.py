@@ -27,6 +27,7 @@ from tao.cli_common import (
     raised_in,
     reason_of,
     say,
+    unix_address_of,
 )
 from tao.errors import TaoError
 from tao.log import logger
@@ -98,7 +99,7 @@ def _address(options: argparse.Namespace) -> Address:
     for name in ("host", "port"):
         if getattr(options, name) is not None:
             raise WrongCall(f"--unix stands in place of --{name}")
-    return str(options.unix)
+    return unix_address_of(options.unix)
 
 
 def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:

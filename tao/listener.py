@@ -428,9 +428,10 @@ def _listening(sock: socket.socket, backlog: int) -> socket.socket:
     if isinstance(sock, ssl.SSLSocket):
         raise ValueError("hand in the plain socket, and the SSLContext as tls")
     if sock.type != socket.SOCK_STREAM:
-        kind = getattr(sock.type, "name", sock.type)
+        kind = "UDP" if sock.type == socket.SOCK_DGRAM else "another kind"
         raise ValueError(
-            f"the socket is no stream socket but {kind}, as for UDP: it cannot accept connections"
+            f"the socket is of {kind} ({getattr(sock.type, 'name', sock.type)}): it cannot accept "
+            "connections; hand in a stream socket"
         )
     if _getpeername(sock) is not None:
         raise ValueError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import os
 import signal
 import socket
 import sys
@@ -219,6 +221,7 @@ def test_limits_hold(limit: str) -> None:
         ("one --bogus 3", "tao serve does not know --bogus 3 (see tao serve --help)"),
         ("one --unix /tmp/tao.sock --port 5", "--unix stands in place of --port"),
         ("one --unix /tmp/tao.sock --host ::1", "--unix stands in place of --host"),
+        ("one --unix @", "the address of a Unix socket must not be empty"),
         ("one --switch-interval 0", "a positive number of seconds is wanted, not '0'"),
         ("one --switch-interval 20", "at most 1 second is wanted, not '20'"),
         ("one --proxy-protocol nowhere", "'nowhere' is no network"),
@@ -238,6 +241,19 @@ def test_what_the_server_itself_refuses(capsys: pytest.CaptureFixture[str]) -> N
     """Its own words, with the option called as on the command line."""
     assert main(["serve", "one", "--cpu-affinity", "65535"]) == 2
     assert capsys.readouterr().err.startswith("tao: --cpu-affinity: of [65535] only ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+def test_an_abstract_socket(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written with @, as it is shown; a client takes that too."""
+    name = f"@tao-test-{os.getpid()}"
+    with Program("tao", "serve", "one", "--unix", name, cwd=modules) as program:
+        program.prints(rf": one listens at {name} \(no TLS\)")
+        program.prints("Ctrl-C stops it")
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        assert main(["connect", name]) == 0
+        program.send(signal.SIGTERM)
+        assert program.status() == 0
 
 
 def test_a_unix_socket(modules: Path) -> None:
