@@ -340,7 +340,10 @@ def _registered(known: Registration | None, new: Registration) -> Registration:
     if known is None:
         return new
     if not _is_reload(known, new):
-        raise AlreadyRegistered(f"message number {new.number} is registered twice")
+        raise AlreadyRegistered(
+            f"message number {new.number} is registered twice: for {_place(known)}, and for "
+            f"{_place(new)}"
+        )
     # A handler that is not given was declared by itself, maybe in another module.
     return new.completed(known.handler, known.handler_declared, None)
 
@@ -398,6 +401,13 @@ def _owner(registration: Registration) -> str:
     if isinstance(owner, type):  # and not the one that it has inherited it from
         return name_of(owner)
     return name_of(registration.deserialize).removesuffix(".deserialize")
+
+
+def _place(registration: Registration) -> str:
+    """The same with its module, as one may be loaded under two names."""
+    owner = getattr(registration.deserialize, "__self__", registration.deserialize)
+    module = getattr(owner, "__module__", None)
+    return f"{module}.{_owner(registration)}" if isinstance(module, str) else _owner(registration)
 
 
 def _check_number(number: object) -> None:

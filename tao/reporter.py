@@ -81,8 +81,9 @@ class Reporter:
         But for what the peer brings about with each message: a send queue that is full because it
         does not read, or a write to a connection that it has closed.
         """
-        closed = isinstance(error, ConnectionClosed) and self._conn.closed
-        if closed or isinstance(error, WouldBlock):
+        conn = self._conn
+        ended = conn.closed or conn._send_queue.error is not None
+        if isinstance(error, WouldBlock) or (ended and isinstance(error, ConnectionClosed)):
             self.flood("error {}: {}", doing, error)
         else:
             self.log().opt(exception=error).error("error {}", doing)
