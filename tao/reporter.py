@@ -70,8 +70,7 @@ class Reporter:
         elif getattr(error, "unintended", False):
             tell.opt(exception=_without_text(cause)).error("connection lost: {}", reason)
         else:
-            where = "".join(format_tb(cause.__traceback__)).rstrip()
-            tell.info("connection lost: {}; raised at\n{}", reason, where)
+            tell.info("connection lost: {}; raised at\n{}", reason, _Place(cause))
         if cause is not None:
             tell.opt(exception=cause).trace("what was raised")
 
@@ -171,6 +170,18 @@ class _Noticed:
     def __str__(self) -> str:
         self.logged = True
         return str(self._what)
+
+
+class _Place:
+    """Where an exception was raised; formatted only if somebody keeps the line."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __str__(self) -> str:
+        return "".join(format_tb(self._error.__traceback__)).rstrip()
 
 
 def _thread_name(ident: int) -> str:
