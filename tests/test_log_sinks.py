@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import sys
@@ -13,6 +14,7 @@ import loguru
 import pytest
 
 from tao.client import ClientConn
+from tao.codec import TypeLengthValueCodec
 from tao.log import log_to_stdlib, logger
 from tao.message import Registry
 from tao.monitor import monitor_on
@@ -227,23 +229,22 @@ def test_a_finalizer_may_log_while_a_handler_of_logging_is_held() -> None:
 
 def test_a_listener_goes_on(sink: Sink, make_server: MakeServer) -> None:
     """Accepting fails once and cannot say so; who comes next is served."""
-    server, address = make_server()
-    adopt, failed = server._adopt, Seen()
-
-    def fail_once(address: Any, connect: Any, discard: Any, begin: Any) -> Any:
-        if not failed.items:
-            failed.add(1)
-            discard()
-            raise OSError("too many open files")
-        return adopt(address, connect, discard, begin)
-
-    server._adopt = fail_once  # type: ignore[method-assign]
+    codec, failed = TypeLengthValueCodec(), Seen()
+    server, address = make_server(codec=codec)
     server.registry.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
+
+    def fail_once(registry: Registry) -> Any:
+        del codec.decoder
+        failed.add(1)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    codec.decoder = fail_once  # type: ignore[method-assign]
     socket.create_connection(address, PATIENCE).close()
     failed.wait()
     with socket.create_connection(address, PATIENCE) as sock:
         sock.sendall(text("hello"))
         assert recv_exactly(sock, 13) == text("hello")
+    assert any("failed, again in" in line for line in sink.lines)
     assert server.stop().clean
 
 
