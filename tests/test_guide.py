@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ import tao
 import tao.testing
 from tao.message import Registry
 from tao.options import ClientOptions, Reconnect, ServerOptions
+from tao.testing import FaultProxy
 from tests.documents import Block, blocks_of, run
 from tests.ends import text
 from tests.programs import LONG
-from tests.support import recv_exactly
+from tests.support import recv_exactly, wait_until
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "examples" / "guide"
@@ -162,6 +165,46 @@ def test_the_symptoms_are_what_tao_says() -> None:
         for piece in re.split(r"\.\.\.|: |; |, |is not registered", each):
             said = piece.strip(" ,()")
             assert said in code or said in systems, each
+
+
+def test_the_gateway_does_no_job_twice() -> None:
+    """Repeated upon ConnectionError, through servers that are away: each is done at most once."""
+    names = names_after("embedding")
+    done, results, doubtful = Counter[float](), set[float](), set[float]()
+    repeated, orders = threading.Semaphore(0), iter(range(400))
+    server = tao.Server(registry=Registry())
+
+    @server.handler(names["Job"])
+    def do(ctx: Any, conn: Any) -> None:
+        done[ctx.message.value] += 1
+        conn.write(names["Result"](ctx.message.ticket, ctx.message.value))
+
+    def order() -> None:
+        for value in map(float, orders):
+            while value not in results | doubtful:
+                try:
+                    results.add(gateway.ask(value, 0.05))
+                except ConnectionError:
+                    repeated.release()
+                except names["MaybeDone"]:
+                    doubtful.add(value)
+
+    with server, FaultProxy(server.start(("127.0.0.1", 0))) as proxy:
+        gateway = names["Gateway"](proxy.address)
+        threads = [threading.Thread(target=order, name=f"test-order-{n}") for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for wanted in (50, 100, 150):
+            wait_until(lambda wanted=wanted: len(results) >= wanted)
+            proxy.refuse()
+            proxy.reset()
+            assert repeated.acquire(timeout=LONG)  # something waited in tao's queue, and came back
+            proxy.accept()
+        for thread in threads:
+            thread.join(LONG)
+        gateway.client.close()
+    assert results | doubtful == set(map(float, range(400)))
+    assert all(count == 1 for count in done.values()) and results <= set(done)
 
 
 def test_the_service_under_systemd(tmp_path: Path) -> None:
