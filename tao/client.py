@@ -38,7 +38,9 @@ class ClientConn(Connection):
 
     With ``reconnect`` it outlives its transports: when one is lost it dials again; what was written
     meanwhile, and what was not wholly sent, waits and then goes out in order, after what
-    ``on_connect`` writes. Timers and values stay; ``context`` is a new one for each.
+    ``on_connect`` writes. Timers and values stay; ``context`` is a new one for each. To the server
+    each is a connection of its own: what came on the one before may still be handled beside what
+    comes on the next, as order is kept within a connection only.
 
     Keep a reference to a client, and close it in the end. One that is forgotten, which means that
     nothing but its own handlers, callbacks, timers and values refers to it, is closed, with a

@@ -141,6 +141,9 @@ class Connection(HasTimers, HasTransport):
     def write(self, message: Message, timeout: float | None = None) -> None:
         """Send a message, or queue it behind those that wait. What it takes is sent in order.
 
+        The peer handles the messages of one connection in that order; those of a connection before,
+        of a client that has come back, may still be handled beside them.
+
         Args:
             message: anything with a ``message_number`` and a ``serialize()``; it is encoded here,
                 in the caller's thread.

@@ -137,6 +137,19 @@ def test_what_a_page_names_exists(page: str) -> None:
         assert any(hasattr(each, name) for each in owners) or name == "context", name
 
 
+def test_order_is_promised_within_a_connection_only() -> None:
+    """Wherever order is promised, and nowhere across connections; the page above shows why."""
+    readme = (ROOT / "README.rst").read_text(encoding="utf-8")
+    pages = [readme, source("heartbeats_and_reconnecting"), source("handlers_order_threads")]
+    for promise in (*pages, tao.ClientConn.__doc__ or "", tao.Connection.write.__doc__ or ""):
+        plain = re.sub(r"[*\s]+", " ", promise)
+        assert re.search("within a connection|of one connection", plain)
+        assert re.search("still (be )?handl", plain)
+        assert not re.search(
+            r"order[^.]*,? over reconnections too|overtake[^.]*reconnections", plain
+        )
+
+
 def test_defaults_are_right() -> None:
     """Each default of an option that the guide gives, in a table or in brackets, is the default."""
     options = ServerOptions()
