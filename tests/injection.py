@@ -25,14 +25,17 @@ import ctypes
 import functools
 import gc
 import inspect
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-__all__ = ["Interruption", "Moment", "opcodes", "raise_in"]
+from tests.support import wait_until
+
+__all__ = ["Interruption", "Moment", "interrupting", "opcodes", "raise_in"]
 
 Step = Callable[[CodeType, int], bool]
 
@@ -198,3 +201,34 @@ def raise_in(thread: threading.Thread | None, error: type[BaseException]) -> Non
     if thread is not None and thread.ident is not None:
         number, kind = ctypes.c_ulong(thread.ident), ctypes.py_object(error)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(number, kind)
+
+
+@contextmanager
+def interrupting(when: Callable[[], object]) -> Iterator[None]:
+    """Have a signal handler raise an exception in the main thread, which ends the block.
+
+    Args:
+        when: tells when; as soon as it returns something true.
+    """
+    raised = threading.Event()
+
+    def strike(*_: object) -> None:
+        if not raised.is_set():
+            raised.set()
+            raise Interruption
+
+    def send() -> None:
+        wait_until(when)
+        while not raised.wait(0.01):  # it may come just before the thread blocks
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with suppress(Interruption):
+            yield
+            raise AssertionError("the block came to its end")
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)

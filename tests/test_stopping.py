@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -20,7 +18,7 @@ from tao.errors import ServerClosed
 from tao.message import Registry
 from tao.server import Server, ServerConn
 from tests.ends import MakeServer, Text, text
-from tests.injection import Interruption, opcodes
+from tests.injection import interrupting, opcodes
 from tests.programs import LONG
 from tests.support import PATIENCE, wait_until
 
@@ -56,32 +54,6 @@ def took(function: Callable[[], object]) -> float:
     started = monotonic()
     function()
     return monotonic() - started
-
-
-@contextmanager
-def interrupting(when: Callable[[], object]) -> Iterator[None]:
-    """Have a signal handler raise an exception in the block, in the main thread, ending it."""
-    raised = threading.Event()
-
-    def strike(*_: object) -> None:
-        if not raised.is_set():
-            raised.set()
-            raise Interruption
-
-    def send() -> None:
-        wait_until(when)
-        while not raised.wait(0.01):  # it may come just before the thread blocks
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-
-    before = signal.signal(signal.SIGUSR1, strike)
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        with pytest.raises(Interruption):
-            yield
-    finally:
-        sender.join()
-        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_stop_takes_no_longer_than_its_timeout(make_server: MakeServer) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tao.threads import Deadline, Doorbell, gather, in_tao_thread, mark_tao_thread, spawn
+from tests.injection import interrupting
 from tests.support import PATIENCE, ends, together
 
 
@@ -52,6 +53,14 @@ def test_what_kills_a_thread_is_logged(error: BaseException, log_lines: list[Any
     (line,) = log_lines
     assert (line["message"], line["level"].name) == ("thread tao-doomed died", "ERROR")
     assert line["exception"].value is error and line["exception"].traceback is not None
+
+
+def test_after_an_interrupted_join_a_thread_still_runs(stuck: list[threading.Thread]) -> None:
+    """Before CPython 3.13 it counted as ended, and whoever asked again was told so."""
+    thread: Any = stuck[0]
+    with interrupting(lambda: thread._done._waiting):
+        gather([thread], Deadline(PATIENCE))
+    assert thread.is_alive() and gather(stuck, Deadline(0)) == stuck
 
 
 def test_tao_knows_its_threads() -> None:

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 
 from tao.threads import in_tao_thread
 from tao.workers import WorkerPool
-from tests.injection import Interruption, opcodes, raise_in
+from tests.injection import Interruption, interrupting, opcodes, raise_in
 from tests.programs import LONG, ROOT
 from tests.support import PATIENCE, ends, together, wait_until
 
@@ -230,21 +230,13 @@ def test_idle_workers_are_not_waited_for(log_lines: list[Any]) -> None:
     assert not log_lines
 
 
-def interrupted(function: Callable[[], object]) -> None:
-    with pytest.raises(Interruption):
-        function()
-
-
 def test_after_an_interrupted_stop_the_next_tells_the_truth() -> None:
     """Before CPython 3.13 a thread whose join was interrupted counts as ended."""
     pool, running, gate = WorkerPool(1), threading.Event(), threading.Event()
     pool.submit(lambda: running.set() or gate.wait(PATIENCE))
     assert running.wait(PATIENCE)
-    waiting = threading.Thread(target=lambda: interrupted(pool.stop))
-    waiting.start()
-    wait_until(lambda: pool._members[0].ended._waiting)
-    raise_in(waiting, Interruption)
-    waiting.join(PATIENCE)
+    with interrupting(lambda: pool._members[0].ended._waiting):
+        pool.stop()
     assert [thread.name for thread in pool.stop(0)] == ["tao-worker_0"]
     gate.set()
     assert pool.stop(PATIENCE) == []
