@@ -127,7 +127,7 @@ def test_a_run_that_raises(work: Work, log_lines: list[Any]) -> None:
     """It is logged, and its thread goes on."""
     run = work.give(lambda: 1 / 0, "tao-raises")
     run.join(PATIENCE)
-    wait_until(lambda: work.turns.following)
+    wait_until(lambda: log_lines)  # which is done last
     assert [record["message"] for record in log_lines] == ["thread tao-raises died"]
 
 
