@@ -19,16 +19,19 @@ So nobody has to be told to hurry: each step is done by whoever completes the on
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from tao.backlog import TrackedFrame
 from tao.codec import Decoder, unintended
 from tao.codec_checks import checked_decoder, checked_encoder
 from tao.context import ConnectionContext, Context
 from tao.dispatch import Dispatcher
 from tao.ending import EndClock
-from tao.errors import BadData, ConnectionClosed
+from tao.errors import BadData, ConnectionClosed, WouldBlock
 from tao.keepalive import KeepAlive
 from tao.message import Message, Registry
 from tao.metrics import Counts, Tally
@@ -43,6 +46,8 @@ from tao.timers import HasTimers, TimerSet
 from tao.timing import TimingWheel
 from tao.transport import Transport, address_text, explain
 from tao.transport_access import HasTransport
+from tao.variables import Variables
+from tao.wakeup import Wakeup
 from tao.watch import watch_on
 
 __all__ = ["Connection"]
@@ -64,6 +69,7 @@ class Connection(HasTimers, HasTransport):
         parent: the context above the connection's.
         tally: where the connection's counts go when it ends.
         keep: whether what is written without a transport waits for the next.
+        variables: what the context variables of its callbacks begin with; None: the caller's.
     """
 
     _label: str = "{}"  # how threads are numbered
@@ -79,6 +85,7 @@ class Connection(HasTimers, HasTransport):
         parent: Context,
         tally: Tally,
         keep: bool = False,
+        variables: contextvars.Context | None = None,
     ) -> None:
         self.net_id: int = net_id
         #: What the connection is called in logs; settable.
@@ -101,6 +108,7 @@ class Connection(HasTimers, HasTransport):
             slow_consumer=options.slow_consumer,
             keep=keep,
         )
+        self._variables = Variables(variables)
         self._dispatcher = Dispatcher(
             self,
             registry,
@@ -111,13 +119,18 @@ class Connection(HasTimers, HasTransport):
             limit=options.queue_size,
             on_message=options.on_message,
             latencies=tally.latencies,
+            variables=self._variables,
         )
+        self._send_queue.on_crowded = self._dispatcher.send_queue_filled
         self._timers = TimerSet(wheel, self._dispatcher.post)
         self._reporter = Reporter(self, options.on_error)
         self._end_clock = EndClock(self)
-        # Guards the fields below.
-        self._lock = threading.Lock()
-        self._reason: str | None = None  # why it ends, once it does
+        # No lock guards the fields below, as any thread may close a connection at any moment, also
+        # one that is interrupted in the midst of closing it. Each is changed in one step, and the
+        # first reason counts (setdefault). Where two threads each say something and then look at
+        # what the other says, at least one of them sees both.
+        self._first: dict[str, str] = {}
+        self._reason: str | None = None  # why it ends, once it does; the first of them
         self._lost: str | None = None  # why the last transport ended, if there may be another
         self._values: dict[Hashable, Any] = {}
         self._over: bool = False  # the last steps have begun
@@ -128,13 +141,18 @@ class Connection(HasTimers, HasTransport):
         # Owned by the reading role, which one thread at a time plays.
         self._decoder: Decoder = checked_decoder(self._codec, registry)
         self._reader = Reader(self)
+        #: Whether the peer has ended its direction, and this side goes on (``half_close``).
+        self.peer_finished: bool = False
         self._unsent: int = 0
+        self._cut: bool = False  # it was aborted, as it did not end in time
+        # How many frames had been sent when a handler last waited for room in vain.
+        self._waited_in_vain: int = -1
         self._in_flight: int = 0  # bytes on their way to the peer when it was cut off
         self._keep_alive = KeepAlive(self)
         # Set when all is over but the last thread's last step; then _stuck holds the threads whose
         # handler never returned.
         self._stuck: list[Joinable] = []
-        self._finished = threading.Event()
+        self._finished = Wakeup()
 
     # -- what users call
 
@@ -147,14 +165,15 @@ class Connection(HasTimers, HasTransport):
         Args:
             message: anything with a ``message_number`` and a ``serialize()``; it is encoded here,
                 in the caller's thread.
-            timeout: seconds to wait for room in the send queue; None does not wait.
+            timeout: seconds to wait for room in the send queue. None does not wait, but in a
+                handler or timer of this same connection up to ``reply_timeout``.
 
         Raises:
             WouldBlock: the send queue is full; the message was not queued.
             ConnectionClosed: the connection is closed; the message was not queued.
             Exception: whatever ``serialize()`` raises; nothing was sent.
         """
-        self._send_queue.write(self._encode(message), timeout)
+        self._write(self._encode(message), timeout)
 
     def write_frame(self, frame: bytes, timeout: float | None = None) -> None:
         """Send bytes that the codec made before, for many receivers of one; else as `write`.
@@ -165,7 +184,7 @@ class Connection(HasTimers, HasTransport):
         Raises:
             TypeError: it is not bytes.
         """
-        self._send_queue.write(_own_bytes(frame), timeout)
+        self._write(_own_bytes(frame), timeout)
 
     def submit(self, message: Message, timeout: float | None = None) -> Ticket:
         """Send or queue a message as `write` does, and return a `Ticket` that can take it back.
@@ -173,7 +192,38 @@ class Connection(HasTimers, HasTransport):
         For a message that must not be sent any more once its caller has given up, a request say:
         ``ticket.withdraw()`` is True if it was not sent and never will be.
         """
-        return self._send_queue.submit(self._encode(message), timeout)
+        frame = TrackedFrame(self._encode(message))
+        self._write(frame, timeout)
+        return Ticket(self._send_queue, frame)
+
+    def _write(self, frame: bytes, timeout: float | None) -> None:
+        try:
+            self._send_queue.write(frame, timeout)
+        except WouldBlock:
+            if timeout is not None or not self._may_wait():
+                raise
+            with self._lend_worker():
+                try:
+                    self._send_queue.write(frame, self._options.reply_timeout)
+                except WouldBlock:
+                    self._waited_in_vain = self._send_queue.frames_sent
+                    raise
+
+    def _may_wait(self) -> bool:
+        """Whether a write waits for room: one of a handler of this connection.
+
+        Not where one has waited in vain, and the peer has taken nothing since.
+        """
+        return (
+            self._variables.entered_here
+            and self._options.slow_consumer == "raise"
+            and self._send_queue.crowded
+            and self._waited_in_vain != self._send_queue.frames_sent
+        )
+
+    def _lend_worker(self) -> AbstractContextManager[object]:
+        """While a handler waits in this, it does not count as one of the workers."""
+        return nullcontext()
 
     def close(self) -> None:
         """End the connection in order; return at once, see `wait_closed`.
@@ -234,6 +284,11 @@ class Connection(HasTimers, HasTransport):
         return self._keep_alive.idle_time
 
     @property
+    def unhandled(self) -> int:
+        """How many messages were read and are not handled to the end, or not yet."""
+        return self._reader.messages_in - self._dispatcher.handled
+
+    @property
     def send_queue_length(self) -> int:
         """How many messages wait to be sent."""
         return self._send_queue.waiting
@@ -244,8 +299,7 @@ class Connection(HasTimers, HasTransport):
 
     def set_value(self, key: Hashable, value: Any) -> None:
         """Keep something with the connection."""
-        with self._lock:
-            self._values[key] = value
+        self._values[key] = value
 
     def __repr__(self) -> str:
         state = self._reason or ("open" if self._established else "connecting")
@@ -267,22 +321,22 @@ class Connection(HasTimers, HasTransport):
             HandshakeFailed: TLS was not agreed upon.
             ConnectionClosed: refused by ``on_connect``, or closed before that was asked.
         """
-        with self._lock:
-            self._transport = transport
-            self._raise_if_closed()
+        self._transport = transport
+        self._raise_if_closed()  # whoever closes later finds the transport, and aborts it
         self._shake_hands(transport)
-        with self._lock:
-            self._raise_if_closed()
-            self._ready = True
+        self._ready = True
+        if self._reason is not None:
+            self._ready = False
+            raise ConnectionClosed(self._reason)
         self._decoder = checked_decoder(self._codec, self._registry)
+        self.peer_finished = False
         self._keep_alive.set_time()
         self._send_queue.attach(transport)
         if not self._ask_on_connect():
             raise ConnectionClosed("refused by on_connect")
-        with self._lock:
-            # Also if it was closed meanwhile: to each on_connect that agreed belongs an on_close.
-            self._established = True
-            self._lost = None
+        self._lost = None
+        # Also if it was closed meanwhile: to each on_connect that agreed belongs an on_close.
+        self._established = True
         self._tally.established(self)
         self._send_queue.open()
         self._keep_alive.start()
@@ -291,7 +345,6 @@ class Connection(HasTimers, HasTransport):
         transport.handshake(self._options.handshake_timeout)
 
     def _raise_if_closed(self) -> None:
-        """Needs _lock."""
         if self._reason is not None:
             raise ConnectionClosed(self._reason)
 
@@ -304,7 +357,7 @@ class Connection(HasTimers, HasTransport):
             return True
         try:
             with telling_if_long(self, what):
-                return callback(self) is not False
+                return self._variables.run(callback, self) is not False
         except BaseException as error:
             self.report(error, f"in {what}")
             return False
@@ -314,16 +367,14 @@ class Connection(HasTimers, HasTransport):
     def _thread(self, role: str, target: Callable[..., object], *args: Any) -> threading.Thread:
         name = self._thread_name(role)
         thread = spawn(target, *args, name=name, cpus=self._options.cpus)
-        with self._lock:
-            self._threads.append(thread)
+        self._threads.append(thread)
         return thread
 
     def _thread_name(self, role: str) -> str:
         return f"tao-{role}-{self._label.format(self.net_id)}"
 
     def _all_threads(self) -> list[Joinable]:
-        with self._lock:
-            return list(self._threads)
+        return list(self._threads)
 
     def _start_writer(self) -> None:
         """Start the third thread. Called by the send queue, in its turn."""
@@ -396,6 +447,17 @@ class Connection(HasTimers, HasTransport):
 
     def _transport_ended(self) -> None:
         """The peer has sent the end, or this side has ended the transport itself."""
+        if (
+            self._options.half_close
+            and self.close_reason is None
+            and self._send_queue.error is None
+            and self._transport is not None
+        ):
+            self.peer_finished = True
+            limit = self._options.half_close_timeout
+            if not self._transport.wait_hung_up(limit):
+                self._drop(f"peer closed, and this side did not within {limit:g} s")
+                return
         unsendable = self._send_queue.error
         if unsendable is None:
             self._drop("peer closed", ended=True)
@@ -431,45 +493,43 @@ class Connection(HasTimers, HasTransport):
             ended: the transport has ended. Then nobody needs to see to that, and a handler of the
                 last messages may take its time.
         """
-        with self._lock:
-            first = self._reason is None
-            if first:
-                self._reason = reason
-            ready, transport = self._ready, self._transport
-        if first:
-            self._timers.close(reason)
-            self.context.cancel_aside(reason)
-        if not ready and transport is not None:
+        self._reason = reason = self._first.setdefault("reason", reason)
+        self._timers.close(reason)
+        self.context.cancel_aside(reason)
+        transport = self._transport
+        if not self._ready and transport is not None:
             transport.abort()
         if drain:
-            self._dispatcher.finish(self._seal)
+            self._dispatcher.finish()
         else:
-            self._dispatcher.finish(None, discard=True)
-            self._seal()
+            self._dispatcher.finish(discard=True)
+            self.drained()
         if not ended:
             self._end_clock.start(self._options.drain_timeout if timeout is None else timeout)
 
     def _collapse(self, error: BaseException) -> None:
         """End at once, for lack of a thread or because of an error that nobody foresaw."""
+        self._dispatcher.recover()
         self.report(error, "which ends the connection")
         self._begin_close(f"error: {explain(error)}", drain=False, timeout=0)
 
-    def _seal(self) -> None:
+    def drained(self) -> None:
+        """Have the peer told the end, as all is handled. Called by the dispatcher."""
         self._send_queue.seal(self._reason or "closed")
 
     def _unacknowledged(self) -> int:
         """How many bytes that the kernel took are still on their way to the peer."""
-        with self._lock:
-            transport = self._transport
+        transport = self._transport
         count = 0 if transport is None else transport.unacknowledged()
         # The end itself (FIN), which comes last, counts for one.
         return max(0, count - self._send_queue.shut)
 
     def _cut_off(self) -> None:
+        """Abort what does not end by itself."""
+        self._cut = True
         self._in_flight = self._unacknowledged()
         self._send_queue.give_up(TimeoutError("the peer took too long"))
-        with self._lock:
-            transport = self._transport
+        transport = self._transport
         if transport is not None:
             transport.abort()
 
@@ -499,6 +559,8 @@ class Connection(HasTimers, HasTransport):
             )
         self._call_on_close()
         if self._transport is not None:
+            if self._cut and self._reader.discarded:
+                self._transport.reset()
             self._transport.close()
         self._forget()
         self._finished.set()

@@ -5,6 +5,9 @@ Guarantees, for each connection:
 - Handlers and timer callbacks run in order of arrival, one at a time, whatever thread they run on.
 - A handler that blocks never stops its connection from being read.
 - What waits is bounded: a full inbox blocks the reading thread, and TCP pushes back on the peer.
+- While the send queue is more than half full, no message is handed to a handler: so a peer that
+  does not read is held back in the end, and its replies are not lost. It costs no worker.
+- `post`, `finish` and `abandon` never wait, wherever they are called.
 
 Two roles are played by two threads, and the threads may swap them. The *reading* role decodes
 batches and calls `Dispatcher.dispatch`; the *handling* role, in `Dispatcher.handle`, takes what
@@ -26,6 +29,7 @@ to be quick, and when one of them gets stuck after all, what is there leaves at 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from math import floor
@@ -40,6 +44,8 @@ from tao.histogram import NEAR, NEAR_PER_SECOND, Latencies
 from tao.inbox import CALL, STOP, TAKE_OVER, Inbox
 from tao.message import HEARTBEAT, Handler, Registration, Registry
 from tao.send_queue import SendQueue
+from tao.variables import Variables
+from tao.wakeup import Wakeup
 from tao.watch import GRACE, BlockWatch
 
 __all__ = ["DispatchHost", "Dispatcher"]
@@ -58,40 +64,15 @@ class Dispatcher:
         limit: how many messages may wait.
         on_message: called with ``(message, conn)`` where a number has no handler.
         latencies: where to note how long handlers take.
+        variables: what handlers and callbacks run in.
     """
 
     __slots__ = (
-        "_abandoned",
-        "_cells",
-        "_closed",
-        "_discard",
-        "_discarded",
-        "_entries",
-        "_host",
-        "_idle",
-        "_inbox",
-        "_inline",
-        "_late",
-        "_latencies",
-        "_limit",
-        "_lock",
-        "_messages",
-        "_mode",
-        "_on_message",
-        "_pending",
-        "_relieved",
-        "_run_on_pool",
-        "_runs",
-        "_seen",
-        "_seen_since",
-        "_send_queue",
-        "_stuck",
-        "_then",
-        "_waiting",
-        "_watch",
-        "busy_time",
-        "handled",
-        "waiting_for_room",
+        "_abandoned", "_cells", "_closed", "_discard", "_due", "_entries", "_halt", "_host",
+        "_inbox", "_inline", "_latencies", "_limit", "_messages", "_mode", "_on_message",
+        "_pending", "_posted", "_relieved", "_run_on_pool", "_runs", "_seal", "_seen",
+        "_seen_since", "_send_queue", "_stuck", "_turn", "_variables", "_waiting", "_watch",
+        "busy_time", "handled", "waiting_for_room",
     )  # fmt: skip
 
     def __init__(
@@ -101,11 +82,12 @@ class Dispatcher:
         send_queue: SendQueue,
         watch: BlockWatch,
         *,
-        run: Callable[[Callable[[], object]], object] | None,
+        run: Callable[..., Any] | None,
         mode: str,
         limit: int,
         on_message: Callable[[Any, Any], object] | None,
         latencies: Latencies | None = None,
+        variables: Variables | None = None,
     ) -> None:
         self._host = host
         self._entries: dict[int, Registration] = registry.entries
@@ -117,24 +99,29 @@ class Dispatcher:
         self._limit: int = limit
         self._latencies: Latencies = latencies or Latencies()
         self._cells = self._latencies.cells
-        # Guards the fields below.
-        self._lock = threading.Lock()
-        self._waiting: int = 0  # threads that wait until nothing is pending any more
-        self._idle: threading.Condition | None = None  # ... for this, made when one first does
+        self._variables = variables or Variables()
+        # Any thread appends to these, or assigns; each is one step. `_due` is set afterwards.
+        self._posted: deque[Callable[[], object]] = deque()  # callbacks that wait to be queued
+        self._waiting: deque[Wakeup] = deque()  # threads that wait until nothing is pending
+        self._closed: bool = False  # batches are not taken any more
+        self._discard: bool = False  # ... and those that wait are not run
+        self._seal: bool = False  # the host is to be told once nothing is pending any more
+        self._abandoned: bool = False  # nobody waits for what is still pending
+        self._due: bool = False  # whether there may be something to do
+        # Its owner has the turn, and owns the fields below. It is reentrant only so that the owner
+        # is known. It is waited for by the connection's own threads alone.
+        self._turn: Any = threading.RLock()
         self._inbox: Inbox | None = None  # made when the handling thread is started
         self._pending: int = 0  # messages in the inbox, and those being run by the handling thread
         self._inline: bool = False  # the reading thread runs a batch
-        self._late: Batch = []  # callbacks that came due meanwhile
         self._relieved: bool = False  # ... and the other thread has taken over the reading
-        self._closed: bool = False  # batches are not taken any more
-        self._discard: bool = False  # ... and those that wait are not run
-        self._then: Callable[[], object] | None = None  # called once nothing is pending any more
-        self._discarded: int = 0  # messages that were taken and then forgotten
-        self._abandoned: bool = False  # nobody waits for what is still pending
         # Owned by who runs a batch, one at a time; read by the watch and for figures.
         self._runs: int = 0  # batches begun
         self._messages: Iterator[Any] = iter(())  # what is left of the current one
         self._stuck: bool = False  # the watch found that it blocks; until that has ended
+        # After the present handler there is something to see to: it was stuck, or the send queue
+        # is more than half full. Set by any thread.
+        self._halt: bool = False
         self.handled: int = 0
         self.busy_time: float = 0.0  # seconds spent in handlers, but not in sending
         # Owned by the watch: what it saw last, as (_runs, messages left), and since when.
@@ -150,60 +137,82 @@ class Dispatcher:
 
         The caller then owes a call of `handle`. Blocks while the inbox is full.
         """
-        with self._lock:
-            if self._pending and not self._stuck and self._resolve(batch[0][0])[2]:
-                # What runs elsewhere is about to end: once this thread has to queue, it would have
-                # to for as long as messages keep coming, and a moment's wait ends that.
-                self._wait_idle(GRACE)
-            if self._closed:
-                return True
-            inline = not self._pending and not self._inline
-            if inline:
-                self._inline = True
-            else:
-                self._pending += len(batch)
-                start = self._wants_handler()
-        if not inline:
-            self._enqueue(batch, start)
+        turn = self._turn
+        turn.acquire()
+        if self._pending and not self._stuck and self._resolve(batch[0][0])[2]:
+            # What runs elsewhere is about to end: once this thread has to queue, it would have to
+            # for as long as messages keep coming, and a moment's wait ends that.
+            turn.release()
+            self._wait_idle(GRACE)
+            turn.acquire()
+        if self._closed:
+            turn.release()
             return True
-        rest = self._run_alone(batch) if len(batch) == 1 else self._run(batch, inline=True)
-        with self._lock:
-            if not (rest or self._late or self._relieved or self._then or self._waiting):
-                self._inline = False
-                return True  # as nearly always
-            rest.extend(self._late)
-            self._late = []
+        if self._pending or self._inline or self._send_queue.crowded:
+            self._pending += len(batch)
+            self._enqueue(batch)
+            return True
+        self._inline = True
+        turn.release()
+        run = self._run_alone if len(batch) == 1 else self._run_inline
+        rest = self._variables.run(run, batch)
+        turn.acquire()
+        if not (rest or self._posted or self._relieved):
             self._inline = False
-            relieved, self._relieved = self._relieved, False
-            if relieved:
-                # The batch counted as pending from then on; what is left of it is to be run here,
-                # before anything that waits in the inbox.
-                self._pending -= 1
-            self._pending += len(rest)
-            start = bool(rest) and not relieved and self._wants_handler()
-            then = self._settled()
-        if then is not None:
-            then()
+            turn.release()
+            if self._due or self._waiting or self._seal:
+                self._settle()
+            return True  # as nearly always
+        return self._end_inline(rest)
+
+    def _end_inline(self, rest: Batch) -> bool:
+        """See to what was left or came up while the reader ran a batch. Has, and ends, the turn."""
+        while self._posted:
+            rest.append((CALL, self._posted.popleft()))
+        relieved, self._relieved = self._relieved, False
         if relieved:
+            # The batch counted as pending from then on; what is left of it is to be run here,
+            # before anything that waits in the inbox.
+            self._pending += len(rest) - 1
+            self._inline = False
+            self._turn.release()
+            self._settle()
             self._run_pooled(rest)
             return False
+        self._pending += len(rest)
+        self._inline = False
         if rest:
-            self._enqueue(rest, start)
+            self._enqueue(rest)
+        else:
+            self._turn.release()
+            self._settle()
         return True
 
-    def _enqueue(self, batch: Batch, start_handler: bool) -> None:
-        if start_handler:
+    def _enqueue(self, batch: Batch) -> None:
+        """Queue a batch that counts as pending, once there is room. Has, and ends, the turn."""
+        turn = self._turn
+        inbox, start = self._inbox_for_handler()
+        turn.release()
+        if start:
             self._host.start_handler()
         self.waiting_for_room = True
-        self.inbox.put(batch)
+        inbox.wait_for_room()
+        turn.acquire()
+        inbox.push(batch)
+        turn.release()
         self.waiting_for_room = False
+        if self._due:
+            self._settle()
 
-    def _wants_handler(self) -> bool:
-        """Tell whether the handling thread is to be started, by the caller. Needs _lock."""
+    def _inbox_for_handler(self) -> tuple[Inbox, bool]:
+        """Return the inbox, and whether the caller is to start the thread that empties it.
+
+        Needs the turn.
+        """
         start = self._inbox is None
         if self._inbox is None:
             self._inbox = Inbox(self._limit)
-        return start
+        return self._inbox, start
 
     @property
     def inbox(self) -> Inbox:
@@ -218,68 +227,66 @@ class Dispatcher:
 
         How many may wait is the caller's business.
         """
-        item: Batch = [(CALL, callback)]
-        with self._lock:
-            if self._discard:
-                return
-            if self._inline and not self._relieved:
-                self._late.extend(item)
-                return
-            self._pending += 1
-            start = self._wants_handler()
-            self.inbox.push(item)  # here, so that nothing comes after `stop`
-        if start:
-            self._host.start_handler()
+        if not self._discard:
+            self._posted.append(callback)
+            self._settle()
 
-    def finish(self, then: Callable[[], object] | None, *, discard: bool = False) -> None:
+    def finish(self, *, discard: bool = False) -> None:
         """Take no more batches. Any thread may call it, also again.
 
         Args:
-            then: called once all that was taken has been handled; maybe at once, in this thread.
-            discard: forget what waits; only what runs now is finished.
+            discard: forget what waits; only what runs now is finished. Otherwise, when all that was
+                taken has been handled, the host is told that it is `DispatchHost.drained`: maybe at
+                once, in this thread, and maybe more than once.
         """
-        with self._lock:
-            self._closed = True
-            self._discard = self._discard or discard
-            self._then = then or self._then
-            then = self._settled()
+        self._closed = True
         if discard:
+            self._discard = True
             self._skip()
-        if then is not None:
-            then()
+        else:
+            self._seal = True
+        self._settle()
 
     def wait_idle(self) -> bool:
         """Wait until nothing is pending; False if it is given up, see `abandon`."""
-        with self._lock:
-            while (self._pending or self._inline) and not self._abandoned:
-                self._wait_idle(None)
-            return not (self._pending or self._inline)
+        while self._busy and not self._abandoned:
+            self._wait_idle(None)
+        return not self._busy
 
     def abandon(self) -> None:
         """Have nobody wait for handlers that do not end. Any thread may call it."""
-        with self._lock:
-            self._abandoned = self._discard = True
-            self._wake()
-            if self._inbox is not None:
-                self._inbox.unbind()
+        self._closed = self._discard = self._abandoned = True
         self._skip()
+        self._settle()
 
     def _skip(self) -> None:
         """Forget what is left of the current batch, by using up its iterator."""
-        self._give_up(list(self._messages))
-
-    def _give_up(self, batch: Batch) -> None:
-        """Count messages that will not be handled."""
-        count = sum(isinstance(number, int) for number, _ in batch)
-        with self._lock:
-            self._discarded += count
+        deque(self._messages, maxlen=0)
 
     def stop(self) -> None:
         """End `handle`, when it gets there."""
-        with self._lock:
-            self._discard = True
-            if self._inbox is not None:
-                self._inbox.push([(STOP, None)])
+        self._discard = True
+        self._turn.acquire()
+        if self._inbox is not None:
+            self._inbox.push([(STOP, None)])
+        self._turn.release()
+
+    def recover(self) -> None:
+        """Let go of the turn, if an exception has hit the calling thread in the midst of it."""
+        while self._turn._is_owned():
+            self._turn.release()
+
+    def renew_turn(self) -> None:
+        """In a child process: nobody has the turn."""
+        self._turn = threading.RLock()
+
+    def after_fork(self, send_queue: SendQueue) -> None:
+        """In a child process: be the dispatcher of a connection that has ended."""
+        self.renew_turn()
+        self._send_queue = send_queue
+        self._closed = self._discard = self._abandoned = True
+        self._inline, self._pending, self._inbox = False, 0, None
+        self._posted.clear()
 
     @property
     def pending(self) -> int:
@@ -287,34 +294,68 @@ class Dispatcher:
         return self._pending + self._inline
 
     @property
-    def unhandled(self) -> int:
-        """How many messages were taken, and not handled to the end, or not yet."""
-        with self._lock:
-            waiting = 0 if self._inbox is None else self._inbox.messages
-            running = self._inline or self._pending > waiting
-            begun = running + length_hint(self._messages) if running else 0
-            return self._discarded + waiting + begun
+    def reading_stopped(self) -> bool:
+        """Whether nothing is read meanwhile: the reader runs handlers, or waits for room."""
+        return (self._inline and not self._relieved) or self.waiting_for_room
 
-    def _settled(self) -> Callable[[], object] | None:
-        """If nothing is pending, wake who waits and return what to call. Needs _lock."""
-        if self._pending or self._inline:
-            return None
-        self._wake()
-        then, self._then = self._then, None
-        return then
+    # -- taking turns: as in the send queue, nobody waits to have something done
+
+    @property
+    def _busy(self) -> bool:
+        return self._inline or self._pending > 0
+
+    def _settle(self) -> None:
+        """Have all that was noted be done: here and now, or by the thread that has the turn."""
+        self._due = True
+        turn = self._turn
+        if turn._is_owned():
+            return  # this call has interrupted it
+        try:
+            while self._due and turn.acquire(False):
+                self._due = False
+                start, drained = self._advance()
+                turn.release()
+                if start:
+                    self._host.start_handler()
+                if drained:
+                    self._send_queue.release()
+                    self._host.drained()
+        except BaseException:
+            if turn._is_owned():
+                turn.release()
+            raise
+
+    def _advance(self) -> tuple[bool, bool]:
+        """Do all that is due. Needs the turn.
+
+        Returns:
+            whether to start the handling thread, and whether to tell the host that all is handled.
+        """
+        start = False
+        if self._discard:
+            self._posted.clear()
+        elif self._posted and (not self._inline or self._relieved):
+            inbox, start = self._inbox_for_handler()
+            callbacks: Batch = [(CALL, self._posted.popleft()) for _ in range(len(self._posted))]
+            self._pending += len(callbacks)
+            inbox.push(callbacks)
+        if self._abandoned and self._inbox is not None:
+            self._inbox.unbind()
+        if self._abandoned or not self._busy:
+            while self._waiting:
+                self._waiting.popleft().set()
+        return start, self._seal and not self._busy
 
     def _wait_idle(self, timeout: float | None) -> None:
-        """Wait until nothing is pending, or for any other reason. Needs _lock."""
-        if self._idle is None:
-            self._idle = threading.Condition(self._lock)
-        self._waiting += 1
-        self._idle.wait(timeout)
-        self._waiting -= 1
-
-    def _wake(self) -> None:
-        """Wake all who wait until nothing is pending. Needs _lock."""
-        if self._idle is not None:
-            self._idle.notify_all()
+        """Wait until nothing is pending, or for any other reason."""
+        idle = Wakeup()
+        self._waiting.append(idle)
+        if self._busy and not self._abandoned:
+            idle.wait(timeout)
+        try:
+            self._waiting.remove(idle)
+        except ValueError:
+            pass  # it has been woken
 
     # -- for the handling role
 
@@ -335,35 +376,50 @@ class Dispatcher:
                 return False
 
     def _run_pooled(self, batch: Batch) -> None:
-        """Run a batch that counts as pending, on the pool if there is one."""
-        if not batch:
-            return
-        if self._run_on_pool is None:
-            self._run_pending(batch)
-            return
-        try:
-            self._run_on_pool(lambda: self._run_pending(batch))
-        except (RuntimeError, CancelledError) as error:
-            # The pool does no more jobs: someone stopped it, or no thread can be had.
-            self._host.report(error, f"handing {len(batch)} messages to the workers")
-            self._give_up(batch)
-            self._done(len(batch))
+        """Run a batch that counts as pending, on the pool if there is one.
 
-    def _run_pending(self, batch: Batch) -> None:
-        if self._discard:
-            self._give_up(batch)
-        else:
-            self._run(batch, inline=False)
-        self._done(len(batch))
-        self._send_queue.release()
+        It is not begun, and not continued after a handler, while the send queue is more than half
+        full. That is waited for here, so it costs none of the workers.
+        """
+        while batch:
+            self._send_queue.wait_uncrowded()
+            if self._run_on_pool is None:
+                batch = self._run_pending(batch)
+                continue
+            begun: list[bool] = []
+            try:
+                batch = self._run_on_pool(self._run_pending, batch, begun)
+            except (RuntimeError, CancelledError) as error:
+                if begun:
+                    raise
+                # The pool does no more jobs: someone stopped it, or no thread can be had.
+                self._host.report(error, f"handing {len(batch)} messages to the workers")
+                self._done(len(batch))
+                return
+
+    def _run_pending(self, batch: Batch, begun: list[bool] | None = None) -> Batch:
+        """Run a batch that counts as pending, and return what is left of it.
+
+        Args:
+            begun: becomes true when this has begun.
+        """
+        rest: Batch = []
+        if begun is not None:
+            begun.append(True)
+        try:
+            if not self._discard:
+                rest = self._variables.run(self._run, batch)
+                self._send_queue.release()
+        finally:
+            self._done(len(batch) - len(rest))
+        return rest
 
     def _done(self, count: int) -> None:
-        with self._lock:
-            self._pending -= count
-            then = self._settled()
-        if then is not None:
-            self._send_queue.release()
-            then()
+        self._turn.acquire()
+        self._pending -= count
+        self._turn.release()
+        if self._due or not self._busy:
+            self._settle()
 
     # -- running
 
@@ -388,11 +444,11 @@ class Dispatcher:
         number, message = batch[0]
         entry = self._entries.get(number)
         if entry is None or entry.handler is None:
-            return self._run(batch, inline=True)
+            return self._run_inline(batch)
         if entry.trust < TRUST_NEEDED[entry.dispatch or self._mode]:
             return batch
         host, watch = self._host, self._watch
-        self._stuck = False
+        self._stuck = self._halt = False
         self._runs += 1
         watch.running.add(self)
         if not watch.armed:
@@ -403,11 +459,17 @@ class Dispatcher:
         except BaseException as error:
             host.report(error, doing(number))
         watch.running.discard(self)
-        self._account(entry, started, 1)
+        self._account(entry, started, 1, number)
         return []
 
-    def _run(self, batch: Batch, *, inline: bool) -> Batch:
-        """Handle a batch and return the part of it that is not for this thread.
+    def _run_inline(self, batch: Batch) -> Batch:
+        """Run a batch on the reading thread, as far as its handlers are trusted."""
+        rest = self._run(batch, inline=True)
+        self._send_queue.release()
+        return rest
+
+    def _run(self, batch: Batch, inline: bool = False) -> Batch:
+        """Handle a batch and return the part of it that is not for this thread, or not for now.
 
         Messages of the same number in a row are a group, for which everything is looked up, timed
         and counted once. It ends with a handler that the watch found to block.
@@ -419,7 +481,7 @@ class Dispatcher:
         collecting = False
         count = 0
         rest: Batch = []
-        self._stuck = False
+        self._stuck = self._halt = False
         self._runs += 1
         self._messages = messages = iter(batch)
         watch = self._watch
@@ -429,7 +491,7 @@ class Dispatcher:
             for number, message in messages:
                 if number != group:
                     if count:
-                        started = self._account(entry, started, count)
+                        started = self._account(entry, started, count, group)
                         count = 0
                     entry, handle, trusted = self._resolve(number)
                     if (inline and not trusted) or self._discard:
@@ -449,22 +511,24 @@ class Dispatcher:
                     handle(RequestContext(context, message), host)
                 except BaseException as error:
                     host.report(error, doing(number))
-                if self._stuck:
-                    started = self._account(entry, started, count)
-                    group, count = self, 0
-                    watch.enter(self)  # which has lost interest in it
+                if self._halt:
+                    self._halt = False
+                    if self._stuck:
+                        started = self._account(entry, started, count, group)
+                        group, count = self, 0
+                        watch.enter(self)  # which has lost interest in it
+                    if send_queue.crowded:
+                        rest = list(messages)
+                        break
         finally:
             watch.running.discard(self)
         if count:
-            self._account(entry, started, count)
-        if inline and collecting:
-            send_queue.release()
-        if rest and self._discard:
-            self._give_up(rest)
-            return []
-        return rest
+            self._account(entry, started, count, group)
+        return [] if self._discard else rest
 
-    def _account(self, entry: Registration | None, started: float, count: int) -> float:
+    def _account(
+        self, entry: Registration | None, started: float, count: int, number: object
+    ) -> float:
         """Learn from a group that was run; return the time now.
 
         The time that counts is the clock's, less what was spent sending, where others may have
@@ -487,7 +551,8 @@ class Dispatcher:
             blocked = monotonic() - self._seen_since if stuck else None
             mean = note(self._latencies, entry, elapsed, count, blocked)
             learn(entry, mean, stuck, self._watch.lateness)
-        self.handled += count  # last, so that whoever sees it finds the rest as well
+        if number is not CALL:
+            self.handled += count  # last, so that whoever sees it finds the rest as well
         return now
 
     # -- for the watch
@@ -503,21 +568,27 @@ class Dispatcher:
                 # It goes on, but replies have waited for long enough.
                 self._send_queue.flush()
         elif now - self._seen_since >= grace:
-            self._watch.blocks(self)  # before it may enter again
-            self._stuck = True
             self._relieve()
 
     def _relieve(self) -> None:
         """Have the other thread read on if a handler blocks the reader, and let replies go."""
-        with self._lock:
-            relieve = self._inline and not self._relieved
-            if relieve:
-                self._relieved = True
-                late, self._late = self._late, []
-                self._pending += 1 + len(late)
-                start = self._wants_handler()
-                # Here, so that nothing comes before it.
-                self.inbox.push([(TAKE_OVER, None), *late])
-        if relieve and start:
+        turn = self._turn
+        if turn._is_owned() or not turn.acquire(False):
+            return  # the next look will do; nobody has the turn for long
+        self._watch.blocks(self)  # before it may enter again
+        self._stuck = self._halt = True
+        start = False
+        if self._inline and not self._relieved:
+            self._relieved = True
+            self._pending += 1
+            inbox, start = self._inbox_for_handler()
+            inbox.push([(TAKE_OVER, None)])
+        turn.release()
+        if start:
             self._host.start_handler()
+        self._settle()
         self._send_queue.release()
+
+    def send_queue_filled(self) -> None:
+        """Note that the send queue is more than half full."""
+        self._halt = True

@@ -102,7 +102,7 @@ def _tell_what_is_dropped() -> None:
     """At the end of the process: log what its connections have not done."""
     for tally in tallies():
         conns = list(tally.living())
-        unhandled = sum(conn._dispatcher.unhandled for conn in conns)
+        unhandled = sum(conn.unhandled for conn in conns)
         unsent = sum(conn._send_queue.waiting for conn in conns)
         if unhandled or unsent:
             logger.warning(

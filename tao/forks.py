@@ -36,6 +36,7 @@ from tao.send_queue import SendQueue
 from tao.timers import TimerSet
 from tao.timing import shared_wheel
 from tao.transport import Transport
+from tao.wakeup import Wakeup
 from tao.watch import watch_on
 from tao.workers import WorkerPool
 
@@ -122,11 +123,12 @@ def renew_client(client: ClientCore, reason: str) -> None:
         client._timers = TimerSet(wheel, client._dispatcher.post)
         client._dispatcher._watch = watch_on(wheel)
         client._send_queue.after_fork()
+        client._dispatcher.renew_turn()
         return
     client._source.forked()
     _abandon(client, reason)
     client._state = "started"
-    client._up, client._hurry = threading.Event(), threading.Event()
+    client._up, client._hurry = Wakeup(), Wakeup()
     client._up.set()
     client._give_back()
 
@@ -155,11 +157,6 @@ def _abandon(conn: Connection, reason: str) -> None:
     send_queue.seal(conn._reason)
     conn._end_clock = EndClock(conn)
     dispatcher = conn._dispatcher
-    _renew_locks(dispatcher)
-    dispatcher._idle = None
-    dispatcher._send_queue = send_queue
-    dispatcher._closed = dispatcher._discard = dispatcher._abandoned = True
-    dispatcher._inline, dispatcher._pending, dispatcher._inbox = False, 0, None
-    dispatcher._late, dispatcher._then = [], None
-    conn._finished = threading.Event()
+    dispatcher.after_fork(send_queue)
+    conn._finished = Wakeup()
     conn._finished.set()

@@ -31,6 +31,9 @@ class DispatchHost(Protocol):
     def start_handler(self) -> None:
         """Start the second thread, in the handling role; never raises."""
 
+    def drained(self) -> None:
+        """Note that all is handled, after `Dispatcher.finish`; never raises."""
+
     def report(self, error: BaseException, doing: str) -> None:
         """Tell log and application of an error; never raises."""
 

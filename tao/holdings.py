@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import weakref
 
 from tao.credentials import Credentials
@@ -28,6 +29,8 @@ class Holdings:
             self.pool = workers
         else:
             self.pool = WorkerPool(workers, options.worker_initializer)
+        #: What the context variables of each connection's callbacks begin with.
+        self.variables = contextvars.copy_context()
         #: Of the listeners that have none of their own.
         self.credentials = Credentials(options.tls)
         #: Of the accepting, all listeners together.

@@ -1,12 +1,12 @@
-"""What waits to be handled on one connection."""
+"""What waits to be handled on one connection: it joins the reading thread with the handling one."""
 
 from __future__ import annotations
 
 import queue
-import sys
 from typing import Any
 
 from tao.codec import Batch
+from tao.wakeup import Wakeup
 
 __all__ = ["CALL", "STOP", "TAKE_OVER", "Inbox"]
 
@@ -18,36 +18,63 @@ CALL: Any = object()
 STOP: Any = object()
 
 
-class Inbox(queue.Queue[Any]):
-    """A queue of batches, bounded in messages; `get` takes all that waits, as one batch."""
+class Inbox:
+    """A queue of batches, bounded in messages.
 
-    def _init(self, maxsize: int) -> None:
-        self.queue: list[Any] = []
+    It is built on a SimpleQueue, because only that one's ``put`` may be called by a finalizer that
+    interrupts ``get``.
 
-    def _put(self, item: Batch) -> None:
-        self.queue.extend(item)
+    Args:
+        limit: how many messages may wait before `wait_for_room` waits.
+    """
 
-    def _get(self) -> Batch:
-        if self.queue[0][0] is TAKE_OVER:
-            # What follows is for the thread that plays the handling role from now on.
-            return [self.queue.pop(0)]
-        taken, self.queue = self.queue, []
-        return taken
+    __slots__ = ("_batches", "_limit", "_put", "_room", "_taken", "_unbound")
+
+    def __init__(self, limit: int) -> None:
+        self._limit: int = limit
+        self._batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        self._put: int = 0  # messages ever put; written by whoever has the dispatcher's turn
+        self._taken: int = 0  # messages ever taken; written by the handling thread
+        self._unbound: bool = False
+        # Replaced by each thread that waits for room, which is one at a time.
+        self._room = Wakeup()
 
     def push(self, batch: Batch) -> None:
-        """Put, bounded or not: for the few things that must not wait and are bounded themselves."""
-        with self.mutex:
-            self._put(batch)
-            self.not_empty.notify()
+        """Put a batch, whether there is room or not. Needs the dispatcher's turn."""
+        self._put += len(batch)
+        self._batches.put(batch)
+
+    def get(self) -> Batch:
+        """Wait for something, and return all that waits, as one batch. By the handling thread."""
+        batch = self._batches.get()
+        # What follows a TAKE_OVER is for the thread that plays the handling role from then on.
+        if batch[0][0] is not TAKE_OVER:
+            try:
+                while True:
+                    batch += self._batches.get_nowait()
+            except queue.Empty:
+                pass
+        self._taken += len(batch)
+        self._room.set()
+        return batch
 
     @property
-    def messages(self) -> int:
-        """How many of those that wait are messages."""
-        with self.mutex:
-            return sum(isinstance(number, int) for number, _ in self.queue)
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return self._put - self._taken
+
+    def full(self) -> bool:
+        """Whether as many messages wait as may."""
+        return self.waiting >= self._limit and not self._unbound
+
+    def wait_for_room(self) -> None:
+        """Wait while it is full. By the reading thread."""
+        while self.full():
+            room = self._room = Wakeup()
+            if self.full():
+                room.wait()
 
     def unbind(self) -> None:
         """Let the last batch in: who waits for room would wait for a handler that never returns."""
-        with self.mutex:
-            self.maxsize = sys.maxsize
-            self.not_full.notify_all()
+        self._unbound = True
+        self._room.set()

@@ -136,7 +136,6 @@ class Intake:
         batch, conn = self._batch, self._conn
         while batch:
             if conn._reason is not None or conn._lost is not None:
-                conn._dispatcher._give_up(batch)
                 self._batch, self._debt = [], 0.0
                 break
             bucket = self._messages

@@ -143,8 +143,11 @@ class KeepAlive:
         if not conn._established:
             return  # lost meanwhile; the next transport sets its own
         intake, dispatcher = conn._reader.intake, conn._dispatcher
-        handling = dispatcher._inline and not dispatcher._relieved
-        if handling or dispatcher.waiting_for_room or (intake is not None and intake.paused):
+        if (
+            dispatcher.reading_stopped
+            or conn.peer_finished
+            or (intake is not None and intake.paused)
+        ):
             # Nothing is read: the reader is busy with handlers, these do not keep up, or a limit
             # says so. That is not silence.
             conn._reader.last_received = time.monotonic()

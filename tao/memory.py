@@ -75,6 +75,11 @@ class _Pipe:
             while len(self._bytes) >= self._capacity and not (self._ended or self._unread):
                 self._changed.wait()
 
+    def wait_end(self, timeout: float | None) -> bool:
+        """Wait until nothing can be written any more; tell whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._ended or self._unread, timeout)
+
     def end(self) -> None:
         """Let the reader see the end, after what is under way."""
         with self._changed:
@@ -121,6 +126,9 @@ class MemoryTransport(Transport):
     def wait_writable(self) -> None:
         self._outward.wait_room()
 
+    def wait_hung_up(self, timeout: float | None) -> bool:
+        return self._outward.wait_end(timeout)
+
     def unacknowledged(self) -> int:
         return self._outward.waiting
 
@@ -134,6 +142,9 @@ class MemoryTransport(Transport):
     def abort(self, *, reset: bool = False) -> None:
         self._outward.end()
         self._inward.leave()
+
+    def reset(self) -> None:
+        pass  # a pipe that is not read any more tells its writer
 
     def close(self) -> None:
         self.abort()

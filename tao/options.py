@@ -96,6 +96,16 @@ class Options:
     #: arrive in that time, and a second: so a peer that vanished is noticed although the kernel
     #: takes what is sent to it.
     write_timeout: float | None = None
+    #: Seconds that a handler's own write to its connection waits for room in a full send queue,
+    #: before it raises `WouldBlock`: so no reply is lost because the peer is slow to read. Writes
+    #: from anywhere else, and broadcasts, never wait unless they are given a ``timeout``.
+    reply_timeout: float = 30.0
+    #: Whether this side may go on sending after the peer has ended its direction (a FIN), until it
+    #: closes the connection itself, see ``half_close_timeout``. Otherwise the peer's end is the
+    #: connection's.
+    half_close: bool = False
+    #: Seconds that it may take to do so, after which the connection is closed.
+    half_close_timeout: float = 60.0
     #: Seconds without sending after which a heartbeat is sent; None: none is.
     heartbeat: float | None = 30.0
     #: Seconds after which a connection is closed from which nothing came; None: never. The peer
@@ -141,8 +151,9 @@ class Options:
         _one_of(self, "dispatch", _DISPATCH)
         for name in _TIMES:
             _seconds(self, name, optional=True)
-        for name in ("handshake_timeout", "drain_timeout"):
+        for name in ("handshake_timeout", "drain_timeout", "reply_timeout", "half_close_timeout"):
             _seconds(self, name)
+        _is(self, "half_close", bool)
         _check_cpus(self.cpu_affinity)
 
     @property

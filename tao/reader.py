@@ -36,7 +36,7 @@ class Reader:
     """
 
     __slots__ = (
-        "_broken", "_conn", "_recv_most", "_recv_size", "bytes_in", "intake",
+        "_broken", "_conn", "_recv_most", "_recv_size", "bytes_in", "discarded", "intake",
         "last_received", "messages_in", "on_batch",
     )  # fmt: skip
 
@@ -54,6 +54,7 @@ class Reader:
         #: Called with each batch before it is dispatched, if not None; whoever sets it clears it.
         self.on_batch: Callable[[Batch], object] | None = None
         self.bytes_in: int = 0
+        self.discarded: int = 0  #: bytes that came when the connection was ending
         self.messages_in: int = 0
 
     def read(self, transport: Transport, decoder: Decoder) -> bool:
@@ -78,6 +79,7 @@ class Reader:
             size = len(data)
             self.bytes_in += size
             if conn._reason is not None or conn._lost is not None:
+                self.discarded += size
                 continue  # only waiting for the end
             batch: Batch = []
             broken: BaseException | None = None

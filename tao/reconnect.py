@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import sys
-import threading
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -30,6 +30,7 @@ from tao.threads import as_tao_thread, in_tao_thread
 from tao.timers import ConnectionTimer
 from tao.timing import shared_wheel
 from tao.transport import Transport
+from tao.wakeup import Wakeup
 
 __all__ = ["ClientCore", "Owner"]
 
@@ -105,15 +106,16 @@ class ClientCore(Connection):
         self.remote_address = self._source.address
         self._owner = owner
         self._made_at = made_at
-        # Guarded by _lock, like the base's fields.
         # Then "starting", and "started" when a thread sees to the end, or there is none to see to.
         self._state: str = "new"
+        # Who takes the token may start the client, or see off one that was never started.
+        self._token: deque[None] = deque((None,))
         # Owned by the reading thread, once there is one.
         self._attempts: int = 0  # to connect, since a connection proved to be one
         self._came_up: float = monotonic()
         self._proved: bool = False  # a message of the application's has come since
-        self._up = threading.Event()  # set while established
-        self._hurry = threading.Event()  # set when closing: ends the back-off
+        self._up = Wakeup()  # set while established
+        self._hurry = Wakeup()  # set when closing: ends the back-off
         #: How many times the connection came back.
         self.reconnects: int = 0
         renew_after_fork(self, renew_client)
@@ -127,11 +129,10 @@ class ClientCore(Connection):
         """Connect, or begin to."""
         if keep_trying and self._reconnect is None:
             raise ValueError("keep_trying needs the option reconnect")
-        with self._lock:
-            self._raise_if_closed()
-            if self._state != "new":
-                raise RuntimeError("the client is started already")
-            self._state = "starting"
+        self._raise_if_closed()
+        if not self._take_token():
+            raise RuntimeError("the client is started already")
+        self._state = "starting"
         with as_tao_thread():  # a callback that closes must not wait for this thread
             if keep_trying:
                 self._launch(self._begin, partial(self._come_back, first=True))
@@ -139,11 +140,10 @@ class ClientCore(Connection):
             try:
                 self._connect_first()
             except BaseException:
-                with self._lock:
-                    over = self._reason is not None
-                    self._state = "started" if over else "new"
-                if over:
-                    self._finish()
+                self._state = "new"
+                self._token.append(None)
+                if self._reason is not None:
+                    self._see_off()
                 raise
             closed = self._reason
             self._launch(self._play, True)  # also then: it sees the connection off
@@ -153,15 +153,24 @@ class ClientCore(Connection):
     def close(self) -> None:
         """End the connection for good, and wait until it has ended."""
         super().close()
-        with self._lock:
-            never_started = self._state == "new"
-            if never_started:
-                self._state = "started"  # by now nobody can, and of two that close one goes on
-        if never_started:
-            with as_tao_thread():
-                self._finish()
-        elif not in_tao_thread():
+        if not self._see_off() and not in_tao_thread():
             self.wait_closed(self._options.drain_timeout + _SLACK)
+
+    def _see_off(self) -> bool:
+        """Do the last steps of a client that has no thread; tell whether it has none."""
+        if not self._take_token():
+            return False
+        self._state = "started"
+        with as_tao_thread():
+            self._finish()
+        return True
+
+    def _take_token(self) -> bool:
+        try:
+            self._token.pop()
+        except IndexError:
+            return False
+        return True
 
     @property
     def connected(self) -> bool:
@@ -209,8 +218,7 @@ class ClientCore(Connection):
 
     def _launch(self, target: Callable[..., object], *args: Any) -> None:
         thread = self._thread("reader", target, *args)
-        with self._lock:
-            self._state = "started"
+        self._state = "started"
         try:
             thread.start()
         except RuntimeError:  # there are too many
@@ -241,9 +249,9 @@ class ClientCore(Connection):
             self._take_down(transport)
             self._source.over(useful=False)
             raise
-        with self._lock:
-            if self._lost is None:
-                self._up.set()
+        self._up.set()
+        if self._lost is not None:  # meanwhile
+            self._up.clear()
         self._came_up, self._proved = monotonic(), False
         self._reader.on_batch = self._look_for_proof
 
@@ -254,9 +262,8 @@ class ClientCore(Connection):
             self._unsent += count
             lost = ConnectionClosed(f"{count} messages written by on_connect could not be sent")
             self._reporter.undelivered(lost, "connecting")
-        with self._lock:
-            self._transport = None
-            self._ready = False
+        self._transport = None
+        self._ready = False
         transport.close()
 
     def _dial(self) -> Transport:
@@ -268,8 +275,7 @@ class ClientCore(Connection):
                 self.report(cause, "in the function that connects")
             raise
         except ConnectionClosed:
-            with self._lock:
-                self._raise_if_closed()
+            self._raise_if_closed()
             raise
         self.remote_address, self.local_address = reached.remote_address, reached.local_address
         return reached.transport
@@ -277,23 +283,26 @@ class ClientCore(Connection):
     # -- losing the connection, and coming back
 
     def _drop(self, reason: str, *, ended: bool = False) -> None:
-        with self._lock:
-            again = self._reconnect is not None and self._reason is None
-            first = self._lost is None
-            if again and first:
-                self._lost = reason
-            # Those of now: at any moment after this, the next ones may be there.
-            context, transport = self.context, self._transport
-        if not again:
+        if self._reconnect is None or self._reason is not None:
             super()._drop(reason, ended=ended)
-        elif first:
-            context.cancel_aside(reason)
-            if transport is not None:
-                # Nothing more goes where it would be lost; it waits for the next.
-                self._send_queue.give_up(ConnectionAbortedError(reason), transport)
-            with self._lock:
-                if self._lost is not None and self._reason is None:  # at the end it stays set
-                    self._up.clear()
+            return
+        # Those of now: at any moment after this, the next ones may be there.
+        context, transport = self.context, self._transport
+        if self._lost is not None:
+            return
+        self._lost = reason
+        context.cancel_aside(reason)
+        if transport is not None:
+            # Nothing more goes where it would be lost; it waits for the next.
+            self._send_queue.give_up(ConnectionAbortedError(reason), transport)
+        self._up.clear()
+        if not self._is_lost:
+            self._up.set()  # it is back already, or it is over, and nobody need wait for it
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether there is to be another transport."""
+        return self._lost is not None and self._reason is None
 
     def _renew(self) -> bool:
         if self._reason is None and self._lost is not None:
@@ -361,9 +370,10 @@ class ClientCore(Connection):
 
     def _renew_context(self) -> None:
         """Have a context for the next transport, unless no transport has had that of now."""
-        with self._lock:
-            if self._reason is None and self.context.cancelled:
-                self.context = self._new_context()
+        if self._reason is None and self.context.cancelled:
+            self.context = self._new_context()
+        if self._reason is not None:  # meanwhile
+            self.context.cancel(self._reason)
 
     def _ask_on_connect(self) -> bool:
         agreed = super()._ask_on_connect()

@@ -25,7 +25,8 @@ does not take is left to the writer thread, which waits for the socket outside o
 then on all frames line up behind. While a batch of messages is being handled, small frames are only
 collected in the intake, so that the replies leave together.
 
-What an exception interrupts is repaired by the thread that it hits: the backlog's journal says what
+What an exception interrupts is repaired by the thread that it hits, or if that cannot even do so
+(the stack is full), by the next that gets the turn: the backlog's journal says what
 was under way, and `Transport.settle` how much the kernel has taken.
 """
 
@@ -56,8 +57,8 @@ _INTERRUPTED = "a write was interrupted, and what the kernel took of it is not k
 class SendQueue:
     """A queue of frames that empties itself into a transport.
 
-    Any thread may call `write`, `submit`, `seal`, `give_up`, `release` and `flush`. The others are
-    for the connection's own threads.
+    Any thread may call `write`, `withdraw`, `seal`, `give_up`, `release` and `flush`. The others
+    are for the connection's own threads.
 
     Args:
         limit: how many frames may wait.
@@ -71,9 +72,9 @@ class SendQueue:
     """
 
     __slots__ = (
-        "_backlog", "_blocked", "_collect_most", "_collecting", "_due", "_failures", "_final",
-        "_intake", "_intake_ahead", "_keep", "_limit", "_limit_bytes", "_open", "_polling",
-        "_preface", "_seal", "_shut", "_slow_consumer", "_start_writer",
+        "_backlog", "_blocked", "_collect_most", "_collecting", "_drops", "_due", "_failures",
+        "_final", "_intake", "_intake_ahead", "_keep", "_limit", "_limit_bytes", "_open",
+        "_polling", "_preface", "_seal", "_shut", "_slow_consumer", "_start_writer",
         "_transport", "_turn", "_waiters", "_writable", "_writer_started", "_writer_wanted",
         "bytes_sent", "dropped", "error", "frames_sent", "last_sent", "on_crowded", "send_time",
     )  # fmt: skip
@@ -90,6 +91,7 @@ class SendQueue:
         self._limit: int = limit
         self._limit_bytes: int | None = limit_bytes
         self._slow_consumer: str = slow_consumer
+        self._drops: bool = slow_consumer in ("drop_oldest", "drop_newest")
         self._start_writer = start_writer
         self._keep: bool = keep
         # Any thread appends to these, or assigns; each is one step. `_due` is set afterwards.
@@ -124,8 +126,8 @@ class SendQueue:
         self.frames_sent: int = 0
         self.bytes_sent: int = 0
         self.dropped: int = 0
-        #: Called in the turn when the queue becomes more than half full; it must do no more than
-        #: note that.
+        #: Called when the queue is more than half full, by any thread; it must do no more than note
+        #: that.
         self.on_crowded: Callable[[], object] = bool
         self._collect_most: int = min(limit // 2, _COLLECT_FRAMES)
         if limit_bytes is not None:
@@ -145,6 +147,8 @@ class SendQueue:
             WouldBlock: there was no room, or not in time; the frame was not queued.
             ConnectionClosed: nothing can be sent any more; the frame was not queued.
         """
+        if type(frame) is TrackedFrame:
+            self._backlog.tracked = True
         if (
             self._collecting
             and 0 < len(frame) < _COLLECT_BYTES
@@ -176,15 +180,13 @@ class SendQueue:
                 self._hand_in(frame)
             self._settle()
         except BaseException:
-            self._recover()
+            try:
+                self._recover()
+            finally:
+                # Here, as a call that was too deep for the interpreter's limit may be so again.
+                if turn._is_owned():
+                    turn.release()
             raise
-
-    def submit(self, frame: bytes, timeout: float | None = None) -> Ticket:
-        """Send or queue a frame as `write` does, and return a ticket that can take it back."""
-        self._backlog.tracked = True
-        tracked = TrackedFrame(frame)
-        self.write(tracked, timeout)
-        return Ticket(self, tracked)
 
     def withdraw(self, frame: TrackedFrame) -> bool:
         """Take a frame back; True if the kernel does not have all of it, and never will.
@@ -217,8 +219,11 @@ class SendQueue:
 
     @property
     def crowded(self) -> bool:
-        """Whether the queue is more than half full, and a peer there that could change that."""
-        if self._transport is None or not self._blocked:
+        """Whether the queue is more than half full, and a peer there that could change that.
+
+        It never is if frames are dropped when it is full.
+        """
+        if not (self._backlog.size or self._intake) or self._transport is None or self._drops:
             return False
         most = self._limit_bytes
         return self.waiting > self._limit // 2 or (
@@ -343,12 +348,14 @@ class SendQueue:
                 return
             # In this order: `_leave` takes the transport away, and then looks whether this is set.
             self._polling = True
-            if transport is self._transport:
-                transport.wait_writable()
-            self._polling = False
+            try:
+                if transport is self._transport:
+                    transport.wait_writable()
+            finally:
+                self._polling = False
+                self._wake()
             self._writable = transport
             self._settle()
-            self._wake()
 
     def after_fork(self) -> None:
         """In a child process: nobody has the turn."""
@@ -368,27 +375,39 @@ class SendQueue:
                 self._advance()
                 turn.release()
         except BaseException:
-            self._recover()
+            try:
+                self._recover()
+            finally:
+                # Here, as a call that was too deep for the interpreter's limit may be so again.
+                if turn._is_owned():
+                    turn.release()
             raise
 
     def _in_turn(self, function: Callable[..., T], *args: Any) -> T:
         """Wait for the turn, and call a function in it. Not for a call that interrupts a turn."""
+        turn = self._turn
         try:
-            self._turn.acquire()
+            turn.acquire()
             result = function(*args)
-            self._turn.release()
+            turn.release()
             if self._due or self._intake or self._failures:
                 self._settle()
             return result
         except BaseException:
-            self._recover()
+            try:
+                self._recover()
+            finally:
+                # Here, as a call that was too deep for the interpreter's limit may be so again.
+                if turn._is_owned():
+                    turn.release()
             raise
 
     def _recover(self) -> None:
         """Put right what an exception has interrupted on this thread, and let go of the turn."""
-        if self._turn._is_owned():
+        turn = self._turn
+        if turn._is_owned():
             self._repair()
-            self._turn.release()
+            turn.release()
         self._settle()
 
     def _repair(self) -> None:
@@ -421,6 +440,8 @@ class SendQueue:
     def _take_in(self) -> None:
         """Queue what others have noted, or a batch collected. Needs the turn."""
         backlog = self._backlog
+        if backlog.journal is not None:
+            self._repair()  # who was interrupted could not do so
         if self._intake_ahead:
             move(self._intake_ahead, backlog.ahead)
             backlog.recount()
@@ -434,7 +455,7 @@ class SendQueue:
                 backlog.size = sum(map(len, backlog.frames))
             else:
                 backlog.size += sum(len(backlog.frames[-1 - back]) for back in range(count))
-            if self._blocked and self.crowded:
+            if self.crowded:
                 self.on_crowded()
 
     def _take_in_singly(self) -> None:
@@ -592,6 +613,8 @@ class SendQueue:
         if frame:
             intake.append(frame)
             self._check_sealed(frame, intake)
+            if self.crowded:
+                self.on_crowded()
 
     def _check_sealed(self, frame: bytes, intake: deque[bytes]) -> None:
         """Raise if a frame was noted too late: nothing may be written any more."""
@@ -619,7 +642,7 @@ class SendQueue:
         self._backlog.append(frame, ahead=ahead)
         if not self._blocked:
             self._send()
-        if self._blocked and self.crowded:
+        if self.crowded:
             self.on_crowded()
 
     def _take_back(self, frame: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class ServerConn(Connection):
             run=server._pool.run,
             parent=server.context,
             tally=server._tally,
+            variables=server._holding.variables,
         )
         self.remote_address = address
         self._accepted = transport
@@ -44,6 +46,9 @@ class ServerConn(Connection):
         self._socket: socket.socket | None = None
         self._proxied: bool = False
         self._welcomed: bool = False  # all that follows on_connect is done, and it reads
+
+    def _lend_worker(self) -> AbstractContextManager[object]:
+        return self._owner._pool.waiting()
 
     def _server(self) -> Any:
         return self._owner
@@ -58,8 +63,7 @@ class ServerConn(Connection):
         self._socket, self._proxied = sock, proxied
         name = self._thread_name("reader")
         run = Run(lambda: self._begin(self._open), name, self._abandon)
-        with self._lock:
-            self._threads.append(run)
+        self._threads.append(run)
         return run
 
     def _abandon(self, error: BaseException) -> None:

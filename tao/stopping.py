@@ -187,7 +187,7 @@ class Stopping:
                 conn._finished.wait(min(left, _LOOK))
                 if min(self._ends) < end:
                     end = self._close(conns)  # somebody wants it sooner
-            unhandled, unsent = conn._dispatcher.unhandled, conn._send_queue.waiting
+            unhandled, unsent = conn.unhandled, conn._send_queue.waiting
             if conn._finished.is_set() and not (unhandled or unsent or conn._in_flight):
                 report.drained += 1
             else:
@@ -213,7 +213,7 @@ class Stopping:
         """What is still to be done, by a look that waits for nothing."""
         parts = self._parts()
         conns = [] if parts is None else parts.conns
-        left = [(conn, conn._dispatcher.pending, conn._send_queue.waiting) for conn in conns]
+        left = [(conn, conn.unhandled, conn._send_queue.waiting) for conn in conns]
         thread = self._thread
         names = [thread.name] if thread is not None and thread.is_alive() else []
         return StopReport(abandoned=left, threads=names, finished=False)

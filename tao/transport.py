@@ -271,6 +271,17 @@ class Transport:
             except OSError:
                 pass  # the peer was faster
 
+    def reset(self) -> None:
+        """Have `close` reset the connection, for a peer that goes on sending.
+
+        It may be waiting for room in a receive buffer that nobody reads any more. The kernel tells
+        it only when data arrives, which then takes a minute.
+        """
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass  # it is gone already
+
     def close(self) -> None:
         """Free the descriptor, once no thread is in any other method."""
         with self._closing:

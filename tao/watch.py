@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from datetime import datetime
 from time import monotonic
 from typing import Any, Protocol
@@ -46,11 +47,11 @@ class BlockWatch:
         # Those who run a batch now. Each adds and removes itself, a look copies it; all
         # three are atomic in CPython, also without the GIL.
         self.running: set[Watched] = set()
-        # Whether there will be another look. Set under the lock. It is cleared *before* the watch
-        # looks a last time whether anything runs, and read by who runs *after* it has added
-        # itself: so of the two at least one sees the other.
+        # Whether there will be another look. Set by the thread that takes the token. It is cleared
+        # *before* the watch looks a last time whether anything runs, and read by whatever runs
+        # *after* it has added itself: so of the two at least one sees the other.
         self.armed: bool = False
-        self._arming = threading.Lock()
+        self._token: deque[None] = deque((None,))  # there while there will be no other look
         self._overdue = OverdueWatch(self._wheel)
         #: How late looks came lately, in seconds. Written by the wheel's thread.
         self.lateness: float = 0.0
@@ -60,10 +61,11 @@ class BlockWatch:
 
     def arm(self) -> None:
         """Have a look in a moment, and further ones. Any thread may call it."""
-        with self._arming:
-            if self.armed:
-                return
-            self.armed = True
+        try:
+            self._token.pop()
+        except IndexError:
+            return
+        self.armed = True
         self._look_later()
 
     def enter(self, each: Watched) -> None:
@@ -88,7 +90,7 @@ class BlockWatch:
                 wheel.run_clock(GRACE, self._look)
         except RuntimeError:
             # The wheel has stopped, so all connections have ended; or it has no thread.
-            self.armed = False
+            self._disarm()
 
     def _look(self, _: datetime) -> None:
         now = monotonic()
@@ -101,9 +103,13 @@ class BlockWatch:
             self._look_later()
             return
         self._in_vain = 0
-        self.armed = False
+        self._disarm()
         if self.running:
             self.arm()
+
+    def _disarm(self) -> None:
+        self.armed = False
+        self._token.append(None)
 
 
 # Guarded by the lock.

@@ -28,8 +28,9 @@ import atexit
 import queue
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,6 +49,8 @@ T = TypeVar("T")
 _LOOK, _START_MOST = 1.0, 5.0
 # How long an idle worker may take to end, beyond the timeout of a stop, in seconds.
 _MOMENT = 0.1
+# So many workers that wait are replaced at most.
+_WAITING_MOST = 256
 # Who drops a job that no worker has claimed.
 _CALLER, _STOP = "caller", "stop"
 
@@ -136,6 +139,7 @@ class WorkerPool(ThreadPoolExecutor):
         self._members: dict[int, _Worker] = {}  # by number
         self._idle: set[_Worker] = set()  # that wait for jobs, or are about to
         self._looked: float = monotonic()  # when somebody last looked for dead workers
+        self._waiting: set[object] = set()  # one item for each worker that is in `waiting`
 
     # The base's methods that are not here, ``map`` and those of a context manager, use these.
 
@@ -171,6 +175,23 @@ class WorkerPool(ThreadPoolExecutor):
         while not job.wait(_LOOK):
             self._look_for_dead()
         return job.result()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the calling worker waits in this ``with`` block, another may run in its place.
+
+        So handlers that wait for their peers do not use the workers up. At most `_WAITING_MOST` are
+        replaced at the same time. Any other thread may enter it, too; that changes nothing.
+        """
+        item = object()
+        replaced = self._is_worker() and len(self._waiting) < _WAITING_MOST
+        try:
+            if replaced:
+                self._waiting.add(item)
+                self._provide_if_possible()
+            yield
+        finally:
+            self._waiting.discard(item)
 
     def stop(self, timeout: float | None = None) -> list[threading.Thread]:
         """Take no more jobs, drop those not begun, wait for the others.
@@ -241,13 +262,14 @@ class WorkerPool(ThreadPoolExecutor):
         """
         if self._jobs.qsize() <= len(self._idle) or self._stopped:
             return
-        if len(self._members) >= self.size:
+        most = self.size + len(self._waiting)
+        if len(self._members) >= most:
             if monotonic() - self._looked > _LOOK:
                 self._look_for_dead()
             return
         worker = _Worker()
         try:
-            for number in range(self.size):
+            for number in range(most):
                 if self._members.setdefault(number, worker) is worker:
                     # It counts as idle from now on, or several would be started for one job.
                     self._idle.add(worker)
@@ -343,6 +365,10 @@ class WorkerPool(ThreadPoolExecutor):
                 self._provide_if_possible()
             self._perform(worker, job)
             del job
+            if len(self._members) > self.size + len(self._waiting):
+                self._forget(worker)  # it was there for one that waited
+                self._provide_if_possible()
+                return
         jobs.put(None)  # for the others
         for job in list(self._accepted):  # that an interrupted worker has queued after the end
             self._perform(worker, job)

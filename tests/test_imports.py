@@ -31,7 +31,7 @@ STOREYS = [
         ),
         *("histogram", "handling", "failures", "wakeup", "deadline", "scope"),
         *("limits", "signals", "overdue", "addresses", "admission", "unix_sockets"),
-        *("transport", "backlog", "send_queue", "inbox", "watch", "dispatch"),
+        *("transport", "backlog", "variables", "send_queue", "inbox", "watch", "dispatch"),
     },
     {
         *("tls", "connection", "options", "listener", "intake", "credentials", "forks"),

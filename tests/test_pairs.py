@@ -468,7 +468,7 @@ def test_a_loss_and_close_and_waiting() -> None:
             client._drop("lost")
 
     assert ends(lose)
-    assert client._finished.is_set()
+    assert client._finished.wait(PATIENCE)
     assert ends(client.wait_connected) and not client.connected
     peer.close()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tao.backlog import TrackedFrame
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
 from tao.send_queue import SendQueue
 from tao.transport import TlsTransport, Transport
@@ -140,6 +143,13 @@ def test_an_exception_at_each_bytecode(
             assert with_after[-1] == 9, moment
 
 
+def submit(queue: SendQueue, frame: bytes) -> None:
+    """Write a frame, in a moment at most, and take it back if it has not been sent."""
+    tracked = TrackedFrame(frame)
+    queue.write(tracked, 0.001)
+    queue.withdraw(tracked)
+
+
 def after(line: Line) -> None:
     """Another thread writes and closes; it must not find anything locked, or broken in silence."""
     try:
@@ -179,7 +189,7 @@ def test_a_call_at_each_bytecode(
     for line, moment in interrupted():
         calls: dict[str, Callable[[], object]] = {
             "write": lambda line=line: line.queue.write(frame(8, 50)),
-            "submit": lambda line=line: line.queue.submit(frame(8, 50), 0.001).withdraw(),
+            "submit": lambda line=line: submit(line.queue, frame(8, 50)),
             "seal": lambda line=line: line.queue.seal("interrupted"),
             "give_up": lambda line=line: line.queue.give_up(OSError("interrupted")),
         }
@@ -274,3 +284,24 @@ def test_a_full_queue_never_makes_an_interrupting_call_wait() -> None:
         line.queue.write(b"x", PATIENCE)
     line.queue._turn.release()
     line.close()
+
+
+@pytest.mark.parametrize("action", [small, large, batch, behind, in_time])
+def test_a_stack_that_is_full(action: Callable[[Line], None]) -> None:
+    """Wherever the interpreter's recursion limit hits a write, the queue goes on afterwards."""
+    depth, limit = len(inspect.stack(0)), sys.getrecursionlimit()
+    for more in range(3, 25):
+        line = Line()
+        line.queue.write(frame(1, 50))
+        try:
+            sys.setrecursionlimit(depth + more)
+            action(line)
+        except RecursionError:
+            pass
+        finally:
+            sys.setrecursionlimit(limit)
+        got = together(lambda line=line: after(line), line.frames)[1]
+        assert got[0] == 1 and got == sorted(set(got)), more
+        if line.queue.error is None:
+            assert got[-1] == 9, more
+        line.close()
