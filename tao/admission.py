@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import threading
+from collections import Counter
 
 __all__ = ["Admission"]
 
 
 class Admission:
-    """Counts connections under the host they were admitted for. Any thread may call any method.
+    """Counts connections under the host they were admitted for.
 
     What is counted is remembered by the connection's number, whatever the application may do to its
     ``remote_address``. Releasing twice, or what was never admitted, does nothing.
+
+    Any thread may call any method, and an exception may interrupt it anywhere: there is no lock.
+    Whoever comes adds itself first, in one step, and then looks how many were there before.
 
     Args:
         most: how many connections there may be.
@@ -21,20 +24,17 @@ class Admission:
     def __init__(self, most: int, most_per_host: int | None) -> None:
         self._most = most
         self._most_per_host = most_per_host
-        # Makes a check and what follows it one step. Reentrant, as a finalizer may run in between.
-        self._lock = threading.RLock()
-        # The host of each connection, and the connections of each host.
+        # All, and the host of each that has one; each in the order in which they were added.
+        self._all: dict[int, None] = {}
         self._host_of: dict[int, str] = {}
-        self._of_host: dict[str, set[int]] = {}
 
     def __len__(self) -> int:
-        return len(self._host_of)
+        return len(self._all)
 
     @property
     def hosts(self) -> dict[str, int]:
         """How many connections there are of each host that has any."""
-        with self._lock:
-            return {host: len(numbers) for host, numbers in self._of_host.items()}
+        return dict(Counter(list(self._host_of.values())))
 
     def admit(self, net_id: int, host: str | None) -> str:
         """Count a connection, or return why there can be none; an empty string if it is admitted.
@@ -43,53 +43,41 @@ class Admission:
             net_id: the connection's number.
             host: the peer's; None if it is not known yet, see `move`.
         """
-        with self._lock:
-            if len(self._host_of) >= self._most:
-                return f"max_connections is {self._most}"
-            if host is not None and self._is_full(host):
-                return f"max_connections_per_host is {self._most_per_host}"
-            self._host_of[net_id] = ""
-            if host is not None:
-                self._count(net_id, host)
-        return ""
+        self._all[net_id] = None
+        if len(self._all) > self._most and _before(net_id, list(self._all)) >= self._most:
+            refusal = f"max_connections is {self._most}"
+        else:
+            refusal = "" if host is None else self.move(net_id, host)
+        if refusal:
+            self.release(net_id)
+        return refusal
 
     def move(self, net_id: int, host: str) -> str:
         """Count an admitted connection under another host, or return why that cannot be."""
-        with self._lock:
-            if net_id not in self._host_of:
-                return "the connection is over"
-            if self._is_full(host):
-                return f"max_connections_per_host is {self._most_per_host}"
-            self._discount(net_id)
-            self._count(net_id, host)
-        return ""
+        if net_id not in self._all:
+            return "the connection is over"
+        self._host_of.pop(net_id, None)
+        self._host_of[net_id] = host
+        most = self._most_per_host
+        if most is None or list(self._host_of.values()).count(host) <= most:
+            return ""
+        alike = [number for number, each in list(self._host_of.items()) if each == host]
+        if _before(net_id, alike) < most:
+            return ""
+        self._host_of.pop(net_id, None)
+        return f"max_connections_per_host is {most}"
 
     def release(self, net_id: int) -> None:
         """Forget a connection."""
-        with self._lock:
-            self._discount(net_id)
-            self._host_of.pop(net_id, None)
+        self._host_of.pop(net_id, None)
+        self._all.pop(net_id, None)
 
     def clear(self) -> None:
         """Forget all."""
         self._host_of.clear()
-        self._of_host.clear()
+        self._all.clear()
 
-    def _is_full(self, host: str) -> bool:
-        most = self._most_per_host
-        return most is not None and len(self._of_host.get(host, ())) >= most
 
-    # Both can be repeated: an error in the midst, for lack of memory, leaves nothing counted for
-    # ever. Both need _lock.
-
-    def _count(self, net_id: int, host: str) -> None:
-        self._host_of[net_id] = host
-        self._of_host.setdefault(host, set()).add(net_id)
-
-    def _discount(self, net_id: int) -> None:
-        host = self._host_of.get(net_id, "")
-        numbers = self._of_host.get(host)
-        if numbers is not None:
-            numbers.discard(net_id)
-            if not numbers:
-                del self._of_host[host]
+def _before(net_id: int, numbers: list[int]) -> int:
+    """Return how many come before this one."""
+    return numbers.index(net_id) if net_id in numbers else len(numbers)

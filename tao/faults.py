@@ -186,7 +186,7 @@ class FaultProxy:
             listener.stop()
             listener.join(Deadline(_JOIN_TIMEOUT))
 
-    def _admit(self, sock: socket.socket, address: object) -> None:
+    def _admit(self, sock: socket.socket, address: object, found: object) -> None:
         """Begin to pass on a connection. Called by the listener's thread."""
         self._count += 1
         number = self._count

@@ -94,7 +94,7 @@ def _renew_tally(tally: Tally) -> None:
 
 def renew_server(server: Server, reason: str) -> None:
     """Stop a server that was started; one that was not can be started."""
-    _renew_locks(server, server._admission)
+    _renew_locks(server)
     _renew_tally(server._tally)
     if isinstance(server._options.workers, WorkerPool):
         server._options.workers.after_fork()

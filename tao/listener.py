@@ -56,9 +56,9 @@ class Listener:
 
     Args:
         bound: as `listen` returns it; it belongs to the listener from now on.
-        admit: given each accepted socket and its peer's address; returns what is to be done on the
-            thread that accepted it, None if that is nothing. What it raises counts as a failure to
-            accept, but `ServerClosed` ends the accepting.
+        admit: given each accepted socket, its peer's address, and a list, to which it adds what is
+            to be done on the thread that has accepted it, if anything. What it raises costs that
+            connection, but `ServerClosed` ends the accepting.
         failed: called for each failure, to count it.
         credentials: what who connects here meets; for `admit` to look up, and others to change.
         pace: has a token for each that may be accepted; who waits for one waits in the kernel.
@@ -70,7 +70,7 @@ class Listener:
     def __init__(
         self,
         bound: Bound,
-        admit: Callable[[socket.socket, Any], Run | None],
+        admit: Callable[[socket.socket, Any, list[Run]], object],
         failed: Callable[[], None],
         *,
         credentials: Credentials | None = None,
@@ -183,30 +183,27 @@ class Listener:
 
     # -- accepting, by the leader; what is raised here ends nothing, as Turns calls again
 
-    def _accept_next(self) -> Run | None:
-        """Accept until there is something to do; None: accept no more."""
-        while not self._stopping:
+    def _accept_next(self, found: list[Run]) -> bool:
+        """Accept until something is found to do; False: accept no more."""
+        while not (found or self._stopping):
             try:
-                run = None
                 if self._poll.poll(_LOOK * 1000):
-                    run = self._accept_one()
+                    self._accept_one(found)
                 else:
                     self._look()
+                self._backoff = _BACKOFF_LEAST
             except ServerClosed:
                 self._pause(_BACKOFF_MOST)  # until `stop` is called, which is about to be
             except BaseException as error:
                 self._back_off(error)
-            else:
-                self._backoff = _BACKOFF_LEAST
-                if run is not None:
-                    return run
-        self._free()
-        return None
+        if not found:
+            self._free()
+        return bool(found)
 
-    def _accept_one(self) -> Run | None:
-        """Accept who waits longest, and return what is to be done for it on this thread."""
+    def _accept_one(self, found: list[Run]) -> None:
+        """Accept who waits longest, and append what is to be done for it on this thread."""
         if self._pace is not None and not self._keep(self._pace):
-            return None
+            return
         try:
             sock, address = self._sock.accept()
         except OSError as error:
@@ -214,18 +211,19 @@ class Listener:
                 self._lose(error)
             elif error.errno not in _PASSING:
                 raise
-            return None  # gone again, or it was the bell that rang
+            return  # gone again, or it was the bell that rang
         try:
             if self._pace is not None:
                 self._pace.lend(1)
             self._turns.provide()
-            return self._admit(sock, normalized(address))
+            self._admit(sock, normalized(address), found)
         except BaseException as error:
+            while found:
+                found.pop().fail(error)
             sock.close()
             if isinstance(error, ServerClosed) or _is_shortage(error):
                 raise
             self._tell(error)
-            return None
 
     def _look(self) -> None:
         """See whether there still is a listening socket, as poll() may not notice when it goes."""

@@ -119,13 +119,21 @@ class Reception:
             logger, "more than {} connections a second come (accept_rate), so they wait", rate
         )
 
-    def _admit(self, sock: socket.socket, address: Any, listener: Listener) -> Run | None:
-        """Make a connection of an accepted socket, or close it if there are too many."""
+    def _admit(
+        self, sock: socket.socket, address: Any, found: list[Run], listener: Listener
+    ) -> None:
+        """Make a connection of an accepted socket, or close it if there are too many.
+
+        Args:
+            sock, address: what was accepted, and who that is.
+            found: to which is added what is to be done for it.
+            listener: where.
+        """
         proxies = self._proxies
         if proxies is not None and address not in proxies:
             self._refuse(address, "it is in none of the networks of proxy_protocol")
             sock.close()
-            return None
+            return
 
         def connect() -> tuple[Transport, Any]:
             if _INHERIT_NON_BLOCKING or sock.gettimeout() is not None:
@@ -135,8 +143,12 @@ class Reception:
 
         proxied = proxies is not None
         host = None if proxied else host_of(address)
-        return self._adopt(
-            address, connect, sock.close, lambda conn: conn._as_run(sock, proxied), host=host
+        self._adopt(
+            address,
+            connect,
+            sock.close,
+            lambda conn: conn._be_found(found, sock, proxied),
+            host=host,
         )
 
     def _adopt(
@@ -157,17 +169,15 @@ class Reception:
             begin: given the connection, has it served; what it returns is returned.
             host: as whose the connection counts; None if that will be known later.
         """
-        net_id = next(self._ids)
-        if self._state == "running":
-            refusal = self._admission.admit(net_id, host)
-        else:
-            refusal = "the server is stopping"
-        if refusal:
-            self._refuse(address, refusal)
-            discard()
-            return None
-        conn = None
+        net_id, conn = next(self._ids), None
         try:
+            refusal = "the server is stopping"
+            if self._state == "running":
+                refusal = self._admission.admit(net_id, host)
+            if refusal:
+                self._refuse(address, refusal)
+                discard()
+                return None
             transport, local_address = connect()
             owner: Any = self
             conn = ServerConn(net_id, owner, transport, address)

@@ -142,7 +142,7 @@ class Server(HasCredentials, Reception):
         held = self._hold()
         listener = Listener(
             bound,
-            lambda sock, peer: self._admit(sock, peer, listener),
+            lambda sock, peer, found: self._admit(sock, peer, found, listener),
             self._tally.accept_error,
             credentials=held.credentials if tls is None else Credentials(tls),
             pace=held.pace,

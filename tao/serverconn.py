@@ -53,18 +53,19 @@ class ServerConn(Connection):
     def _server(self) -> Any:
         return self._owner
 
-    def _as_run(self, sock: socket.socket, proxied: bool) -> Run:
-        """Return what the connection's first thread is to do, for the one that has accepted it.
+    def _be_found(self, found: list[Run], sock: socket.socket, proxied: bool) -> None:
+        """Add what the connection's first thread is to do to what the one that accepts has found.
 
         Args:
-            sock: what it has accepted.
+            found: a list.
+            sock: what was accepted.
             proxied: whether that begins with a PROXY header.
         """
         self._socket, self._proxied = sock, proxied
         name = self._thread_name("reader")
         run = Run(lambda: self._begin(self._open), name, self._abandon)
         self._threads.append(run)
-        return run
+        found.append(run)
 
     def _abandon(self, error: BaseException) -> None:
         """End it, as the thread that would do so has been interrupted, or had no memory to begin.

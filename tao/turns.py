@@ -86,10 +86,12 @@ class Run:
     def fail(self, error: BaseException) -> None:
         """See to a run that ended with an exception, or never began; twice, if need be."""
         try:
-            self._failed(error)
-        finally:
-            self._end()
             logger.opt(exception=error).error("thread {} died", self.name)
+        finally:
+            try:
+                self._failed(error)
+            finally:
+                self._end()
 
     def _end(self) -> None:
         self.thread = None
@@ -100,14 +102,15 @@ class Turns:
     """A leader and its followers. Any thread may call `start`, `stop` and `join`.
 
     Args:
-        find: waits for something to do and returns it, or None at the end. Called by the leader,
-            and so by one thread at a time. Before it takes something that it will return, it has to
-            call `provide`. If it raises, it is called again.
+        find: waits for something to do, appends it to a list, and returns True; False at the end.
+            Called by the leader, and so by one thread at a time. Before it takes what it will
+            append, it has to call `provide`. If it raises, what is in the list fails, and it is
+            called again.
         name: what the leader is called.
         cpus: which the threads are pinned to, or None.
     """
 
-    def __init__(self, find: Callable[[], Run | None], name: str, cpus: Set[int] | None) -> None:
+    def __init__(self, find: Callable[[list[Run]], bool], name: str, cpus: Set[int] | None) -> None:
         self._find = find
         self._name: str = name
         self._cpus = cpus
@@ -167,7 +170,7 @@ class Turns:
             raise
 
     def join(self, deadline: Deadline, stuck: Iterable[Joinable] = ()) -> list[threading.Thread]:
-        """Wait for all threads, when `find` has returned None or is about to.
+        """Wait for all threads, when `find` has returned False or is about to.
 
         Args:
             stuck: threads, or runs on them, that are not waited for.
@@ -205,16 +208,17 @@ class Turns:
             return False
         self._leader = thread
         thread.name = self._name
-        run = None if self._over else self._find()
-        if run is None:
-            self._over = True
-            self._pass_on()  # and so does everyone who gets it
-            return False
+        found: list[Run] = []
         try:
+            if self._over or not self._find(found):
+                self._over = True
+                self._pass_on()  # and so does everyone who gets it
+                return False
             self._pass_on()
-            run.perform()
+            found[0].perform()
         except BaseException as error:
-            run.fail(error)  # it has not begun, or was interrupted in its last steps
+            for run in found:
+                run.fail(error)  # it has not begun, or was interrupted in its last steps
             raise
         thread.name = "tao-spare"
         return True
@@ -229,13 +233,24 @@ class Turns:
             if follows.locked():
                 follows.release()
             while not self._lead.acquire(timeout=_PATIENCE):
-                with self._leaving:
-                    if len(followers) > 1:
-                        followers.discard(thread)
-                        return False
+                if self._may_leave(thread):
+                    return False
         finally:
             followers.discard(thread)
         return True
+
+    def _may_leave(self, thread: threading.Thread) -> bool:
+        """Take a thread out of those that follow, unless it is the last."""
+        # If somebody else leaves just now, or was interrupted in here for good, it stays.
+        if not self._leaving.acquire(blocking=False):
+            return False
+        try:
+            enough = len(self._followers) > 1
+            if enough:
+                self._followers.discard(thread)
+        finally:
+            self._leaving.release()
+        return enough
 
     def _pass_on(self) -> None:
         """Give the lead away, however often this thread has taken it."""

@@ -194,8 +194,8 @@ class Door:
     def _lost(self) -> None:
         self.lost = True
 
-    def _admit(self, sock: socket.socket, address: Any) -> Run:
-        return Run(lambda: self._serve(sock), "test-serving", lambda error: sock.close())
+    def _admit(self, sock: socket.socket, address: Any, found: list[Run]) -> None:
+        found.append(Run(lambda: self._serve(sock), "test-serving", lambda error: sock.close()))
 
     def _serve(self, sock: socket.socket) -> None:
         with sock:
@@ -235,6 +235,21 @@ def test_an_exception_at_each_bytecode_of_accepting(monkeypatch: pytest.MonkeyPa
             continue
         assert b"word" in answers and alive and ended and not door.lost, moment
         assert door.listener.join(Deadline(PATIENCE)) == [], moment
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_exception_at_each_bytecode_of_admitting(make_server: MakeServer) -> None:
+    """It costs one connection, which ends and keeps no place; the next is served."""
+    for moment in opcodes("tao.reception", "tao.admission", "tao.serverconn"):
+        listening = socket.create_server(("127.0.0.1", 0))
+        address = listening.getsockname()
+        with moment.raising(thread=f"tao-acceptor-{address[1]}"):
+            server, _ = make_server(listening)
+            server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
+            answers = [asks(address), asks(address)]
+        assert True in answers and server.running, moment
+        wait_until(lambda server=server: not (server._admission or server._all))
+        assert server.stop().clean, moment
 
 
 def test_exceptions_set_by_other_threads(echoing: tuple[Server, Any]) -> None:

@@ -424,6 +424,23 @@ def test_admission_counts_each_once() -> None:
         admission.release(number)
     assert (len(admission), admission.hosts) == (0, {})
     assert admission.move(1, "a") == "the connection is over"
+    assert admission.admit(1, None) == admission.admit(2, "a") == ""
+    assert admission.move(1, "a") == "max_connections_per_host is 1"  # although it came first
+
+
+def test_admission_lets_in_as_many_as_may_be() -> None:
+    """However many come at once, of one host and of others."""
+    for _ in range(20):
+        admission = Admission(30, 7)
+
+        def come(first: int, admission: Admission = admission) -> int:
+            hosts = ("a", "b", "c")
+            numbers = range(first, first + 30)
+            return sum(not admission.admit(each, hosts[each % 3]) for each in numbers)
+
+        admitted = together(*(lambda n=n: come(100 * n) for n in range(4)))
+        assert sum(admitted) == len(admission) == 21
+        assert admission.hosts == {"a": 7, "b": 7, "c": 7}
 
 
 # -- listening no more

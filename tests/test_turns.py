@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tao.thread_start import StartableThread
 from tao.threads import Deadline
 from tao.turns import Run, Turns
 from tests.ends import MakeServer, Seen, Text, text
@@ -25,15 +26,17 @@ class Work:
         self.turns = Turns(self._find, "tao-leader", None)
         self.leaders = Seen()
 
-    def _find(self) -> Run | None:
+    def _find(self, found: list[Run]) -> bool:
         self.leaders.add((threading.get_ident(), threading.current_thread().name))
         run = self._runs.get()
-        if run is not None:
-            try:
-                self.turns.provide()
-            except RuntimeError:
-                return self._find()  # as a listener does, which loses the connection
-        return run
+        if run is None:
+            return False
+        try:
+            self.turns.provide()
+        except RuntimeError:
+            return self._find(found)  # as a listener does, which loses the connection
+        found.append(run)
+        return True
 
     def give(self, target: Callable[[], object], name: str = "tao-test") -> Run:
         """Have something done."""
@@ -144,15 +147,15 @@ def test_the_end_with_work_under_way(work: Work) -> None:
 
 def test_a_thread_that_cannot_start(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """The leader is told, and stays the leader; once there are threads again, all goes on."""
-    start, refused = threading.Thread.start, threading.Event()
+    start, refused = StartableThread.start, threading.Event()
 
-    def refuse(thread: threading.Thread) -> None:
+    def refuse(thread: StartableThread) -> None:
         if not refused.is_set():
             refused.set()
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(StartableThread, "start", refuse)
     run = work.give(lambda: None)
     assert refused.wait(PATIENCE)
     work.do()
@@ -218,10 +221,10 @@ def test_a_thread_that_dies_before_it_follows(monkeypatch: pytest.MonkeyPatch) -
 def test_the_first_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever starts them is told."""
 
-    def refuse(thread: threading.Thread) -> None:
+    def refuse(thread: StartableThread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(StartableThread, "start", refuse)
     work = Work()
     with pytest.raises(RuntimeError, match="can't start"):
         work.turns.start()
