@@ -5,8 +5,9 @@ all below it and nothing above. Go's ``context`` package is the model; a ``threa
 the place of its channel, so whoever waits is woken, and nobody polls.
 
 A request's context is made for every message, and most are never asked whether they are cancelled.
-So a context is two fields, and the machinery for waiting, a `Scope`, is made when first wanted. It
-says what it guarantees to threads, signal handlers and finalizers; a context guarantees the same.
+So a context is two fields, and the machinery for waiting, a ``Scope``, is made when first wanted.
+It says what it guarantees to threads, signal handlers and finalizers; a context guarantees the
+same.
 """
 
 from __future__ import annotations

@@ -180,8 +180,8 @@ class WorkerPool(ThreadPoolExecutor):
     def waiting(self) -> Iterator[None]:
         """While the calling worker waits in this ``with`` block, another may run in its place.
 
-        So handlers that wait for their peers do not use the workers up. At most `_WAITING_MOST` are
-        replaced at the same time. Any other thread may enter it, too; that changes nothing.
+        So handlers that wait for their peers do not use the workers up. At most 256 are replaced
+        at the same time. Any other thread may enter it, too; that changes nothing.
         """
         item = object()
         replaced = self._is_worker() and len(self._waiting) < _WAITING_MOST

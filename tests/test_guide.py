@@ -15,6 +15,7 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tao.options import ClientOptions, Reconnect, ServerOptions
 from tao.testing import FaultProxy
 from tests.documents import Block, blocks_of, run
 from tests.ends import text
-from tests.programs import LONG
+from tests.programs import LONG, Program
 from tests.support import recv_exactly, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -257,9 +258,25 @@ def test_the_service_under_systemd(tmp_path: Path) -> None:
             process.communicate()
 
 
+def test_the_program_with_a_signal_handler(tmp_path: Path) -> None:
+    """A signal that comes in the midst of a broadcast ends it in order, and no message is cut."""
+    program = tmp_path / "program.py"
+    program.write_text(block("embedding", "def terminate").code, encoding="utf-8")
+    with Program("program", cwd=tmp_path) as running, ExitStack() as here:
+        port = int(running.prints(r"127\.0\.0\.1 (\d+)")[1])
+        connect = (socket.create_connection(("127.0.0.1", port), LONG) for _ in range(3))
+        socks = [here.enter_context(sock) for sock in connect]
+        for sock in socks:
+            assert recv_exactly(sock, 8) == b"\1" + bytes(7)
+        running.send(signal.SIGTERM)
+        for sock in socks:
+            assert len(b"".join(iter(lambda sock=sock: sock.recv(65536), b""))) % 8 == 0
+        assert (running.status(), running.errors) == (0, [])
+
+
 def test_the_page_on_testing_under_pytest(tmp_path: Path) -> None:
     """Its tests pass, the one that wants fixtures too."""
-    page = "\n\n".join(each.code for each in BLOCKS["testing"])
+    page = "\n\n".join(each.code for each in BLOCKS["testing"] if not each.needs)
     (tmp_path / "test_page.py").write_text(page, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py"],
@@ -272,6 +289,21 @@ def test_the_page_on_testing_under_pytest(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert f"{page.count('def test_')} passed" in done.stdout
+
+
+def test_the_guide_and_the_reference_build(tmp_path: Path) -> None:
+    """Without a warning: every name in a docstring that is marked as one is known."""
+    pytest.importorskip("sphinx", reason="sphinx is not installed")
+    arguments = ["-W", "--keep-going", "--quiet", "--doctree-dir", tmp_path / "trees"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *map(str, arguments), str(GUIDE), str(tmp_path / "html")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_pages_of_the_monitor_exist() -> None:

@@ -8,6 +8,7 @@ import queue
 import signal
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 
 import tao
 from examples._shared import announce, arguments, plain_end
@@ -15,7 +16,8 @@ from examples.embedded.messages import Notice, Order
 
 log = logging.getLogger("workshop")
 orders: queue.Queue[tuple[Order, Future[int]] | None] = queue.Queue(100)
-closing_time = threading.Event()
+# A signal handler may put something in, whatever it interrupts. An Event is not made for that.
+closing_time: queue.SimpleQueue[int] = queue.SimpleQueue()
 
 # -- what there was before
 
@@ -47,15 +49,18 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     tao.log_to_stdlib()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: closing_time.set())
+        signal.signal(number, lambda caught, _: closing_time.put(caught))
     workers = [threading.Thread(target=work, name=f"worker {name}") for name in "AB"]
 
     address = server.start((options.host, options.port))  # returns at once
     for worker in workers:
         worker.start()
     announce("examples.embedded.client")(address)
-    while not closing_time.wait(1):
+    caught = None
+    while caught is None:
         log.debug("%d clients, %d orders wait", server.connection_count, orders.qsize())
+        with suppress(queue.Empty):
+            caught = closing_time.get(timeout=1)
 
     server.stop()  # while the workers work, so that all that was ordered is delivered
     for _ in workers:
