@@ -268,6 +268,16 @@ def _add_serve_limits(parser: argparse.ArgumentParser) -> None:
     ):
         _option(group, f"--{name}", _or_off(parse_seconds), "SECONDS|off", meaning)
     _option(group, "--drain-timeout", parse_seconds, "SECONDS", "what an orderly end may take")
+    _option(
+        group, "--reply-timeout", parse_seconds, "SECONDS", "how long a handler waits for its peer"
+    )
+    group.add_argument(
+        "--half-close",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="go on sending to a peer that has ended its own direction",
+    )
+    _option(group, "--half-close-timeout", parse_seconds, "SECONDS", "for so long at most")
     group = parser.add_argument_group("threads")
     _option(group, "--workers", parse_count, "N", "handlers that block and may run at once")
     _choice(group, "--dispatch", ("auto", "pool", "inline"), "where handlers run")

@@ -139,8 +139,10 @@ def test_times_and_limits() -> None:
     """Seconds are seconds, and what may be without an end can be switched off."""
     options = served(
         "--heartbeat off --idle-timeout off --write-timeout 2.5 --drain-timeout 3 "
-        "--handshake-timeout 4 --max-connections 6 --max-connections-per-host 2 --backlog 8"
+        "--handshake-timeout 4 --max-connections 6 --max-connections-per-host 2 --backlog 8 "
+        "--reply-timeout 5 --half-close --half-close-timeout 6"
     )
+    assert (options.reply_timeout, options.half_close, options.half_close_timeout) == (5, True, 6)
     assert (options.heartbeat, options.idle_timeout, options.write_timeout) == (None, None, 2.5)
     assert (options.drain_timeout, options.handshake_timeout, options.backlog) == (3, 4, 8)
     assert (options.max_connections, options.max_connections_per_host) == (6, 2)
