@@ -153,14 +153,14 @@ def test_order_is_promised_within_a_connection_only() -> None:
 
 def test_defaults_are_right() -> None:
     """Each default of an option that the guide gives, in a table or in brackets, is the default."""
-    options = ServerOptions()
+    options = vars(ClientOptions()) | vars(ServerOptions())
     found = 0
     for page in PAGES:
         pattern = r"``(\w+)``,?  +(off|\d+(?: s)?) |``(\w+)`` \((off|\d+(?: s)?)\)"
         for match in re.finditer(pattern, source(page)):
             name, value = [each for each in match.groups() if each]
             if name in OPTIONS:
-                default = getattr(options, name)
+                default = options[name]
                 assert default == (None if value == "off" else float(value.split()[0])), name
                 found += 1
     assert found > 10
