@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 from time import monotonic
 
@@ -36,18 +35,7 @@ def reach(address: Address, timeout: float) -> socket.socket:
                     sock.setblocking(True)
                     return sock
                 if not race.over:
-                    ready = _wait(race, bell)
+                    ready = bell.wait(race.polled, race.due)
             raise OSError(race.reason)
         finally:
             race.end()
-
-
-def _wait(race: Race, bell: Bell) -> set[int]:
-    """Wait until there is something to do; return the descriptors that are ready."""
-    poll = select.poll()
-    poll.register(bell, select.POLLIN)
-    for descriptor in race.polled:
-        poll.register(descriptor, select.POLLOUT)
-    ready = {each for each, _ in poll.poll(max(0.0, race.due - monotonic()) * 1000)}
-    bell.clear()
-    return ready

@@ -12,15 +12,15 @@ function of the application's.
 
 from __future__ import annotations
 
-import select
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import chain
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-from tao.addresses import normalized
+from tao.addresses import Target, normalized
 from tao.errands import Bell, Errand, Helpers
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.happy_eyeballs import Race, set_options
@@ -37,8 +37,6 @@ __all__ = ["Dialler", "Reached", "Source"]
 _PLACE_DELAY = 2.0
 # How many calls of an application's function may be under way for one client, if they hang.
 _MOST_CALLS = 2
-# The longest that poll() can wait, in milliseconds.
-_POLL_MOST = 2**31 - 1
 
 
 class Reached(NamedTuple):
@@ -97,6 +95,8 @@ class _Search(Protocol):
     def reason(self) -> str: ...
     @property
     def cause(self) -> BaseException | None: ...
+    @property
+    def reached(self) -> Target | None: ...  # which of a name's addresses
     def step(self, now: float, ready: set[int]) -> socket.socket | None: ...
     def end(self) -> None: ...
 
@@ -107,6 +107,7 @@ class _Given:
     polled: Iterable[int] = ()
     due = 0.0
     over = False
+    reached: Target | None = None
     cause: BaseException | None = None
     reason = "it was used already, and cannot be connected again"
 
@@ -128,6 +129,7 @@ class _Call:
     """The search that a function of the application's makes, on a helper thread."""
 
     polled: Iterable[int] = ()
+    reached: Target | None = None
 
     def __init__(
         self,
@@ -207,7 +209,8 @@ class Dialler(Source):
         self._helpers = Helpers("tao-dialler", _MOST_CALLS)
         # Owned by the dialling thread.
         self._first: int = 0  # which place to begin with
-        self._last: tuple[Place, Race | None] | None = None  # how the last connection was made
+        # Where the last connection was made, and to which of the addresses there.
+        self._last: tuple[Place, Target | None] | None = None
         self._searches: dict[Place, _Search] = {}  # that are under way
         # Written by the dialling thread before it reads _closed; `close` does it the other way
         # round. So at least one of the two sees the other.
@@ -221,15 +224,17 @@ class Dialler(Source):
 
     def next(self) -> Reached:
         try:
-            with Bell() as bell:
-                self._bell = bell
-                place, sock = self._search(bell)
+            self._bell = Bell()
+            place, sock = self._search(self._bell)
         except OSError as error:
             if isinstance(error, ConnectionClosed):
                 raise
             raise ConnectFailed(f"cannot connect: {explain(error)}") from error
         finally:
-            self._bell = None
+            bell, self._bell = self._bell, None
+            if bell is not None:
+                bell.close()
+            self._end_searches()  # once more, as an exception may interrupt that, too
         try:
             return self._made(place, sock)
         except BaseException as error:
@@ -242,9 +247,9 @@ class Dialler(Source):
     def over(self, useful: bool) -> None:
         if self._last is None or useful:
             return
-        place, race = self._last
-        if race is not None and race.reached is not None:
-            place.memory.failed(race.reached)
+        place, target = self._last
+        if target is not None:
+            place.memory.failed(target)
         self._first = (self._places.index(place) + 1) % self.size
 
     def close(self) -> None:
@@ -261,7 +266,7 @@ class Dialler(Source):
         for search in self._searches.values():
             search.end()
         if self._bell is not None:
-            self._bell.forked()
+            self._bell.close()
 
     def __str__(self) -> str:
         return ", ".join(map(str, self._places))
@@ -285,21 +290,25 @@ class Dialler(Source):
                     sock = None if search.over else search.step(now, ready)
                     if sock is not None:
                         self._first = self._places.index(place)
-                        self._last = place, search if isinstance(search, Race) else None
+                        self._last = place, search.reached
                         return place, sock
                 going_on = [search for search in searches.values() if not search.over]
                 if going_on:
-                    due = [search.due for search in going_on]
-                    ready = self._wait(going_on, bell, min(due + [begin] * bool(waiting)))
+                    until = min([each.due for each in going_on] + [begin] * bool(waiting))
+                    polled = chain.from_iterable(each.polled for each in going_on)
+                    ready = bell.wait(polled, until)
                 elif not waiting:
                     reasons = {place: search.reason for place, search in searches.items()}
                     cause = next(each.cause for each in reversed(searches.values()))
                     raise _failed(reasons, cause) from cause
             raise ConnectionClosed("closed by this side")
         finally:
-            for search in searches.values():
-                search.end()
-            searches.clear()
+            self._end_searches()
+
+    def _end_searches(self) -> None:
+        for search in list(self._searches.values()):
+            search.end()
+        self._searches.clear()
 
     def _searched(self, place: Place, bell: Bell) -> _Search:
         if place.address is not None:
@@ -307,20 +316,6 @@ class Dialler(Source):
         if place.function is not None:
             return _Call(place.function, self._helpers, self._options, bell)
         return _Given(place)
-
-    @staticmethod
-    def _wait(searches: Iterable[_Search], bell: Bell, until: float) -> set[int]:
-        """Wait until something happens, or the time has come; return what is ready."""
-        poll = select.poll()
-        poll.register(bell, select.POLLIN)
-        for search in searches:
-            for descriptor in search.polled:
-                poll.register(descriptor, select.POLLOUT)
-        seconds = max(0.0, until - monotonic())
-        # Rounded up by poll(), so that it is not called again and again in the last millisecond.
-        ready = {descriptor for descriptor, _ in poll.poll(min(seconds * 1000, _POLL_MOST))}
-        bell.clear()
-        return ready
 
     def _made(self, place: Place, sock: socket.socket) -> Reached:
         """Make a connection of a connected socket."""

@@ -11,10 +11,13 @@ in a signal handler or a finalizer as well.
 
 from __future__ import annotations
 
-import os
+import itertools
+import select
+import socket
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -24,57 +27,73 @@ __all__ = ["Bell", "Errand", "Helpers"]
 
 T = TypeVar("T")
 
+# The longest that poll() can wait, in milliseconds.
+_POLL_MOST = 2**31 - 1
 
-class Bell:
-    """A descriptor that becomes readable when `ring` is called, to end a ``poll``.
 
-    The thread that polls makes and closes it, by a ``with`` block. `ring` may come from any thread,
-    a signal handler or a finalizer, also after `close`.
-    """
+class _Ends:
+    """The two ends of a socket pair, which are closed with the object."""
 
-    __slots__ = ("_lock", "_reader", "_writer")
+    __slots__ = ("__weakref__", "near", "rope")
 
     def __init__(self) -> None:
-        # Guards _writer, so that nothing is written to a descriptor that is someone else's by now.
-        # Reentrant, as a signal handler may call `ring` while this thread is in it.
-        self._lock = threading.RLock()
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        self.near, self.rope = socket.socketpair()
+        for each in (self.near, self.rope):
+            weakref.finalize(self, each.close).atexit = False
+            each.setblocking(False)
 
-    def fileno(self) -> int:
-        """Return what to poll."""
-        return self._reader
+
+class Bell:
+    """Wakes a thread that waits for sockets.
+
+    `ring` may come from any thread, a signal handler or a finalizer, also after `close`. A thread
+    that rings keeps the descriptors until it has, so that it sends nothing by one that is another's
+    by now; there is no lock that an exception could leave held.
+    """
+
+    __slots__ = ("_ends",)
+
+    def __init__(self) -> None:
+        self._ends: _Ends | None = _Ends()
 
     def ring(self) -> None:
-        """Wake who polls, or who does so next."""
-        with self._lock:
-            if self._writer >= 0:
-                try:
-                    os.write(self._writer, b"\0")
-                except BlockingIOError:
-                    pass  # it rings already
+        """Wake who waits, or who does so next."""
+        ends = self._ends
+        if ends is not None:
+            try:
+                ends.rope.send(b"\0")
+            except OSError:
+                pass  # it rings already, or this is a child process
 
-    def clear(self) -> None:
-        """Have the next ``poll`` wait again. What was to be told must be looked at after this."""
-        try:
-            os.read(self._reader, 4096)
-        except BlockingIOError:
-            pass
+    def wait(self, descriptors: Iterable[int], until: float) -> set[int]:
+        """Wait until one of the descriptors is writable, it rings, or a time has come.
+
+        Whoever rings sets first what is to be told, so look at that after this.
+
+        Args:
+            descriptors: of sockets.
+            until: the time, monotonic.
+
+        Returns:
+            those descriptors at which something has happened.
+        """
+        ends = self._ends
+        if ends is None:
+            return set()
+        poll = select.poll()
+        poll.register(ends.near, select.POLLIN)
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLOUT)
+        milliseconds = max(0.0, until - monotonic()) * 1000
+        ready = {descriptor for descriptor, _ in poll.poll(min(milliseconds, _POLL_MOST))}
+        if ends.near.fileno() in ready:
+            ready.remove(ends.near.fileno())
+            ends.near.recv(4096)
+        return ready
 
     def close(self) -> None:
-        """Free the descriptors."""
-        with self._lock:
-            descriptors = self._reader, self._writer
-            self._reader = self._writer = -1
-        for each in descriptors:
-            if each >= 0:
-                os.close(each)
-
-    def forked(self) -> None:
-        """In a child process, where nobody polls any more: close."""
-        self._lock = threading.RLock()  # who held it is not there
-        self.close()
+        """Free the descriptors, as soon as nobody rings any more."""
+        self._ends = None
 
     def __enter__(self) -> Bell:
         return self
@@ -166,40 +185,54 @@ class Helpers:
     def __init__(self, name: str, most: int) -> None:
         self._name = name
         self.most: int = most
-        self._free: deque[int] = deque(range(most, 0, -1))  # numbers of threads that do not run
+        self._numbers = itertools.count(1)
+        # Those that look for errands. Each adds and removes itself, but for one that an exception
+        # has ended. Who is interrupted here loses nothing: only threads that live count.
+        self._threads: list[threading.Thread] = []
         self._waiting: deque[Errand[Any]] = deque()
+
+    @property
+    def running(self) -> int:
+        """How many threads there are."""
+        return sum(thread.is_alive() for thread in list(self._threads))
 
     def submit(self, errand: Errand[Any]) -> None:
         """Have an errand run, as soon as a thread is free; it fails if there can be none."""
         self._waiting.append(errand)
+        for thread in list(self._threads):
+            if thread.ident is not None and not thread.is_alive():
+                self._remove(thread)
+        if self.running >= self.most:
+            return  # whichever is done next looks once more
+        thread = spawn(self._work, name=f"{self._name}-{next(self._numbers)}")
         try:
-            number = self._free.pop()
-        except IndexError:
-            return  # whichever thread is done next looks once more
-        try:
-            spawn(self._work, number, name=f"{self._name}-{number}").start()
+            self._threads.append(thread)
+            thread.start()
         except RuntimeError as error:
-            self._free.append(number)
-            errand.fail(error)
+            self._remove(thread)
+            errand.fail(error.with_traceback(None))
         except BaseException:
-            self._free.append(number)
+            self._remove(thread)
+            errand.fail(RuntimeError("it was interrupted"))
             raise
 
-    def _work(self, number: int) -> None:
+    def _work(self) -> None:
+        thread = threading.current_thread()
         while True:
-            try:
-                while (errand := self._next()) is not None:
-                    errand.run()
-            finally:
-                # In this order: what is submitted before finds no thread free, and is seen below;
-                # what is submitted after starts one.
-                self._free.append(number)
+            while (errand := self._next()) is not None:
+                errand.run()
+            # In this order: what is submitted before is seen below, and what is submitted after
+            # starts another thread.
+            self._remove(thread)
             if not self._waiting:
                 return
-            try:
-                number = self._free.pop()
-            except IndexError:
-                return
+            self._threads.append(thread)
+
+    def _remove(self, thread: threading.Thread) -> None:
+        try:
+            self._threads.remove(thread)
+        except ValueError:
+            pass
 
     def _next(self) -> Errand[Any] | None:
         while True:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tao.addresses import Address, Target, parse, resolve
 from tao.listener import Listener, listen
 from tao.threads import Deadline, gather, spawn
 
@@ -79,7 +80,7 @@ class FaultProxy:
     """Passes connections on to a server, with faults. Any thread may call its methods.
 
     Args:
-        target: host and port of the server; looked at for each connection.
+        target: the server's address, in any form; looked at for each connection.
         to_server: what becomes of the bytes that clients send.
         to_client: what becomes of those that the server sends.
         plan: gives each connection faults of its own, in place of these two.
@@ -88,14 +89,15 @@ class FaultProxy:
 
     def __init__(
         self,
-        target: tuple[str, int],
+        target: Address,
         *,
         to_server: Faults | None = None,
         to_client: Faults | None = None,
         plan: Plan | None = None,
         seed: int = 0,
     ) -> None:
-        self.target = target
+        parse(target)  # checks it
+        self.target: Any = target
         #: The faults of connections without a plan; change them, or replace them, at any time.
         self.to_server: Faults = to_server or Faults()
         self.to_client: Faults = to_client or Faults()
@@ -266,12 +268,13 @@ class _Link:
         """The first thread: reach the server, and pass on; without a server, reset the client."""
         near = self._sockets[0]
         try:
-            far = socket.create_connection(self._target, _CONNECT_TIMEOUT)
+            far = _connected(self._target)
             self._sockets.append(far)
             for sock in self._sockets:
                 sock.setblocking(False)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:
+                if sock.family != socket.AF_UNIX:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except (OSError, TypeError, ValueError):
             self.end(reset=True)
             self.leave()
             self.leave()  # for the second, which never starts
@@ -415,6 +418,28 @@ class _Pump:
         if limit is not None and self._passed >= limit:
             self._link.end(reset=limit == faults.reset_after)
             raise _Over
+
+
+def _connected(address: Any) -> socket.socket:
+    """Return a socket that is connected to an address, or one of those that its name has."""
+    *others, last = resolve(parse(address))
+    for each in others:
+        try:
+            return _connected_to(each)
+        except OSError:
+            continue
+    return _connected_to(last)
+
+
+def _connected_to(target: Target) -> socket.socket:
+    sock = socket.socket(target.family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(_CONNECT_TIMEOUT)
+        sock.connect(target.address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _close(sock: socket.socket, reset: bool) -> None:

@@ -15,8 +15,9 @@ import errno
 import itertools
 import os
 import socket
+import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
@@ -36,7 +37,23 @@ _MOST_LOOKUPS = 16
 # On Linux: let the kernel choose the near port when it knows the far end, so that there are enough.
 _BIND_ADDRESS_NO_PORT = 24 if hasattr(socket, "SO_BINDTODEVICE") else None
 
-_Lookup = Errand[tuple[list[Target], list[Target]]]
+
+class _Lookup(Errand[tuple[list[Target], list[Target]]]):
+    """The resolving of an address and of where to come from, which several may wait for."""
+
+    def __init__(self, work: Callable[[], tuple[list[Target], list[Target]]]) -> None:
+        super().__init__(work)
+        self._maker = threading.get_ident()
+        self.submitted: bool = False
+
+    def may_be_joined(self, patience: float) -> bool:
+        """Tell whether to wait for it: not if it has hung for so long.
+
+        Nor if this thread is in the midst of beginning it, and was interrupted to ask for the same.
+        """
+        begun = self.submitted or self._maker != threading.get_ident()
+        return begun and not self.done and monotonic() - self.since < patience
+
 
 _resolvers = Helpers("tao-resolver", _MOST_LOOKUPS)
 # The look-ups that run, for others to join, by what is looked up.
@@ -224,28 +241,30 @@ class Race:
             sock.setblocking(False)
             set_options(sock, self._options)
             self._bind(sock)
-            number = sock.connect_ex(target.address)
+            return self._connect(sock, target, now)
         except (OSError, OverflowError) as error:
-            if sock is not None:
-                sock.close()
             self._failed(target, error)
             self._next = now
-            return None
         except BaseException:
             if sock is not None:
                 sock.close()
             raise
+        if sock is not None:
+            sock.close()
+        return None
+
+    def _connect(self, sock: socket.socket, target: Target, now: float) -> socket.socket | None:
+        number = sock.connect_ex(target.address)
         if number == errno.EINPROGRESS:
             self._running[sock.fileno()] = sock, target
-            return None
-        if number == errno.EAGAIN and target.family == socket.AF_UNIX:
+        elif number == errno.EAGAIN and target.family == socket.AF_UNIX:
             sock.close()
             self._targets.appendleft(target)
             self._next = now + _UNIX_RETRY
-            return None
-        if self._is_connected(sock, target, number):
+        elif self._is_connected(sock, target, number):
             return sock
-        self._next = now
+        else:
+            self._next = now
         return None
 
     def _bind(self, sock: socket.socket) -> None:
@@ -271,17 +290,11 @@ class Race:
 
     def _is_connected(self, sock: socket.socket, target: Target, number: int) -> bool:
         """Tell whether an attempt that has ended was a success; if not, its socket is closed."""
-        try:
-            if number:
-                raise OSError(number, os.strerror(number))
-            if sock.family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
-                # A free port of this machine, chosen as the near end too: TCP then meets itself.
-                raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        except OSError as error:
+        number = number or _late_error(sock)
+        if number:
             sock.close()
-            self._failed(target, error)
-            return False
-        return True
+            self._failed(target, OSError(number, os.strerror(number)))
+        return not number
 
     def _won(self, sock: socket.socket, target: Target) -> socket.socket:
         self.reached = target
@@ -293,7 +306,8 @@ class Race:
         self._fail(target, error)
 
     def _fail(self, target: Target | None, error: BaseException) -> None:
-        self.cause = error
+        # A traceback would keep the frames that are calling this, and all that is in them.
+        self.cause = error.with_traceback(None)
         self._failures.append((target, _told(target, error)))
 
     def _give_up(self) -> None:
@@ -325,6 +339,18 @@ def set_options(sock: socket.socket, options: ClientOptions) -> None:
         except (OSError, OverflowError) as error:
             number = error.errno if isinstance(error, OSError) else errno.EINVAL
             raise OSError(number, f"socket option {option}: {explain(error)}") from error
+
+
+def _late_error(sock: socket.socket) -> int:
+    """Return what is wrong with a socket that was connected: an error's number, or 0."""
+    if sock.family == socket.AF_UNIX:
+        return 0
+    try:
+        met_itself = sock.getsockname() == sock.getpeername()
+    except OSError as error:  # it may be reset already
+        return error.errno or errno.ECONNRESET
+    # A free port of this machine, chosen as the near end too: TCP then meets itself.
+    return errno.ECONNREFUSED if met_itself else 0
 
 
 def _told(target: Target | None, error: BaseException) -> str:
@@ -367,15 +393,17 @@ def _look_up(address: Any, source: Any, patience: float) -> _Lookup:
             _lookups.pop(key, None)  # it may be another's by now, which then runs alone
 
     key = address, source
-    lookup: _Lookup = Errand(work)
+    lookup = _Lookup(work)
     try:
         known = _lookups.setdefault(key, lookup)
-        if known is not lookup and monotonic() - known.since < patience:
+        if known is not lookup and known.may_be_joined(patience):
             return known
         _lookups[key] = lookup
         _resolvers.submit(lookup)
+        lookup.submitted = True
     except BaseException:
         _lookups.pop(key, None)
+        lookup.fail(OSError(errno.EINTR, os.strerror(errno.EINTR)))
         raise
     if lookup.done:  # there is no thread for it
         _lookups.pop(key, None)

@@ -24,9 +24,9 @@ from tao.listener import listen
 from tao.message import Registry
 from tao.monitor import monitor_on
 from tao.server import Server
-from tao.testing import RecordingClient
+from tao.testing import FaultProxy, RecordingClient, serving
 from tests.ends import MakeServer
-from tests.support import PATIENCE
+from tests.support import PATIENCE, wait_until
 
 LOOPBACK = socket.if_nametoindex("lo")
 Names = Callable[..., None]
@@ -158,11 +158,19 @@ def test_who_else_listens_and_dials(names: Names) -> None:
     monitor = monitor_on(0, host="six")
     assert monitor.address[0] == "::1"
     monitor.close()
-    server = Server(registry=Registry())
-    server.start(("::1%lo", 0))
-    with RecordingClient(server) as client:
+    with serving(("::1%lo", 0), registry=Registry()) as server, RecordingClient(server) as client:
         assert not client.closed
-    server.stop()
+
+
+@pytest.mark.parametrize("kind", ["four", "path", "name"])
+def test_a_proxy_reaches_every_form(tmp_path: pathlib.Path, kind: str, names: Names) -> None:
+    """What a server gives as its address is a target for a `FaultProxy`, of whatever form it is."""
+    address = str(tmp_path / "socket") if kind == "path" else ("::1", 0)
+    with serving(address, registry=Registry()) as server:
+        names("two", "127.0.0.9", "::1")
+        target = ("two", server.address[1]) if kind == "name" else server.address
+        with FaultProxy(target) as proxy, ClientConn(proxy.address, registry=Registry()):
+            wait_until(lambda: server.connections)
 
 
 @pytest.mark.parametrize("kind", [bytes, str, pathlib.Path])
