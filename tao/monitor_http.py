@@ -3,11 +3,14 @@
 Guarantees, whatever peers send, however slowly, and whether or not they read:
 
 - A peer costs a thread only while its answer is made, never while it is waited for: heads are read
-  and answers sent by one thread that never blocks. Answers are made by `_ANSWERS` threads at most.
+  and answers sent by one thread that never blocks. Answers are made by `_ANSWERS` threads at most,
+  and those of one page by a few of them, so that one which hangs (it calls what the application
+  has written, as ``__str__`` of a name) leaves the others.
 - A request may take `PATIENCE` seconds in all, a piece of a stream likewise.
 - `_MOST_PEERS` connections are open at once, besides the streams. When that many are, a new one
   takes the place of one that is being waited for: of one that only has to close if possible, else
-  of the oldest. So what is asked at once is answered at once, whoever else drips.
+  of the oldest. So what is asked at once is answered at once, whoever else drips. Likewise what has
+  not been read of answers is bounded.
 - Every complete request is answered. When no answer can be made in time, or no thread started, that
   is 503.
 - Nothing that fails here ends the thread: it is logged, and at most its connection is closed.
@@ -36,8 +39,10 @@ __all__ = ["BACKLOG", "PATIENCE", "HttpServer"]
 PATIENCE: Final = 5.0
 # How much longer an answer may take that says that there is none.
 _APOLOGY: Final = 1.0
-# How many connections may be open at once, and how many answers made.
-_MOST_PEERS, _ANSWERS = 128, 16
+# How many connections may be open at once, how many answers made, and how many of one page.
+_MOST_PEERS, _ANSWERS, _ANSWERS_EACH = 128, 16, 4
+# How many bytes of answers may wait to be sent, if they are of several connections.
+_MOST_UNSENT = 32 * 1024 * 1024
 # How long a new connection keeps its place, in seconds: its request may be under way.
 _GRACE: Final = 0.05
 # How long the head of a request may be, in bytes.
@@ -64,7 +69,7 @@ class _State(Enum):
 class _Peer:
     """One connection. Only the loop's thread uses it."""
 
-    __slots__ = ("deadline", "out", "received", "since", "sock", "state")
+    __slots__ = ("deadline", "out", "page", "received", "since", "sock", "state")
 
     def __init__(self, sock: socket.socket, now: float) -> None:
         self.sock = sock
@@ -72,6 +77,7 @@ class _Peer:
         self.deadline: float = now + PATIENCE
         self.state = _State.READING
         self.received = bytearray()
+        self.page: bytes = b""  # which it has asked for
         self.out = memoryview(b"")
 
     @property
@@ -301,6 +307,12 @@ class HttpServer:
             self._drop(idle[0], "others are waiting")
         return bool(idle)
 
+    def _make_room_for(self, size: int) -> None:
+        """Cut off the oldest that do not read, if so much more would be too much."""
+        unsent = [peer for peer in self._all() if peer.out]
+        while unsent and size + sum(len(peer.out) for peer in unsent) > _MOST_UNSENT:
+            self._drop(unsent.pop(0), "too much waits to be read")
+
     def _advance(self, peer: _Peer) -> None:
         """Go on with a connection that is ready to be read or written."""
         try:
@@ -329,6 +341,7 @@ class HttpServer:
             self._drop(peer)  # a check whether anybody listens
         elif not data or b"\r\n\r\n" in head or b"\n\n" in head or len(head) >= _LONGEST_HEAD:
             peer.state, peer.received = _State.ANSWERING, bytearray()
+            peer.page = b"".join(head.split(None, 2)[1:2]).partition(b"?")[0]
             self._queue.append((peer, bytes(head)))
             self._begin_answers()
 
@@ -358,18 +371,25 @@ class HttpServer:
     # -- answers
 
     def _begin_answers(self) -> None:
-        while self._queue and len(self._answering) < _ANSWERS:
-            peer, head = self._queue.popleft()
+        waiting, self._queue = self._queue, deque()
+        for peer, head in waiting:
             if peer.state is not _State.ANSWERING:
                 continue
-            thread = spawn(self._answer, head, name=f"{self._name}-request")
-            self._answering[thread] = peer
-            try:
-                thread.start()
-            except (RuntimeError, MemoryError) as error:
-                del self._answering[thread]
-                logger.warning("{}: cannot answer: {}", self._name, explain(error))
-                self._reply(peer, plain(503, "there can be no thread to answer this\n"))
+            busy = [each.page for each in self._answering.values()]
+            if len(busy) >= _ANSWERS or busy.count(peer.page) >= _ANSWERS_EACH:
+                self._queue.append((peer, head))
+            else:
+                self._begin_answer(peer, head)
+
+    def _begin_answer(self, peer: _Peer, head: bytes) -> None:
+        thread = spawn(self._answer, head, name=f"{self._name}-request")
+        self._answering[thread] = peer
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            del self._answering[thread]
+            logger.warning("{}: cannot answer: {}", self._name, explain(error))
+            self._reply(peer, plain(503, "there can be no thread to answer this\n"))
 
     def _take_posted(self) -> None:
         while self._posted:
@@ -387,6 +407,7 @@ class HttpServer:
             if reply.streams:
                 self._left()
             return
+        self._make_room_for(len(reply.data))
         peer.out = memoryview(reply.data)
         peer.state = _State.SENDING
         if reply.streams:

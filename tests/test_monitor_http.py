@@ -74,6 +74,7 @@ def test_more_who_dawdle_than_there_is_room_for(monitor: Monitor, request_: byte
 @pytest.mark.usefixtures("unhurried")
 def test_who_does_not_read_an_answer(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long answers that nobody takes cost no thread, and others are answered meanwhile."""
+    monkeypatch.setattr(module, "_MOST_UNSENT", 10**9)
     respond = monitor._http._respond
     large = module.Reply(b"x" * 10_000_000)
     answers(monitor, lambda head: large if b"/large" in head else respond(head))
@@ -131,7 +132,7 @@ def test_who_comes_and_goes(monitor: Monitor, log_lines: list[Any]) -> None:
 
 def test_only_so_many_answers_at_once(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next are made when a thread is free."""
-    monkeypatch.setattr(module, "_ANSWERS", 2)
+    monkeypatch.setattr(module, "_ANSWERS_EACH", 2)
     release, respond = threading.Event(), monitor._http._respond
     answers(monitor, lambda head: (release.wait(PATIENCE), respond(head))[1])
     socks = [call(monitor, ASKED) for _ in range(6)]
@@ -141,6 +142,38 @@ def test_only_so_many_answers_at_once(monitor: Monitor, monkeypatch: pytest.Monk
     for sock in socks:
         with sock:
             assert sock.makefile("rb").read().startswith(b"HTTP/1.0 200")
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_page_that_hangs_leaves_the_others(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many ask for it."""
+    release = threading.Event()
+    answer = monitor_pages.Answer(200, "text/plain", "at last")
+    monkeypatch.setitem(
+        monitor_pages._PAGES, "/stacks", lambda *args: (release.wait(PATIENCE), answer)[1]
+    )
+    hanging = [call(monitor, f"GET /stacks?{n} HTTP/1.0\r\n\r\n".encode()) for n in range(40)]
+    wait_until(lambda: peers(monitor, "ANSWERING") == 40)
+    for path in ("/healthz", "/connections", "/"):
+        assert ask(monitor, path).startswith("HTTP/1.0 200")
+    release.set()
+    for sock in hanging:
+        with sock:
+            assert sock.makefile("rb").read().endswith(b"at last")
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_what_is_not_read_is_bounded(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest answers that nobody reads give way to the next."""
+    monkeypatch.setattr(module, "_MOST_UNSENT", 50_000_000)
+    answers(monitor, lambda head: module.Reply(b"x" * 20_000_000))
+    with ExitStack() as here:
+        for _ in range(12):
+            here.enter_context(call(monitor, ASKED))
+        wait_until(lambda: not peers(monitor, "READING") and not peers(monitor, "ANSWERING"))
+        assert peers(monitor, "SENDING") <= 3
 
 
 def test_an_answer_that_is_not_made_in_time(
