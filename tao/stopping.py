@@ -144,7 +144,7 @@ class Stopping:
                 report = self._stop()
                 break
             except BaseException as error:
-                self._tell(error)
+                logger.opt(exception=error).error("the stop was interrupted, and begins again")
         try:
             self._ended()
             self._log(report)
@@ -217,12 +217,6 @@ class Stopping:
         thread = self._thread
         names = [thread.name] if thread is not None and thread.is_alive() else []
         return StopReport(abandoned=left, threads=names, finished=False)
-
-    def _tell(self, error: BaseException) -> None:
-        try:
-            logger.opt(exception=error).error("stopping was interrupted, and begins again")
-        except BaseException:
-            pass  # of a log sink; nothing may keep a stop from going on
 
     def _log(self, report: StopReport | None) -> None:
         if report is not None and report.clean:

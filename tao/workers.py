@@ -406,10 +406,8 @@ class WorkerPool(ThreadPoolExecutor):
                 self._jobs.put(job)  # again, maybe; who claims it first runs it
         if self._stopped:
             self._jobs.put(None)
-        try:
-            logger.opt(exception=error).error("{} was interrupted", threading.current_thread().name)
-        except BaseException:
-            pass  # of a log sink; what has to be done is done
+        name = None if worker.thread is None else worker.thread.name
+        logger.opt(exception=error).error("worker {} was interrupted", name)
 
 
 def _tell_what_is_dropped() -> None:
