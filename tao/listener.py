@@ -33,13 +33,8 @@ __all__ = ["Bound", "Listener", "listen"]
 
 # After a failed accept, wait for so long, doubling up to the most, in seconds.
 _BACKOFF_LEAST, _BACKOFF_MOST = 0.005, 1.0
-# Errors of accept that concern one connection that came and went, not the listener; Linux passes
-# on what the network has said about it.
-_PASSING = frozenset(
-    (errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN, errno.EPERM, errno.ENETDOWN,
-     errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH,
-     getattr(errno, "ENONET", errno.EPROTO))
-)  # fmt: skip
+# Errors of accept that concern one connection that came and went, not the listener.
+_PASSING = frozenset((errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN))
 # Those that say that there is no listening socket any more.
 _GONE = frozenset((errno.EBADF, errno.ENOTSOCK, errno.EINVAL))
 # How often to see whether it is there when nobody connects, in seconds.
@@ -178,8 +173,6 @@ class Listener:
     def local_address(self, sock: socket.socket) -> Any:
         """Return this side's address of a connection accepted here."""
         return self.address if self._concrete else normalized(sock.getsockname())
-
-    # -- accepting, by the leader; what is raised here goes on in Turns, which calls again
 
     # -- accepting, by the leader; what is raised here ends nothing, as Turns calls again
 

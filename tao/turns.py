@@ -99,7 +99,7 @@ class Run:
 
 
 class Turns:
-    """A leader and its followers. Any thread may call `start`, `stop` and `join`.
+    """A leader and its followers. Any thread may call `start` and `join`.
 
     Args:
         find: waits for something to do, appends it to a list, and returns True; False at the end.
@@ -226,12 +226,12 @@ class Turns:
     def _follow(self, thread: threading.Thread, follows: threading.Lock) -> bool:
         """Wait for the lead; False if there are enough who do."""
         followers = self._followers
-        if self._over or len(followers) >= _MOST:
-            return False
         followers.add(thread)
         try:
             if follows.locked():
                 follows.release()
+            if self._over or len(followers) > _MOST:
+                return False
             while not self._lead.acquire(timeout=_PATIENCE):
                 if self._may_leave(thread):
                     return False
