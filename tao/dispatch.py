@@ -415,9 +415,15 @@ class Dispatcher:
         return rest
 
     def _done(self, count: int) -> None:
-        self._turn.acquire()
-        self._pending -= count
-        self._turn.release()
+        turn = self._turn
+        try:
+            turn.acquire()
+            self._pending -= count
+            turn.release()
+        except BaseException:
+            if turn._is_owned():
+                turn.release()
+            raise
         if self._due or not self._busy:
             self._settle()
 
@@ -575,15 +581,17 @@ class Dispatcher:
         turn = self._turn
         if turn._is_owned() or not turn.acquire(False):
             return  # the next look will do; nobody has the turn for long
-        self._watch.blocks(self)  # before it may enter again
-        self._stuck = self._halt = True
         start = False
-        if self._inline and not self._relieved:
-            self._relieved = True
-            self._pending += 1
-            inbox, start = self._inbox_for_handler()
-            inbox.push([(TAKE_OVER, None)])
-        turn.release()
+        try:
+            self._watch.blocks(self)  # before it may enter again
+            self._stuck = self._halt = True
+            if self._inline and not self._relieved:
+                self._relieved = True
+                self._pending += 1
+                inbox, start = self._inbox_for_handler()
+                inbox.push([(TAKE_OVER, None)])
+        finally:
+            turn.release()
         if start:
             self._host.start_handler()
         self._settle()
