@@ -359,8 +359,14 @@ class Connection(HasTimers, HasTransport):
             with telling_if_long(self, what):
                 return self._variables.run(callback, self) is not False
         except BaseException as error:
+            if not isinstance(error, Exception) and self._in_call_of_application():
+                raise
             self.report(error, f"in {what}")
             return False
+
+    def _in_call_of_application(self) -> bool:
+        """Tell whether an exception that is raised here reaches a caller of the application's."""
+        return False
 
     # -- threads
 

@@ -118,7 +118,7 @@ def renew_client(client: ClientCore, reason: str) -> None:
     """Close a client that was started; one that was not can be started."""
     _renew_locks(client)
     _renew_tally(client._tally)
-    if client._state == "new":
+    if client.new:
         client._wheel = wheel = shared_wheel.wheel
         client._timers = TimerSet(wheel, client._dispatcher.post)
         client._dispatcher._watch = watch_on(wheel)
@@ -127,7 +127,6 @@ def renew_client(client: ClientCore, reason: str) -> None:
         return
     client._source.forked()
     _abandon(client, reason)
-    client._state = "started"
     client._up, client._hurry = Wakeup(), Wakeup()
     client._up.set()
     client._give_back()

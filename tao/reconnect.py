@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 import warnings
 import weakref
 from collections import deque
@@ -39,6 +40,7 @@ _ids = itertools.count(1)
 _SLACK = 5.0
 # Which warnings were shown, as the module warnings keeps that: once for each line of a program.
 _shown: dict[Any, Any] = {}
+_PLAYER = "player"
 # A connection that lasts for so many seconds, and longer than any wait of the back-off, is of use.
 _LASTING = 10.0
 
@@ -53,6 +55,38 @@ class Owner(Protocol):
 
     def end(self) -> None:
         """Tell the object, if it is there, that nothing is called any more."""
+
+
+class _Claim:
+    """Who plays the first role: a thread in `ClientCore.start`, then one that it starts.
+
+    Taking it over is one step of the interpreter, so that after an exception there is always one
+    who has it.
+    """
+
+    __slots__ = ("_ident", "_turn")
+
+    def __init__(self) -> None:
+        self._ident: int = threading.get_ident()
+        self._turn: deque[None] = deque((None,))
+
+    def take(self) -> bool:
+        """Have it, unless another has taken it before."""
+        try:
+            self._turn.pop()
+        except IndexError:
+            return False
+        return True
+
+    def hand_over(self, target: Callable[..., object], *args: Any) -> None:
+        """Play, on the thread that was started for it."""
+        if self.take():
+            target(*args)
+
+    @property
+    def waits_for_this_thread(self) -> bool:
+        """Whether it is this thread that has it, interrupted in the midst of starting."""
+        return bool(self._turn) and self._ident == threading.get_ident()
 
 
 class ClientCore(Connection):
@@ -106,10 +140,9 @@ class ClientCore(Connection):
         self.remote_address = self._source.address
         self._owner = owner
         self._made_at = made_at
-        # Then "starting", and "started" when a thread sees to the end, or there is none to see to.
-        self._state: str = "new"
-        # Who takes the token may start the client, or see off one that was never started.
-        self._token: deque[None] = deque((None,))
+        # Under one key, who plays the first role: starts the client, then reads, and sees to its
+        # end; or only sees off one that was never started.
+        self._claims: dict[str, _Claim] = {}
         # Owned by the reading thread, once there is one.
         self._attempts: int = 0  # to connect, since a connection proved to be one
         self._came_up: float = monotonic()
@@ -129,48 +162,65 @@ class ClientCore(Connection):
         """Connect, or begin to."""
         if keep_trying and self._reconnect is None:
             raise ValueError("keep_trying needs the option reconnect")
+        claim = _Claim()
+        try:
+            self._start(claim, keep_trying)
+        except BaseException:
+            self._give_up(claim)
+            raise
+
+    def _start(self, claim: _Claim, keep_trying: bool) -> None:
         self._raise_if_closed()
-        if not self._take_token():
+        if self._claims.setdefault(_PLAYER, claim) is not claim:
+            self._raise_if_closed()
             raise RuntimeError("the client is started already")
-        self._state = "starting"
         with as_tao_thread():  # a callback that closes must not wait for this thread
             if keep_trying:
-                self._launch(self._begin, partial(self._come_back, first=True))
+                self._launch(claim, self._begin, partial(self._come_back, first=True))
                 return
-            try:
-                self._connect_first()
-            except BaseException:
-                self._state = "new"
-                self._token.append(None)
-                if self._reason is not None:
-                    self._see_off()
-                raise
+            self._connect_first()
             closed = self._reason
-            self._launch(self._play, True)  # also then: it sees the connection off
+            self._launch(claim, self._play, True)  # also then: it sees the connection off
         if closed is not None:
             raise ConnectionClosed(closed)
+
+    def _give_up(self, claim: _Claim) -> None:
+        """Starting has failed or was interrupted: leave all as it was, unless a thread goes on."""
+        if self._claims.get(_PLAYER) is not claim or not claim.take():
+            return
+        if self._transport is not None:
+            self._begin_close("start() was interrupted", drain=False)
+        self._claims.pop(_PLAYER, None)
+        if self._reason is not None:
+            self._see_off()
 
     def close(self) -> None:
         """End the connection for good, and wait until it has ended."""
         super().close()
-        if not self._see_off() and not in_tao_thread():
+        if self._see_off() or in_tao_thread():
+            return
+        claim = self._claims.get(_PLAYER)
+        if claim is None or not claim.waits_for_this_thread:
             self.wait_closed(self._options.drain_timeout + _SLACK)
 
     def _see_off(self) -> bool:
         """Do the last steps of a client that has no thread; tell whether it has none."""
-        if not self._take_token():
-            return False
-        self._state = "started"
-        with as_tao_thread():
-            self._finish()
+        claim = _Claim()
+        try:
+            if self._claims.setdefault(_PLAYER, claim) is not claim:
+                return False
+            with as_tao_thread():
+                self._finish()
+        except BaseException:
+            if self._claims.get(_PLAYER) is claim:
+                self._claims.pop(_PLAYER, None)  # so that closing again does it
+            raise
         return True
 
-    def _take_token(self) -> bool:
-        try:
-            self._token.pop()
-        except IndexError:
-            return False
-        return True
+    @property
+    def new(self) -> bool:
+        """Whether nobody has started or closed it."""
+        return _PLAYER not in self._claims
 
     @property
     def connected(self) -> bool:
@@ -187,7 +237,7 @@ class ClientCore(Connection):
 
     def enter(self) -> None:
         """Connect, unless that is done."""
-        if self._state == "new" or self.closed:
+        if self.new or self.closed:
             self.start(keep_trying=False)
 
     def add_timer(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
@@ -199,7 +249,7 @@ class ClientCore(Connection):
 
         That may run at any moment on any thread, inside of anything, so the work is handed over.
         """
-        if self._state == "new" or self._finished.is_set():
+        if self.new or self._finished.is_set():
             return
         self._owner.keep(client)  # for on_close, and what else is still to be called
         if self._reason is not None:
@@ -216,14 +266,15 @@ class ClientCore(Connection):
 
     # -- getting connected
 
-    def _launch(self, target: Callable[..., object], *args: Any) -> None:
-        thread = self._thread("reader", target, *args)
-        self._state = "started"
+    def _in_call_of_application(self) -> bool:
+        claim = self._claims.get(_PLAYER)
+        return claim is not None and claim.waits_for_this_thread
+
+    def _launch(self, claim: _Claim, target: Callable[..., object], *args: Any) -> None:
         try:
-            thread.start()
+            self._thread("reader", claim.hand_over, target, *args).start()
         except RuntimeError:  # there are too many
             self._begin_close("no thread could be started", drain=False)
-            self._finish()
             raise
 
     def _connect_first(self) -> None:
@@ -426,7 +477,7 @@ class ClientCore(Connection):
         elif connected:
             snapshot.state = "connected"
         else:
-            snapshot.state = "new" if self._state == "new" else "connecting"
+            snapshot.state = "new" if self.new else "connecting"
         snapshot.connections = int(connected)
         snapshot.reconnects = self.reconnects
         snapshot.timers = self._wheel.size
