@@ -52,6 +52,9 @@ from tao.watch import watch_on
 
 __all__ = ["Connection"]
 
+# Who sends more than so many bytes after the end may fill its receive window.
+_MUCH = 64 * 1024
+
 _ABORTED = "aborted by this side"
 
 
@@ -565,7 +568,7 @@ class Connection(HasTimers, HasTransport):
             )
         self._call_on_close()
         if self._transport is not None:
-            if self._cut and self._reader.discarded:
+            if self._cut and self._reader.discarded > _MUCH:
                 self._transport.reset()
             self._transport.close()
         self._forget()

@@ -72,8 +72,8 @@ class SendQueue:
     """
 
     __slots__ = (
-        "_backlog", "_blocked", "_collect_most", "_collecting", "_drops", "_due", "_failures",
-        "_final", "_intake", "_intake_ahead", "_keep", "_limit", "_limit_bytes", "_open",
+        "_backlog", "_blocked", "_collect_most", "_collecting", "_due", "_failures", "_final",
+        "_holds_back", "_intake", "_intake_ahead", "_keep", "_limit", "_limit_bytes", "_open",
         "_polling", "_preface", "_seal", "_shut", "_slow_consumer", "_start_writer",
         "_transport", "_turn", "_waiters", "_writable", "_writer_started", "_writer_wanted",
         "bytes_sent", "dropped", "error", "frames_sent", "last_sent", "on_crowded", "send_time",
@@ -91,7 +91,7 @@ class SendQueue:
         self._limit: int = limit
         self._limit_bytes: int | None = limit_bytes
         self._slow_consumer: str = slow_consumer
-        self._drops: bool = slow_consumer in ("drop_oldest", "drop_newest")
+        self._holds_back: bool = slow_consumer == "raise"
         self._start_writer = start_writer
         self._keep: bool = keep
         # Any thread appends to these, or assigns; each is one step. `_due` is set afterwards.
@@ -221,9 +221,13 @@ class SendQueue:
     def crowded(self) -> bool:
         """Whether the queue is more than half full, and a peer there that could change that.
 
-        It never is if frames are dropped when it is full.
+        It never is if a full queue drops frames, or closes the connection.
         """
-        if not (self._backlog.size or self._intake) or self._transport is None or self._drops:
+        if (
+            not self._holds_back
+            or not (self._backlog.size or self._intake)
+            or self._transport is None
+        ):
             return False
         most = self._limit_bytes
         return self.waiting > self._limit // 2 or (
