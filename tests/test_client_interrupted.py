@@ -19,8 +19,12 @@ from tests.support import PATIENCE, ends, wait_until
 
 MODULES = ("tao.client", "tao.reconnect", "tao.connection")
 
-# A socket that nobody has yet when an exception comes is closed by the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+# A socket that nobody has yet when an exception comes is closed by the garbage collector; and if it
+# comes in a finalizer, the interpreter shows it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -180,8 +180,10 @@ def test_nothing_of_it_is_left(listener: socket.socket) -> None:
     with pytest.warns(ResourceWarning, match="unclosed"):
         application = Application(listener.getsockname(), Seen())
         core = weakref.ref(application.client._core)
+        client = weakref.ref(application.client)
         del application
-        wait_until(lambda: gc.collect() >= 0 and core() is None)
+        wait_until(lambda: gc.collect() >= 0 and client() is None)
+    wait_until(lambda: gc.collect() >= 0 and core() is None)
 
 
 def test_attributes_are_those_of_the_client(listener: socket.socket) -> None:
