@@ -116,10 +116,7 @@ class _Given:
 
     def step(self, now: float, ready: set[int]) -> socket.socket | None:
         self.over = True
-        try:
-            return self._place.socket.pop()
-        except IndexError:
-            return None
+        return self._place.take_socket()
 
     def end(self) -> None:
         pass
@@ -258,8 +255,7 @@ class Dialler(Source):
         if bell is not None:
             bell.ring()
         for place in self._places:
-            while place.socket:
-                _discard(place.socket.pop())
+            _discard(place.take_socket())
 
     def forked(self) -> None:
         self._helpers = Helpers("tao-dialler", _MOST_CALLS)

@@ -28,13 +28,13 @@ class Place:
     def __init__(self, given: tuple[Any, ...] | str | Callable[[], Any] | socket.socket) -> None:
         self.address: tuple[Any, ...] | str | None = None
         self.function: Callable[[], Any] | None = None
-        # Popped by who uses it, so that it is used once.
-        self.socket: deque[socket.socket] = deque()
+        # Taken out in one step by who uses it, or closes it.
+        self._sockets: deque[socket.socket] = deque()
         #: The name that a certificate must have, if nothing else is said.
         self.host: str | None = None
         self.memory = Memory()
         if isinstance(given, socket.socket):
-            self.socket.append(given)
+            self._sockets.append(given)
             self.name = "the socket given"
         elif isinstance(given, str):
             self.address, self.name = given, address_text(given)
@@ -50,6 +50,13 @@ class Place:
     def once(self) -> bool:
         """Whether only one connection can be made of it."""
         return self.address is None and self.function is None
+
+    def take_socket(self) -> socket.socket | None:
+        """Return the socket that was given, the caller's from now on; None if it is gone."""
+        try:
+            return self._sockets.pop()
+        except IndexError:
+            return None
 
     def __str__(self) -> str:
         return address_text(self.address) if self.address is not None else self.name
