@@ -123,7 +123,8 @@ class ClientConn(Connection):
 
         What was written before is sent if there is a peer that reads it, within ``drain_timeout``;
         what came and was not handled yet is dropped. Back-off ends at once. Called by one of tao's
-        threads (in a handler, say), it does not wait.
+        threads (in a handler, say), or by a signal handler in the midst of a write to this very
+        connection, it does not wait.
         """
         self._core.close()
 

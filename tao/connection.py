@@ -56,6 +56,10 @@ __all__ = ["Connection"]
 _MUCH = 64 * 1024
 
 _ABORTED = "aborted by this side"
+# So many times the end of a connection is tried again when that raises, too.
+_TRIES = 3
+# What a thread may take to end when a handler has been given up: that is one that runs no handler.
+_MOMENT = 0.05
 
 
 class Connection(HasTimers, HasTransport):
@@ -137,6 +141,8 @@ class Connection(HasTimers, HasTransport):
         self._lost: str | None = None  # why the last transport ended, if there may be another
         self._values: dict[Hashable, Any] = {}
         self._over: bool = False  # the last steps have begun
+        self._counted: bool = False  # what it did has been added to the tally's counts
+        self._finisher: dict[str, int] = {}  # the thread that does the last steps: the first
         self._threads: list[Joinable] = []
         self._transport: Transport | None = None
         self._ready: bool = False  # the handshake is done
@@ -207,7 +213,7 @@ class Connection(HasTimers, HasTransport):
                 raise
             with self._lend_worker():
                 try:
-                    self._send_queue.write(frame, self._options.reply_timeout)
+                    self._send_queue.reply(frame, self._options.reply_timeout)
                 except WouldBlock:
                     self._waited_in_vain = self._send_queue.frames_sent
                     raise
@@ -397,21 +403,21 @@ class Connection(HasTimers, HasTransport):
         try:
             self._send_queue.run_writer()
         except BaseException as error:
-            self._collapse(error)
+            self.collapse(error)
 
     def start_handler(self) -> None:
         """Start the second thread; if that cannot be, there is an end to the connection."""
         try:
             self._thread("handler", self._play, False).start()
         except RuntimeError as error:
-            self._collapse(error)
+            self.collapse(error)
 
     def _begin(self, open_up: Callable[[], bool]) -> None:
         """A reading thread that has to ``open_up`` first, and ends here if that returns False."""
         try:
             opened = open_up()
         except BaseException as error:
-            self._collapse(error)
+            self.collapse(error)
             opened = False
         if opened:
             self._play(reading=True)
@@ -421,21 +427,26 @@ class Connection(HasTimers, HasTransport):
     def _play(self, reading: bool) -> None:
         """A reading or handling thread, in the one role and then in the other."""
         thread = threading.current_thread()
-        try:
-            while True:
-                thread.name = self._thread_name("reader" if reading else "handler")
-                if not reading:
-                    if not self._dispatcher.handle():
-                        return
-                    reading = True
-                elif self._read():
-                    reading = False
-                elif not self._renew():
+        failed: list[BaseException] = []
+        while len(failed) <= _TRIES:
+            try:
+                if failed:
+                    self.collapse(failed[-1])
+                    if reading:
+                        self._finish()
                     return
-        except BaseException as error:
-            self._collapse(error)
-            if reading and not self._over:
-                self._finish()
+                while True:
+                    thread.name = self._thread_name("reader" if reading else "handler")
+                    if not reading:
+                        if not self._dispatcher.handle():
+                            return
+                        reading = True
+                    elif self._read():
+                        reading = False
+                    elif not self._renew():
+                        return
+            except BaseException as error:
+                failed.append(error)
 
     def _read(self) -> bool:
         """Read until the end, or (True) until the other thread has taken over."""
@@ -502,7 +513,18 @@ class Connection(HasTimers, HasTransport):
             ended: the transport has ended. Then nobody needs to see to that, and a handler of the
                 last messages may take its time.
         """
-        self._reason = reason = self._first.setdefault("reason", reason)
+        seconds = self._options.drain_timeout if timeout is None else timeout
+        try:
+            self._reason = self._first.setdefault("reason", reason)
+            self._take_first_steps(self._reason, drain)
+            if not ended:
+                self._end_clock.start(seconds)
+        except BaseException:
+            if not ended:  # whatever was left out, it ends
+                self._end_clock.start(seconds)
+            raise
+
+    def _take_first_steps(self, reason: str, drain: bool) -> None:
         self._timers.close(reason)
         self.context.cancel_aside(reason)
         transport = self._transport
@@ -513,10 +535,8 @@ class Connection(HasTimers, HasTransport):
         else:
             self._dispatcher.finish(discard=True)
             self.drained()
-        if not ended:
-            self._end_clock.start(self._options.drain_timeout if timeout is None else timeout)
 
-    def _collapse(self, error: BaseException) -> None:
+    def collapse(self, error: BaseException) -> None:
         """End at once, for lack of a thread or because of an error that nobody foresaw."""
         self._dispatcher.recover()
         self.report(error, "which ends the connection")
@@ -552,20 +572,29 @@ class Connection(HasTimers, HasTransport):
         return idle
 
     def _finish(self) -> None:
-        """The last steps, by the reading thread."""
+        """The last steps, by the reading thread; it repeats them if they are interrupted.
+
+        A thread that was relieved of the reading, and interrupted before it knew, may come here
+        too; only the first does them.
+        """
+        me = threading.get_ident()
+        if self._finisher.setdefault("thread", me) != me:
+            return
+        try:
+            self._take_last_steps()
+        except BaseException:
+            self._finisher.clear()  # so that it, or another, can begin anew
+            raise
+
+    def _take_last_steps(self) -> None:
         idle = self._end_session()
         self._dispatcher.stop()
         frames, size = self._send_queue.stop()
-        self._over = True
+        if not self._over:
+            self._over = True
+            self._count_unsent(frames, size)
         self._timers.end()
-        self._stuck = gather(self._all_threads(), Deadline(None if idle else 0))
-        if frames:
-            self._unsent += frames
-            self._tell_unsent(f"{frames} messages ({size} bytes) could not be sent: {self._reason}")
-        elif self._in_flight:
-            self._tell_unsent(
-                f"{self._in_flight} bytes that were sent did not reach the peer in time"
-            )
+        self._stuck = gather(self._all_threads(), Deadline(None if idle else _MOMENT))
         self._call_on_close()
         if self._transport is not None:
             if self._cut and self._reader.discarded > _MUCH:
@@ -574,13 +603,25 @@ class Connection(HasTimers, HasTransport):
         self._forget()
         self._finished.set()
 
+    def _count_unsent(self, frames: int, size: int) -> None:
+        """Count, and tell of, what will not reach the peer."""
+        if frames:
+            self._unsent += frames
+            self._tell_unsent(f"{frames} messages ({size} bytes) could not be sent: {self._reason}")
+        elif self._in_flight:
+            self._tell_unsent(
+                f"{self._in_flight} bytes that were sent did not reach the peer in time"
+            )
+
     def _tell_unsent(self, what: str) -> None:
         if self._reason != _ABORTED:  # else that was the purpose
             self._reporter.undelivered(ConnectionClosed(what), "closing")
 
     def _forget(self) -> None:
         """Have the owner forget the connection."""
-        self._tally.ended(self)
+        if not self._counted or self in self._tally.living():  # an interruption may have undone it
+            self._counted = True
+            self._tally.ended(self)
 
     def _call_on_close(self) -> None:
         if self._established:

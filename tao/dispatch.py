@@ -142,11 +142,11 @@ class Dispatcher:
         if self._pending and not self._stuck and self._resolve(batch[0][0])[2]:
             # What runs elsewhere is about to end: once this thread has to queue, it would have to
             # for as long as messages keep coming, and a moment's wait ends that.
-            turn.release()
+            self._release()
             self._wait_idle(GRACE)
             turn.acquire()
         if self._closed:
-            turn.release()
+            self._release()
             return True
         if self._pending or self._inline or self._send_queue.crowded:
             self._pending += len(batch)
@@ -167,8 +167,6 @@ class Dispatcher:
 
     def _end_inline(self, rest: Batch) -> bool:
         """See to what was left or came up while the reader ran a batch. Has, and ends, the turn."""
-        while self._posted:
-            rest.append((CALL, self._posted.popleft()))
         relieved, self._relieved = self._relieved, False
         if relieved:
             # The batch counted as pending from then on; what is left of it is to be run here,
@@ -179,6 +177,8 @@ class Dispatcher:
             self._settle()
             self._run_pooled(rest)
             return False
+        while self._posted:
+            rest.append((CALL, self._posted.popleft()))
         self._pending += len(rest)
         self._inline = False
         if rest:
@@ -192,17 +192,15 @@ class Dispatcher:
         """Queue a batch that counts as pending, once there is room. Has, and ends, the turn."""
         turn = self._turn
         inbox, start = self._inbox_for_handler()
-        turn.release()
+        self._release()
         if start:
             self._host.start_handler()
         self.waiting_for_room = True
         inbox.wait_for_room()
         turn.acquire()
         inbox.push(batch)
-        turn.release()
         self.waiting_for_room = False
-        if self._due:
-            self._settle()
+        self._release()
 
     def _inbox_for_handler(self) -> tuple[Inbox, bool]:
         """Return the inbox, and whether the caller is to start the thread that empties it.
@@ -275,6 +273,7 @@ class Dispatcher:
         """Let go of the turn, if an exception has hit the calling thread in the midst of it."""
         while self._turn._is_owned():
             self._turn.release()
+        self._watch.running.discard(self)
 
     def renew_turn(self) -> None:
         """In a child process: nobody has the turn."""
@@ -304,6 +303,12 @@ class Dispatcher:
     def _busy(self) -> bool:
         return self._inline or self._pending > 0
 
+    def _release(self) -> None:
+        """Let go of the turn, and do what others have noted meanwhile."""
+        self._turn.release()
+        if self._due:
+            self._settle()
+
     def _settle(self) -> None:
         """Have all that was noted be done: here and now, or by the thread that has the turn."""
         self._due = True
@@ -320,10 +325,18 @@ class Dispatcher:
                 if drained:
                     self._send_queue.release()
                     self._host.drained()
-        except BaseException:
-            if turn._is_owned():
-                turn.release()
+        except BaseException as error:
+            self._fail(error)
             raise
+
+    def _fail(self, error: BaseException) -> None:
+        """Let go of the turn, in which an exception has hit this thread, and end the connection.
+
+        Something may have been lost: a callback, or that the other thread is to be started.
+        """
+        self.recover()
+        if not self._closed:  # else it ends anyway
+            self._host.collapse(error)
 
     def _advance(self) -> tuple[bool, bool]:
         """Do all that is due. Needs the turn.
@@ -415,17 +428,15 @@ class Dispatcher:
         return rest
 
     def _done(self, count: int) -> None:
-        turn = self._turn
         try:
-            turn.acquire()
+            self._turn.acquire()
             self._pending -= count
-            turn.release()
+            self._turn.release()
+            if self._due or not self._busy:
+                self._settle()
         except BaseException:
-            if turn._is_owned():
-                turn.release()
+            self.recover()  # here, as it may be a worker's thread
             raise
-        if self._due or not self._busy:
-            self._settle()
 
     # -- running
 
@@ -579,23 +590,27 @@ class Dispatcher:
     def _relieve(self) -> None:
         """Have the other thread read on if a handler blocks the reader, and let replies go."""
         turn = self._turn
-        if turn._is_owned() or not turn.acquire(False):
-            return  # the next look will do; nobody has the turn for long
-        start = False
+        if turn._is_owned():
+            return
         try:
+            if not turn.acquire(False):
+                return  # the next look will do; nobody has the turn for long
             self._watch.blocks(self)  # before it may enter again
             self._stuck = self._halt = True
+            start = False
             if self._inline and not self._relieved:
                 self._relieved = True
                 self._pending += 1
                 inbox, start = self._inbox_for_handler()
                 inbox.push([(TAKE_OVER, None)])
-        finally:
             turn.release()
-        if start:
-            self._host.start_handler()
-        self._settle()
-        self._send_queue.release()
+            if start:
+                self._host.start_handler()
+            self._settle()
+            self._send_queue.release()
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     def send_queue_filled(self) -> None:
         """Note that the send queue is more than half full."""

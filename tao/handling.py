@@ -31,6 +31,9 @@ class DispatchHost(Protocol):
     def start_handler(self) -> None:
         """Start the second thread, in the handling role; never raises."""
 
+    def collapse(self, error: BaseException) -> None:
+        """End at once, with this reason."""
+
     def drained(self) -> None:
         """Note that all is handled, after `Dispatcher.finish`; never raises."""
 

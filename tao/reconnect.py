@@ -200,7 +200,9 @@ class ClientCore(Connection):
         if self._see_off() or in_tao_thread():
             return
         claim = self._claims.get(_PLAYER)
-        if claim is None or not claim.waits_for_this_thread:
+        starting = claim is not None and claim.waits_for_this_thread
+        # Nor does a signal handler that has interrupted a write: it would wait for that.
+        if not starting and not self._send_queue.interrupted_here:
             self.wait_closed(self._options.drain_timeout + _SLACK)
 
     def _see_off(self) -> bool:
@@ -343,9 +345,11 @@ class ClientCore(Connection):
             return
         self._lost = reason
         context.cancel_aside(reason)
-        if transport is not None:
-            # Nothing more goes where it would be lost; it waits for the next.
-            self._send_queue.give_up(ConnectionAbortedError(reason), transport)
+        # Nothing more goes where it would be lost; it waits for the next. Should that be there
+        # already, it is given up as well: a transport that counts as lost is not read.
+        for each in {transport, self._transport}:
+            if each is not None:
+                self._send_queue.give_up(ConnectionAbortedError(reason), each)
         self._up.clear()
         if not self._is_lost:
             self._up.set()  # it is back already, or it is over, and nobody need wait for it
@@ -455,9 +459,11 @@ class ClientCore(Connection):
     def _begin_close(
         self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False
     ) -> None:
-        super()._begin_close(reason, drain=drain, timeout=timeout, ended=ended)
-        self._hurry.set()
-        self._source.close()
+        try:
+            super()._begin_close(reason, drain=drain, timeout=timeout, ended=ended)
+        finally:
+            self._hurry.set()
+            self._source.close()
 
     def _finish(self) -> None:
         super()._finish()

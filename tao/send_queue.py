@@ -33,6 +33,7 @@ was under way, and `Transport.settle` how much the kernel has taken.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -188,6 +189,13 @@ class SendQueue:
                     turn.release()
             raise
 
+    def reply(self, frame: bytes, timeout: float) -> None:
+        """Write, and wait for room as long as there is a transport; for a handler.
+
+        Without one there is no room before the next, which is not made while a handler runs.
+        """
+        self._write_patiently(frame, Deadline(timeout), lambda: self._transport is not None)
+
     def withdraw(self, frame: TrackedFrame) -> bool:
         """Take a frame back; True if the kernel does not have all of it, and never will.
 
@@ -235,6 +243,11 @@ class SendQueue:
         )
 
     @property
+    def interrupted_here(self) -> bool:
+        """Whether the calling thread has interrupted itself in the midst of its turn."""
+        return bool(self._turn._is_owned())
+
+    @property
     def waiters(self) -> int:
         """How many threads wait for room in the queue, or for its end."""
         return len(self._waiters)
@@ -249,6 +262,8 @@ class SendQueue:
         """Hold frames back until `release`, or until they are many."""
         # Where frames wait already, the writer sends them together anyway.
         self._collecting = self._open and not self._blocked
+        if self._seal is not None:  # meanwhile
+            self._collecting = False
 
     def release(self) -> None:
         """Send what was held back and hold nothing more."""
@@ -342,13 +357,20 @@ class SendQueue:
 
     def run_writer(self) -> None:
         """The writer thread: send what the kernel did not take at once."""
+        try:
+            self._run_writer()
+        except BaseException:
+            self._polling = False  # as nobody is in the transport; `_leave` waits for that
+            self._wake()
+            raise
+
+    def _run_writer(self) -> None:
         wanted = self._writer_wanted
         while True:
             transport = wanted.get()
             if transport is None:
-                wanted.put(
-                    None
-                )  # if an interrupted write has started another writer, that ends too
+                # If an interrupted write has started another writer, that ends too.
+                wanted.put(None)
                 return
             # In this order: `_leave` takes the transport away, and then looks whether this is set.
             self._polling = True
@@ -412,6 +434,8 @@ class SendQueue:
         if turn._is_owned():
             self._repair()
             turn.release()
+        if not isinstance(sys.exc_info()[1], TaoError):
+            self._wake()  # there may be room, of which nobody has told
         self._settle()
 
     def _repair(self) -> None:
@@ -423,7 +447,8 @@ class SendQueue:
                 self._break(ConnectionAbortedError(_INTERRUPTED))
                 backlog.journal = None
             else:
-                backlog.forget(taken)
+                self.bytes_sent += taken
+                self.frames_sent += backlog.forget(taken)
 
     # -- in the turn
 
@@ -700,9 +725,11 @@ class SendQueue:
 
     # -- waiting
 
-    def _write_patiently(self, frame: bytes, deadline: Deadline) -> None:
-        """Write as soon as there is room; at the deadline, do as without it."""
-        while not deadline.expired and not self._turn._is_owned():
+    def _write_patiently(
+        self, frame: bytes, deadline: Deadline, hopeful: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Write as soon as there is room; at the deadline, or without hope, do as without it."""
+        while hopeful() and not deadline.expired and not self._turn._is_owned():
             room = Wakeup()
             self._waiters.append(room)  # before it is tried, so that room made since is noticed
             try:

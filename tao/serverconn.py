@@ -73,11 +73,8 @@ class ServerConn(Connection):
         Whatever this raises, the connection holds no place of the server's afterwards.
         """
         try:
-            self._collapse(error)
-            if self._over:
-                self._call_on_close()
-            else:
-                self._finish()
+            self.collapse(error)
+            self._finish()
         finally:
             self._accepted.abort()
             self._owner._remove(self.net_id)

@@ -21,6 +21,9 @@ __all__ = ["ConnectionTimer", "HasTimers", "TimerSet"]
 #: Called with the time it was due, an aware datetime, and the connection.
 ConnectionTimer = Callable[[datetime, Any], object]
 
+# A clock whose callback was interrupted is set again, for not less than so many seconds.
+_AGAIN = 0.01
+
 
 class _Timer(NamedTuple):
     """A timer on the wheel, by the id that it has there."""
@@ -108,14 +111,19 @@ class TimerSet:
         try:
             wheel = self._wheel.in_real_time if real else self._wheel
             clock = _Timer(wheel, wheel.reserve_id())
-            self._set(purpose, clock, delay, callback)
+            self._set(purpose, clock, delay, callback, real)
         except RuntimeError:
             if self._closed is None:
                 raise
             # The server has stopped, and its wheel: all time is up anyway.
 
     def _set(
-        self, purpose: str, clock: _Timer, delay: float, callback: Callable[[], object]
+        self,
+        purpose: str,
+        clock: _Timer,
+        delay: float,
+        callback: Callable[[], object],
+        real: bool,
     ) -> None:
         current = self._clocks.get(purpose)
         if current is None:
@@ -123,8 +131,13 @@ class TimerSet:
 
         def ring(_: datetime) -> None:
             latest = current.get()
-            if latest is None or latest.timer_id <= clock.timer_id:
+            if latest is not None and latest.timer_id > clock.timer_id:
+                return
+            try:
                 callback()
+            except BaseException:  # raised in here by another thread, as a rule; it may not be lost
+                self.set_clock(purpose, max(delay, _AGAIN), callback, real=real)
+                raise
 
         try:
             clock.wheel.run_clock(delay, ring, clock.timer_id)

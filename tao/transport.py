@@ -497,7 +497,13 @@ class TlsTransport(Transport):
         return self._progress[1]
 
     def shutdown_write(self) -> bool:
-        with self._lock:
+        lock = self._lock
+        # As in send: this call may have interrupted another one, or who decrypts may wait for us.
+        if lock._is_owned():
+            return False
+        try:
+            if not lock.acquire(timeout=_LOCK_PATIENCE):
+                return False
             if not self._finished:
                 self._finished = True
                 try:
@@ -506,6 +512,9 @@ class TlsTransport(Transport):
                     pass  # as a rule: it wants to read the peer's answer, for which nobody waits
             if not self._flush():
                 return False
+        finally:
+            if lock._is_owned():
+                lock.release()
         return super().shutdown_write()
 
     def _flush(self) -> bool:

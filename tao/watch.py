@@ -57,16 +57,21 @@ class BlockWatch:
         self.lateness: float = 0.0
         # Owned by the wheel's thread.
         self._due: float = 0.0  # when the next is due; written before it can be
+        self._next: int = 0  # the id of the next look; written by whoever arms, too
         self._in_vain: int = 0  # looks that found nothing, in a row
 
     def arm(self) -> None:
         """Have a look in a moment, and further ones. Any thread may call it."""
         try:
             self._token.pop()
+            self.armed = True
+            self._look_later()
         except IndexError:
-            return
-        self.armed = True
-        self._look_later()
+            pass
+        except BaseException:
+            self._forgo()
+            self._disarm()
+            raise
 
     def enter(self, each: Watched) -> None:
         """Look after one that is about to run something. `running` is where it takes itself out."""
@@ -87,12 +92,27 @@ class BlockWatch:
         self._due = monotonic() + GRACE
         try:
             if wheel is not None:
-                wheel.run_clock(GRACE, self._look)
+                self._next = wheel.reserve_id()
+                wheel.run_clock(GRACE, self._look, self._next)
         except RuntimeError:
             # The wheel has stopped, so all connections have ended; or it has no thread.
             self._disarm()
 
+    def _forgo(self) -> None:
+        """Cancel the next look."""
+        wheel = self._wheel()
+        if wheel is not None:
+            wheel.cancel(self._next)
+
     def _look(self, _: datetime) -> None:
+        try:
+            self._look_at_all()
+        except BaseException:  # raised in here by another thread, as a rule
+            self._forgo()
+            self._look_later()
+            raise
+
+    def _look_at_all(self) -> None:
         now = monotonic()
         self.lateness = min(max(now - self._due, 0.9 * self.lateness), _LATENESS_MOST)
         running = list(self.running)
@@ -109,7 +129,8 @@ class BlockWatch:
 
     def _disarm(self) -> None:
         self.armed = False
-        self._token.append(None)
+        if not self._token:
+            self._token.append(None)
 
 
 # Guarded by the lock.
