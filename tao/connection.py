@@ -578,12 +578,12 @@ class Connection(HasTimers, HasTransport):
         too; only the first does them.
         """
         me = threading.get_ident()
-        if self._finisher.setdefault("thread", me) != me:
-            return
         try:
-            self._take_last_steps()
+            if self._finisher.setdefault("thread", me) == me:
+                self._take_last_steps()
         except BaseException:
-            self._finisher.clear()  # so that it, or another, can begin anew
+            if self._finisher.get("thread") == me:
+                self._finisher.clear()  # so that it, or another, can begin anew
             raise
 
     def _take_last_steps(self) -> None:

@@ -22,7 +22,7 @@ from tests.tls_pairs import CLIENT, SERVER, shake_hands
 
 MODULES = ("tao.send_queue", "tao.backlog", "tao.transport", "tao.wakeup")
 KIB = 1024
-# `make pairs` tries each bytecode; a test run tries every so-manyth, which takes seconds.
+# With PAIRS in the environment each bytecode is tried; else every so-manyth, which takes seconds.
 STEP = 1 if "PAIRS" in os.environ else 13
 
 
