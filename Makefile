@@ -21,7 +21,7 @@ RUFF_RULES = --select E,F,W,I,UP,B,RUF,A,C4,DTZ,EXE,FLY,G,ISC,LOG,PGH,PIE,PLE,PT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format coverage test-all test-free-threaded chaos pairs soak fuzz bench bench-quick docs dist clean
+.PHONY: help run test interrupt check format coverage test-all test-free-threaded chaos pairs soak fuzz bench bench-quick docs dist clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -36,7 +36,11 @@ run: $(VENV)/.run ## start the chat server on port 12345; ARGS="--port N" for an
 		else exec $(BIN)/python -m examples.chat.server $(ARGS); fi
 
 test: $(VENV)/.test ## run the tests; ARGS="..." goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m 'not interrupted' $(ARGS)
+
+interrupt: export EACH_BYTECODE = $(EACH)
+interrupt: $(VENV)/.test ## run those that interrupt calls at many bytecodes, EACH=1 at each
+	$(BIN)/python -m pytest -m interrupted $(ARGS)
 
 check: $(VENV)/.test ## check format, lint and types
 	$(BIN)/ruff format $(RUFF_SETTINGS) --check $(SOURCES)

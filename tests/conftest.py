@@ -5,6 +5,7 @@ And what some ask for: the lines that tao logs.
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,11 @@ from tests.support import wait_until
 # pytest shows what a test prints; loguru's own way to stderr is of no use, and tests of the bridge
 # to stdlib logging could not put it back.
 loguru.logger.remove()
+
+# A shell starts what it runs in the background with SIGINT ignored, and programs inherit that:
+# those that the tests start would not end on Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline for an example: a machine under load is no failure. And nothing is written to disk.
 hypothesis.settings.register_profile("tao", deadline=None, database=None)

@@ -22,6 +22,7 @@ MODULES = ("tao.client", "tao.reconnect", "tao.connection")
 # A socket that nobody has yet when an exception comes is closed by the garbage collector; and if it
 # comes in a finalizer, the interpreter shows it.
 pytestmark = [
+    pytest.mark.interrupted,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

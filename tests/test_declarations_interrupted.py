@@ -15,6 +15,8 @@ from tests.ends import End, Text
 from tests.injection import Interruption, opcodes
 from tests.support import ends
 
+pytestmark = pytest.mark.interrupted
+
 NUMBERS = {HEARTBEAT, 1}
 
 

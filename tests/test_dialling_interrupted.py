@@ -22,7 +22,10 @@ from tests.support import PATIENCE, wait_until
 MODULES = ("tao.dialling", "tao.happy_eyeballs", "tao.errands")
 
 # A socket that nobody has yet when an exception comes is closed by the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.interrupted,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 
 @pytest.fixture(autouse=True)

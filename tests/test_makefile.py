@@ -59,7 +59,7 @@ def installed(text: str) -> set[str]:
 def used(text: str) -> set[str]:
     """Return the packages that the commands, and what they import of this repository, need."""
     tools = set(re.findall(r"/nowhere/bin/(?!python)(\w+)", text))
-    modules = re.findall(r" -m (?!pip )([\w.]+)", text)
+    modules = re.findall(r"python3? -m (?!pip )([\w.]+)", text)
     tools |= {module.partition(".")[0] for module in modules}
     patterns = [pattern for tool in tools for pattern in READ_BY.get(tool, [])]
     for module in modules:

@@ -28,12 +28,14 @@ from tests.ends import MakeServer, Seen, Text, text
 from tests.injection import Interruption, Moment, opcodes, raise_in
 from tests.support import PATIENCE, ends, recv_exactly, wait_until
 
+pytestmark = pytest.mark.interrupted
+
 MODULES = (
     "tao.dispatch", "tao.connection", "tao.reader", "tao.inbox", "tao.send_queue",
     "tao.reconnect", "tao.backlog", "tao.ending", "tao.watch", "tao.timers",
 )  # fmt: skip
-# `make pairs` tries far more of the bytecodes.
-STEP = 5 if "PAIRS" in os.environ else 61
+# `make interrupt EACH=1` tries far more of the bytecodes.
+STEP = 5 if os.environ.get("EACH_BYTECODE") else 61
 _offsets = itertools.count()
 
 
