@@ -1,7 +1,7 @@
 """What the command line understands: every command, its options and its help, and nothing else.
 
 Reading the options imports none of the commands, so that each starts as quickly as it can. The
-names of the options of ``tao serve`` that change the server are those of `ServerOptions`, with
+names of the options of ``tao serve`` that change the server are those of `ServerSettings`, with
 ``-`` for ``_``; what is not given is absent from the result, and the server's own value stays.
 """
 

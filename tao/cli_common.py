@@ -17,7 +17,7 @@ import traceback
 from types import ModuleType
 from typing import NoReturn
 
-from tao.options import ClientOptions
+from tao.options import ClientSettings
 from tao.safe_text import safe_str
 from tao.tls import load_client_tls_config
 
@@ -240,7 +240,7 @@ def client_tls(options: argparse.Namespace) -> ssl.SSLContext | None:
         raise WrongCall("--insecure trusts anybody, so --ca makes no sense with it")
     try:
         context = load_client_tls_config(ca=options.ca, certfile=options.cert, keyfile=options.key)
-        ClientOptions(tls=context, server_hostname=options.server_name)
+        ClientSettings(tls=context, server_hostname=options.server_name)
     except (OSError, ValueError) as error:
         text = reason_of(error).replace("keyfile needs certfile", "--key needs --cert")
         raise WrongCall(text) from error

@@ -9,7 +9,7 @@ from tao.addresses import parse
 from tao.cli_common import Address
 from tao.errands import Bell
 from tao.happy_eyeballs import Memory, Race
-from tao.options import ClientOptions
+from tao.options import ClientSettings
 
 __all__ = ["reach"]
 
@@ -24,7 +24,7 @@ def reach(address: Address, timeout: float) -> socket.socket:
         OSError: nobody is there, or not in time; the text says why.
         ValueError: it is no address.
     """
-    options = ClientOptions(connect_timeout=timeout)
+    options = ClientSettings(connect_timeout=timeout)
     with Bell() as bell:
         race = Race(parse(address), Memory(), options, bell)
         ready: set[int] = set()

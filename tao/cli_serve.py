@@ -32,7 +32,7 @@ from tao.cli_common import (
 from tao.errors import TaoError
 from tao.log import logger
 from tao.monitor import Monitor, monitor_on
-from tao.options import ServerOptions
+from tao.options import ServerSettings
 from tao.server import Server, StopReport
 from tao.tls import load_tls_config
 from tao.transport import address_text
@@ -119,7 +119,7 @@ def _configure(server: Server, options: argparse.Namespace) -> None:
     given = vars(options)
     changes = {
         field.name: given[field.name]
-        for field in dataclasses.fields(ServerOptions)
+        for field in dataclasses.fields(ServerSettings)
         if field.name in given
     }
     if not changes:

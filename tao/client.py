@@ -25,7 +25,7 @@ from tao.context import Context
 from tao.dialling import Dialler, Source
 from tao.message import Message, Registration, Registry, default_registry
 from tao.metrics import Snapshot
-from tao.options import ClientOptions, make_options
+from tao.options import ClientSettings, make_settings
 from tao.places import places_of
 from tao.reconnect import ClientCore, Owner
 from tao.timers import ConnectionTimer, HasTimers
@@ -53,7 +53,7 @@ class ClientConn(Connection):
             returns a connected socket, a socket that is connected already, or a list of these, each
             a server that will do; see ``dialling.py``. Names are resolved anew for each attempt.
             What is made of a socket belongs to the client.
-        options: see `ClientOptions`; all are keyword-only.
+        options: see `ClientSettings`; all are keyword-only.
 
     Raises:
         TypeError, ValueError: an option is unknown or wrong; the text names it.
@@ -68,7 +68,7 @@ class ClientConn(Connection):
     reconnects: int
 
     def __init__(self, address: Any, **options: Any) -> None:
-        checked = make_options(ClientOptions, "ClientConn", options)
+        checked = make_settings(ClientSettings, "ClientConn", options)
         registry = checked.registry or Registry(default_registry)
         link = _Link(self)
         weak_options, weak_registry = _weak_options(checked, link), _WeakRegistry(registry, link)
@@ -174,7 +174,7 @@ class ClientConn(Connection):
 
     # -- what is held here
 
-    def _dialler(self, address: Any, options: ClientOptions) -> Dialler:
+    def _dialler(self, address: Any, options: ClientSettings) -> Dialler:
         """Return what connects to an address, whose functions are held here."""
         places = places_of(address)
         for place in places:
@@ -239,7 +239,7 @@ class _Link(Owner):
 # -- handlers and callbacks that do not keep their client alive
 
 
-def _weak_options(given: ClientOptions, link: _Link) -> ClientOptions:
+def _weak_options(given: ClientSettings, link: _Link) -> ClientSettings:
     """Return options whose callbacks look for the client and call those that it was given."""
 
     def on_connect(conn: Any) -> object:

@@ -35,7 +35,7 @@ from tao.errors import BadData, ConnectionClosed, WouldBlock
 from tao.keepalive import KeepAlive
 from tao.message import Message, Registry
 from tao.metrics import Counts, Tally
-from tao.options import Options
+from tao.options import Settings
 from tao.overdue import telling_if_long
 from tao.reader import Reader
 from tao.reporter import Reporter
@@ -84,7 +84,7 @@ class Connection(HasTimers, HasTransport):
     def __init__(
         self,
         net_id: int,
-        options: Options,
+        options: Settings,
         *,
         registry: Registry,
         wheel: TimingWheel,

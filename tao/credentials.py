@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tao.addresses import unix_address
 from tao.log import logger
-from tao.options import ServerOptions
+from tao.options import ServerSettings
 from tao.tls import StrPath, load_tls_config
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class HasCredentials:
             context = tls
         else:
             raise TypeError("a context has its files already: give either one, or files")
-        ServerOptions(tls=context)  # which checks it
+        ServerSettings(tls=context)  # which checks it
         for credentials in self._credentials_at(address):
             if credentials.context is None:
                 raise ValueError("tls: this server does not speak TLS there")

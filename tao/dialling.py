@@ -25,7 +25,7 @@ from tao.errands import Bell, Errand, Helpers
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.happy_eyeballs import Race, set_options
 from tao.keepalive import set_kernel_clocks
-from tao.options import ClientOptions
+from tao.options import ClientSettings
 from tao.places import Place, check_options, why_not_connected
 from tao.safe_text import safe_str
 from tao.transport import TlsTransport, Transport, explain
@@ -132,7 +132,7 @@ class _Call:
         self,
         function: Callable[[], Any],
         helpers: Helpers,
-        options: ClientOptions,
+        options: ClientSettings,
         bell: Bell,
     ) -> None:
         self._timeout: float = options.connect_timeout
@@ -196,7 +196,7 @@ class Dialler(Source):
         ValueError: an option does not fit the places; the text names it.
     """
 
-    def __init__(self, places: list[Place], options: ClientOptions) -> None:
+    def __init__(self, places: list[Place], options: ClientSettings) -> None:
         check_options(places, options)
         self._places = places
         self._options = options

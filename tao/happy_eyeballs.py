@@ -23,7 +23,7 @@ from typing import Any
 
 from tao.addresses import Target, address_text, resolve, resolve_literal
 from tao.errands import Bell, Errand, Helpers
-from tao.options import ClientOptions
+from tao.options import ClientSettings
 from tao.transport import explain
 
 __all__ = ["Memory", "Race", "set_options"]
@@ -116,7 +116,7 @@ class Race:
         self,
         address: tuple[Any, ...] | str,
         memory: Memory,
-        options: ClientOptions,
+        options: ClientSettings,
         bell: Bell,
     ) -> None:
         self._address = address
@@ -327,7 +327,7 @@ class Race:
         self.end()
 
 
-def set_options(sock: socket.socket, options: ClientOptions) -> None:
+def set_options(sock: socket.socket, options: ClientSettings) -> None:
     """Set the options that the application wants of its sockets.
 
     Raises:

@@ -7,7 +7,7 @@ import weakref
 
 from tao.credentials import Credentials
 from tao.limits import TokenBucket
-from tao.options import ServerOptions
+from tao.options import ServerSettings
 from tao.timing import TimingWheel, shared_wheel
 from tao.workers import WorkerPool
 
@@ -22,7 +22,7 @@ class Holdings:
         options: of the server.
     """
 
-    def __init__(self, owner: object, options: ServerOptions) -> None:
+    def __init__(self, owner: object, options: ServerSettings) -> None:
         workers = options.workers
         self.pool: WorkerPool
         if isinstance(workers, WorkerPool):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from tao.codec import Batch, Decoder
 from tao.limits import TokenBucket
-from tao.options import Options
+from tao.options import Settings
 
 if TYPE_CHECKING:
     from tao.connection import Connection
@@ -32,7 +32,7 @@ __all__ = ["Intake", "intake_for"]
 _PORTION = 0.05
 
 
-def intake_for(conn: Connection, options: Options) -> Intake | None:
+def intake_for(conn: Connection, options: Settings) -> Intake | None:
     """Return an intake if an option asks for one."""
     if options.message_rate is None and options.byte_rate is None and options.frame_timeout is None:
         return None
@@ -52,7 +52,7 @@ class Intake:
         "_held", "_messages", "_timeout", "frame_timeouts", "over_rate", "paused",
     )  # fmt: skip
 
-    def __init__(self, conn: Connection, options: Options) -> None:
+    def __init__(self, conn: Connection, options: Settings) -> None:
         self._conn = conn
         self._close: bool = options.over_rate == "close"
         self._timeout: float | None = options.frame_timeout

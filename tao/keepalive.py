@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tao.codec_checks import checked_frame
 from tao.errors import TaoError
-from tao.options import Options
+from tao.options import Settings
 
 if TYPE_CHECKING:
     from tao.connection import Connection
@@ -26,7 +26,7 @@ _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 _PROBES, _MOST_SECONDS, _MOST_MILLISECONDS = 3, 32767, 2**31 - 1
 
 
-def set_kernel_clocks(sock: socket.socket, options: Options) -> None:
+def set_kernel_clocks(sock: socket.socket, options: Settings) -> None:
     """Have the kernel notice what tao cannot see: what is sent, taken by it, and not acknowledged.
 
     - ``write_timeout`` becomes TCP_USER_TIMEOUT (RFC 5482). ``idle_timeout`` does not: on Linux it

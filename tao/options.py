@@ -25,7 +25,7 @@ from tao.workers import WorkerPool
 if TYPE_CHECKING:
     from tao.connection import Connection
 
-__all__ = ["ClientOptions", "Options", "Reconnect", "ServerOptions", "make_options"]
+__all__ = ["ClientSettings", "Reconnect", "ServerSettings", "Settings", "make_settings"]
 
 _DISPATCH = ("auto", "pool", "inline")
 _ARGUMENTS = {
@@ -41,7 +41,7 @@ _TIMES = ("write_timeout", "heartbeat", "idle_timeout", "frame_timeout", "handle
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Settings:
     """What server and client have in common."""
 
     #: How messages look on the wire.
@@ -169,7 +169,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerOptions(Options):
+class ServerSettings(Settings):
     """What only a server has."""
 
     #: How many handlers that block run at once, over all connections; or a pool, which several
@@ -216,7 +216,7 @@ class ServerOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientOptions(Options):
+class ClientSettings(Settings):
     """What only a client has."""
 
     #: Connect again when the connection is lost: True, or a `Reconnect` that says how.
@@ -284,10 +284,10 @@ class Reconnect:
         return wait * (1 - self.jitter * random.random())
 
 
-OptionsT = TypeVar("OptionsT", bound=Options)
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-def make_options(kind: type[OptionsT], owner: str, given: dict[str, Any]) -> OptionsT:
+def make_settings(kind: type[SettingsT], owner: str, given: dict[str, Any]) -> SettingsT:
     """Check keyword arguments and make options of them; ``owner`` is named in errors.
 
     Raises:
@@ -298,7 +298,7 @@ def make_options(kind: type[OptionsT], owner: str, given: dict[str, Any]) -> Opt
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            for other, whose in ((ServerOptions, "a Server"), (ClientOptions, "a ClientConn")):
+            for other, whose in ((ServerSettings, "a Server"), (ClientSettings, "a ClientConn")):
                 if name in other.__dataclass_fields__:
                     hint = f"; it is one of {whose}"
             raise TypeError(f"{owner} has no option {name!r}{hint}")

@@ -12,7 +12,7 @@ from typing import Any
 from tao.addresses import address_text, parse
 from tao.callables import check_callable
 from tao.happy_eyeballs import Memory
-from tao.options import ClientOptions
+from tao.options import ClientSettings
 from tao.transport import explain
 
 __all__ = ["Place", "check_options", "places_of", "why_not_connected"]
@@ -81,7 +81,7 @@ def places_of(given: Any) -> list[Place]:
     return [_place(each) for each in given]
 
 
-def check_options(places: list[Place], options: ClientOptions) -> None:
+def check_options(places: list[Place], options: ClientSettings) -> None:
     """Raise a ``ValueError`` if an option does not fit what is to be connected to."""
     if options.source_address is not None and all(place.address is None for place in places):
         raise ValueError("source_address: what makes the socket chooses where it comes from")

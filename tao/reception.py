@@ -17,7 +17,7 @@ from tao.keepalive import set_kernel_clocks
 from tao.listener import Listener
 from tao.log import logger
 from tao.metrics import Tally
-from tao.options import ServerOptions
+from tao.options import ServerSettings
 from tao.proxy_protocol import ProxyNetworks
 from tao.serverconn import ServerConn
 from tao.threads import in_tao_thread
@@ -37,7 +37,7 @@ _MOMENT = 1.0
 class Reception:
     """What a server does at its doors. Any thread may call any method, at any moment."""
 
-    _options: ServerOptions
+    _options: ServerSettings
     _tally: Tally
     _admission: Admission
     _proxies: ProxyNetworks | None

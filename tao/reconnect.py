@@ -26,7 +26,7 @@ from tao.errors import ConnectFailed, ConnectionClosed
 from tao.forks import renew_after_fork, renew_client
 from tao.message import HEARTBEAT, Registry
 from tao.metrics import Snapshot, Tally
-from tao.options import ClientOptions, Reconnect
+from tao.options import ClientSettings, Reconnect
 from tao.threads import as_tao_thread, in_tao_thread
 from tao.timers import ConnectionTimer
 from tao.timing import shared_wheel
@@ -108,7 +108,7 @@ class ClientCore(Connection):
     def __init__(
         self,
         source: Source,
-        options: ClientOptions,
+        options: ClientSettings,
         registry: Registry,
         owner: Owner,
         made_at: tuple[str, int],

@@ -21,7 +21,7 @@ from tao.listener import Bound, Listener, listen
 from tao.log import logger
 from tao.message import Registry, check_callable, default_registry
 from tao.metrics import Snapshot, Tally
-from tao.options import ServerOptions, make_options
+from tao.options import ServerSettings, make_settings
 from tao.outcomes import Broadcast, StopReport
 from tao.proxy_protocol import ProxyNetworks
 from tao.reception import Reception
@@ -46,14 +46,14 @@ class Server(HasCredentials, Reception):
     In a child of ``os.fork`` one that was started is stopped, see ``tao/forks.py``.
 
     Args:
-        options: see `ServerOptions`; all are keyword-only.
+        options: see `ServerSettings`; all are keyword-only.
 
     Raises:
         TypeError, ValueError: an option is unknown or wrong; the text names it.
     """
 
     def __init__(self, **options: Any) -> None:
-        self._options: ServerOptions = make_options(ServerOptions, "Server", options)
+        self._options: ServerSettings = make_settings(ServerSettings, "Server", options)
         #: What this server knows beside what the default registry has, or the registry it was
         #: given.
         self.registry: Registry = self._options.registry or Registry(default_registry)
@@ -79,7 +79,7 @@ class Server(HasCredentials, Reception):
         renew_after_fork(self, renew_server)
         self._tally.publish()
 
-    def _configure(self, options: ServerOptions) -> None:
+    def _configure(self, options: ServerSettings) -> None:
         """Take options in place of those that it has; not to be called once it is started."""
         self._options = options
         self._admission = Admission(options.max_connections, options.max_connections_per_host)
@@ -108,7 +108,7 @@ class Server(HasCredentials, Reception):
             OSError: the address cannot be listened at; the text names it.
             ServerClosed: the server has been stopped.
         """
-        ServerOptions(tls=tls)  # which checks it
+        ServerSettings(tls=tls)  # which checks it
         check_decoder(self._options.codec, self.registry)  # all messages are declared by now
         bound = listen(address, self._options.backlog)
         listener = None

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from tao.message import Registry
-from tao.options import ServerOptions
+from tao.options import ServerSettings
 from tao.timing import TimingWheel
 from tao.workers import WorkerPool
 from tests.ends import End, Text, text
@@ -155,9 +155,9 @@ def test_callbacks_and_options_are_judged_alike() -> None:
     @with_database
     def on_error(conn: Any, error: Any, database: Any) -> None: ...
 
-    assert ServerOptions(on_error=on_error).on_error is on_error
+    assert ServerSettings(on_error=on_error).on_error is on_error
     with pytest.raises(TypeError, match=r"as on_close\(conn\): missing a required argument: 'conn"):
-        ServerOptions(on_close=on_error)
+        ServerSettings(on_close=on_error)
 
 
 def test_what_cannot_even_be_shown_is_refused() -> None:

@@ -19,7 +19,7 @@ from loguru import logger
 
 from tao.cli import main
 from tao.cli_arguments import make_parser
-from tao.options import ServerOptions
+from tao.options import ServerSettings
 from tests.programs import LONG, Program
 
 SERVER = """
@@ -72,11 +72,11 @@ def test_every_option_of_a_server_is_there() -> None:
     assert commands.choices is not None
     serve: Any = dict(commands.choices)["serve"]  # type: ignore[call-overload]
     known = {action.dest for action in serve._actions}
-    wanted = {field.name for field in dataclasses.fields(ServerOptions)} - OTHERS
+    wanted = {field.name for field in dataclasses.fields(ServerSettings)} - OTHERS
     assert wanted <= known
 
 
-def served(arguments: str) -> ServerOptions:
+def served(arguments: str) -> ServerSettings:
     """Serve until a signal that comes as soon as the server is ready; return its options."""
     words = ["serve", "one", "--port", "0", *arguments.split()]
 
@@ -86,7 +86,7 @@ def served(arguments: str) -> ServerOptions:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tao.cli_serve._announce", interrupt)
         assert main(words) == 0
-    options: ServerOptions = sys.modules["one"].server._options
+    options: ServerSettings = sys.modules["one"].server._options
     return options
 
 

@@ -13,7 +13,7 @@ import pytest
 from tao.dialling import Dialler
 from tao.errands import Bell, Errand, Helpers
 from tao.errors import ConnectionClosed
-from tao.options import ClientOptions
+from tao.options import ClientSettings
 from tao.places import places_of
 from tao.pytest_plugin import open_sockets
 from tests.injection import Interruption, opcodes
@@ -55,7 +55,7 @@ def address() -> Iterator[tuple[str, int]]:
 def dialler_of(address: tuple[str, int], name: str = "localhost") -> Dialler:
     """A dialler that has to pass over a server, and to resolve a name."""
     places = places_of(["/nobody/listens/here", (name, address[1])])
-    return Dialler(places, ClientOptions(connect_timeout=PATIENCE))
+    return Dialler(places, ClientSettings(connect_timeout=PATIENCE))
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -25,7 +25,7 @@ import pytest
 import tao
 import tao.testing
 from tao.message import Registry
-from tao.options import ClientOptions, Reconnect, ServerOptions
+from tao.options import ClientSettings, Reconnect, ServerSettings
 from tao.testing import FaultProxy
 from tests.documents import Block, blocks_of, run
 from tests.ends import text
@@ -43,7 +43,7 @@ NEEDS = [
     for page in PAGES
     for package in sorted({block.needs for block in BLOCKS[page] if block.needs})
 ]
-OPTIONS = ServerOptions.__dataclass_fields__ | ClientOptions.__dataclass_fields__
+OPTIONS = ServerSettings.__dataclass_fields__ | ClientSettings.__dataclass_fields__
 #: Has a program take a socket, the first argument, as its descriptor 3.
 AS_SYSTEMD_DOES = """
 import os, sys
@@ -153,7 +153,7 @@ def test_order_is_promised_within_a_connection_only() -> None:
 
 def test_defaults_are_right() -> None:
     """Each default of an option that the guide gives, in a table or in brackets, is the default."""
-    options = vars(ClientOptions()) | vars(ServerOptions())
+    options = vars(ClientSettings()) | vars(ServerSettings())
     found = 0
     for page in PAGES:
         pattern = r"``(\w+)``,?  +(off|\d+(?: s)?) |``(\w+)`` \((off|\d+(?: s)?)\)"

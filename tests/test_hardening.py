@@ -23,7 +23,7 @@ from tao.errors import ConnectionClosed, HandshakeFailed
 from tao.keepalive import set_kernel_clocks
 from tao.message import Message, Registry
 from tao.monitor import monitor_on
-from tao.options import Options
+from tao.options import Settings
 from tao.overdue import Running, running_in
 from tao.server import Server
 from tao.tls import Certificate, DevelopmentCA, load_client_tls_config, self_signed_certificate
@@ -80,7 +80,7 @@ def test_without_timeouts_the_kernels_clocks_are_its_own(open_end: OpenEnd) -> N
 @pytest.mark.parametrize("seconds", [0.001, 1.0, 1e12])
 def test_no_timeout_is_too_long_for_the_kernel(seconds: float) -> None:
     """And none is too short, nor is a socket that is not TCP, or closed, an error."""
-    options = Options(write_timeout=seconds, idle_timeout=seconds)
+    options = Settings(write_timeout=seconds, idle_timeout=seconds)
     sock, (one, other) = socket.socket(), socket.socketpair()
     for each in (sock, one, other):
         set_kernel_clocks(each, options)

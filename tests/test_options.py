@@ -10,7 +10,7 @@ import pytest
 from tao.client import ClientConn
 from tao.codec import TypeLengthValueCodec
 from tao.message import Registry
-from tao.options import ClientOptions, Options, Reconnect, ServerOptions, make_options
+from tao.options import ClientSettings, Reconnect, ServerSettings, Settings, make_settings
 from tao.server import Server
 from tao.tls import load_client_tls_config, self_signed_certificate
 from tao.workers import WorkerPool
@@ -28,7 +28,7 @@ def test_seconds(name: str) -> None:
         with pytest.raises(TypeError, match=f"{name} must be a number"):
             Server(**{name: wrong})
     if name not in ("handshake_timeout", "drain_timeout"):
-        assert getattr(ServerOptions(**{name: None}), name) is None
+        assert getattr(ServerSettings(**{name: None}), name) is None
 
 
 @pytest.mark.parametrize("name", ["queue_size", "workers", "max_connections", "backlog"])
@@ -39,7 +39,7 @@ def test_counts(name: str) -> None:
     for wrong in (1.5, "1", True, None):
         with pytest.raises(TypeError, match=f"{name} must be an int"):
             Server(**{name: wrong})
-    assert ServerOptions(max_connections_per_host=None).max_connections_per_host is None
+    assert ServerSettings(max_connections_per_host=None).max_connections_per_host is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_contexts_are_for_one_end() -> None:
     with pytest.raises(ValueError, match="a client cannot use a server's context"):
         ClientConn(("localhost", 1), tls=self_signed_certificate().server_config())
     either = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    assert ClientOptions(tls=either).tls is either
+    assert ClientSettings(tls=either).tls is either
 
 
 def test_a_pool_brings_its_own_initializer() -> None:
@@ -127,17 +127,17 @@ def test_handlers_stay_where_they_are_prepared() -> None:
         ({"workers": pools[0]}, "auto"),
         ({"workers": pools[1]}, "pool"),
     ):
-        assert make_options(ServerOptions, "Server", dict(options)).dispatch == dispatch, options
+        assert make_settings(ServerSettings, "Server", dict(options)).dispatch == dispatch, options
     for pool in pools:
         pool.stop()
 
 
 def test_defaults_are_not_shared_by_accident() -> None:
     """Options can be made without arguments, and each has a codec."""
-    made = make_options(Options, "Thing", {"registry": Registry()})
+    made = make_settings(Settings, "Thing", {"registry": Registry()})
     assert isinstance(made.codec, TypeLengthValueCodec)
     with pytest.raises(TypeError, match=r"Thing has no option 'x'$"):
-        make_options(Options, "Thing", {"x": 1})
+        make_settings(Settings, "Thing", {"x": 1})
 
 
 def test_back_off_grows_to_its_maximum() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import tao
-from tao.options import ClientOptions, ServerOptions
+from tao.options import ClientSettings, ServerSettings
 from tests.documents import Block, blocks_of, run
 from tests.ends import Seen, text
 from tests.support import PATIENCE, recv_exactly
@@ -105,19 +105,19 @@ def test_the_table_of_names_is_right() -> None:
     """Each name on the right of the table exists, as a name of tao's, a method or an option."""
     table = README.split("What the original has")[1].split("On the wire")[0]
     right = " ".join(line[39:] for line in table.splitlines())
-    owners = (tao, tao.Server, tao.ClientConn, tao.Context, ServerOptions, ClientOptions)
+    owners = (tao, tao.Server, tao.ClientConn, tao.Context, ServerSettings, ClientSettings)
     for name in re.findall(r"``@?(?:server\.|conn\.)?([A-Za-z_]\w*)", right):
         assert (
             name == "ctx"
             or any(hasattr(each, name) for each in owners)
-            or name in (ServerOptions.__dataclass_fields__ | ClientOptions.__dataclass_fields__)
+            or name in (ServerSettings.__dataclass_fields__ | ClientSettings.__dataclass_fields__)
         ), name
 
 
 def test_the_limits_are_right() -> None:
     """Each default that the table of limits gives is the default."""
     table = README.split("Limits, and what")[1]
-    options = ServerOptions()
+    options = ServerSettings()
     for name, value in re.findall(r"``(\w+)``,? \((\d+)(?: s)?\)", table):
         assert getattr(options, name) == float(value), name
     for name, value in re.findall(r"\(``(\w+)``, (\d+)\)", table):
