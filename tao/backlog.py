@@ -19,7 +19,10 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
-__all__ = ["Backlog", "TrackedFrame", "move"]
+__all__ = ["UNCOUNTED", "Backlog", "TrackedFrame", "move"]
+
+#: The size of a backlog whose frames are still to be counted: nobody takes it for empty.
+UNCOUNTED = -1
 
 # One send is given at most about so many bytes: more than a socket buffer takes is copied in vain.
 _SEND_BYTES = 256 * 1024
@@ -46,7 +49,7 @@ class Backlog:
         self.ahead: deque[bytes] = deque()  #: those of the preface
         self.frames: deque[bytes] = deque()  #: the others
         self.offset: int = 0  #: bytes of the first frame that the kernel has
-        self.size: int = 0  #: bytes in all frames, ``offset`` included
+        self.size: int = 0  #: bytes in all frames, ``offset`` included, or UNCOUNTED
         self.tracked: bool = False  #: whether any was a `TrackedFrame`
         #: True while the kernel may have more than ``offset`` says; while that is being entered,
         #: what is removed, and the offset and the size then; else None.
@@ -58,7 +61,7 @@ class Backlog:
     @property
     def waiting(self) -> int:
         """How many bytes the kernel does not have."""
-        return self.size - self.offset
+        return max(0, self.size - self.offset)
 
     def append(self, frame: bytes, *, ahead: bool) -> None:
         """Add a frame at the end of its lane."""

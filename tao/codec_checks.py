@@ -89,7 +89,12 @@ def checked_encoder(codec: Codec) -> Callable[[Message], bytes]:
     encode = codec.encode
     if type(codec) is TypeLengthValueCodec:
         return encode
-    return lambda message: checked_frame(codec, "encode", encode(message))
+
+    def checked(message: Message) -> bytes:
+        frame = encode(message)
+        return frame if type(frame) is bytes else checked_frame(codec, "encode", frame)
+
+    return checked
 
 
 def checked_frame(codec: Codec, method: str, frame: Any) -> bytes:

@@ -130,7 +130,7 @@ class Connection(HasTimers, HasTransport):
         )
         self._send_queue.on_crowded = self._dispatcher.send_queue_filled
         self._timers = TimerSet(wheel, self._dispatcher.post)
-        self._reporter = Reporter(self, options.on_error)
+        self._reporter = Reporter(self, options.on_error, self._variables.run)
         self._end_clock = EndClock(self)
         # No lock guards the fields below, as any thread may close a connection at any moment, also
         # one that is interrupted in the midst of closing it. Each is changed in one step, and the
@@ -182,7 +182,13 @@ class Connection(HasTimers, HasTransport):
             ConnectionClosed: the connection is closed; the message was not queued.
             Exception: whatever ``serialize()`` raises; nothing was sent.
         """
-        self._write(self._encode(message), timeout)
+        frame = self._encode(message)
+        try:
+            self._send_queue.write(frame, timeout)
+        except WouldBlock:
+            if timeout is not None or not self._may_wait():
+                raise
+            self._reply(frame)
 
     def write_frame(self, frame: bytes, timeout: float | None = None) -> None:
         """Send bytes that the codec made before, for many receivers of one; else as `write`.
@@ -193,7 +199,13 @@ class Connection(HasTimers, HasTransport):
         Raises:
             TypeError: it is not bytes.
         """
-        self._write(_own_bytes(frame), timeout)
+        frame = _own_bytes(frame)
+        try:
+            self._send_queue.write(frame, timeout)
+        except WouldBlock:
+            if timeout is not None or not self._may_wait():
+                raise
+            self._reply(frame)
 
     def submit(self, message: Message, timeout: float | None = None) -> Ticket:
         """Send or queue a message as `write` does, and return a `Ticket` that can take it back.
@@ -201,22 +213,18 @@ class Connection(HasTimers, HasTransport):
         For a message that must not be sent any more once its caller has given up, a request say:
         ``ticket.withdraw()`` is True if it was not sent and never will be.
         """
-        frame = TrackedFrame(self._encode(message))
-        self._write(frame, timeout)
+        frame = self._send_queue.tracked(self._encode(message))
+        self.write_frame(frame, timeout)
         return Ticket(self._send_queue, frame)
 
-    def _write(self, frame: bytes, timeout: float | None) -> None:
-        try:
-            self._send_queue.write(frame, timeout)
-        except WouldBlock:
-            if timeout is not None or not self._may_wait():
+    def _reply(self, frame: bytes) -> None:
+        """Send or queue a handler's frame when there is room again."""
+        with self._lend_worker():
+            try:
+                self._send_queue.reply(frame, self._options.reply_timeout)
+            except WouldBlock:
+                self._waited_in_vain = self._send_queue.frames_sent
                 raise
-            with self._lend_worker():
-                try:
-                    self._send_queue.reply(frame, self._options.reply_timeout)
-                except WouldBlock:
-                    self._waited_in_vain = self._send_queue.frames_sent
-                    raise
 
     def _may_wait(self) -> bool:
         """Whether a write waits for room: one of a handler of this connection.
@@ -660,7 +668,7 @@ class Connection(HasTimers, HasTransport):
 
 def _own_bytes(frame: Any) -> bytes:
     """Return a frame as bytes that nobody can change."""
-    if type(frame) is bytes:
+    if type(frame) is bytes or type(frame) is TrackedFrame:
         return frame
     if isinstance(frame, (bytes, bytearray, memoryview)):
         return bytes(frame)

@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from math import floor
 from operator import length_hint
+from threading import get_ident
 from time import monotonic
 from typing import Any
 
@@ -155,7 +156,7 @@ class Dispatcher:
         self._inline = True
         turn.release()
         run = self._run_alone if len(batch) == 1 else self._run_inline
-        rest = self._variables.run(run, batch)
+        rest = self._variables.enter(run, batch)  # no callback of this connection runs now
         turn.acquire()
         if not (rest or self._posted or self._relieved):
             self._inline = False
@@ -274,6 +275,8 @@ class Dispatcher:
         while self._turn._is_owned():
             self._turn.release()
         self._watch.running.discard(self)
+        if self._variables.entered_here:
+            self._variables.thread = None
 
     def renew_turn(self) -> None:
         """In a child process: nobody has the turn."""
@@ -464,9 +467,10 @@ class Dispatcher:
             return self._run_inline(batch)
         if entry.trust < TRUST_NEEDED[entry.dispatch or self._mode]:
             return batch
-        host, watch = self._host, self._watch
+        host, watch, variables = self._host, self._watch, self._variables
         self._stuck = self._halt = False
         self._runs += 1
+        variables.thread = get_ident()
         watch.running.add(self)
         if not watch.armed:
             watch.arm()
@@ -476,6 +480,7 @@ class Dispatcher:
         except BaseException as error:
             host.report(error, doing(number))
         watch.running.discard(self)
+        variables.thread = None
         self._account(entry, started, 1, number)
         return []
 
@@ -501,7 +506,8 @@ class Dispatcher:
         self._stuck = self._halt = False
         self._runs += 1
         self._messages = messages = iter(batch)
-        watch = self._watch
+        watch, variables = self._watch, self._variables
+        variables.thread = get_ident()
         watch.enter(self)
         started = monotonic() - send_queue.send_time
         try:
@@ -539,6 +545,7 @@ class Dispatcher:
                         break
         finally:
             watch.running.discard(self)
+            variables.thread = None
         if count:
             self._account(entry, started, count, group)
         return [] if self._discard else rest

@@ -30,16 +30,21 @@ class Reporter:
     Args:
         conn: the connection.
         on_error: the application's callback, or None.
+        run: calls a callback with the context variables of the connection.
     """
 
     __slots__ = (
-        "_conn", "_errors", "_on_error", "_undefined", "overdue", "undefined", "unheard",
+        "_conn", "_errors", "_on_error", "_run", "_undefined", "overdue", "undefined", "unheard",
     )  # fmt: skip
 
     def __init__(
-        self, conn: Connection, on_error: Callable[[Any, BaseException], object] | None
+        self,
+        conn: Connection,
+        on_error: Callable[[Any, BaseException], object] | None,
+        run: Callable[..., object],
     ) -> None:
         self._conn = conn
+        self._run = run
         self._on_error = on_error
         # The count, made with the first error, as most connections have none. Should two threads
         # make one, the first in the list counts.
@@ -99,7 +104,7 @@ class Reporter:
         if self._on_error is None:
             return
         try:
-            self._on_error(self._conn, error)
+            self._run(self._on_error, self._conn, error)
         except BaseException as another:
             self.log().exception("on_error raised")
             self._count(another, "in on_error")

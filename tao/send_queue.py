@@ -40,7 +40,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeVar
 
-from tao.backlog import Backlog, TrackedFrame, move
+from tao.backlog import UNCOUNTED, Backlog, TrackedFrame, move
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
 from tao.threads import Deadline
 from tao.transport import Transport, explain
@@ -148,8 +148,6 @@ class SendQueue:
             WouldBlock: there was no room, or not in time; the frame was not queued.
             ConnectionClosed: nothing can be sent any more; the frame was not queued.
         """
-        if type(frame) is TrackedFrame:
-            self._backlog.tracked = True
         if (
             self._collecting
             and 0 < len(frame) < _COLLECT_BYTES
@@ -170,8 +168,12 @@ class SendQueue:
             return
         try:
             if turn.acquire(False):
-                if self._open and frame and not self._backlog.size and not self._intake:
-                    self._send_alone(frame)  # as nearly always
+                backlog = self._backlog
+                if self._open and frame and not backlog.size and not self._intake:
+                    backlog.size = UNCOUNTED
+                    backlog.frames.append(frame)
+                    if not self._send_all(frame):  # as a rule it is sent
+                        self._check_broken(frame)
                 else:
                     self._write_in_turn(frame)
                 turn.release()
@@ -195,6 +197,11 @@ class SendQueue:
         Without one there is no room before the next, which is not made while a handler runs.
         """
         self._write_patiently(frame, Deadline(timeout), lambda: self._transport is not None)
+
+    def tracked(self, frame: bytes) -> TrackedFrame:
+        """Return a frame for `write` that can be withdrawn."""
+        self._backlog.tracked = True
+        return TrackedFrame(frame)
 
     def withdraw(self, frame: TrackedFrame) -> bool:
         """Take a frame back; True if the kernel does not have all of it, and never will.
@@ -454,7 +461,11 @@ class SendQueue:
 
     def _advance(self) -> None:
         """Do all that is due. Needs the turn."""
-        assert self._turn._is_owned()
+        intake, backlog = self._intake, self._backlog
+        if self._open and not backlog.size and 0 < len(intake) <= self._limit:  # a batch's replies
+            backlog.size = UNCOUNTED
+            move(intake, backlog.frames)
+            self._send_all(b"".join(backlog.frames))
         self._take_in()
         while self._failures:
             error, transport = self._failures[0]
@@ -469,7 +480,7 @@ class SendQueue:
     def _take_in(self) -> None:
         """Queue what others have noted, or a batch collected. Needs the turn."""
         backlog = self._backlog
-        if backlog.journal is not None:
+        if backlog.journal is not None or backlog.size < 0:
             self._repair()  # who was interrupted could not do so
         if self._intake_ahead:
             move(self._intake_ahead, backlog.ahead)
@@ -577,40 +588,45 @@ class SendQueue:
 
     # -- writing
 
-    def _send_alone(self, frame: bytes) -> None:
-        """Send a frame while nothing waits. Needs the turn.
+    def _send_all(self, data: bytes) -> bool:
+        """Send all that waits, when nothing else did before, and tell whether the kernel took it.
 
-        It is what `_send` does, for one frame: only what that needs, as it bears all of it.
+        It is what `_send` does, for that case: only what it needs, as each reply bears the cost.
+        Needs the turn.
+
+        Args:
+            data: the frames of the backlog, joined. Their size is not counted yet.
         """
         backlog, transport = self._backlog, self._transport
         assert transport is not None
-        backlog.frames.append(frame)
-        backlog.size = size = len(frame)
+        backlog.size = size = len(data)
         transport.answers.clear()
         started = monotonic()
         backlog.journal = True
         try:
-            taken = transport.send(frame)
+            taken = transport.send(data)
         except OSError as error:
             backlog.journal = None
             self._break(error)
-            self._check_broken(frame)
-            return
+            return False
         if taken == size:
             if backlog.tracked:
                 backlog.mark_sent()
+            count = len(backlog.frames)
             backlog.frames.clear()
             backlog.size = 0
             backlog.journal = None
             self.last_sent = now = monotonic()
             self.send_time += now - started
             self.bytes_sent += size
-            self.frames_sent += 1
-            return
-        backlog.forget(taken)
+            self.frames_sent += count
+            return True
+        self.frames_sent += backlog.forget(taken)
         self.bytes_sent += taken
         self._send()
-        self._check_broken(frame)
+        if self.crowded:
+            self.on_crowded()
+        return False
 
     def _write_in_turn(self, frame: bytes, patiently: bool = False) -> None:
         """Queue a frame, and send what can be sent; if ``patiently``, raise in place of any policy.

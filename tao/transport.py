@@ -29,6 +29,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable
+from itertools import starmap
 from typing import Any
 
 from tao.addresses import address_text
@@ -38,7 +39,6 @@ from tao.threads import Deadline
 __all__ = ["TlsTransport", "Transport", "address_text", "explain"]
 
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
-_FLAGS = (_SEND_FLAGS,)  # for map()
 # What it means when send() takes nothing, and nothing is wrong.
 _FULL = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 _TCP = frozenset((socket.AF_INET, socket.AF_INET6))
@@ -98,7 +98,8 @@ def _give(sock: socket.socket, data: bytes | memoryview, answers: list[int]) -> 
     If the kernel takes nothing, 0 is returned, and what was appended is not positive, or nothing.
     """
     if _quick_send is not None and type(data) is bytes and len(data) <= _QUICK_SEND:
-        answers.extend(map(_quick_send, (sock.fileno(),), (data,), (len(data),), _FLAGS))
+        call = sock.fileno(), data, len(data), _SEND_FLAGS
+        answers.extend(starmap(_quick_send, (call,)))
         if answers[-1] > 0:
             return answers[-1]
         number = ctypes.get_errno()
@@ -106,7 +107,7 @@ def _give(sock: socket.socket, data: bytes | memoryview, answers: list[int]) -> 
             return 0
         raise OSError(number, os.strerror(number))
     try:
-        answers.extend(map(sock.send, (data,), _FLAGS))
+        answers.extend(starmap(sock.send, ((data, _SEND_FLAGS),)))
     except BlockingIOError:
         return 0
     return answers[-1]

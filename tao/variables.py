@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,30 +22,37 @@ class Variables:
         context: what they begin with; None: a copy of the caller's.
     """
 
-    __slots__ = ("_context", "_free", "_thread")
+    __slots__ = ("_context", "enter", "thread")
 
     def __init__(self, context: contextvars.Context | None = None) -> None:
         self._context = contextvars.copy_context() if context is None else context.copy()
-        # Holds one item while nobody is inside. Popping and appending it are single steps.
-        self._free: deque[None] = deque((None,))
-        self._thread: int | None = None  # who is inside; written by that thread
+        #: Calls a function with these variables; RuntimeError if a thread is inside already. For
+        #: whoever knows that none is, and sees to `thread`: it costs next to nothing.
+        self.enter = self._context.run
+        #: The thread that runs a callback inside; written by that thread alone.
+        self.thread: int | None = None
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function with these variables. Any thread may do so, at any time."""
+        if self.entered_here:
+            return function(*args)
+        begun: list[bool] = []
         try:
-            self._free.pop()
-        except IndexError:
-            if self.entered_here:
-                return function(*args)
-            return self._context.copy().run(function, *args)
+            return self.enter(self._note_thread, begun, function, *args)
+        except RuntimeError:
+            if begun:
+                raise
+        return self._context.copy().run(function, *args)
+
+    def _note_thread(self, begun: list[bool], function: Callable[..., T], *args: Any) -> T:
+        begun.append(True)
         try:
-            self._thread = threading.get_ident()
-            return self._context.run(function, *args)
+            self.thread = threading.get_ident()
+            return function(*args)
         finally:
-            self._thread = None
-            self._free.append(None)
+            self.thread = None
 
     @property
     def entered_here(self) -> bool:
         """Whether the calling thread is inside."""
-        return self._thread == threading.get_ident()
+        return self.thread == threading.get_ident()

@@ -55,6 +55,28 @@ def test_context_variables_are_the_connections(open_end: OpenEnd, dispatch: str)
     assert user.get() == "nobody", "nothing leaks into the program"
 
 
+@pytest.mark.parametrize("dispatch", ["auto", "pool", "inline"])
+def test_on_error_sees_the_context_variables(open_end: OpenEnd, dispatch: str) -> None:
+    """``on_error`` runs with the connection's variables, also where it interrupts no handler."""
+    seen = Seen()
+    registry = Registry()
+
+    @registry.handler(Text)
+    def handle(ctx: Context, conn: Any) -> None:
+        user.set(ctx.message.text)
+        raise ValueError
+
+    end = open_end(
+        registry=registry,
+        dispatch=dispatch,
+        on_error=lambda conn, error: seen.add(f"{type(error).__name__} for {user.get()}"),
+    )
+    end.send(text("alice"))
+    assert seen.wait(1) == ["ValueError for alice"]
+    end.peer.sendall(b"\xff" * 64)  # no message begins so
+    assert seen.wait(2)[1] == "BadData for alice"
+
+
 def test_context_variables_do_not_pass_between_connections(make_server: MakeServer) -> None:
     """The next connection on the same thread begins with what the program had set."""
     seen = Seen()

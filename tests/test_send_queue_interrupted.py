@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tao.backlog import TrackedFrame
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
 from tao.send_queue import SendQueue
 from tao.transport import TlsTransport, Transport
@@ -147,7 +146,7 @@ def test_an_exception_at_each_bytecode(
 
 def submit(queue: SendQueue, frame: bytes) -> None:
     """Write a frame, in a moment at most, and take it back if it has not been sent."""
-    tracked = TrackedFrame(frame)
+    tracked = queue.tracked(frame)
     queue.write(tracked, 0.001)
     queue.withdraw(tracked)
 
