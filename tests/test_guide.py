@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "examples" / "guide"
 PAGES = sorted(path.stem for path in GUIDE.glob("*.rst"))
 #: Pages without any code to run.
-WITHOUT = ["index"]
+WITHOUT = ["choosing", "index", "limits"]
 BLOCKS = {page: blocks_of(GUIDE / f"{page}.rst") for page in PAGES}
 NEEDS = [
     (page, package)
@@ -167,6 +167,46 @@ def test_defaults_are_right() -> None:
     assert (Reconnect().initial, Reconnect().maximum, Reconnect().factor) == (0.1, 30, 2)
 
 
+def test_the_limits_are_right() -> None:
+    """Each default that the page of limits gives is the default."""
+    page, options = source("limits"), ServerSettings()
+    given = re.findall(r"``(\w+)``,? \((\d+)(?: s)?\)", page)
+    given += re.findall(r"\(``(\w+)``, (\d+)\)", page)
+    given += re.findall(r"``(\w+)`` \((off)\)", page)
+    assert len(given) > 15
+    for name, value in given:
+        assert getattr(options, name) == (None if value == "off" else float(value)), name
+    assert tao.TypeLengthValueCodec().max_bytes == 8 * 1024 * 1024
+
+
+def test_the_names_of_go_are_translated() -> None:
+    """Each name on the right of the table exists, as a name of tao's, a method or an option."""
+    table = source("moving_over").split("From Go Tao")[1].split("What is different")[0]
+    right = " ".join(line[42:] for line in table.splitlines())
+    names = re.findall(r"``@?(?:server\.|conn\.|ctx\.)?([A-Za-z_]\w*)", right)
+    assert len(names) > 30
+    owners = (tao, tao.Server, tao.ClientConn, tao.Context)
+    for name in names:
+        assert name in OPTIONS or any(hasattr(each, name) for each in owners), name
+
+
+def test_the_drawings_take_the_colours_of_the_page() -> None:
+    """They are inlined, their classes do not touch the page, and their ids do not meet."""
+    drawings = sorted(GUIDE.glob("diagrams/*.svg"))
+    assert len(drawings) == 3
+    ids: list[str] = []
+    for path in drawings:
+        drawing = path.read_text(encoding="utf-8")
+        style = drawing.split("<style>")[1].split("</style>")[0]
+        assert "var(--color-foreground-primary" in style
+        for selector in re.findall(r"^ *([^-@}\s][^{\n]*) \{", style, re.MULTILINE):
+            assert selector.startswith(".diagram"), selector
+        ids += re.findall(r' id="([^"]+)"', drawing)
+        shown = [page for page in PAGES if f":: diagrams/{path.name}" in source(page)]
+        assert shown, path.name
+    assert len(ids) == len(set(ids))
+
+
 def test_the_symptoms_are_what_tao_says() -> None:
     """Each text in the tables of reasons and symptoms is in the code of tao's."""
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tao").glob("*.py"))
@@ -294,6 +334,7 @@ def test_the_page_on_testing_under_pytest(tmp_path: Path) -> None:
 def test_the_guide_and_the_reference_build(tmp_path: Path) -> None:
     """Without a warning: every name in a docstring that is marked as one is known."""
     pytest.importorskip("sphinx", reason="sphinx is not installed")
+    pytest.importorskip("furo", reason="furo is not installed")
     arguments = ["-W", "--keep-going", "--quiet", "--doctree-dir", tmp_path / "trees"]
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", *map(str, arguments), str(GUIDE), str(tmp_path / "html")],
@@ -304,6 +345,8 @@ def test_the_guide_and_the_reference_build(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+    page = (tmp_path / "html" / "handlers_order_threads.html").read_text(encoding="utf-8")
+    assert page.count('<svg xmlns="http://www.w3.org/2000/svg" class="diagram"') == 2
 
 
 def test_the_pages_of_the_monitor_exist() -> None:

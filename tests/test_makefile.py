@@ -59,6 +59,9 @@ def installed(text: str) -> set[str]:
 def used(text: str) -> set[str]:
     """Return the packages that the commands, and what they import of this repository, need."""
     tools = set(re.findall(r"/nowhere/bin/(?!python)(\w+)", text))
+    if "-m sphinx" in text:
+        settings = (ROOT / "examples" / "guide" / "conf.py").read_text(encoding="utf-8")
+        tools |= set(re.findall(r'^html_theme = "(\w+)"', settings, re.MULTILINE))
     modules = re.findall(r"python3? -m (?!pip )([\w.]+)", text)
     tools |= {module.partition(".")[0] for module in modules}
     patterns = [pattern for tool in tools for pattern in READ_BY.get(tool, [])]
@@ -111,7 +114,7 @@ def test_what_is_needed_is_found() -> None:
     needs = {
         target: used(commands(target)) for target in ("docs", "check", "bench", "dist", "pairs")
     }
-    assert {"sphinx", "pytest", "loguru", "cryptography"} <= needs["docs"]
+    assert {"sphinx", "furo", "pytest", "loguru", "cryptography"} <= needs["docs"]
     assert {"ruff", "mypy", "pytest"} <= needs["check"]
     assert {"gevent", "twisted", "uvloop"} <= needs["bench"]
     assert needs["dist"] == {"build"}

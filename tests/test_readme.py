@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import tao
-from tao.options import ClientSettings, ServerSettings
 from tests.documents import Block, blocks_of, run
 from tests.ends import Seen, text
 from tests.support import PATIENCE, recv_exactly
@@ -45,7 +44,7 @@ def fresh_default_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_chat_server_and_its_client(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one says, all hear, and the server is at most 50 lines long."""
+    """What one client says, all hear, and the server is at most 50 lines long."""
     assert len(CHAT.code.splitlines()) <= 50
     names = names_after(CHAT)
     server = names["server"]
@@ -59,7 +58,7 @@ def test_the_chat_server_and_its_client(
         run([CLIENT._replace(code=CLIENT.code.replace("12345", str(address[1])))], "client")
         assert recv_exactly(listener, 13) == text("hello")
     server.stop()
-    assert "client 1 came from" in capsys.readouterr().out
+    assert "client 1 joined from" in capsys.readouterr().out
 
 
 def test_embedding(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,19 +67,14 @@ def test_embedding(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["report"].clean
 
 
-def test_tls() -> None:
-    """The lines on TLS make a connection, by TLS 1.3 as they say."""
-    names_after(block("self_signed_certificate"))
-
-
-def test_heartbeats_and_coming_back() -> None:
-    """The options and calls exist and work together."""
-    names_after(CHAT, block("idle_timeout=15"))
+def json_lines() -> dict[str, Any]:
+    """The names of the chat server, which speaks JSON lines."""
+    return names_after(CHAT, block("class JsonLines"))
 
 
 def test_a_codec_of_its_own() -> None:
-    """JSON lines go in and out."""
-    names = names_after(CHAT, block("class JsonLines"))
+    """JSON lines go in and out, and an unknown number is skipped."""
+    names = json_lines()
     seen, server = Seen(), names["server"]
 
     @server.handler(names["ChatMessage"])
@@ -89,42 +83,72 @@ def test_a_codec_of_its_own() -> None:
         conn.write(ctx.message)
 
     with server, socket.create_connection(server.start(("127.0.0.1", 0)), PATIENCE) as sock:
+        sock.sendall(b'{"number": 2, "text": "unknown"}\n')
         line = b'{"number": 1, "text": "json"}\n'
         sock.sendall(line[:10])
         sock.sendall(line[10:])
         assert recv_exactly(sock, len(line)) == line
     assert seen.items == ["json"]
+    assert server.snapshot().undefined == 1
+
+
+@pytest.mark.parametrize(
+    "line", [b"no JSON", b"[1]", b'{"number": []}', b'{"number": 1, "text": 2}', b"[" * 60000]
+)
+def test_the_codec_refuses_other_lines(line: bytes) -> None:
+    """By BadData, which blames the peer, and after what came before."""
+    decoder = json_lines()["JsonLines"]().decoder(tao.Registry())
+    batch: list[Any] = []
+    with pytest.raises(tao.BadData):
+        decoder.feed(b'{"number": 7, "text": ""}\n' + line + b"\n", batch)
+    assert batch == [(7, None)]
+
+
+def test_the_codec_is_bounded() -> None:
+    """A line that is too long is refused, before its end has come and after."""
+    names = json_lines()
+    long = b'{"number": 7, "text": "' + b"x" * 65536
+    for data in (long, long + b'"}\n'):
+        with pytest.raises(tao.BadData, match="longer than 65536 bytes"):
+            names["JsonLines"]().decoder(tao.Registry()).feed(data, [])
+
+
+def test_the_codec_is_linear() -> None:
+    """It looks at each byte once, in however small pieces a line comes."""
+    decoder, looked_at = json_lines()["JsonLines"]().decoder(tao.Registry()), []
+
+    class Counted(bytearray):
+        def find(self, wanted: Any, start: Any = 0, end: Any = None) -> int:
+            looked_at.append(len(self) - start)
+            return super().find(wanted, start)
+
+    decoder.rest = Counted()
+    for _ in range(1000):
+        decoder.feed(b"x", [])
+    assert (sum(looked_at), decoder.pending) == (1000, 1000)
 
 
 def test_every_block_is_run() -> None:
     """No code stands in the README that the tests above leave out."""
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 4
 
 
-def test_the_table_of_names_is_right() -> None:
-    """Each name on the right of the table exists, as a name of tao's, a method or an option."""
-    table = README.split("What the original has")[1].split("On the wire")[0]
-    right = " ".join(line[39:] for line in table.splitlines())
-    owners = (tao, tao.Server, tao.ClientConn, tao.Context, ServerSettings, ClientSettings)
-    for name in re.findall(r"``@?(?:server\.|conn\.)?([A-Za-z_]\w*)", right):
-        assert (
-            name == "ctx"
-            or any(hasattr(each, name) for each in owners)
-            or name in (ServerSettings.__dataclass_fields__ | ClientSettings.__dataclass_fields__)
-        ), name
+def test_it_is_a_front_page() -> None:
+    """Short, and shown as it is by sites that have no other file of the repository."""
+    assert len(README.splitlines()) <= 250
+    directives = set(re.findall(r"^ *\.\. ([\w-]+)::", README, re.MULTILINE))
+    assert directives == {"code-block"}
 
 
-def test_the_limits_are_right() -> None:
-    """Each default that the table of limits gives is the default."""
-    table = README.split("Limits, and what")[1]
-    options = ServerSettings()
-    for name, value in re.findall(r"``(\w+)``,? \((\d+)(?: s)?\)", table):
-        assert getattr(options, name) == float(value), name
-    for name, value in re.findall(r"\(``(\w+)``, (\d+)\)", table):
-        assert getattr(options, name) == float(value), name
-    for name in re.findall(r"``(\w+)`` \(off\)", table):
-        assert getattr(options, name) is None, name
-    assert tao.TypeLengthValueCodec().max_bytes == 8 * 1024 * 1024
+def test_what_it_points_at_exists() -> None:
+    """The modules in the picture, and the pages of the guide, each of them."""
+    modules = re.findall(r"tao/[\w/]+\.py", README)
+    assert len(modules) > 5
+    pages = re.findall(r"<(examples/[\w/.]+)>`_", README)
+    for path in (*modules, *pages):
+        assert (ROOT / path).exists(), path
+    guide = (path.relative_to(ROOT) for path in ROOT.glob("examples/guide/*.rst"))
+    assert {str(path) for path in guide if path.stem != "index"} == set(pages)
 
 
 def test_the_commands_exist() -> None:
@@ -133,6 +157,6 @@ def test_the_commands_exist() -> None:
     for target in re.findall(r"^    make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for example in ("chat", "echo", "pingpong", "timer", "embedded", "secure"):
-        assert f"{example}" in README
+        assert example in README
         for end in ("server", "client"):
             assert (ROOT / "examples" / example / f"{end}.py").exists()

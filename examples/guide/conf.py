@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import tao
@@ -11,10 +13,24 @@ version = release = tao.__version__
 copyright = "the authors of tao"  # noqa: A001
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "index"
-html_theme = "alabaster"
-html_theme_options = {"description": tao.__doc__.splitlines()[0].removeprefix("tao: ")}
+html_title = f"tao {version}"
+html_theme = "furo"
+# The colours of the monitor's page.
+html_theme_options = {
+    "light_css_variables": {
+        "color-brand-primary": "#1f63c4",
+        "color-brand-content": "#1f63c4",
+        "color-brand-visited": "#1f63c4",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#6ba6ff",
+        "color-brand-content": "#6ba6ff",
+        "color-brand-visited": "#6ba6ff",
+    },
+}
+html_static_path = ["static"]
+html_css_files = ["guide.css"]
 html_show_sphinx = html_show_copyright = html_show_sourcelink = False
-pygments_style = "friendly"
 
 # Docstrings have names in single backticks: they become links, and one that is unknown is an error.
 default_role = "py:obj"
@@ -41,6 +57,7 @@ _kept: dict[str, list[str]] = {}
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("missing-reference", _find)
+    app.connect("html-page-context", _inline_diagrams)
     # Napoleon's priority is 500.
     app.connect("autodoc-process-docstring", _keep, 499)
     app.connect("autodoc-process-docstring", _put_back, 501)
@@ -57,6 +74,18 @@ def _find(app: Any, env: Any, node: Any, content: Any) -> Any:
         if found is not None:
             return found
     return None
+
+
+def _inline_diagrams(app: Any, page: str, template: str, context: Any, doctree: Any) -> None:
+    """Put drawings into the page itself, where they take the colours of its light or dark theme."""
+
+    def drawing(image: re.Match[str]) -> str:
+        path = Path(app.srcdir, "diagrams", image[1])
+        return path.read_text(encoding="utf-8") if path.exists() else image[0]
+
+    if "body" in context:
+        pattern = r'<img [^>]*src="[^"]*_images/([^"/]+\.svg)"[^>]*/>'
+        context["body"] = re.sub(pattern, drawing, context["body"])
 
 
 def _keep(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
