@@ -221,6 +221,16 @@ def test_the_symptoms_are_what_tao_says() -> None:
             assert said in code or said in systems, each
 
 
+def test_the_json_lines_blame_the_peer() -> None:
+    """Whatever a line is that is no message, it is BadData, which is no bug of this side's."""
+    names = names_after("messages_and_codecs")
+    registry = Registry()
+    registry.register(4, names["Move"].deserialize)
+    for line in (b"x", b"[1]", b"2", b"{}", b'{"number": []}', b'{"number": 4}', b"[" * 60000):
+        with pytest.raises(tao.BadData):
+            names["JsonLines"]().decoder(registry).feed(line + b"\n", [])
+
+
 def test_the_gateway_does_no_job_twice() -> None:
     """Repeated upon ConnectionError, through servers that are away: each is done at most once."""
     names = names_after("embedding")
