@@ -1,7 +1,7 @@
 """Everything that ``import tao`` gives, gathered from the modules."""
 
 from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
-from tao.client import ClientConn, connect
+from tao.client import ClientConn, ClientOptions, connect
 from tao.codec import Batch, Codec, Decoder, TypeLengthValueCodec
 from tao.connection import Connection
 from tao.context import (
@@ -43,7 +43,7 @@ from tao.message import (
 from tao.monitor import Monitor, monitor_on
 from tao.options import Reconnect
 from tao.send_queue import Ticket
-from tao.server import Broadcast, Server, ServerConn, StopReport
+from tao.server import Broadcast, Server, ServerConn, ServerOptions, StopReport
 from tao.timing import TimingWheel
 from tao.tls import (
     Certificate,
@@ -67,6 +67,7 @@ __all__ = [
     "Cancelled",
     "Certificate",
     "ClientConn",
+    "ClientOptions",
     "Codec",
     "ConnectFailed",
     "Connection",
@@ -87,6 +88,7 @@ __all__ = [
     "Server",
     "ServerClosed",
     "ServerConn",
+    "ServerOptions",
     "StopReport",
     "TaoError",
     "Ticket",

@@ -12,12 +12,12 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
 from datetime import datetime
 from functools import wraps
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tao.callables import check_callable, check_quickly
 from tao.connection import Connection
@@ -25,12 +25,31 @@ from tao.context import Context
 from tao.dialling import Dialler, Source
 from tao.message import Message, Registration, Registry, default_registry
 from tao.metrics import Snapshot
-from tao.options import ClientSettings, make_settings
+from tao.option_help import takes_options
+from tao.option_types import CommonOptions
+from tao.options import ClientSettings, Reconnect, make_settings
 from tao.places import places_of
 from tao.reconnect import ClientCore, Owner
 from tao.timers import ConnectionTimer, HasTimers
 
-__all__ = ["ClientConn", "connect"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["ClientConn", "ClientOptions", "connect"]
+
+
+class ClientOptions(CommonOptions, total=False):
+    """The options of a `ClientConn`, as a type for functions of your own; see `ServerOptions`."""
+
+    on_connect: Callable[[ClientConn], object] | None
+    on_message: Callable[[Any, ClientConn], object] | None
+    on_close: Callable[[ClientConn], object] | None
+    on_error: Callable[[ClientConn, BaseException], object] | None
+    reconnect: bool | Reconnect
+    connect_timeout: float
+    source_address: tuple[str, int] | None
+    socket_options: Collection[tuple[int, int, int | bytes]]
+    server_hostname: str | None
 
 
 class ClientConn(Connection):
@@ -53,7 +72,7 @@ class ClientConn(Connection):
             returns a connected socket, a socket that is connected already, or a list of these, each
             a server that will do; see ``dialling.py``. Names are resolved anew for each attempt.
             What is made of a socket belongs to the client.
-        options: see `ClientSettings`; all are keyword-only.
+        options: see `ClientOptions`; all are keyword-only.
 
     Raises:
         TypeError, ValueError: an option is unknown or wrong; the text names it.
@@ -67,7 +86,9 @@ class ClientConn(Connection):
     #: How many times the connection came back.
     reconnects: int
 
-    def __init__(self, address: Any, **options: Any) -> None:
+    @takes_options(ClientSettings, explain=True)
+    def __init__(self, address: Any, **options: Unpack[ClientOptions]) -> None:
+        """Make a client that is not started yet."""
         checked = make_settings(ClientSettings, "ClientConn", options)
         registry = checked.registry or Registry(default_registry)
         link = _Link(self)
@@ -408,6 +429,7 @@ def _is_ours(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__")).partition(".")[0] == "tao"
 
 
-def connect(address: Any, **options: Any) -> ClientConn:
+@takes_options(ClientSettings)
+def connect(address: Any, **options: Unpack[ClientOptions]) -> ClientConn:
     """Make a `ClientConn` and start it."""
     return ClientConn(address, **options).start()

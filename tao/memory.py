@@ -11,14 +11,19 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tao.client import ClientConn
+from tao.client import ClientConn, ClientOptions
 from tao.dialling import Reached, Source
 from tao.errors import ConnectFailed, ServerClosed
+from tao.option_help import Shown, takes_options
+from tao.options import ClientSettings
 from tao.safe_text import safe_str
 from tao.server import Server, ServerConn
 from tao.transport import Transport
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["MemoryClient", "MemoryPair", "MemoryTransport", "memory_pair", "memory_transports"]
 
@@ -233,7 +238,10 @@ class MemoryClient(ClientConn):
         options: of the client. The codec is the server's unless given; there is no TLS.
     """
 
-    def __init__(self, server: Server, *, capacity: int = 64 * 1024, **options: Any) -> None:
+    @takes_options(ClientSettings, codec=Shown("the server's"))
+    def __init__(
+        self, server: Server, *, capacity: int = 64 * 1024, **options: Unpack[ClientOptions]
+    ) -> None:
         if options.get("tls") is not None:
             raise ValueError("tls: a connection in memory has none")
         options.setdefault("codec", server._options.codec)
@@ -295,8 +303,9 @@ class MemoryPair:
         self.close()
 
 
+@takes_options(ClientSettings, codec=Shown("the server's"))
 def memory_pair(
-    server: Server | None = None, *, capacity: int = 64 * 1024, **options: Any
+    server: Server | None = None, *, capacity: int = 64 * 1024, **options: Unpack[ClientOptions]
 ) -> MemoryPair:
     """Connect a client to a server in memory; return when both ends are established.
 

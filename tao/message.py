@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from tao.atomic import AtomicReference
 from tao.callables import check_callable, name_of
@@ -25,6 +25,7 @@ from tao.safe_text import safe_repr
 __all__ = [
     "HEARTBEAT",
     "Deserializer",
+    "Dispatch",
     "Handler",
     "HeartbeatMessage",
     "Message",
@@ -42,6 +43,8 @@ HEARTBEAT = 0
 _MIN_NUMBER, _MAX_NUMBER = -(2**31), 2**31 - 1
 _NANOSECONDS = struct.Struct("<q")
 
+#: Where a handler runs.
+Dispatch = Literal["auto", "pool", "inline"]
 Deserializer = Callable[[bytes], Any]
 # (Context, Connection) -> None; written with Any because this storey knows neither.
 Handler = Callable[[Any, Any], object]

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Collection
 from typing import Any
 
-__all__ = ["LONGEST", "BadHeader", "HeaderReader", "ProxyNetworks"]
+__all__ = ["LONGEST", "BadHeader", "HeaderReader", "Network", "ProxyNetworks"]
 
 #: The most bytes that a header may have: as many as every path lets through in one packet.
 LONGEST = 536
@@ -30,6 +30,7 @@ _INET, _INET6, _UNIX = 0x1, 0x2, 0x3
 _SIZES = {_INET: 12, _INET6: 36, _UNIX: 216}
 _LOCAL, _PROXY = 0x0, 0x1
 
+#: A network, as `ipaddress` has it.
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tao.server import Server
-    from tao.testing import Clock, RecordingClient
+    from typing_extensions import Unpack
+
+    from tao.server import Server, ServerOptions
+    from tao.testing import ClientFactory, Clock, RecordingClient, ServerFactory
 
 __all__ = ["tao_client", "tao_clock", "tao_no_leaks", "tao_server"]
 
@@ -33,7 +35,7 @@ def _tao_opened() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def tao_server(_tao_opened: ExitStack) -> Callable[..., Server]:
+def tao_server(_tao_opened: ExitStack) -> ServerFactory:
     """A function that starts a server on a free port of 127.0.0.1 and returns it.
 
     ``tao_server(workers=2)`` makes one of options; ``tao_server(server)`` takes one that is there.
@@ -42,7 +44,9 @@ def tao_server(_tao_opened: ExitStack) -> Callable[..., Server]:
     """
     from tao.testing import running, serving
 
-    def start(server: Server | None = None, *, clean: bool = True, **options: Any) -> Server:
+    def start(
+        server: Server | None = None, *, clean: bool = True, **options: Unpack[ServerOptions]
+    ) -> Server:
         if server is None:
             return _tao_opened.enter_context(serving(clean=clean, **options))
         if options:
@@ -54,7 +58,7 @@ def tao_server(_tao_opened: ExitStack) -> Callable[..., Server]:
 
 
 @pytest.fixture
-def tao_client(_tao_opened: ExitStack) -> Callable[..., RecordingClient]:
+def tao_client(_tao_opened: ExitStack) -> ClientFactory:
     """A function that connects a `RecordingClient`, to be called like it.
 
     ``tao_client(server)``, or ``tao_client(address, messages=[ChatMessage])``. It is closed after

@@ -5,13 +5,18 @@ from __future__ import annotations
 import reprlib
 import threading
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from tao.client import ClientConn
+from tao.client import ClientConn, ClientOptions
 from tao.memory import MemoryClient
 from tao.message import HEARTBEAT, Registration, Registry, default_registry
+from tao.option_help import Shown, takes_options
+from tao.options import ClientSettings
 from tao.server import Server
 from tao.threads import Deadline
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["PATIENCE", "RecordingClient", "Unregistered"]
 
@@ -92,15 +97,15 @@ class RecordingClient:
         TimeoutError: the server has not accepted the connection, as ``on_connect`` does not return.
     """
 
+    @takes_options(ClientSettings, codec=Shown("the server's"), heartbeat=None)
     def __init__(
         self,
         target: Server | tuple[str, int] | str,
         *,
         messages: Collection[Any] = (),
-        registry: Registry | None = None,
         memory: bool = False,
         accepted: bool = True,
-        **options: Any,
+        **options: Unpack[ClientOptions],
     ) -> None:
         # Guards the fields below; notified when something has come, and at the end.
         self._changed = threading.Condition()
@@ -108,7 +113,9 @@ class RecordingClient:
         self._expected: int = 0  # how many of them `expect` has seen
         self._heartbeats: int = 0
         self._on_close = options.pop("on_close", None)
-        source = registry or (target.registry if isinstance(target, Server) else default_registry)
+        source = options.get("registry") or (
+            target.registry if isinstance(target, Server) else default_registry
+        )
         known = _RecordingRegistry(source, self._record, self._count_heartbeat)
         for message_class in messages:
             known.know(message_class)
@@ -342,7 +349,7 @@ class _Entries(dict[int, Registration]):
         return entry
 
 
-def _client(target: Any, memory: bool, options: dict[str, Any]) -> ClientConn:
+def _client(target: Any, memory: bool, options: ClientOptions) -> ClientConn:
     if not isinstance(target, Server):
         if memory:
             raise TypeError(f"memory=True needs a Server, not {target!r}")
@@ -355,7 +362,8 @@ def _client(target: Any, memory: bool, options: dict[str, Any]) -> ClientConn:
     if isinstance(address, tuple):
         host, *rest = address
         address = ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), *rest)
-    return ClientConn(address, **{"codec": target._options.codec, **options})
+    options = {"codec": target._options.codec, **options}
+    return ClientConn(address, **options)
 
 
 def _port(address: Any) -> Any:

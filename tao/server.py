@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tao.addresses import Address, address_text
 from tao.admission import Admission
@@ -21,9 +21,11 @@ from tao.listener import Bound, Listener, listen
 from tao.log import logger
 from tao.message import Registry, check_callable, default_registry
 from tao.metrics import Snapshot, Tally
+from tao.option_help import takes_options
+from tao.option_types import CommonOptions
 from tao.options import ServerSettings, make_settings
 from tao.outcomes import Broadcast, StopReport
-from tao.proxy_protocol import ProxyNetworks
+from tao.proxy_protocol import Network, ProxyNetworks
 from tao.reception import Reception
 from tao.serverconn import ServerConn
 from tao.signals import catch_signals
@@ -33,7 +35,33 @@ from tao.timers import ConnectionTimer
 from tao.timing import TimingWheel
 from tao.workers import WorkerPool
 
-__all__ = ["Broadcast", "Server", "ServerConn", "StopReport"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Broadcast", "Server", "ServerConn", "ServerOptions", "StopReport"]
+
+
+class ServerOptions(CommonOptions, total=False):
+    """The options of a `Server`, as a type for functions of your own that pass them on.
+
+    ``def gateway(**options: Unpack[tao.ServerOptions]) -> tao.Server`` is checked as `Server` is;
+    ``Unpack`` is in ``typing`` from Python 3.11 on, and in ``typing_extensions``. What the options
+    mean, and their defaults, ``help(tao.Server)`` shows.
+    """
+
+    on_connect: Callable[[ServerConn], object] | None
+    on_message: Callable[[Any, ServerConn], object] | None
+    on_close: Callable[[ServerConn], object] | None
+    on_error: Callable[[ServerConn, BaseException], object] | None
+    workers: int | WorkerPool
+    worker_initializer: Callable[[], object] | None
+    max_connections: int
+    max_connections_per_host: int | None
+    proxy_protocol: Collection[str | Network] | None
+    backlog: int
+    accept_rate: float | None
+    accept_burst: int | None
+
 
 # Numbers the servers of the process, for their names.
 _numbers = itertools.count(1)
@@ -46,13 +74,15 @@ class Server(HasCredentials, Reception):
     In a child of ``os.fork`` one that was started is stopped, see ``tao/forks.py``.
 
     Args:
-        options: see `ServerSettings`; all are keyword-only.
+        options: see `ServerOptions`; all are keyword-only.
 
     Raises:
         TypeError, ValueError: an option is unknown or wrong; the text names it.
     """
 
-    def __init__(self, **options: Any) -> None:
+    @takes_options(ServerSettings, explain=True)
+    def __init__(self, **options: Unpack[ServerOptions]) -> None:
+        """Make a server that is not started yet."""
         self._options: ServerSettings = make_settings(ServerSettings, "Server", options)
         #: What this server knows beside what the default registry has, or the registry it was
         #: given.

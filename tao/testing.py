@@ -13,11 +13,12 @@ there as soon as tao is installed; see ``pytest_plugin.py``. What fails, fails b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tao.addresses import Address
+from tao.client import ClientOptions
 from tao.clock import Clock
 from tao.faults import FaultProxy, Faults
 from tao.memory import (
@@ -27,14 +28,20 @@ from tao.memory import (
     memory_pair,
     memory_transports,
 )
+from tao.option_help import takes_options
+from tao.options import ServerSettings
 from tao.outcomes import StopReport
 from tao.recording import PATIENCE, RecordingClient, Unregistered
 from tao.safe_text import safe_str
-from tao.server import Server
+from tao.server import Server, ServerOptions
 from tao.transport import address_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "PATIENCE",
+    "ClientFactory",
     "Clock",
     "FaultProxy",
     "Faults",
@@ -42,6 +49,7 @@ __all__ = [
     "MemoryPair",
     "MemoryTransport",
     "RecordingClient",
+    "ServerFactory",
     "Unregistered",
     "memory_pair",
     "memory_transports",
@@ -85,9 +93,10 @@ def running(
         raise AssertionError(f"the server did not stop cleanly: {_told(report)}")
 
 
+@takes_options(ServerSettings)
 @contextmanager
 def serving(
-    address: Address = ("127.0.0.1", 0), *, clean: bool = True, **options: Any
+    address: Address = ("127.0.0.1", 0), *, clean: bool = True, **options: Unpack[ServerOptions]
 ) -> Iterator[Server]:
     """Make a server and have it run in a ``with`` block, which is given the server.
 
@@ -106,6 +115,28 @@ def serving(
     server = Server(**options)
     with running(server, address, clean=clean):
         yield server
+
+
+class ServerFactory(Protocol):
+    """What the fixture ``tao_server`` gives, to annotate it with."""
+
+    def __call__(
+        self, server: Server | None = None, *, clean: bool = True, **options: Unpack[ServerOptions]
+    ) -> Server: ...
+
+
+class ClientFactory(Protocol):
+    """What the fixture ``tao_client`` gives, to annotate it with; it takes what the client does."""
+
+    def __call__(
+        self,
+        target: Server | tuple[str, int] | str,
+        *,
+        messages: Collection[Any] = (),
+        memory: bool = False,
+        accepted: bool = True,
+        **options: Unpack[ClientOptions],
+    ) -> RecordingClient: ...
 
 
 def _told(report: StopReport) -> str:

@@ -1,0 +1,100 @@
+"""What users write is typed: checkers see every option, and ``help()`` shows it."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tao
+import tao.testing
+from tao.option_help import options_of, options_table
+from tao.options import ClientSettings, ServerSettings
+from tests.typed_options import PACKAGE, PLACES, generated
+
+ROOT = Path(__file__).parent.parent
+CASES = "tests/typing_cases.py"
+TAKERS: list[tuple[Any, type[Any]]] = [
+    (tao.Server, ServerSettings),
+    (tao.ClientConn, ClientSettings),
+    (tao.connect, ClientSettings),
+    (tao.testing.serving, ServerSettings),
+    (tao.testing.RecordingClient, ClientSettings),
+    (tao.testing.MemoryClient, ClientSettings),
+    (tao.testing.memory_pair, ClientSettings),
+]
+
+
+def mypy(*arguments: str) -> str:
+    """Run mypy where it finds the settings, and return what it says."""
+    command = [sys.executable, "-m", "mypy", "--strict", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_a_type_checker_takes_the_right_uses_and_refuses_the_wrong() -> None:
+    """Each mark of an error in the cases is needed, and no other error is found."""
+    assert mypy(CASES).startswith("Success")
+
+
+def test_the_wrong_uses_are_really_looked_at(tmp_path: Path) -> None:
+    """An accepted mistake fails the test above: a mark that nothing needs is an error."""
+    source = (ROOT / CASES).read_text(encoding="utf-8")
+    (tmp_path / "cases.py").write_text(source.replace("queue_siz=5", "queue_size=5"))
+    assert 'Unused "type: ignore" comment' in mypy(str(tmp_path / "cases.py"))
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_the_types_are_those_of_the_definition(name: str) -> None:
+    """``python -m tests.typed_options`` writes them again after a change of the definition."""
+    assert (PACKAGE / name).read_text(encoding="utf-8") == generated(name)
+
+
+@pytest.mark.parametrize(("taker", "settings"), TAKERS)
+def test_each_option_is_a_parameter(taker: Any, settings: type[Any]) -> None:
+    """Editors that ask the running program find every option by name, with its default."""
+    parameters = inspect.signature(taker).parameters
+    for option in options_of(settings):
+        parameter = parameters[option.name]
+        assert parameter.kind is parameter.KEYWORD_ONLY
+    assert not [each for each in parameters.values() if each.kind is each.VAR_KEYWORD]
+    assert parameters["queue_size"].default == 256
+    assert repr(parameters["codec"].default) in ("TypeLengthValueCodec()", "the server's")
+
+
+@pytest.mark.parametrize(("taker", "settings"), TAKERS[:2])
+def test_help_shows_type_unit_default_and_meaning(taker: Any, settings: type[Any]) -> None:
+    """Of every option, in the words of its definition."""
+    shown = " ".join(pydoc.plain(pydoc.render_doc(taker)).replace("|", " ").split())
+    assert "heartbeat: float None, seconds; default 30.0. Send a heartbeat when nothing" in shown
+    assert "slow_consumer: Literal['raise', 'drop_newest', " in shown
+    for option in options_of(settings):
+        assert " ".join(option.meaning.replace("|", " ").split()) in shown, option.name
+
+
+def test_the_types_have_the_options_of_the_settings() -> None:
+    """At run time, too, for whatever reads them."""
+    for types, settings in (
+        (tao.ServerOptions, ServerSettings),
+        (tao.ClientOptions, ClientSettings),
+    ):
+        names = {each.name for each in fields(settings)}
+        assert types.__optional_keys__ == names and not types.__required_keys__
+        given: Any = types(queue_size=5)  # type: ignore[operator]
+        assert given == {"queue_size": 5}
+
+
+def test_the_table_has_every_option_once() -> None:
+    """The one that the guide shows."""
+    table = options_table()
+    for settings in (ServerSettings, ClientSettings):
+        for option in options_of(settings):
+            assert table.count(f"* - ``{option.name}``\n") == 1, option.name
+            assert option.meaning and option.meaning[-1] in ".!", option.name
+    assert "``int``, messages; default ``256``" in table
