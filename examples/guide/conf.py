@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tao
+from tao.option_help import options_table
 
 project = "tao"
 version = release = tao.__version__
@@ -56,11 +57,17 @@ _kept: dict[str, list[str]] = {}
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", _show_options)
     app.connect("missing-reference", _find)
     app.connect("html-page-context", _inline_diagrams)
     # Napoleon's priority is 500.
     app.connect("autodoc-process-docstring", _keep, 499)
     app.connect("autodoc-process-docstring", _put_back, 501)
+
+
+def _show_options(app: Any, page: str, source: list[str]) -> None:
+    """Put the tables of all options where a page says so."""
+    source[0] = source[0].replace(".. all-options::\n", options_table())
 
 
 def _find(app: Any, env: Any, node: Any, content: Any) -> Any:
