@@ -87,7 +87,8 @@ test-free-threaded: ## run the tests on a free-threaded CPython; FREE_THREADED=.
 		echo '  make test-free-threaded FREE_THREADED=/path/to/python3.14t' >&2; exit 2; }
 	@'$(FREE_THREADED)' -c 'import sys; sys.exit(sys._is_gil_enabled())' 2>/dev/null || { \
 		echo '$(FREE_THREADED) has an interpreter lock.' >&2; exit 2; }
-	PYTHON_GIL=0 $(MAKE) --no-print-directory test PYTHON='$(FREE_THREADED)' VENV=.venv-free-threaded
+	PYTHON_GIL=0 $(MAKE) --no-print-directory test PYTHON='$(FREE_THREADED)' \
+		VENV=.venv-free-threaded EXTRAS='[monitor,test-free-threaded]'
 
 chaos: $(VENV)/.test ## run a random mix of faults, SECONDS=30; ARGS="--seed N" repeats one
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),30) $(ARGS)

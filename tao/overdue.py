@@ -22,6 +22,7 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tao.greenlets import add_frames
 from tao.timing import TimingWheel
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ _MODULE, _CALLERS = "tao.dispatch", ("_run", "_run_alone")
 def current_frames() -> dict[int, FrameType]:
     """Return the stack of each thread by its number; none where they cannot be looked at."""
     locked = getattr(sys, "_is_gil_enabled", lambda: True)()
-    return sys._current_frames() if locked else {}
+    frames = sys._current_frames() if locked else {}
+    add_frames(frames)
+    return frames
 
 
 class Running(NamedTuple):

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tao.deadline import Deadline
+from tao.greenlets import start_thread
 from tao.late_threads import LateThread
 from tao.wakeup import Wakeup
 
@@ -76,7 +77,7 @@ class StartableThread(LateThread):
         try:
             started.wait = lambda: wait(_PATIENCE)
         except AttributeError:  # it is another kind of event, as under gevent
-            super().start()
+            start_thread(super().start)
             return
         try:
             super().start()

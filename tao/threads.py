@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from tao.deadline import Deadline
+from tao.greenlets import in_event_loop, is_patched, note_greenlet
 from tao.log import logger
 from tao.log import thread_marks as _local
 from tao.thread_start import StartableThread
@@ -67,7 +68,7 @@ def pin(cpus: Set[int] | None) -> None:
     asked for certain CPUs, nothing is done.
     """
     global _pinning
-    if cpus is None and not _pinning:
+    if (cpus is None and not _pinning) or is_patched():  # greenlets all run on one thread
         return
     _pinning = True
     try:
@@ -84,15 +85,17 @@ def usable_cpus() -> Set[int]:
 def mark_tao_thread() -> None:
     """Note that the calling thread works for tao, so it must never wait for tao's threads."""
     _local.marked = True
+    note_greenlet()
 
 
 def in_tao_thread() -> bool:
     """Tell whether the caller is one of tao's threads: in a handler or callback, say.
 
     What waits for threads to end (``stop()``, ``close()``) does not wait there: it would wait for
-    itself, or for another that waits for it.
+    itself, or for another that waits for it. Nor does it in an event loop, which would wait for
+    what it is to run itself.
     """
-    return getattr(_local, "marked", False)
+    return getattr(_local, "marked", False) or in_event_loop()
 
 
 @contextmanager
@@ -185,6 +188,8 @@ def gather(threads: Iterable[JoinableT], deadline: Deadline) -> list[JoinableT]:
 
     The calling thread and threads not started yet are passed over: neither can be waited for.
     """
+    if in_event_loop():
+        return [thread for thread in threads if thread.is_alive()]
     running = []
     for thread in threads:
         # Not alive, rather than without ident: one that is just starting has that already.

@@ -34,6 +34,7 @@ from typing import Any
 
 from tao.addresses import address_text
 from tao.errors import ConnectionClosed, HandshakeFailed
+from tao.greenlets import GreenSocket, adapted
 from tao.threads import Deadline
 
 __all__ = ["TlsTransport", "Transport", "address_text", "explain"]
@@ -126,7 +127,7 @@ class Transport:
     answers: list[int]
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self._sock = adapted(sock)
         # Guards _closed, so that no shutdown hits a descriptor number that is someone else's.
         # Reentrant, because a signal handler or a finalizer may abort, too.
         self._closing = threading.RLock()
@@ -203,7 +204,10 @@ class Transport:
         Returns:
             False if neither happened in time.
         """
-        return _poll(self._sock, 0, timeout)
+        sock: Any = self._sock
+        if isinstance(sock, GreenSocket):
+            return sock.wait_hung_up(timeout)
+        return _poll(sock, 0, timeout)
 
     def unacknowledged(self) -> int:
         """Tell how many bytes that the kernel took have not arrived at the peer's machine yet.

@@ -26,6 +26,7 @@ STOREYS = [
             "jobs",
             "late_threads",
             "thread_start",
+            "greenlets",
             "turns",
             "metrics",
         ),

@@ -49,9 +49,12 @@ def installed(text: str) -> set[str]:
     config.read(ROOT / "setup.cfg")
     requirements = re.findall(r"pip .*install ([a-z].*)", text)
     for extras in re.findall(r"--editable '\.\[(.*)\]'", text):
-        lists = [config["options"]["install_requires"]]
-        lists += [config["options.extras_require"][extra] for extra in extras.split(",")]
-        requirements += "\n".join(lists).split("\n")
+        requirements += config["options"]["install_requires"].split("\n")
+        waiting = extras.split(",")
+        while waiting:
+            wanted = config["options.extras_require"][waiting.pop()]
+            requirements += wanted.split("\n")
+            waiting += re.findall(r"tao-tcp\[(.*)\]", wanted)
     names = {re.split(r"[^\w.-]", each)[0].lower() for each in requirements if each}
     return {PACKAGES.get(name, name).replace("-", "_") for name in names}
 
