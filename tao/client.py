@@ -23,7 +23,15 @@ from tao.callables import check_callable, check_quickly
 from tao.connection import Connection
 from tao.context import Context
 from tao.dialling import Dialler, Source
-from tao.message import Message, Registration, Registry, default_registry
+from tao.message import (
+    Dispatch,
+    Message,
+    ReadableT,
+    Registration,
+    Registry,
+    ResultT,
+    default_registry,
+)
 from tao.metrics import Snapshot
 from tao.option_help import takes_options
 from tao.option_types import CommonOptions
@@ -34,6 +42,8 @@ from tao.timers import ConnectionTimer, HasTimers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from tao.message import HandlerDecorator
 
 __all__ = ["ClientConn", "ClientOptions", "connect"]
 
@@ -165,8 +175,8 @@ class ClientConn(Connection):
         self._core.write(message, timeout)  # written out, as it is called for each message
 
     def handler(
-        self, message_class: Any, *, dispatch: str | None = None
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        self, message_class: type[ReadableT], *, dispatch: Dispatch | None = None
+    ) -> HandlerDecorator[ReadableT, ClientConn, ResultT]:
         """Make the decorated function the handler of a message class, on this client only."""
         return self.registry.handler(message_class, dispatch=dispatch)
 

@@ -15,12 +15,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from tao.callables import check_quickly
 from tao.errors import Cancelled, DeadlineExceeded
 from tao.scope import Scope
 from tao.timing import TimingWheel, shared_wheel
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    MessageT_co = TypeVar("MessageT_co", covariant=True, default=Any)
+else:  # that of the older versions of Python knows no default
+    from typing import TypeVar
+
+    MessageT_co = TypeVar("MessageT_co", covariant=True)
+
+MessageT = TypeVar("MessageT")
 
 __all__ = [
     "ConnectionContext",
@@ -96,8 +107,11 @@ class _TimedScope(Scope):
 _chosen: dict[Context, Scope | _Fallen] = {}
 
 
-class Context:
+class Context(Generic[MessageT_co]):
     """Something going on that can be cancelled and carries values.
+
+    What a handler gets is a ``Context[ChatMessage]``, say: so a type checker knows the class of its
+    ``message``. Without the brackets that may be anything.
 
     Any thread, signal handler or finalizer may use it.
 
@@ -114,11 +128,11 @@ class Context:
 
     # -- descending
 
-    def with_cancel(self) -> Context:
+    def with_cancel(self) -> Context[MessageT_co]:
         """Return a child that can be cancelled on its own."""
         return Context(self)
 
-    def with_timeout(self, seconds: float) -> Context:
+    def with_timeout(self, seconds: float) -> Context[MessageT_co]:
         """Return a child that is cancelled, with `DeadlineExceeded`, in ``seconds``.
 
         It is kept until then: cancel it when it is not needed any more.
@@ -128,7 +142,7 @@ class Context:
         """
         return _TimedContext(self, seconds)
 
-    def with_value(self, key: Hashable, value: Any) -> Context:
+    def with_value(self, key: Hashable, value: Any) -> Context[MessageT_co]:
         """Return a child in which ``value(key)`` is ``value``."""
         return _ValueContext(self, key, value)
 
@@ -210,9 +224,10 @@ class Context:
         return None if self._parent is None else self._parent.value(key)
 
     @property
-    def message(self) -> Any:
+    def message(self) -> MessageT_co:
         """The message being handled, or None outside of a handler."""
-        return self.value(MESSAGE)
+        message: MessageT_co = self.value(MESSAGE)
+        return message
 
     @property
     def net_id(self) -> int | None:
@@ -267,16 +282,16 @@ class _Background(Context):
         )
 
 
-class RequestContext(Context):
+class RequestContext(Context[MessageT_co]):
     """What a handler gets: a message on top of its connection's context.
 
     One is made for each message; being a slot, ``message`` is found without going up the tree.
     """
 
     __slots__ = ("message",)
-    message: Any
+    message: MessageT_co
 
-    def __init__(self, parent: Context, message: Any) -> None:
+    def __init__(self, parent: Context, message: MessageT_co) -> None:
         self._parent = parent
         self._scope = None
         self.message = message
@@ -303,10 +318,10 @@ class ConnectionContext(Context):
         return super().value(key)
 
 
-class _ValueContext(Context):
+class _ValueContext(Context[MessageT_co]):
     __slots__ = ("_key", "_value")
 
-    def __init__(self, parent: Context, key: Hashable, value: Any) -> None:
+    def __init__(self, parent: Context[MessageT_co], key: Hashable, value: Any) -> None:
         super().__init__(parent)
         self._key = key
         self._value = value
@@ -317,12 +332,12 @@ class _ValueContext(Context):
         return super().value(key)
 
 
-class _TimedContext(Context):
+class _TimedContext(Context[MessageT_co]):
     """A context with a deadline."""
 
     __slots__ = ()
 
-    def __init__(self, parent: Context, seconds: float) -> None:
+    def __init__(self, parent: Context[MessageT_co], seconds: float) -> None:
         super().__init__(parent)
         self._scope = _TimedScope(parent._own_scope(), seconds)
 
@@ -335,17 +350,17 @@ def background() -> Context:
     return _BACKGROUND
 
 
-def context_with_message(context: Context, message: Any) -> Context:
+def context_with_message(context: Context, message: MessageT) -> Context[MessageT]:
     """Return a child of ``context`` that carries a message."""
     return context.with_value(MESSAGE, message)
 
 
-def context_with_net_id(context: Context, net_id: int) -> Context:
+def context_with_net_id(context: Context[MessageT], net_id: int) -> Context[MessageT]:
     """Return a child of ``context`` that carries a connection's id."""
     return context.with_value(NET_ID, net_id)
 
 
-def message_from_context(context: Context) -> Any:
+def message_from_context(context: Context[MessageT]) -> MessageT:
     """Return the message a context carries, or None."""
     return context.message
 

@@ -14,13 +14,16 @@ from __future__ import annotations
 import struct
 import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from tao.atomic import AtomicReference
 from tao.callables import check_callable, name_of
 from tao.errors import AlreadyRegistered, NotRegistered
 from tao.reloading import executed_again, module_execution, same_definition
 from tao.safe_text import safe_repr
+
+if TYPE_CHECKING:
+    from tao.context import Context
 
 __all__ = [
     "HEARTBEAT",
@@ -29,8 +32,10 @@ __all__ = [
     "Handler",
     "HeartbeatMessage",
     "Message",
+    "ReadableT",
     "Registration",
     "Registry",
+    "ResultT",
     "check_callable",
     "default_registry",
     "register",
@@ -49,6 +54,10 @@ Deserializer = Callable[[bytes], Any]
 # (Context, Connection) -> None; written with Any because this storey knows neither.
 Handler = Callable[[Any, Any], object]
 _HandlerT = TypeVar("_HandlerT", bound=Handler)
+_MessageT = TypeVar("_MessageT")
+_ConnT = TypeVar("_ConnT")
+#: What a handler returns, which nobody looks at.
+ResultT = TypeVar("ResultT")
 
 
 @runtime_checkable
@@ -66,6 +75,35 @@ class Message(Protocol):
     def serialize(self) -> bytes:
         """Return the value of the message on the wire, without any header."""
         ...
+
+
+class _Readable(Protocol):
+    """What a message is that can be read: its class has a number and a ``deserialize``."""
+
+    @property
+    def message_number(self) -> int: ...
+
+    def deserialize(self, data: bytes, /) -> Any: ...
+
+
+class _ReadableByClass(Protocol):
+    """The same whose number is declared as a ``ClassVar``, which Pyright tells apart."""
+
+    message_number: ClassVar[int]
+
+    def deserialize(self, data: bytes, /) -> Any: ...
+
+
+#: A message whose class can be given to `Registry.handler`.
+ReadableT = TypeVar("ReadableT", bound=_Readable | _ReadableByClass)
+
+
+if TYPE_CHECKING:
+    #: Takes a handler of one class of messages on one kind of connections, and returns it.
+    HandlerDecorator = Callable[
+        [Callable[[Context[_MessageT], _ConnT], ResultT]],
+        Callable[[Context[_MessageT], _ConnT], ResultT],
+    ]
 
 
 class HeartbeatMessage:
@@ -183,10 +221,10 @@ class Registry:
     def register(
         self,
         number: int,
-        deserialize: Deserializer,
-        handler: Handler | None = None,
+        deserialize: Callable[[bytes], _MessageT],
+        handler: Callable[[Context[_MessageT], Any], object] | None = None,
         *,
-        dispatch: str | None = None,
+        dispatch: Dispatch | None = None,
     ) -> None:
         """Declare a message.
 
@@ -228,11 +266,13 @@ class Registry:
         self._declare(number, lambda known: self._given_back(known, number))
 
     def handler(
-        self, message_class: Any, *, dispatch: str | None = None
-    ) -> Callable[[_HandlerT], _HandlerT]:
+        self, message_class: type[ReadableT], *, dispatch: Dispatch | None = None
+    ) -> HandlerDecorator[ReadableT, Any, ResultT]:
         """Make the decorated function the handler of a message class.
 
-        The class is registered on the way unless it already is.
+        The class is registered on the way unless it already is. For a type checker the function
+        takes a ``Context`` of that class. To have one function handle several classes, call this
+        for each: ``registry.handler(Ping)(answer)``.
 
         Args:
             message_class: has ``message_number`` and a ``deserialize`` class method.
@@ -431,10 +471,10 @@ default_registry = Registry()
 
 def register(
     number: int,
-    deserialize: Deserializer,
-    handler: Handler | None = None,
+    deserialize: Callable[[bytes], _MessageT],
+    handler: Callable[[Context[_MessageT], Any], object] | None = None,
     *,
-    dispatch: str | None = None,
+    dispatch: Dispatch | None = None,
 ) -> None:
     """Declare a message in the default registry; see `Registry.register`."""
     default_registry.register(number, deserialize, handler, dispatch=dispatch)

@@ -19,7 +19,7 @@ from tao.forks import renew_after_fork, renew_server
 from tao.holdings import Holdings
 from tao.listener import Bound, Listener, listen
 from tao.log import logger
-from tao.message import Registry, check_callable, default_registry
+from tao.message import Dispatch, ReadableT, Registry, ResultT, check_callable, default_registry
 from tao.metrics import Snapshot, Tally
 from tao.option_help import takes_options
 from tao.option_types import CommonOptions
@@ -37,6 +37,8 @@ from tao.workers import WorkerPool
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from tao.message import HandlerDecorator
 
 __all__ = ["Broadcast", "Server", "ServerConn", "ServerOptions", "StopReport"]
 
@@ -272,8 +274,8 @@ class Server(HasCredentials, Reception):
     # -- declaring
 
     def handler(
-        self, message_class: Any, *, dispatch: str | None = None
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        self, message_class: type[ReadableT], *, dispatch: Dispatch | None = None
+    ) -> HandlerDecorator[ReadableT, ServerConn, ResultT]:
         """Make the decorated function the handler of a message class, on this server only.
 
         See `Registry.handler`.

@@ -6,13 +6,13 @@ about marks that are not needed, an accepted mistake fails too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import tao
 from tao.testing import MemoryClient, RecordingClient, memory_pair, serving
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack, assert_type
+    from typing_extensions import Self, Unpack, assert_type
 
 ADDRESS = ("127.0.0.1", 12345)
 
@@ -111,3 +111,93 @@ class Text:
     @classmethod
     def deserialize(cls, data: bytes) -> Text:
         return cls(data.decode())
+
+
+class Number:
+    """A message whose number is declared as a class variable."""
+
+    message_number: ClassVar[int] = 2
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    @classmethod
+    def deserialize(cls, data: bytes) -> Self:
+        return cls(len(data))
+
+
+class Nameless:
+    @classmethod
+    def deserialize(cls, data: bytes) -> Nameless:
+        return cls()
+
+
+# -- handlers
+
+server = tao.Server()
+client = tao.ClientConn(ADDRESS)
+registry = tao.Registry()
+
+
+@server.handler(Text)
+def say(ctx: tao.Context[Text], conn: tao.ServerConn) -> int:
+    assert_type(ctx.message, Text)
+    assert_type(ctx.message.text, str)
+    assert_type(ctx.with_cancel().message, Text)
+    assert_type(tao.message_from_context(ctx), Text)
+    print(ctx.message.number)  # type: ignore[attr-defined]
+    conn.write(ctx.message)
+    return 1
+
+
+@client.handler(Number)
+def count(ctx: tao.Context[Number], conn: tao.Connection) -> None:
+    assert_type(ctx.message.number, int)
+
+
+@registry.handler(Text, dispatch="pool")
+def say_anywhere(ctx: tao.Context[Text], conn: tao.ClientConn) -> None:
+    assert_type(conn.connected, bool)
+
+
+@server.handler(Number)
+def take_any(ctx: tao.Context, conn: tao.ServerConn) -> str:
+    return str(ctx.message)
+
+
+@server.handler(Text)
+def take_base(ctx: tao.Context[Text | Number], conn: tao.Connection) -> None: ...
+
+
+@server.handler(Text)  # type: ignore[arg-type]
+def take_another_class(ctx: tao.Context[Number], conn: tao.ServerConn) -> None: ...
+
+
+@server.handler(Text)  # type: ignore[arg-type]
+def take_the_other_end(ctx: tao.Context[Text], conn: tao.ClientConn) -> None: ...
+
+
+@registry.handler(Text)  # type: ignore[arg-type]
+def take_too_little(ctx: tao.Context[Text]) -> None: ...
+
+
+def take_all(ctx: tao.Context[object], conn: tao.Connection) -> None: ...
+
+
+def handlers() -> None:
+    conn, ctx = server.connections[0], tao.context_with_message(tao.background(), Text("hi"))
+    assert_type(say(ctx, conn), int)
+    assert_type(take_any(tao.background(), conn), str)
+    say(tao.context_with_message(ctx, Number(1)), conn)  # type: ignore[arg-type]
+    registry.handler(Text)(take_all)
+    registry.handler(Number)(take_all)
+    server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
+    server.handler(Text)(lambda ctx, conn: ctx.message.number)  # type: ignore[attr-defined]
+    server.handler(Nameless)  # type: ignore[type-var]
+    server.handler(Text("hi"))  # type: ignore[arg-type]
+    server.handler(Text, dispatch="thread")  # type: ignore[arg-type]
+    tao.register(1, Text.deserialize, say_anywhere)
+    registry.register(2, Number.deserialize)
+    registry.register(2, Number.deserialize, take_any)
+    registry.register(2, Number.deserialize, take_all)
+    registry.register(2, Number.deserialize, 5)  # type: ignore[arg-type]

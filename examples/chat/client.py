@@ -21,7 +21,7 @@ def main() -> None:
     client = tao.ClientConn((options.host, options.port), on_close=lambda conn: os.close(going))
 
     @client.handler(ChatMessage)
-    def show(ctx: tao.Context, conn: tao.Connection) -> None:
+    def show(ctx: tao.Context[ChatMessage], conn: tao.Connection) -> None:
         print(ctx.message.text.rstrip("\n"), flush=True)
 
     with client:

@@ -20,7 +20,7 @@ server = tao.Server(on_connect=came, on_close=left, slow_consumer="close")
 
 
 @server.handler(ChatMessage)
-def pass_on(ctx: tao.Context, conn: tao.Connection) -> None:
+def pass_on(ctx: tao.Context[ChatMessage], conn: tao.Connection) -> None:
     server.broadcast(ctx.message)
 
 

@@ -21,7 +21,7 @@ def main() -> None:
     client = tao.ClientConn((options.host, options.port), on_close=lambda conn: replies.put(None))
 
     @client.handler(EchoMessage)
-    def keep(ctx: tao.Context, conn: tao.Connection) -> None:
+    def keep(ctx: tao.Context[EchoMessage], conn: tao.Connection) -> None:
         replies.put(ctx.message.text)
 
     with client:

@@ -10,7 +10,7 @@ server = tao.Server()
 
 
 @server.handler(EchoMessage)
-def echo(ctx: tao.Context, conn: tao.Connection) -> None:
+def echo(ctx: tao.Context[EchoMessage], conn: tao.Connection) -> None:
     conn.write(ctx.message)
 
 

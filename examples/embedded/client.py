@@ -22,7 +22,7 @@ def main() -> None:
     client = tao.ClientConn((options.host, options.port), on_close=lambda conn: notices.put(None))
 
     @client.handler(Notice)
-    def keep(ctx: tao.Context, conn: tao.Connection) -> None:
+    def keep(ctx: tao.Context[Notice], conn: tao.Connection) -> None:
         notices.put(ctx.message.text)
 
     with client:

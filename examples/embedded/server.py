@@ -37,7 +37,7 @@ server = tao.Server()
 
 
 @server.handler(Order)
-def take(ctx: tao.Context, conn: tao.Connection) -> None:
+def take(ctx: tao.Context[Order], conn: tao.Connection) -> None:
     """Pass an order on and wait for the result; only this connection waits with it."""
     result: Future[int] = Future()
     orders.put((ctx.message, result))

@@ -21,7 +21,7 @@ def main() -> None:
     client = tao.ClientConn((options.host, options.port), on_close=lambda conn: pongs.put(None))
 
     @client.handler(PingPongMessage)
-    def receive(ctx: tao.Context, conn: tao.Connection) -> None:
+    def receive(ctx: tao.Context[PingPongMessage], conn: tao.Connection) -> None:
         pongs.put(ctx.message.text)
 
     with client:

@@ -10,7 +10,7 @@ server = tao.Server()
 
 
 @server.handler(PingPongMessage)
-def reply(ctx: tao.Context, conn: tao.Connection) -> None:
+def reply(ctx: tao.Context[PingPongMessage], conn: tao.Connection) -> None:
     conn.write(PingPongMessage("pong"))
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     )
 
     @client.handler(SecretMessage)
-    def keep(ctx: tao.Context, conn: tao.Connection) -> None:
+    def keep(ctx: tao.Context[SecretMessage], conn: tao.Connection) -> None:
         replies.put(ctx.message.text)
 
     with client:

@@ -25,7 +25,7 @@ server = tao.Server(on_connect=identify)
 
 
 @server.handler(SecretMessage)
-def answer(ctx: tao.Context, conn: tao.Connection) -> None:
+def answer(ctx: tao.Context[SecretMessage], conn: tao.Connection) -> None:
     conn.write(SecretMessage(f"{conn.name}, I know that it was you who said: {ctx.message.text}"))
 
 

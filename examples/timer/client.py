@@ -21,7 +21,7 @@ def main() -> None:
     client = tao.ClientConn((options.host, options.port), on_close=lambda conn: times.put(None))
 
     @client.handler(TimeMessage)
-    def keep(ctx: tao.Context, conn: tao.Connection) -> None:
+    def keep(ctx: tao.Context[TimeMessage], conn: tao.Connection) -> None:
         times.put(ctx.message.time)
 
     with client:
