@@ -18,6 +18,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from tao.agenda import Agenda
 from tao.threads import as_tao_thread, in_tao_thread
 from tao.timing import TimingWheel, shared_wheel
 from tao.wakeup import Notifier, Waitable
@@ -67,8 +68,9 @@ class Clock(TimingWheel):
                 raise ValueError(f"start needs a time zone, not {start!r}")
             start = start.timestamp()
         self._start: float = time.time() if start is None else start
-        # The thread that advances the clock, while one does. The heap belongs to it meanwhile, and
-        # it alone changes the two that follow.
+        # What belongs to the thread that advances the clock, while one does.
+        self._turned = Agenda()
+        # That thread. It alone changes the two that follow.
         self._advancer: dict[str, int] = {}
         self._time: float = 0.0
         self._jumps: list[tuple[float, float]] = [(time.monotonic(), 0.0)]  # when, and to what
@@ -103,7 +105,9 @@ class Clock(TimingWheel):
         try:
             try:
                 self._changed.wait_for(lambda: self._advancer.setdefault("thread", me) == me)
-                self._rebuild()  # somebody may have been interrupted at its work on the heap
+                self._turned.rebuild(
+                    self._timers
+                )  # somebody may have been interrupted at its work on the heap
                 target = self._time + seconds
                 while self._go_on(target):
                     self._wait_for_calls(patience)
@@ -182,8 +186,8 @@ class Clock(TimingWheel):
             self._call_ended(key)
             raise
 
-    def _wake(self) -> None:
-        pass  # it is turned by who advances it
+    def _tell(self, due: float, timer_id: int) -> None:
+        self._turned.add(due, timer_id)  # it is turned by who advances it
 
     # -- inside
 
@@ -195,14 +199,14 @@ class Clock(TimingWheel):
 
     def _go_on(self, target: float) -> bool:
         """Call what is due next; when nothing is before the target, go there and return False."""
-        self._take_in()
-        first = self._first()
+        self._turned.take_in(self._timers)
+        first = self._turned.first(self._timers)
         if first is None or first[0] > target + _SLACK:
             self._jump(target)
             return False
         self._jump(first[0])
         with as_tao_thread():
-            self._fire(first[1])
+            self._fire(first[1], self._turned)
         return True
 
     def _jump(self, to: float) -> None:

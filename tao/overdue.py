@@ -128,6 +128,7 @@ class OverdueWatch:
         # of. They are held weakly: when the wheel stops, nobody looks after them any more.
         self._told: weakref.WeakKeyDictionary[Connection, bool] = weakref.WeakKeyDictionary()
         self._armed: bool = False
+        self._next: int = 0  # the id of the next look, the highest
 
     def add(self, dispatcher: Dispatcher) -> None:
         """Look after what the dispatcher runs now."""
@@ -143,19 +144,21 @@ class OverdueWatch:
         self._armed = False
         try:
             if wheel is not None:
-                wheel.run_clock(min(_STEP, shortest / 4), self._look)
-                self._armed = True
+                timer_id = wheel.reserve_id()
+                wheel.run_clock(min(_STEP, shortest / 4), lambda _: self._look(timer_id), timer_id)
+                self._next, self._armed = timer_id, True
         except RuntimeError:
             # The wheel has stopped, so all connections have ended.
             self._told.clear()
 
-    def _look(self, _: datetime) -> None:
-        try:
-            self._look_now()
-        finally:
-            self._armed = False
-            if self._told:
-                self._look_later()
+    def _look(self, timer_id: int) -> None:
+        """Look at all. If this is interrupted, the wheel calls it again."""
+        if timer_id < self._next:
+            return  # it was, after it had set the next look
+        self._look_now()
+        self._armed = False
+        if self._told:
+            self._look_later()
 
     def _look_now(self) -> None:
         now = monotonic()

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from tao.deadline import Deadline
@@ -41,24 +42,39 @@ _pinning = False
 
 
 def spawn(
-    target: Callable[..., object], *args: Any, name: str, cpus: Set[int] | None = None
+    target: Callable[..., object],
+    *args: Any,
+    name: str,
+    cpus: Set[int] | None = None,
+    failed: Callable[[BaseException], object] | None = None,
 ) -> threading.Thread:
     """Return a thread, not started yet, that runs ``target(*args)``, on ``cpus`` only if given.
 
     The owner stores it before starting it, so that a stop in between does not miss it.
+
+    Args:
+        failed: called on the thread, after it was logged, with what ``target`` raises or what keeps
+            it from being called; again if it raises itself. It ends what depends on the thread, or
+            goes on with the work.
     """
-    return StartableThread(_outermost, (target, args, cpus), name)
+    return StartableThread(_outermost, (target, args, cpus), name, partial(_died, failed))
 
 
 def _outermost(target: Callable[..., object], args: tuple[Any, ...], cpus: Set[int] | None) -> None:
+    mark_tao_thread()
+    pin(cpus)
+    target(*args)
+
+
+def _died(failed: Callable[[BaseException], object] | None, error: BaseException) -> None:
     try:
-        try:
-            mark_tao_thread()
-            pin(cpus)
-        finally:  # what is raised in there by another thread keeps nobody from his work
-            target(*args)
-    except BaseException:
-        logger.exception("thread {} died", threading.current_thread().name)
+        mark_tao_thread()  # it may have come to nothing
+        name = threading.current_thread().name
+        what = "died" if failed is None else "was interrupted"
+        logger.opt(exception=error).error("thread {} {}", name, what)
+    finally:
+        if failed is not None:
+            failed(error)
 
 
 def pin(cpus: Set[int] | None) -> None:

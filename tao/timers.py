@@ -7,8 +7,10 @@ messages of the connection.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 from tao.atomic import AtomicReference
@@ -20,9 +22,6 @@ __all__ = ["ConnectionTimer", "HasTimers", "TimerSet"]
 
 #: Called with the time it was due, an aware datetime, and the connection.
 ConnectionTimer = Callable[[datetime, Any], object]
-
-# A clock whose callback was interrupted is set again, for not less than so many seconds.
-_AGAIN = 0.01
 
 
 class _Timer(NamedTuple):
@@ -49,22 +48,20 @@ class _UserTimer:
         self.timer_id: int = timer_id
         self._callback = callback
         self.periodic: bool = periodic
-        # Whether a call waits for its turn already. Set by the wheel's thread, cleared by the call.
-        self._waiting: bool = False
+        # The call that waits for its turn. Set by the wheel's thread, cleared by the call; and one
+        # that an exception has kept from that is gone, too.
+        self._waiting: weakref.ref[Callable[[], object]] | None = None
 
     def fire(self, due: datetime) -> None:
         """Have the callback take its turn; on the wheel's thread."""
-        if self._waiting or not self._owner.take(self):
-            return
-        try:
-            self._waiting = True
-            self._owner.hand_over(lambda: self._run(due))
-        except BaseException:
-            self._waiting = False
-            raise
+        waiting = self._waiting
+        if (waiting is None or waiting() is None) and self._owner.take(self):
+            call = partial(self._run, due)
+            self._waiting = weakref.ref(call)
+            self._owner.hand_over(call)
 
     def _run(self, due: datetime) -> None:
-        self._waiting = False
+        self._waiting = None
         if not self.periodic or self._owner.has(self):  # not cancelled while it waited
             self._callback(due)
 
@@ -111,19 +108,14 @@ class TimerSet:
         try:
             wheel = self._wheel.in_real_time if real else self._wheel
             clock = _Timer(wheel, wheel.reserve_id())
-            self._set(purpose, clock, delay, callback, real)
+            self._set(purpose, clock, delay, callback)
         except RuntimeError:
             if self._closed is None:
                 raise
             # The server has stopped, and its wheel: all time is up anyway.
 
     def _set(
-        self,
-        purpose: str,
-        clock: _Timer,
-        delay: float,
-        callback: Callable[[], object],
-        real: bool,
+        self, purpose: str, clock: _Timer, delay: float, callback: Callable[[], object]
     ) -> None:
         current = self._clocks.get(purpose)
         if current is None:
@@ -131,13 +123,8 @@ class TimerSet:
 
         def ring(_: datetime) -> None:
             latest = current.get()
-            if latest is not None and latest.timer_id > clock.timer_id:
-                return
-            try:
-                callback()
-            except BaseException:  # raised in here by another thread, as a rule; it may not be lost
-                self.set_clock(purpose, max(delay, _AGAIN), callback, real=real)
-                raise
+            if latest is None or latest.timer_id <= clock.timer_id:
+                callback()  # if this is interrupted, the wheel rings again
 
         try:
             clock.wheel.run_clock(delay, ring, clock.timer_id)

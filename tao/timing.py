@@ -13,61 +13,40 @@ Guarantees:
   wheel's own thread, all timers are there and fire, and that thread goes on or has a successor.
 
 There is no lock. What counts is a dict of all pending timers, of which each operation changes one
-entry, in one step of the interpreter. Their order is a binary heap (J. W. J. Williams, 1964), as in
-the Go original; in Python the C heap of ``heapq`` is several times faster than slots of a hashed
-wheel (Varghese and Lauck, 1987) would be. The heap belongs to the wheel's thread alone, which is
-told in a queue of what to put into it, and woken only for a timer that comes before all others. It
-is no more than an index: entries that have no timer any more are passed over and cleared out before
-they are the majority, and after an accident it is built anew from the dict.
+entry, in one step of the interpreter.
+
+What a thread knows, and what others know of it, is its agenda (``agenda.py``). It brings that along
+when it comes up, and one agenda counts at a time. So a thread that never came up has left no trace,
+and the state of one that has died goes with it. Adding a timer puts it into the dict, then looks at
+the agenda; a new thread puts its agenda in place, then looks at the dict. So each timer is seen. If
+no living thread has the agenda, adding a timer starts one.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
 from datetime import datetime, timezone
 
-from tao.atomic import pop_and_call
+from tao.agenda import Agenda, Timer, TimerCallback
+from tao.atomic import AtomicReference, pop_and_call
 from tao.callables import check_quickly
 from tao.deadline import Deadline
 from tao.errors import TooManyTimers
 from tao.log import logger
 from tao.threads import gather, spawn
-from tao.wakeup import Waitable, Wakeup
+from tao.wakeup import Waitable
 
 __all__ = ["SharedWheel", "TimerCallback", "TimingWheel", "delay_until", "shared_wheel"]
 
-#: Called with the time at which the timer was due, as an aware datetime in UTC.
-TimerCallback = Callable[[datetime], object]
-
-# The heap is cleared out when it holds more than this and more than half of it is cancelled.
-_SMALL_HEAP = 64
-# So many timers may wait to be put into the heap until the thread is woken for that alone.
-_MOST_INCOMING = 1000
+# A clock whose callback was interrupted is called again after not less than so many seconds.
+_AGAIN = 0.01
 # How long the last user of the shared wheel waits for its thread to end, in seconds.
 _JOIN_TIMEOUT = 1.0
-
-
-class _Timer:
-    """A pending timer.
-
-    Attributes:
-        due: when it fires next, by the wheel's time. Changed by the wheel's thread.
-        interval: in seconds; 0 for a timer that fires once.
-    """
-
-    __slots__ = ("callback", "due", "interval")
-
-    def __init__(self, due: float, interval: float, callback: TimerCallback) -> None:
-        self.due: float = due
-        self.interval: float = interval
-        self.callback: TimerCallback = callback
 
 
 class TimingWheel:
@@ -89,19 +68,10 @@ class TimingWheel:
         self._ids = itertools.count(1)
         # All timers that are neither cancelled nor have fired for the last time. Whoever takes one
         # out owns it: a call of `cancel`, or the thread, which fires it.
-        self._timers: dict[int, _Timer] = {}
-        # What the thread is to put into the heap: when it is due, and which it is.
-        self._incoming: deque[tuple[float, int]] = deque()
+        self._timers: dict[int, Timer] = {}
         self._stopped: bool = False  # only ever set
-        # The thread that the wheel belongs to. One that finds another here ends.
-        self._thread: threading.Thread | None = None
-        # Set when the thread is to look at what has come in, or whether it is to end.
-        self._wakeup = Wakeup()
-        # When the thread wakes by itself: infinity if it does not, or is not there, and minus
-        # infinity while it is awake. Written by the thread.
-        self._wakes_at: float = math.inf
-        # Owned by the thread; others look at its length.
-        self._heap: list[tuple[float, int]] = []  # as in _incoming, cancelled ones too
+        # Put here by the thread itself. One that finds another's ends.
+        self._agenda: AtomicReference[Agenda | None] = AtomicReference(None)
 
     def reserve_id(self) -> int:
         """Return an id for a timer, which is the only one to have it.
@@ -135,10 +105,12 @@ class TimingWheel:
     def run_clock(self, delay: float, callback: TimerCallback, timer_id: int | None = None) -> int:
         """As `run_after`, for the few timers that tao itself needs: they go by no limit.
 
-        However many the user has set, a connection must come to its end in time.
+        However many the user has set, a connection must come to its end in time. And if the
+        callback raises, or an exception from outside keeps it from returning, it is called again
+        after as much time.
         """
         delay = _checked("delay", delay, zero=True)
-        return self._add(delay, callback, 0.0, timer_id, limited=False)
+        return self._add(delay, callback, max(delay, _AGAIN), timer_id, until_done=True)
 
     def run_every(
         self, interval: float, callback: TimerCallback, timer_id: int | None = None
@@ -152,14 +124,21 @@ class TimingWheel:
         A callback that is running meanwhile, or just about to, is not waited for.
         """
         timer = self._timers.pop(timer_id, None)
-        if len(self._heap) > max(_SMALL_HEAP, 2 * len(self._timers)):
-            self._wakeup.set()  # to clear it out
+        agenda = self._agenda.get()
+        if agenda is not None and agenda.wants_clearing(self._timers):
+            agenda.wakeup.set()
         return timer is not None
 
     @property
     def size(self) -> int:
         """How many timers are pending."""
         return len(self._timers)
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread that fires them, or the last that did; None: there was none yet."""
+        agenda = self._agenda.get()
+        return None if agenda is None else agenda.thread
 
     def stop(self, timeout: float | None = 5.0) -> None:
         """Drop all timers and end the thread; called from a callback, it does not wait for it.
@@ -170,8 +149,10 @@ class TimingWheel:
             self._stopped = True
         finally:
             self._timers.clear()
-            self._wakeup.set()
-        thread = self._thread
+            agenda = self._agenda.get()
+            if agenda is not None:
+                agenda.wakeup.set()
+        thread = self.thread
         if thread is not None:
             gather([thread], Deadline(timeout))
 
@@ -208,17 +189,18 @@ class TimingWheel:
         interval: float,
         timer_id: int | None = None,
         *,
-        limited: bool = True,
+        until_done: bool = False,
     ) -> int:
+        limited = not until_done  # it is the user's
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
-        if limited:  # it is the user's
+        if limited:
             check_quickly("callback", callback, "due")
         due = self.now() + delay
         if timer_id is None:
             timer_id = next(self._ids)
         try:
-            self._timers[timer_id] = _Timer(due, interval, callback)
+            self._timers[timer_id] = Timer(due, interval, callback, until_done)
             # Looked at after it was added, as `stop` clears the timers after it has set this: one
             # of the two sees the other.
             if self._stopped:
@@ -226,10 +208,7 @@ class TimingWheel:
             if limited and len(self._timers) > self._max_pending:
                 text = f"{self._name} has {self._max_pending} timers pending already"
                 raise TooManyTimers(text)
-            self._incoming.append((due, timer_id))
-            # The thread sets the time at which it will wake, then looks whether something came in.
-            if due < self._wakes_at or len(self._incoming) > _MOST_INCOMING:
-                self._wake()
+            self._tell(due, timer_id)
             return timer_id
         except BaseException:
             # Whoever does not learn of the timer must not have it either: also if it was the
@@ -237,104 +216,70 @@ class TimingWheel:
             self._timers.pop(timer_id, None)
             raise
 
-    def _wake(self) -> None:
-        """Have a thread look at what has come in."""
-        thread = self._thread
-        if thread is not None and thread.is_alive():
-            self._wakeup.set()
-        else:
-            self._start_thread()
-
-    def _start_thread(self) -> None:
-        """Start a thread that turns the wheel, in place of the one before if there is one."""
-        self._thread = thread = spawn(self._turn, name=self._name)
-        thread.start()
+    def _tell(self, due: float, timer_id: int) -> None:
+        """Tell the thread of a timer, or start one, which finds it by itself."""
+        agenda = self._agenda.get()
+        if agenda is not None and agenda.alive:
+            agenda.add(due, timer_id)
+            return
+        new = Agenda()
+        new.thread = spawn(self._turn, new, name=self._name, failed=lambda error: self._turn(new))
+        new.thread.start()
 
     # -- inside, on the wheel's thread
 
-    def _turn(self) -> None:
-        """The wheel's thread: sleep, fire what is due, again."""
-        me = threading.current_thread()
-        try:
-            while self._thread is me and not self._stopped:
-                try:
-                    self._wakes_at = -math.inf
-                    self._rebuild()
-                    self._run(me)
-                except BaseException:
-                    logger.exception("the timing wheel {} was interrupted; it goes on", self._name)
-        finally:
-            if self._thread is me:
-                self._wakes_at = math.inf
-                if self._timers and not self._stopped:  # an exception came outside of the loop
-                    self._start_thread()
+    def _turn(self, agenda: Agenda) -> None:
+        """The wheel's thread: sleep, fire what is due, again. If it is interrupted, it begins anew.
 
-    def _run(self, me: threading.Thread) -> None:
-        while self._thread is me and not self._stopped:
-            self._take_in()
+        Of several that come up at once only the first goes on.
+        """
+        before, now = self._agenda.update(
+            lambda latest: latest if latest is not None and latest.alive else agenda
+        )
+        if before is not None and before is not now:
+            before.wakeup.set()  # should it be there after all
+        while self._is_to_turn(agenda):
+            try:
+                agenda.rebuild(self._timers)
+                self._run(agenda)
+            except BaseException:
+                logger.exception("the timing wheel {} was interrupted; it goes on", self._name)
+
+    def _is_to_turn(self, agenda: Agenda) -> bool:
+        """Whether this agenda is the one that counts."""
+        return not self._stopped and self._agenda.get() is agenda
+
+    def _run(self, agenda: Agenda) -> None:
+        timers = self._timers
+        while self._is_to_turn(agenda):
+            agenda.take_in(timers)
             # One at a time, so that a callback can still cancel what is due together with its own
             # timer.
-            first = self._first()
-            if first is not None and first[0] <= self.now():
-                self._fire(first[1])
-                continue
-            self._wakes_at = math.inf if first is None else first[0]
-            if not self._incoming:
-                self._wakeup.wait(self._wakes_at - self.now())
-            self._wakes_at = -math.inf
-            self._wakeup.clear()
+            first = agenda.first(timers)
+            if first is None:
+                agenda.sleep(math.inf, self.now)
+            elif first[0] > self.now():
+                agenda.sleep(first[0], self.now)
+            else:
+                self._fire(first[1], agenda)
 
-    def _rebuild(self) -> None:
-        """Make the heap anew from the timers."""
-        self._incoming.clear()
-        self._heap = [(timer.due, timer_id) for timer_id, timer in self._timers.copy().items()]
-        heapq.heapify(self._heap)
-
-    def _take_in(self) -> None:
-        """Put into the heap what has come in, and clear it out if it is time."""
-        incoming, heap, timers = self._incoming, self._heap, self._timers
-        while incoming:
-            entry = incoming[0]
-            if entry[1] in timers:
-                heapq.heappush(heap, entry)
-            incoming.popleft()  # after it is in the heap, where a second one does no harm
-        if len(heap) > max(_SMALL_HEAP, 2 * len(timers)):
-            heap[:] = [entry for entry in heap if entry[1] in timers]
-            heapq.heapify(heap)
-
-    def _first(self) -> tuple[float, int] | None:
-        """Return what is due first, at which time and which it is, if there is any timer."""
-        heap = self._heap
-        while heap:
-            due, timer_id = heap[0]
-            timer = self._timers.get(timer_id)
-            if timer is not None and timer.due == due:
-                return heap[0]
-            heapq.heappop(heap)  # it was cancelled or has fired
-        return None
-
-    def _fire(self, timer_id: int) -> None:
+    def _fire(self, timer_id: int, agenda: Agenda) -> None:
         """Call a timer's callback, unless it has been cancelled meanwhile."""
         timer = self._timers.get(timer_id)
         if timer is None:
             return
         callback, moment = timer.callback, self._utc(timer.due)
         if timer.interval:
-            self._put_off(timer_id, timer)
+            agenda.put_off(timer_id, timer, self.now())
         try:
             if timer.interval:
                 callback(moment)
+                if timer.until_done:
+                    self._timers.pop(timer_id, None)
             else:
                 pop_and_call(self._timers, timer_id, "callback", moment)
         except BaseException:
             logger.exception("timer callback {!r} raised", callback)
-
-    def _put_off(self, timer_id: int, timer: _Timer) -> None:
-        """Have a periodic timer fire again, in its phase and not before now."""
-        now = self.now()
-        again = now - math.fmod(now - timer.due, timer.interval) + timer.interval
-        timer.due = max(again, math.nextafter(now, math.inf))
-        heapq.heappush(self._heap, (timer.due, timer_id))
 
     def _utc(self, due: float) -> datetime:
         """Return the time of day of a moment."""

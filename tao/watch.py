@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from datetime import datetime
 from time import monotonic
 from typing import Any, Protocol
 
@@ -57,7 +56,7 @@ class BlockWatch:
         self.lateness: float = 0.0
         # Owned by the wheel's thread.
         self._due: float = 0.0  # when the next is due; written before it can be
-        self._next: int = 0  # the id of the next look; written by whoever arms, too
+        self._next: int = 0  # the id of the next look, the highest; written by whoever arms, too
         self._in_vain: int = 0  # looks that found nothing, in a row
 
     def arm(self) -> None:
@@ -92,8 +91,9 @@ class BlockWatch:
         self._due = monotonic() + GRACE
         try:
             if wheel is not None:
-                self._next = wheel.reserve_id()
-                wheel.run_clock(GRACE, self._look, self._next)
+                timer_id = wheel.reserve_id()
+                wheel.run_clock(GRACE, lambda _: self._look(timer_id), timer_id)
+                self._next = timer_id
         except RuntimeError:
             # The wheel has stopped, so all connections have ended; or it has no thread.
             self._disarm()
@@ -104,15 +104,10 @@ class BlockWatch:
         if wheel is not None:
             wheel.cancel(self._next)
 
-    def _look(self, _: datetime) -> None:
-        try:
-            self._look_at_all()
-        except BaseException:  # raised in here by another thread, as a rule
-            self._forgo()
-            self._look_later()
-            raise
-
-    def _look_at_all(self) -> None:
+    def _look(self, timer_id: int) -> None:
+        """Look at all. If this is interrupted, the wheel calls it again."""
+        if timer_id < self._next:
+            return  # it was, after it had set the next look
         now = monotonic()
         self.lateness = min(max(now - self._due, 0.9 * self.lateness), _LATENESS_MOST)
         running = list(self.running)

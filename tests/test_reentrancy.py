@@ -7,6 +7,7 @@ interrupted operation has either happened or has not.
 from __future__ import annotations
 
 import ctypes
+import math
 import queue
 import socket
 import threading
@@ -33,13 +34,13 @@ from tao.timers import TimerSet
 from tao.timing import SharedWheel, TimingWheel, shared_wheel
 from tao.wakeup import Wakeup
 from tests.ends import MakeServer
-from tests.injection import opcodes
+from tests.injection import Interruption, opcodes
 from tests.support import PATIENCE, ends, together, wait_until
 
 #: A delay that no test lives to see.
 NEVER = 3600.0
 
-OF_THE_WHEEL = ("tao.timing", "tao.atomic", "tao.wakeup")
+OF_THE_WHEEL = ("tao.timing", "tao.agenda", "tao.atomic", "tao.wakeup")
 
 
 def raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
@@ -275,7 +276,8 @@ def test_timers_are_right_after_an_exception_at_any_bytecode() -> None:
         assert wheel.size in {1, 2} if returned else wheel.size in {0, 1}, moment
         assert moment.struck or wheel.size == 1
         assert works(wheel), moment
-        known = {timer_id for _, timer_id in [*wheel._heap, *wheel._incoming]}
+        agenda = wheel._agenda.get()
+        known = {timer_id for _, timer_id in [*agenda.heap, *agenda.incoming]}
         assert known >= set(wheel._timers), moment
         wheel.stop()
 
@@ -288,7 +290,7 @@ def test_a_wheel_can_be_stopped_after_an_exception_at_any_bytecode_of_a_stop() -
         with moment.raising():
             wheel.stop()
         wheel.stop()
-        assert wheel.size == 0 and not wheel._thread.is_alive(), moment
+        assert wheel.size == 0 and not wheel.thread.is_alive(), moment
         with pytest.raises(RuntimeError):
             wheel.run_after(0, print)
 
@@ -314,7 +316,7 @@ def test_an_exception_from_another_thread_does_not_end_the_wheel(wheel: TimingWh
     """As timeout libraries raise them: the callback that it hits is over, and no timer is lost."""
     fired = list[Any]()
     assert works(wheel)
-    thread = wheel._thread
+    thread = wheel.thread
     for _ in range(200):
         raise_in(thread, SystemExit)
         wheel.run_after(0.0005, fired.append)
@@ -323,15 +325,61 @@ def test_an_exception_from_another_thread_does_not_end_the_wheel(wheel: TimingWh
     assert wheel.size == 0
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_wheel_whose_thread_died_gets_another(wheel: TimingWheel) -> None:
-    """With all timers, as soon as anybody adds one."""
-    fired = threading.Event()
-    moment = next(opcodes("tao.threads"))
-    with moment.raising(SystemExit, thread="test-wheel"):
-        wheel.run_after(0.001, lambda due: fired.set())
-        wait_until(lambda: not wheel._thread.is_alive())
-    assert moment.struck and works(wheel) and fired.wait(PATIENCE)
+    """As soon as anybody adds a timer, whatever the last thread has left of its state."""
+    assert works(wheel)
+    agenda: Any = wheel._agenda.get()
+    wheel._agenda.update(lambda _: None)  # by which the thread ends, while it is awake
+    agenda.wakeup.set()
+    agenda.thread.join(PATIENCE)
+    agenda.wakes_at = -math.inf
+    wheel._agenda.update(lambda _: agenda)
+    assert works(wheel) and wheel.thread is not agenda.thread
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_wheel_turns_whatever_hits_its_thread_as_it_comes_up() -> None:
+    """At each bytecode: either adding the first timer raises, or that timer fires."""
+    for moment in islice(opcodes("tao.thread_start", "tao.threads", *OF_THE_WHEEL), 250):
+        wheel, fired = TimingWheel("test-born"), threading.Event()
+        with moment.raising(SystemExit, thread="test-born"):
+            try:
+                wheel.run_after(0, lambda due, fired=fired: fired.set())
+            except RuntimeError:
+                assert wheel.size == 0, moment
+                fired.set()
+            assert fired.wait(PATIENCE), moment
+        assert works(wheel), moment
+        wheel.stop()
+
+
+def test_a_wheel_turns_after_one_of_several_starts_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another thread starts it in between, at each bytecode, and fires a timer meanwhile."""
+    start = threading.Thread.start
+    for moment in opcodes("tao.thread_start", "tao.threads", "tao.timing"):
+        wheel, entered, gate = TimingWheel("test-twice"), threading.Event(), threading.Event()
+
+        def callback(due: datetime, entered: Any = entered, gate: Any = gate) -> None:
+            entered.set()
+            gate.wait(PATIENCE)
+
+        def add(wheel: Any = wheel, entered: Any = entered, callback: Any = callback) -> None:
+            assert ends(lambda: wheel.run_after(0, callback)) and entered.wait(PATIENCE)
+            monkeypatch.setattr(threading.Thread, "start", interrupted)
+
+        def interrupted(thread: threading.Thread) -> None:
+            raise Interruption
+
+        with suppress(Interruption), moment.calling(add):
+            wheel.run_after(NEVER, print)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        thread = wheel.thread
+        gate.set()
+        wheel.run_after(0, lambda due: None)
+        assert works(wheel) and (wheel.thread is thread or not moment.struck), moment
+        wheel.stop()
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -372,7 +420,7 @@ def ring_all(wheel: TimingWheel) -> None:
 def test_clocks_are_set_at_any_bytecode(wheel: TimingWheel) -> None:
     """However they are set at the same time: one of each purpose is left."""
     assert works(wheel)
-    for moment in opcodes("tao.timers", "tao.timing", "tao.atomic"):
+    for moment in opcodes("tao.timers", "tao.timing", "tao.agenda", "tao.atomic"):
         timers, rung = Posts(wheel).timers, list[int]()
         set_clock = partial(timers.set_clock, "x", NEVER)
         with moment.calling(partial(set_clock, partial(rung.append, 2))):
@@ -387,7 +435,7 @@ def test_clocks_are_set_at_any_bytecode(wheel: TimingWheel) -> None:
 def test_clocks_are_right_after_an_exception_at_any_bytecode(wheel: TimingWheel) -> None:
     """The one before goes on, or the new one is set; never both, and never neither."""
     assert works(wheel)
-    for moment in opcodes("tao.timers", "tao.timing", "tao.atomic"):
+    for moment in opcodes("tao.timers", "tao.timing", "tao.agenda", "tao.atomic"):
         timers, rung = Posts(wheel).timers, list[int]()
         timers.set_clock("x", NEVER, lambda r=rung: r.append(1))
         with moment.raising():
@@ -407,7 +455,7 @@ def test_a_timer_of_a_connection_that_ends_meanwhile_is_refused(
 ) -> None:
     """Wherever the end comes in between, no timer is left; without an end the timer is there."""
     assert works(wheel)
-    for moment in opcodes("tao.timers", "tao.timing"):
+    for moment in opcodes("tao.timers", "tao.timing", "tao.agenda"):
         timers = Posts(wheel).timers
         act = timers.end if ending else lambda t=timers: t.cancel(t.add(1, print, periodic=True))
         with moment.calling(act), suppress(ConnectionClosed):
@@ -420,7 +468,7 @@ def test_a_timer_of_a_connection_that_ends_meanwhile_is_refused(
 def test_timers_of_a_connection_after_an_exception_at_any_bytecode(wheel: TimingWheel) -> None:
     """One is there, for the connection and for the wheel, or it is not; none after the end."""
     assert works(wheel)
-    for moment in opcodes("tao.timers", "tao.timing"):
+    for moment in opcodes("tao.timers", "tao.timing", "tao.agenda"):
         timers, returned = Posts(wheel).timers, list[int]()
         with moment.raising():
             returned.append(timers.add(NEVER, print, periodic=True))

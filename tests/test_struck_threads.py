@@ -178,7 +178,7 @@ def test_a_watch_that_is_hit_looks_on(wheel: TimingWheel) -> None:
             watch.enter(each)
         watch.enter(each)
         count = len(seen.wait(1))
-        raise_in(wheel._thread, Interruption)
+        raise_in(wheel.thread, Interruption)
         seen.wait(count + 5)
         watch.running.discard(each)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 
 from tao.threads import Deadline, Doorbell, gather, in_tao_thread, mark_tao_thread, spawn
-from tests.injection import interrupting
-from tests.support import PATIENCE, ends, together
+from tests.injection import Interruption, interrupting, opcodes
+from tests.support import PATIENCE, ends, together, wait_until
 
 
 @pytest.fixture
@@ -61,6 +62,72 @@ def test_after_an_interrupted_join_a_thread_still_runs(stuck: list[threading.Thr
     with interrupting(lambda: thread._done._waiting):
         gather([thread], Deadline(PATIENCE))
     assert thread.is_alive() and gather(stuck, Deadline(0)) == stuck
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_whatever_hits_a_thread_it_works_or_says_so() -> None:
+    """At each bytecode: start() raises and nothing is done, or the work is, or `failed` is told."""
+    for moment in opcodes("tao.thread_start", "tao.threads"):
+        done, failed = list[str](), list[BaseException]()
+        thread = spawn(lambda d=done: d.append("done"), name="tao-struck", failed=failed.append)
+        with moment.raising(thread="tao-struck"):
+            try:
+                thread.start()
+            except RuntimeError:
+                failed.append(RuntimeError())
+                assert not done, moment
+            wait_until(lambda thread=thread: not thread.is_alive())
+        assert done or failed, moment
+        assert len(done) <= 1 and len(failed) <= 1, moment
+
+
+@pytest.mark.interrupted
+def test_a_start_that_is_interrupted_leaves_nothing() -> None:
+    """At each bytecode: the work is done, or it is not and never will be."""
+    for moment in opcodes("tao.thread_start", "tao.late_threads", "tao.wakeup"):
+        done = list[str]()
+        thread = spawn(lambda d=done: d.append("done"), name="tao-unborn")
+        with moment.raising():
+            thread.start()
+        wait_until(lambda thread=thread: thread not in threading.enumerate())
+        assert done == ["done"] or (moment.struck and not done), moment
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_thread_whose_start_was_interrupted_is_not_listed_for_ever(
+    begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception just before, or just after, the system has made it."""
+    name = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
+    start, done = getattr(threading, name), list[str]()
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        if begins:
+            start(*args, **kwargs)
+        raise Interruption
+
+    monkeypatch.setattr(threading, name, interrupted)
+    thread = spawn(lambda: done.append("done"), name="tao-unborn")
+    with pytest.raises(Interruption):
+        thread.start()
+    wait_until(lambda: thread not in threading.enumerate())
+    assert not thread.is_alive() and (begins or not done)
+
+
+def test_a_failure_is_told_until_it_is_heard(log_lines: list[Any]) -> None:
+    """Whoever is told of it may be interrupted as well."""
+    heard: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        heard.append(error)
+        if len(heard) < 3:
+            raise ValueError(len(heard))
+
+    thread = spawn(lambda: 1 // 0, name="tao-x", failed=failed)
+    thread.start()
+    thread.join(PATIENCE)
+    assert [type(error) for error in heard] == [ZeroDivisionError, ValueError, ValueError]
+    assert {line["message"] for line in log_lines} == {"thread tao-x was interrupted"}
 
 
 def test_tao_knows_its_threads() -> None:
