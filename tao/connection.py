@@ -387,9 +387,15 @@ class Connection(HasTimers, HasTransport):
 
     # -- threads
 
-    def _thread(self, role: str, target: Callable[..., object], *args: Any) -> threading.Thread:
+    def _thread(
+        self,
+        role: str,
+        failed: Callable[[BaseException], object],
+        target: Callable[..., object],
+        *args: Any,
+    ) -> threading.Thread:
         name = self._thread_name(role)
-        thread = spawn(target, *args, name=name, cpus=self._options.cpus)
+        thread = spawn(target, *args, name=name, cpus=self._options.cpus, failed=failed)
         self._threads.append(thread)
         return thread
 
@@ -402,21 +408,14 @@ class Connection(HasTimers, HasTransport):
     def _start_writer(self) -> None:
         """Start the third thread. Called by the send queue, in its turn."""
         try:
-            self._thread("writer", self._run_writer).start()
+            self._thread("writer", self.collapse, self._send_queue.run_writer).start()
         except RuntimeError as error:  # the peer can be sent no more than the kernel takes now
             raise OSError(str(error)) from error
-
-    def _run_writer(self) -> None:
-        """The writer thread. If it fails, the connection ends: nothing could be sent any more."""
-        try:
-            self._send_queue.run_writer()
-        except BaseException as error:
-            self.collapse(error)
 
     def start_handler(self) -> None:
         """Start the second thread; if that cannot be, there is an end to the connection."""
         try:
-            self._thread("handler", self._play, False).start()
+            self._thread("handler", self._struck, self._play, False).start()
         except RuntimeError as error:
             self.collapse(error)
 
@@ -455,6 +454,12 @@ class Connection(HasTimers, HasTransport):
                         return
             except BaseException as error:
                 failed.append(error)
+
+    def _struck(self, error: BaseException) -> None:
+        """End what a reading or handling thread has been kept from; it may have had either role."""
+        if not self._finished.is_set():
+            self.collapse(error)
+            self._finish()
 
     def _read(self) -> bool:
         """Read until the end, or (True) until the other thread has taken over."""

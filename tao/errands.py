@@ -116,11 +116,21 @@ class Errand(Generic[T]):
         self._discard = discard
         self._waiting: set[Bell] = set()
         self.since: float = monotonic()  #: when it was wanted first
-        self.begun: bool = False  #: whether a thread has come to it
+        self._runners: dict[str, int] = {}  # under one key, the thread that runs it: the first
         #: Set at the end, after the two that follow.
         self.done: bool = False
         self.result: T | None = None
         self.error: BaseException | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a thread has come to it."""
+        return bool(self._runners)
+
+    @property
+    def begun_here(self) -> bool:
+        """Whether that is the calling thread."""
+        return self._runners.get("thread") == threading.get_ident()
 
     def join(self, bell: Bell) -> None:
         """Have ``bell`` ring when it is done; look at `done` after this."""
@@ -145,7 +155,9 @@ class Errand(Generic[T]):
 
     def run(self) -> None:
         """Do the work, unless nobody wants it any more. Called by a helper thread."""
-        self.begun = True
+        me = threading.get_ident()
+        if self._runners.setdefault("thread", me) != me:
+            return
         if self._discard is not None and not self._waiting:
             return
         try:
@@ -155,8 +167,9 @@ class Errand(Generic[T]):
         self._finish()
 
     def fail(self, error: BaseException) -> None:
-        """Have it end without being done."""
-        self.error = error
+        """Have it end without being done, unless that has been done."""
+        if self.result is None:
+            self.error = error
         self._finish()
 
     def _finish(self) -> None:
@@ -190,6 +203,7 @@ class Helpers:
         # has ended. Who is interrupted here loses nothing: only threads that live count.
         self._threads: list[threading.Thread] = []
         self._waiting: deque[Errand[Any]] = deque()
+        self._unfinished: dict[Errand[Any], None] = {}  # those, and the ones that run
 
     @property
     def running(self) -> int:
@@ -198,29 +212,48 @@ class Helpers:
 
     def submit(self, errand: Errand[Any]) -> None:
         """Have an errand run, as soon as a thread is free; it fails if there can be none."""
+        self._unfinished[errand] = None
         self._waiting.append(errand)
         for thread in list(self._threads):
             if thread.ident is not None and not thread.is_alive():
                 self._remove(thread)
         if self.running >= self.most:
             return  # whichever is done next looks once more
-        thread = spawn(self._work, name=f"{self._name}-{next(self._numbers)}")
+        name = f"{self._name}-{next(self._numbers)}"
+        thread = spawn(self._work, name=name, failed=self._go_on)
         try:
             self._threads.append(thread)
             thread.start()
         except RuntimeError as error:
             self._remove(thread)
-            errand.fail(error.with_traceback(None))
+            self._fail(errand, error.with_traceback(None))
         except BaseException:
             self._remove(thread)
-            errand.fail(RuntimeError("it was interrupted"))
+            self._fail(errand, RuntimeError("it was interrupted"))
             raise
+
+    def _fail(self, errand: Errand[Any], error: BaseException) -> None:
+        errand.fail(error)
+        self._unfinished.pop(errand, None)
+
+    def _go_on(self, error: BaseException) -> None:
+        """Go on as a thread that an exception from outside has struck between two errands."""
+        for errand in list(self._unfinished):
+            if errand.begun_here and not errand.done:
+                errand.fail(error)
+            if errand.done:
+                self._unfinished.pop(errand, None)
+            elif not errand.begun:
+                self._waiting.append(errand)  # again, maybe; the first who comes to it runs it
+        self._threads.append(threading.current_thread())
+        self._work()
 
     def _work(self) -> None:
         thread = threading.current_thread()
         while True:
             while (errand := self._next()) is not None:
                 errand.run()
+                self._unfinished.pop(errand, None)
             # In this order: what is submitted before is seen below, and what is submitted after
             # starts another thread.
             self._remove(thread)
@@ -229,10 +262,11 @@ class Helpers:
             self._threads.append(thread)
 
     def _remove(self, thread: threading.Thread) -> None:
-        try:
-            self._threads.remove(thread)
-        except ValueError:
-            pass
+        while thread in self._threads:
+            try:
+                self._threads.remove(thread)
+            except ValueError:
+                pass
 
     def _next(self) -> Errand[Any] | None:
         while True:

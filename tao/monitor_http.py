@@ -145,7 +145,7 @@ class HttpServer:
         self._teller: threading.Thread | None = None  # makes the news now
         self._news_due: float = 0.0
         self._accept_again: float = 0.0
-        self._thread: threading.Thread = spawn(self._run, name=name)
+        self._thread: threading.Thread = spawn(self._run, name=name, failed=lambda _: self._run())
 
     def start(self) -> None:
         """Begin to serve.
@@ -382,7 +382,8 @@ class HttpServer:
                 self._begin_answer(peer, head)
 
     def _begin_answer(self, peer: _Peer, head: bytes) -> None:
-        thread = spawn(self._answer, head, name=f"{self._name}-request")
+        name = f"{self._name}-request"
+        thread = spawn(self._answer, head, name=name, failed=lambda _: self._post(None))
         self._answering[thread] = peer
         try:
             thread.start()
@@ -422,7 +423,8 @@ class HttpServer:
         if self._teller is not None or now < self._news_due or not self._streams():
             return
         self._news_due = now + self._period
-        self._teller = spawn(self._make_news, name=f"{self._name}-news")
+        name = f"{self._name}-news"
+        self._teller = spawn(self._make_news, name=name, failed=lambda _: self._post(None))
         try:
             self._teller.start()
         except (RuntimeError, MemoryError) as error:

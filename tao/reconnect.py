@@ -274,10 +274,17 @@ class ClientCore(Connection):
 
     def _launch(self, claim: _Claim, target: Callable[..., object], *args: Any) -> None:
         try:
-            self._thread("reader", claim.hand_over, target, *args).start()
+            failed = partial(self._kept_from, claim)
+            self._thread("reader", failed, claim.hand_over, target, *args).start()
         except RuntimeError:  # there are too many
             self._begin_close("no thread could be started", drain=False)
             raise
+
+    def _kept_from(self, claim: _Claim, error: BaseException) -> None:
+        """End what the first thread has been kept from, unless start() was, and took it back."""
+        claim.take()
+        if self._claims.get(_PLAYER) is claim:
+            self._struck(error)
 
     def _connect_first(self) -> None:
         """Connect; a server with which no connection comes to be is passed over for the next."""

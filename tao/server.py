@@ -28,7 +28,7 @@ from tao.outcomes import Broadcast, StopReport
 from tao.proxy_protocol import Network, ProxyNetworks
 from tao.reception import Reception
 from tao.serverconn import ServerConn
-from tao.signals import catch_signals
+from tao.signals import SignalCatcher
 from tao.stopping import Parts, Stopping
 from tao.threads import Doorbell
 from tao.timers import ConnectionTimer
@@ -230,20 +230,23 @@ class Server(HasCredentials, Reception):
                 to tell people, or a supervisor.
         """
         with Doorbell() as doorbell:
-            restore = catch_signals(self._interrupt) if handle_signals else bool
+            signals = SignalCatcher(self._interrupt)
             try:
                 self._doorbells.append(doorbell)
+                if handle_signals:
+                    signals.catch()
                 if address is not None:
                     self.start(address)
-                self._wait_for_the_end(doorbell, restore, ready)
+                self._wait_for_the_end(doorbell, signals, ready)
             finally:
-                restore()
-                self._doorbells.remove(doorbell)
+                signals.restore()
+                if doorbell in self._doorbells:
+                    self._doorbells.remove(doorbell)
 
     def _wait_for_the_end(
         self,
         doorbell: Doorbell,
-        restore: Callable[[], object],
+        signals: SignalCatcher,
         ready: Callable[[Any], object] | None,
     ) -> None:
         try:
@@ -252,8 +255,10 @@ class Server(HasCredentials, Reception):
             while self.running and not self._interrupted:
                 doorbell.wait()
         finally:
-            restore()  # a signal during the stop acts as it did before
-            self.stop()
+            try:
+                signals.restore()  # a signal during the stop acts as it did before
+            finally:
+                self.stop()
 
     def _interrupt(self) -> None:
         """A signal ends `serve_forever`."""

@@ -86,7 +86,7 @@ class ServerConn(Connection):
         Raises:
             RuntimeError: none can be had.
         """
-        self._thread("reader", self._begin, self._open).start()
+        self._thread("reader", self._struck, self._begin, self._open).start()
 
     def _open(self) -> bool:
         """From the first byte to the first message; False if it does not get there."""

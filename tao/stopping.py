@@ -115,7 +115,7 @@ class Stopping:
         thread = self._thread
         if self._parts() is None or (thread is not None and thread.is_alive()):
             return True
-        thread = spawn(self._carry_out, name="tao-stopper")
+        thread = spawn(self._carry_out, name="tao-stopper", failed=lambda _: self._carry_out())
         try:
             thread.start()
         except (RuntimeError, MemoryError):

@@ -62,7 +62,7 @@ class StartableThread(LateThread):
         # Under one key, who has taken the work: the first.
         self._takers: dict[str, str] = {}
         self._begun = Wakeup()  # set when the thread has taken it
-        self._done = Wakeup()  # set when the target has returned
+        self._done = Wakeup()  # set when that is over, or there was none
 
     def run(self) -> None:
         try:
@@ -159,6 +159,6 @@ class StartableThread(LateThread):
         if self._take(_STARTER) and self in limbo:
             # The standard library leaves there what was interrupted before it began, and lists it
             # among the threads for ever; what has begun takes itself out.
-            self._begun.wait(_MOMENT)
+            self._done.wait(_LOOK)
             if not self._is_started():
                 limbo.pop(self, None)

@@ -148,19 +148,32 @@ class Doorbell:
 
     def wait(self) -> None:
         """Return when it rings, or a signal has been handled; maybe without reason."""
-        in_main = threading.current_thread() is threading.main_thread()
-        if in_main:
-            before = signal.set_wakeup_fd(self._far.fileno(), warn_on_full_buffer=False)
+        before: list[int] = []
         try:
-            poll = select.poll()
-            poll.register(self._near, select.POLLIN)
-            poll.poll()
+            try:
+                if threading.current_thread() is threading.main_thread():
+                    # One step of the interpreter: an exception comes before or after.
+                    listen = partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
+                    before.extend(map(listen, [self._far.fileno()]))
+                self._poll()
+            finally:
+                self._listen_as_before(before)
+        finally:
+            self._listen_as_before(before)  # in case that an exception kept it from that
+
+    def _poll(self) -> None:
+        poll = select.poll()
+        poll.register(self._near, select.POLLIN)
+        poll.poll()
+        try:
             self._near.recv(4096)
         except BlockingIOError:
             pass  # interrupted by a signal, which has been handled now
-        finally:
-            if in_main:
-                signal.set_wakeup_fd(before)
+
+    def _listen_as_before(self, before: list[int]) -> None:
+        for descriptor in before:
+            signal.set_wakeup_fd(descriptor)
+        before.clear()
 
     def __enter__(self) -> Doorbell:
         return self

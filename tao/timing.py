@@ -15,8 +15,8 @@ Guarantees:
 There is no lock. What counts is a dict of all pending timers, of which each operation changes one
 entry, in one step of the interpreter.
 
-What a thread knows, and what others know of it, is its agenda (``agenda.py``). It brings that along
-when it comes up, and one agenda counts at a time. So a thread that never came up has left no trace,
+What a thread knows, and what others know of it, is its agenda (``agenda.py``). It is put in place
+once the thread is up, and one counts at a time. So a thread that never came up has left no trace,
 and the state of one that has died goes with it. Adding a timer puts it into the dict, then looks at
 the agenda; a new thread puts its agenda in place, then looks at the dict. So each timer is seen. If
 no living thread has the agenda, adding a timer starts one.
@@ -70,7 +70,7 @@ class TimingWheel:
         # out owns it: a call of `cancel`, or the thread, which fires it.
         self._timers: dict[int, Timer] = {}
         self._stopped: bool = False  # only ever set
-        # Put here by the thread itself. One that finds another's ends.
+        # The one that counts. A thread that finds another's here ends.
         self._agenda: AtomicReference[Agenda | None] = AtomicReference(None)
 
     def reserve_id(self) -> int:
@@ -225,6 +225,18 @@ class TimingWheel:
         new = Agenda()
         new.thread = spawn(self._turn, new, name=self._name, failed=lambda error: self._turn(new))
         new.thread.start()
+        self._put_in_place(new)  # or a stop that comes now would not wait for the thread
+
+    def _put_in_place(self, agenda: Agenda) -> None:
+        """Make an agenda the one that counts, unless the thread of another has it.
+
+        Done by the agenda's thread, and by whoever has started that: whichever comes first.
+        """
+        before, now = self._agenda.update(
+            lambda latest: latest if latest is not None and latest.alive else agenda
+        )
+        if before is not None and before is not now:
+            before.wakeup.set()  # should its thread be there after all
 
     # -- inside, on the wheel's thread
 
@@ -233,11 +245,7 @@ class TimingWheel:
 
         Of several that come up at once only the first goes on.
         """
-        before, now = self._agenda.update(
-            lambda latest: latest if latest is not None and latest.alive else agenda
-        )
-        if before is not None and before is not now:
-            before.wakeup.set()  # should it be there after all
+        self._put_in_place(agenda)
         while self._is_to_turn(agenda):
             try:
                 agenda.rebuild(self._timers)

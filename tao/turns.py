@@ -21,6 +21,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Set
+from functools import partial
 
 from tao.log import logger
 from tao.threads import Deadline, Joinable, gather, spawn
@@ -159,7 +160,8 @@ class Turns:
             return
         follows = threading.Lock()
         follows.acquire()
-        thread = spawn(self._take_turns, follows, name=self._name, cpus=self._cpus)
+        follow = partial(self._take_turns, follows)
+        thread = spawn(follow, name=self._name, cpus=self._cpus, failed=lambda _: follow())
         self._all.add(thread)
         try:
             thread.start()

@@ -31,6 +31,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
@@ -273,7 +274,8 @@ class WorkerPool(ThreadPoolExecutor):
                 if self._members.setdefault(number, worker) is worker:
                     # It counts as idle from now on, or several would be started for one job.
                     self._idle.add(worker)
-                    worker.thread = spawn(self._work, worker, name=f"{self._name}_{number}")
+                    name, work = f"{self._name}_{number}", partial(self._work, worker)
+                    worker.thread = spawn(work, name=name, failed=work)
                     worker.thread.start()
                     return
         except BaseException:
@@ -336,10 +338,9 @@ class WorkerPool(ThreadPoolExecutor):
 
     # -- for the workers
 
-    def _work(self, worker: _Worker) -> None:
+    def _work(self, worker: _Worker, error: BaseException | None = None) -> None:
         """A worker's thread, which goes on whatever is raised in it from outside."""
-        error: BaseException | None = None
-        while True:
+        while not worker.ended.is_set():
             try:
                 if error is not None:
                     self._recover(worker, error)

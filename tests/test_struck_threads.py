@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from contextlib import suppress
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,24 +43,41 @@ _offsets = itertools.count()
 @pytest.mark.parametrize("role", ["reader", "handler", "writer"])
 def test_whatever_hits_a_thread_its_connection_ends_with_a_reason(role: str) -> None:
     """At each bytecode: no thread is left, and the client is not listed as living any more."""
-    # The very first belong to a thread that is only just beginning.
-    for moment in opcodes(*MODULES, first=60 + next(_offsets), step=STEP):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            client = ClientConn(listener.getsockname(), registry=Registry(), drain_timeout=0.3)
-            size = 300_000 if role == "writer" else 1
-            client.handler(Text, dispatch="pool" if role == "handler" else "inline")(
-                lambda ctx, conn, size=size: conn.write(Text("x" * size))
-            )
-            with moment.raising(thread=f"tao-{role}-client-{client.net_id}"):
+    for moment in opcodes(*MODULES, first=next(_offsets), step=STEP):
+        strike(moment, role)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("role", ["reader", "handler", "writer"])
+def test_also_what_hits_it_before_it_comes_to_its_work(role: str) -> None:
+    """Or whoever starts it is told."""
+    modules = ("tao.thread_start", "tao.threads", "tao.late_threads", "tao.wakeup", *MODULES)
+    for moment in islice(opcodes(*modules, first=next(_offsets) % 2, step=2), 120):
+        strike(moment, role)
+
+
+def strike(moment: Moment, role: str) -> None:
+    """Strike a thread of a client's in this role, and see the client end with a reason."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = ClientConn(listener.getsockname(), registry=Registry(), drain_timeout=0.3)
+        size = 300_000 if role == "writer" else 1
+        client.handler(Text, dispatch="pool" if role == "handler" else "inline")(
+            lambda ctx, conn, size=size: conn.write(Text("x" * size))
+        )
+        with moment.raising(thread=f"tao-{role}-client-{client.net_id}"):
+            try:
                 client.start()
-                with listener.accept()[0] as peer, suppress(OSError):
-                    peer.settimeout(PATIENCE)
-                    peer.sendall(text("x") * 3)
-                    peer.shutdown(socket.SHUT_WR)
-                    while peer.recv(1 << 20):
-                        pass
-                assert client.wait_closed(PATIENCE), moment
-        assert client.close_reason and client._core not in client._tally.living(), moment
+            except RuntimeError:
+                assert role == "reader" and moment.struck, moment
+                client.wait_closed(PATIENCE) or client.close()
+            with listener.accept()[0] as peer, suppress(OSError):
+                peer.settimeout(PATIENCE)
+                peer.sendall(text("x") * 3)
+                peer.shutdown(socket.SHUT_WR)
+                while peer.recv(1 << 20):
+                    pass
+            assert client.wait_closed(PATIENCE), moment
+    assert client.close_reason and client._core not in client._tally.living(), moment
 
 
 def test_the_last_steps_are_repeated(make_server: MakeServer) -> None:
