@@ -9,7 +9,7 @@ These differences matter:
 - gevent's sockets wait where a real one would say at once that it cannot (``MSG_DONTWAIT``), and
   ``shutdown`` raises an error in the greenlet that reads. See `GreenSocket`.
 - ``select.poll`` does not tell of a hang-up.
-- A greenlet that finds data whenever it reads never lets another one run.
+- A greenlet that finds data whenever it reads would never let another one run.
 - The event loop itself may not wait. Callbacks run in it, and so may signal handlers and
   finalizers. There a thread is started without waiting until it runs (`start_thread`), and nothing
   else is waited for (`in_event_loop`).
@@ -23,6 +23,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ __all__ = [
 
 # How often to look whether a connection has hung up, in seconds: at first, and at most.
 _LOOK_LEAST, _LOOK_MOST = 0.001, 0.05
+# For how long a greenlet may find data whenever it reads before it lets others run, in seconds.
+_SLICE = 0.001
 
 # The greenlets that are tao's threads, by the number that threading.get_ident() gives them.
 _greenlets: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -109,21 +112,24 @@ class GreenSocket:
         sock: connected and blocking.
     """
 
-    __slots__ = ("_pass_on", "_sock")
+    __slots__ = ("_pass_on", "_passed_on", "_sock")
 
     def __init__(self, sock: Any) -> None:
         import gevent
 
         self._sock = sock
         self._pass_on: Callable[[float], None] = gevent.sleep
+        self._passed_on: float = monotonic()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
     def recv(self, size: int) -> bytes:
-        """Wait for bytes, and let others run in any case."""
+        """Wait for bytes, and let others run now and then although there are some already."""
         data: bytes = self._sock.recv(size)
-        self._pass_on(0)
+        if monotonic() - self._passed_on > _SLICE:
+            self._pass_on(0)
+            self._passed_on = monotonic()
         return data
 
     def send(self, data: bytes | memoryview, flags: int) -> int:
