@@ -12,7 +12,6 @@ import sys
 import threading
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -64,29 +63,30 @@ class _Claim:
     who has it.
     """
 
-    __slots__ = ("_ident", "_turn")
+    __slots__ = ("_ident", "_takers")
 
     def __init__(self) -> None:
         self._ident: int = threading.get_ident()
-        self._turn: deque[None] = deque((None,))
+        self._takers: dict[str, str] = {}  # under one key, who has taken it over: the first
 
-    def take(self) -> bool:
-        """Have it, unless another has taken it before."""
-        try:
-            self._turn.pop()
-        except IndexError:
-            return False
-        return True
+    def give_up(self) -> bool:
+        """Take it back, unless the thread has taken it over; again, too."""
+        return self._takers.setdefault("taker", "starter") == "starter"
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was taken back, maybe by one who was interrupted before the next step."""
+        return self._takers.get("taker") == "starter"
 
     def hand_over(self, target: Callable[..., object], *args: Any) -> None:
         """Play, on the thread that was started for it."""
-        if self.take():
+        if self._takers.setdefault("taker", "thread") == "thread":
             target(*args)
 
     @property
     def waits_for_this_thread(self) -> bool:
         """Whether it is this thread that has it, interrupted in the midst of starting."""
-        return bool(self._turn) and self._ident == threading.get_ident()
+        return not self._takers and self._ident == threading.get_ident()
 
 
 class ClientCore(Connection):
@@ -164,9 +164,13 @@ class ClientCore(Connection):
             raise ValueError("keep_trying needs the option reconnect")
         claim = _Claim()
         try:
-            self._start(claim, keep_trying)
+            try:
+                self._start(claim, keep_trying)
+            except BaseException:
+                self._give_up(claim)
+                raise
         except BaseException:
-            self._give_up(claim)
+            self._give_up(claim)  # again, as that may have been interrupted
             raise
 
     def _start(self, claim: _Claim, keep_trying: bool) -> None:
@@ -186,7 +190,7 @@ class ClientCore(Connection):
 
     def _give_up(self, claim: _Claim) -> None:
         """Starting has failed or was interrupted: leave all as it was, unless a thread goes on."""
-        if self._claims.get(_PLAYER) is not claim or not claim.take():
+        if self._claims.get(_PLAYER) is not claim or not claim.give_up():
             return
         if self._transport is not None:
             self._begin_close("start() was interrupted", drain=False)
@@ -209,7 +213,8 @@ class ClientCore(Connection):
         """Do the last steps of a client that has no thread; tell whether it has none."""
         claim = _Claim()
         try:
-            if self._claims.setdefault(_PLAYER, claim) is not claim:
+            first = self._claims.setdefault(_PLAYER, claim)
+            if first is not claim and not first.given_up:
                 return False
             with as_tao_thread():
                 self._finish()
@@ -282,9 +287,8 @@ class ClientCore(Connection):
 
     def _kept_from(self, claim: _Claim, error: BaseException) -> None:
         """End what the first thread has been kept from, unless start() was, and took it back."""
-        claim.take()
         if self._claims.get(_PLAYER) is claim:
-            self._struck(error)
+            claim.hand_over(self._struck, error)
 
     def _connect_first(self) -> None:
         """Connect; a server with which no connection comes to be is passed over for the next."""

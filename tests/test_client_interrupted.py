@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -79,6 +80,20 @@ def test_ctrl_c_in_on_connect(server: Server) -> None:
         client.start()
     client.start()
     client.close()
+
+
+def test_an_exception_while_an_interrupted_start_is_given_up(server: Server) -> None:
+    """At each bytecode: whoever closes the client then need not wait for anybody."""
+
+    def on_connect(conn: Any) -> bool:
+        raise KeyboardInterrupt
+
+    for moment in opcodes("tao.reconnect"):
+        client = client_of(server, on_connect=on_connect)
+        with suppress(KeyboardInterrupt, Interruption), moment.raising(Interruption):
+            client.start()
+        assert ends(client.close), moment
+        assert client.wait_closed(PATIENCE), moment
 
 
 def test_a_signal_handler_that_closes(server: Server) -> None:
