@@ -6,6 +6,7 @@ import ast
 import errno
 import json
 import os
+import queue
 import re
 import signal
 import socket
@@ -26,7 +27,7 @@ import tao
 import tao.testing
 from tao.message import Registry
 from tao.options import ClientSettings, Reconnect, ServerSettings
-from tao.testing import FaultProxy
+from tao.testing import FaultProxy, memory_pair
 from tests.documents import Block, blocks_of, run
 from tests.ends import text
 from tests.programs import LONG, Program
@@ -229,6 +230,34 @@ def test_the_json_lines_blame_the_peer() -> None:
     for line in (b"x", b"[1]", b"2", b"{}", b'{"number": []}', b'{"number": 4}', b"[" * 60000):
         with pytest.raises(tao.BadData):
             names["JsonLines"]().decoder(registry).feed(line + b"\n", [])
+
+
+def test_no_result_is_lost_to_a_slow_peer() -> None:
+    """Those that the program's own threads write wait until the peer reads."""
+    first = block("embedding", "def work()")
+    # Smaller than its queue of jobs, all of whose results may come at once.
+    first = first._replace(code=first.code.replace("workers=8", "workers=8, queue_size=20"))
+    names = run([first, block("embedding", "class Urgent")], "guide_embedding")
+    tickets: queue.Queue[int] = queue.Queue()
+    reads = threading.Event()
+
+    def receive(ctx: Any, conn: Any) -> None:
+        assert reads.wait(LONG)
+        tickets.put(ctx.message.ticket)
+
+    known = Registry()
+    known.register(2, names["Result"].deserialize, receive)
+    worker = threading.Thread(target=names["work"], daemon=True)
+    with memory_pair(names["server"], capacity=64, registry=known, queue_size=8) as pair:
+        for ticket in range(60):
+            pair.client.write(names["Urgent"](ticket, 4.0), timeout=LONG)
+        wait_until(lambda: names["jobs"].qsize() == 60)
+        worker.start()
+        wait_until(lambda: pair.conn.send_queue_length == 20)
+        reads.set()
+        assert [tickets.get(timeout=LONG) for _ in range(60)] == list(range(60))
+    names["jobs"].put(None)
+    worker.join(LONG)
 
 
 def test_the_gateway_does_no_job_twice() -> None:
