@@ -38,14 +38,14 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
+from tao.application import Application, ApplicationLink
 from tao.codec import Batch
 from tao.context import RequestContext
 from tao.handling import QUICK, TRUST_MOST, TRUST_NEEDED, DispatchHost, call, doing, learn, note
 from tao.histogram import NEAR, NEAR_PER_SECOND, Latencies
 from tao.inbox import CALL, STOP, TAKE_OVER, Inbox
-from tao.message import HEARTBEAT, Handler, Registration, Registry
+from tao.message import HEARTBEAT, Handler, Registration
 from tao.send_queue import SendQueue
-from tao.variables import Variables
 from tao.wakeup import Wakeup
 from tao.watch import GRACE, BlockWatch
 
@@ -56,51 +56,44 @@ class Dispatcher:
     """Runs the handlers of one connection.
 
     Args:
-        host: the connection.
-        registry: where handlers are found.
+        host: the connection's core.
+        application: where handlers are found.
         send_queue: the connection's.
         watch: finds handlers that are stuck.
         run: runs a function on the pool and waits for it; None runs on the handling thread.
         mode: ``"auto"``, ``"pool"`` or ``"inline"``, for handlers that do not say.
         limit: how many messages may wait.
-        on_message: called with ``(message, conn)`` where a number has no handler.
         latencies: where to note how long handlers take.
-        variables: what handlers and callbacks run in.
     """
 
     __slots__ = (
-        "_abandoned", "_cells", "_closed", "_discard", "_due", "_entries", "_halt", "_host",
-        "_inbox", "_inline", "_latencies", "_limit", "_messages", "_mode", "_on_message",
-        "_pending", "_posted", "_relieved", "_run_on_pool", "_runs", "_seal", "_seen",
-        "_seen_since", "_send_queue", "_stuck", "_turn", "_variables", "_waiting", "_watch",
-        "busy_time", "handled", "waiting_for_room",
+        "_abandoned", "_application", "_cells", "_closed", "_discard", "_due", "_halt", "_host",
+        "_inbox", "_inline", "_latencies", "_limit", "_messages", "_mode", "_pending", "_posted",
+        "_relieved", "_run_on_pool", "_runs", "_seal", "_seen", "_seen_since", "_send_queue",
+        "_stuck", "_turn", "_waiting", "_watch", "busy_time", "handled", "waiting_for_room",
     )  # fmt: skip
 
     def __init__(
         self,
         host: DispatchHost,
-        registry: Registry,
+        application: ApplicationLink,
         send_queue: SendQueue,
         watch: BlockWatch,
         *,
         run: Callable[..., Any] | None,
         mode: str,
         limit: int,
-        on_message: Callable[[Any, Any], object] | None,
         latencies: Latencies | None = None,
-        variables: Variables | None = None,
     ) -> None:
         self._host = host
-        self._entries: dict[int, Registration] = registry.entries
+        self._application = application
         self._send_queue = send_queue
         self._watch = watch
         self._run_on_pool = run
         self._mode: str = mode
-        self._on_message = on_message
         self._limit: int = limit
         self._latencies: Latencies = latencies or Latencies()
         self._cells = self._latencies.cells
-        self._variables = variables or Variables()
         # Any thread appends to these, or assigns; each is one step. `_due` is set afterwards.
         self._posted: deque[Callable[[], object]] = deque()  # callbacks that wait to be queued
         self._waiting: deque[Wakeup] = deque()  # threads that wait until nothing is pending
@@ -138,9 +131,12 @@ class Dispatcher:
 
         The caller then owes a call of `handle`. Blocks while the inbox is full.
         """
+        application = self._application.find()
+        if application is None:
+            return True
         turn = self._turn
         turn.acquire()
-        if self._pending and not self._stuck and self._resolve(batch[0][0])[2]:
+        if self._pending and not self._stuck and self._resolve(application, batch[0][0])[2]:
             # What runs elsewhere is about to end: once this thread has to queue, it would have to
             # for as long as messages keep coming, and a moment's wait ends that.
             self._release()
@@ -156,7 +152,8 @@ class Dispatcher:
         self._inline = True
         turn.release()
         run = self._run_alone if len(batch) == 1 else self._run_inline
-        rest = self._variables.enter(run, batch)  # no callback of this connection runs now
+        # No callback of this connection runs now.
+        rest = application.variables.enter(run, application, batch)
         turn.acquire()
         if not (rest or self._posted or self._relieved):
             self._inline = False
@@ -275,17 +272,21 @@ class Dispatcher:
         while self._turn._is_owned():
             self._turn.release()
         self._watch.running.discard(self)
-        if self._variables.entered_here:
-            self._variables.thread = None
+        application = self._application.find()
+        if application is not None and application.variables.entered_here:
+            application.variables.thread = None
 
     def renew_turn(self) -> None:
         """In a child process: nobody has the turn."""
         self._turn = threading.RLock()
 
-    def after_fork(self, send_queue: SendQueue) -> None:
+    def use_watch(self, watch: BlockWatch) -> None:
+        """In a child process: be looked after by another watch, before anything is dispatched."""
+        self._watch = watch
+
+    def after_fork(self) -> None:
         """In a child process: be the dispatcher of a connection that has ended."""
         self.renew_turn()
-        self._send_queue = send_queue
         self._closed = self._discard = self._abandoned = True
         self._inline, self._pending, self._inbox = False, 0, None
         self._posted.clear()
@@ -423,8 +424,9 @@ class Dispatcher:
         if begun is not None:
             begun.append(True)
         try:
-            if not self._discard:
-                rest = self._variables.run(self._run, batch)
+            application = self._application.find()
+            if application is not None and not self._discard:
+                rest = application.variables.run(self._run, application, batch)
                 self._send_queue.release()
         finally:
             self._done(len(batch) - len(rest))
@@ -443,9 +445,11 @@ class Dispatcher:
 
     # -- running
 
-    def _resolve(self, number: Any) -> tuple[Registration | None, Handler | None, bool]:
+    def _resolve(
+        self, application: Application, number: Any
+    ) -> tuple[Registration | None, Handler | None, bool]:
         """Return registration and handler of a number, and whether the reader may run that."""
-        entry = self._entries.get(number)
+        entry = application.entries.get(number)
         if entry is None:
             if number is CALL:
                 return None, call, False
@@ -453,21 +457,21 @@ class Dispatcher:
             return None, lambda context, conn: undefined(number), True
         handler = entry.handler
         if handler is None:
-            on_message = self._on_message
+            on_message = application.on_message
             if number == HEARTBEAT or on_message is None:
                 return entry, None, True
             handler = lambda context, conn: on_message(context.message, conn)  # noqa: E731
         return entry, handler, entry.trust >= TRUST_NEEDED[entry.dispatch or self._mode]
 
-    def _run_alone(self, batch: Batch) -> Batch:
+    def _run_alone(self, application: Application, batch: Batch) -> Batch:
         """What `_run` does inline, for one message: only what it needs, as it bears all of it."""
         number, message = batch[0]
-        entry = self._entries.get(number)
+        entry = application.entries.get(number)
         if entry is None or entry.handler is None:
-            return self._run_inline(batch)
+            return self._run_inline(application, batch)
         if entry.trust < TRUST_NEEDED[entry.dispatch or self._mode]:
             return batch
-        host, watch, variables = self._host, self._watch, self._variables
+        host, watch, variables = self._host, self._watch, application.variables
         self._stuck = self._halt = False
         self._runs += 1
         variables.thread = get_ident()
@@ -476,7 +480,7 @@ class Dispatcher:
             watch.arm()
         started = monotonic() - self._send_queue.send_time
         try:
-            entry.handler(RequestContext(host.context, message), host)
+            entry.handler(RequestContext(host.context, message), application.conn)
         except BaseException as error:
             host.report(error, doing(number))
         watch.running.discard(self)
@@ -484,13 +488,13 @@ class Dispatcher:
         self._account(entry, started, 1, number)
         return []
 
-    def _run_inline(self, batch: Batch) -> Batch:
+    def _run_inline(self, application: Application, batch: Batch) -> Batch:
         """Run a batch on the reading thread, as far as its handlers are trusted."""
-        rest = self._run(batch, inline=True)
+        rest = self._run(application, batch, inline=True)
         self._send_queue.release()
         return rest
 
-    def _run(self, batch: Batch, inline: bool = False) -> Batch:
+    def _run(self, application: Application, batch: Batch, inline: bool = False) -> Batch:
         """Handle a batch and return the part of it that is not for this thread, or not for now.
 
         Messages of the same number in a row are a group, for which everything is looked up, timed
@@ -506,7 +510,7 @@ class Dispatcher:
         self._stuck = self._halt = False
         self._runs += 1
         self._messages = messages = iter(batch)
-        watch, variables = self._watch, self._variables
+        watch, variables, conn = self._watch, application.variables, application.conn
         variables.thread = get_ident()
         watch.enter(self)
         started = monotonic() - send_queue.send_time
@@ -516,7 +520,7 @@ class Dispatcher:
                     if count:
                         started = self._account(entry, started, count, group)
                         count = 0
-                    entry, handle, trusted = self._resolve(number)
+                    entry, handle, trusted = self._resolve(application, number)
                     if (inline and not trusted) or self._discard:
                         rest = [(number, message), *messages]
                         break
@@ -531,7 +535,7 @@ class Dispatcher:
                 if handle is None:
                     continue
                 try:
-                    handle(RequestContext(context, message), host)
+                    handle(RequestContext(context, message), conn)
                 except BaseException as error:
                     host.report(error, doing(number))
                 if self._halt:
@@ -581,10 +585,30 @@ class Dispatcher:
 
     # -- for the watch
 
+    @property
+    def host(self) -> DispatchHost:
+        """The connection's core."""
+        return self._host
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far it is: the batches begun, and the messages left of the present one.
+
+        How far a batch is, its iterator knows: nobody has to count for it.
+        """
+        return self._runs, length_hint(self._messages)
+
+    def since(self) -> tuple[tuple[int, int], float]:
+        """Return the progress that was seen last, and since when it has been the same."""
+        return self._seen, self._seen_since
+
+    def seen(self, progress: tuple[int, int], now: float) -> None:
+        """Note a progress that is new. By the watch."""
+        self._seen, self._seen_since = progress, now
+
     def look(self, now: float, grace: float) -> None:
         """See what became of the batch that was running at the last look, see `Watched`."""
-        # How far it is, its iterator knows: nobody has to count for it.
-        seen = self._runs, length_hint(self._messages)
+        seen = self.progress
         before, self._seen = self._seen, seen
         if before != seen:
             self._seen_since = now

@@ -11,7 +11,7 @@ from tao.metrics import tallies
 from tao.threads import Deadline
 
 if TYPE_CHECKING:
-    from tao.connection import Connection
+    from tao.core import ConnectionCore
 
 __all__ = ["EndClock"]
 
@@ -36,7 +36,7 @@ class EndClock:
 
     __slots__ = ("_conn", "_deadlines", "_step", "_told")
 
-    def __init__(self, conn: Connection) -> None:
+    def __init__(self, conn: ConnectionCore) -> None:
         self._conn = conn
         # Those of all calls of start, of which the first to come counts.
         self._deadlines: list[Deadline] = []
@@ -72,29 +72,29 @@ class EndClock:
         if deadline is not None and (remaining := deadline.remaining()) is not None:
             step = min(step, remaining)
         # The peer is another program, and lives by real time.
-        self._conn._timers.set_clock("end", step, self._look, real=True)
+        self._conn.timers.set_clock("end", step, self._look, real=True)
 
     def _look(self) -> None:
         conn, deadline = self._conn, self.deadline
         if deadline is not None and deadline.expired:
-            conn._dispatcher.abandon()
-            conn._cut_off()
+            conn.dispatcher.abandon()
+            conn.cut_off()
             return
-        if self._told is None and conn._send_queue.shut:
+        if self._told is None and conn.send_queue.shut:
             self._told, self._step = monotonic(), _LINGER_NEAR
         elif self._told is not None and self._has_lingered(self._told):
-            conn._cut_off()
+            conn.cut_off()
         self._look_later()
 
     def _has_lingered(self, told: float) -> bool:
         """Tell whether the peer has all, and had the time that it needs."""
         conn, waited = self._conn, monotonic() - told
-        transport = conn._transport
+        transport = conn.transport
         if transport is None or waited < _LINGER_NEAR:
             return False
         if waited >= _LINGER:
-            return not conn._unacknowledged()
-        silent = conn._reader.last_received < told
+            return not conn.unacknowledged()
+        silent = conn.reader.last_received < told
         return silent and transport.peer_is_near and not transport.unacknowledged()
 
 
@@ -103,7 +103,7 @@ def _tell_what_is_dropped() -> None:
     for tally in tallies():
         conns = list(tally.living())
         unhandled = sum(conn.unhandled for conn in conns)
-        unsent = sum(conn._send_queue.waiting for conn in conns)
+        unsent = sum(conn.send_queue.waiting for conn in conns)
         if unhandled or unsent:
             logger.warning(
                 "the process ends, so {} drops {} messages not handled and {} not sent, of {} "

@@ -23,6 +23,7 @@ from typing import Any
 
 from tao.addresses import Target, address_text, resolve, resolve_literal
 from tao.errands import Bell, Errand, Helpers
+from tao.forks import renew_after_fork
 from tao.options import ClientSettings
 from tao.transport import explain
 
@@ -60,15 +61,14 @@ _resolvers = Helpers("tao-resolver", _MOST_LOOKUPS)
 _lookups: dict[Any, _Lookup] = {}
 
 
-def _forked() -> None:
+def _forked(lookups: object, reason: str) -> None:
     """In a child process no thread is left that looks anything up."""
     global _resolvers
     _resolvers = Helpers("tao-resolver", _MOST_LOOKUPS)
     _lookups.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+renew_after_fork(Helpers, _forked)
 
 
 class Memory:

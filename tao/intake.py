@@ -19,12 +19,12 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from tao.codec import Batch, Decoder
+from tao.codec import Batch
 from tao.limits import TokenBucket
 from tao.options import Settings
 
 if TYPE_CHECKING:
-    from tao.connection import Connection
+    from tao.core import ConnectionCore
 
 __all__ = ["Intake", "intake_for"]
 
@@ -32,7 +32,7 @@ __all__ = ["Intake", "intake_for"]
 _PORTION = 0.05
 
 
-def intake_for(conn: Connection, options: Settings) -> Intake | None:
+def intake_for(conn: ConnectionCore, options: Settings) -> Intake | None:
     """Return an intake if an option asks for one."""
     if options.message_rate is None and options.byte_rate is None and options.frame_timeout is None:
         return None
@@ -48,11 +48,11 @@ class Intake:
     """
 
     __slots__ = (
-        "_armed", "_batch", "_begun", "_broken", "_bytes", "_close", "_conn", "_debt", "_decoder",
-        "_held", "_messages", "_timeout", "frame_timeouts", "over_rate", "paused",
+        "_armed", "_batch", "_begun", "_broken", "_bytes", "_close", "_conn", "_debt", "_held",
+        "_messages", "_timeout", "_transport", "frame_timeouts", "over_rate", "paused",
     )  # fmt: skip
 
-    def __init__(self, conn: Connection, options: Settings) -> None:
+    def __init__(self, conn: ConnectionCore, options: Settings) -> None:
         self._conn = conn
         self._close: bool = options.over_rate == "close"
         self._timeout: float | None = options.frame_timeout
@@ -63,7 +63,7 @@ class Intake:
         if options.byte_rate is not None:
             self._bytes = TokenBucket(options.byte_rate, options.byte_burst)
         # Owned by the reading role.
-        self._decoder: Decoder | None = None  # of the transport that is read
+        self._transport: object = None  # the one that is read
         self._batch: Batch = []  # what is not dispatched yet
         self._broken: BaseException | None = None  # what the decoder raised after it
         self._debt: float = 0.0  # bytes received that were not taken from the bucket yet
@@ -85,26 +85,26 @@ class Intake:
 
     # -- for the reading role
 
-    def resume(self, decoder: Decoder) -> bool:
+    def resume(self, transport: object) -> bool:
         """Begin to read, or go on where another thread was relieved; else as `take_in`."""
-        if decoder is not self._decoder:
-            self._decoder, self._batch, self._broken = decoder, [], None
+        if transport is not self._transport:
+            self._transport, self._batch, self._broken = transport, [], None
             self._begun, self._held, self._debt = None, 0, 0.0
         return self._pass_on()
 
-    def take_in(self, batch: Batch, size: int, broken: BaseException | None) -> bool:
+    def take_in(self, batch: Batch, size: int, held: int, broken: BaseException | None) -> bool:
         """Dispatch what was received as fast as the rates allow; return when more may be read.
 
         Args:
             batch: what became whole.
             size: of what was received, in bytes.
+            held: how many bytes of a message that is not whole the decoder has.
             broken: what the decoder raised, if anything.
 
         Returns:
             False if another thread has taken over the reading, as `Dispatcher.dispatch`.
         """
         if self._timeout is not None:
-            held = getattr(self._decoder, "pending", 0)
             # A decoder whose bytes did not just become more has got on, with a message or not.
             if batch or held != self._held + size:
                 self._begun = None
@@ -115,13 +115,13 @@ class Intake:
         return self._pass_on()
 
     def _pass_on(self) -> bool:
-        dispatch = self._conn._dispatcher.dispatch
+        dispatch = self._conn.dispatcher.dispatch
         while portion := self._next_portion():
             if not dispatch(portion):
                 return False
         if self._broken is not None:
             broken, self._broken = self._broken, None
-            self._conn._protocol_broken(broken)
+            self._conn.protocol_error(broken)
             return True
         if self._debt:
             self._pay()
@@ -135,7 +135,7 @@ class Intake:
         """Wait until messages may be handled, and return them; none if none is left."""
         batch, conn = self._batch, self._conn
         while batch:
-            if conn._reason is not None or conn._lost is not None:
+            if conn.lifecycle.status.ended:
                 self._batch, self._debt = [], 0.0
                 break
             bucket = self._messages
@@ -165,13 +165,13 @@ class Intake:
     def _exceeded(self, what: str, option: str) -> bool:
         """A rate is exceeded: tell whether to wait, or the connection is being closed."""
         conn = self._conn
-        if conn._reason is not None or conn._lost is not None:
+        if conn.lifecycle.status.ended:
             return False
         self.over_rate += 1
         consequence = "is closed" if self._close else "is held back"
-        conn._reporter.flood("{} came ({}), so it {}", what, option, consequence)
+        conn.reporter.flood("{} came ({}), so it {}", what, option, consequence)
         if self._close:
-            conn._drop(f"{what} came ({option})")
+            conn.drop(f"{what} came ({option})")
         return not self._close
 
     def _pause(self, bucket: TokenBucket, wanted: float) -> None:
@@ -181,7 +181,7 @@ class Intake:
         self.paused = True
         while (seconds := bucket.wait_for(wanted)) > 0 and not conn.context.wait(seconds):
             pass
-        now = conn._reader.last_received = monotonic()  # silence is this side's doing
+        now = conn.reader.last_received = monotonic()  # silence is this side's doing
         begun = self._begun  # the clock may take it back at any moment
         if begun is not None:
             self._begun = begun + now - started
@@ -191,7 +191,7 @@ class Intake:
 
     def _arm(self, delay: float) -> None:
         self._armed = True
-        self._conn._timers.set_clock("frame", delay, self._look)
+        self._conn.timers.set_clock("frame", delay, self._look)
 
     def _look(self) -> None:
         """Close if the message that has begun is not whole in time."""
@@ -199,10 +199,10 @@ class Intake:
         assert limit is not None
         self._armed = False
         begun = self._begun
-        if begun is None or not conn._established or conn.close_reason is not None:
+        if begun is None or not conn.lifecycle.open:
             return
-        left = limit - conn._wheel.since(begun)
-        if self.paused or conn._dispatcher.waiting_for_room:
+        left = limit - conn.wheel.since(begun)
+        if self.paused or conn.dispatcher.waiting_for_room:
             left = limit  # it is this side that does not read
         if left > 0:
             self._arm(left)
@@ -210,5 +210,5 @@ class Intake:
             self._begun = None
             self.frame_timeouts += 1
             reason = f"a message that began was not whole after {limit:g} s (frame_timeout)"
-            conn._reporter.flood("{}, so it is closed", reason)
-            conn._drop(reason)
+            conn.reporter.flood("{}, so it is closed", reason)
+            conn.drop(reason)

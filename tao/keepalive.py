@@ -11,7 +11,7 @@ from tao.errors import TaoError
 from tao.options import Settings
 
 if TYPE_CHECKING:
-    from tao.connection import Connection
+    from tao.core import ConnectionCore
 
 __all__ = ["KeepAlive", "set_kernel_clocks"]
 
@@ -64,14 +64,15 @@ class KeepAlive:
     itself for the rest. So they cost nothing while there is traffic.
 
     Args:
-        conn: the connection.
+        conn: the connection's core.
+        settings: the options.
     """
 
     __slots__ = ("_conn", "_last_told", "_made", "_options")
 
-    def __init__(self, conn: Connection) -> None:
+    def __init__(self, conn: ConnectionCore, settings: Settings) -> None:
         self._conn = conn
-        self._options = conn._options
+        self._options = settings
         # When the connection was made, by the monotonic clock and by the time of day.
         self._made: tuple[float, float]
         self.set_time()
@@ -80,13 +81,13 @@ class KeepAlive:
 
     def set_time(self) -> None:
         """Take the present for the time when the connection was made. By its reading thread."""
-        self._conn._reader.last_received = now = time.monotonic()
-        self._made = now, self._conn._wheel.time_of_day()
+        self._conn.reader.last_received = now = time.monotonic()
+        self._made = now, self._conn.wheel.time_of_day()
 
     @property
     def last_heartbeat(self) -> float:
         """See `Connection.last_heartbeat`."""
-        wheel, last, told = self._conn._wheel, self._conn._reader.last_received, self._last_told
+        wheel, last, told = self._conn.wheel, self._conn.reader.last_received, self._last_told
         if last != told[0]:
             made, time_of_day = self._made
             told = last, time_of_day + wheel.since(made) - wheel.since(last)
@@ -96,7 +97,7 @@ class KeepAlive:
     @property
     def idle_time(self) -> float:
         """See `Connection.idle_time`."""
-        return max(0.0, self._conn._wheel.since(self._conn._reader.last_received))
+        return max(0.0, self._conn.wheel.since(self._conn.reader.last_received))
 
     def start(self) -> None:
         """Set the clocks that the options ask for."""
@@ -108,13 +109,13 @@ class KeepAlive:
     def _set(self, purpose: str, delay: float | None) -> None:
         looks = {"heartbeat": self._beat, "idle": self._look_idle, "write": self._look_stuck}
         if delay is not None:
-            self._conn._timers.set_clock(purpose, delay, looks[purpose])
+            self._conn.timers.set_clock(purpose, delay, looks[purpose])
 
     def _beat(self) -> None:
         """Send a heartbeat if nothing was sent for so long."""
         conn, interval = self._conn, self._options.heartbeat
         assert interval is not None
-        left = interval - conn._wheel.since(conn._send_queue.last_sent)
+        left = interval - conn.wheel.since(conn.send_queue.last_sent)
         if left <= 0:
             left = interval
             self._send_heartbeat()
@@ -123,16 +124,20 @@ class KeepAlive:
     def _send_heartbeat(self) -> None:
         conn = self._conn
         try:
-            make = getattr(conn._codec, "heartbeat", None)  # a codec may have none
+            application = conn.application.find()
+            if application is None:
+                return
+            codec = application.codec
+            make = getattr(codec, "heartbeat", None)  # a codec may have none
             made = make(time.time_ns()) if make is not None else b""
-            frame = checked_frame(conn._codec, "heartbeat", made)
+            frame = checked_frame(codec, "heartbeat", made)
         except BaseException as error:
             conn.report(error, "in the codec's heartbeat")
             return
         # Where something waits to be sent none is needed: it would take the place of that.
-        if frame and conn._established and not conn._send_queue.waiting:
+        if frame and conn.lifecycle.open and not conn.send_queue.waiting:
             try:
-                conn._send_queue.write(frame)
+                conn.send_queue.write(frame)
             except TaoError:
                 pass  # it is over, or something waits by now
 
@@ -140,9 +145,9 @@ class KeepAlive:
         """Close if nothing came for so long."""
         conn, limit = self._conn, self._options.idle_timeout
         assert limit is not None
-        if not conn._established:
+        if not conn.lifecycle.open:
             return  # lost meanwhile; the next transport sets its own
-        intake, dispatcher = conn._reader.intake, conn._dispatcher
+        intake, dispatcher = conn.reader.intake, conn.dispatcher
         if (
             dispatcher.reading_stopped
             or conn.peer_finished
@@ -150,19 +155,19 @@ class KeepAlive:
         ):
             # Nothing is read: the reader is busy with handlers, these do not keep up, or a limit
             # says so. That is not silence.
-            conn._reader.last_received = time.monotonic()
-        left = limit - conn._wheel.since(conn._reader.last_received)
+            conn.reader.last_received = time.monotonic()
+        left = limit - conn.wheel.since(conn.reader.last_received)
         if left > 0:
             self._set("idle", left)
         else:
-            conn._drop(f"idle for {limit} s")
+            conn.drop(f"idle for {limit} s")
 
     def _look_stuck(self) -> None:
         """Close if the peer took nothing for so long although something waits."""
-        send_queue, limit = self._conn._send_queue, self._options.write_timeout
+        send_queue, limit = self._conn.send_queue, self._options.write_timeout
         assert limit is not None
-        transport = self._conn._transport  # of now: the next may be there any moment
-        left = limit - self._conn._wheel.since(send_queue.last_sent)
+        transport = self._conn.transport  # of now: the next may be there any moment
+        left = limit - self._conn.wheel.since(send_queue.last_sent)
         if send_queue.blocked and left <= 0:
             # The reading thread sees it, and tells the application: here, that would delay others.
             send_queue.give_up(TimeoutError(f"the peer took nothing for {limit} s"), transport)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tao.client import ClientConn, ClientOptions
+from tao.connection import core_of
 from tao.dialling import Reached, Source
 from tao.errors import ConnectFailed, ServerClosed
 from tao.option_help import Shown, takes_options
@@ -155,6 +156,9 @@ class MemoryTransport(Transport):
         self.abort()
         self.in_use.set()
 
+    def after_fork(self) -> None:
+        pass  # both ends are this process's own copies
+
 
 def memory_transports(capacity: int = 64 * 1024) -> tuple[MemoryTransport, MemoryTransport]:
     """Return the two ends of a connection in memory.
@@ -209,7 +213,7 @@ class MemorySource(Source):
         place = f"memory of {server._tally.name}"
 
         def begin(conn: ServerConn) -> ServerConn:
-            conn._start()
+            core_of(conn).start()
             return conn
 
         try:

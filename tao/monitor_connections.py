@@ -77,8 +77,8 @@ def survey(tally: Tally) -> Survey:
     everyone = _seen([tally])
     running_now = _running(everyone)
     for conn, _, _ in everyone:
-        waiting, running = conn._dispatcher.pending, running_now.get(conn)
-        queue, limit = conn._send_queue.waiting, conn._options.queue_size
+        waiting, running = conn.dispatcher.pending, running_now.get(conn)
+        queue, limit = conn.send_queue.waiting, conn.settings.queue_size
         pending += waiting
         send_queue += queue
         who = f"connection {conn.net_id}, {peer_of(conn)}"
@@ -153,17 +153,17 @@ def _seen(owners: list[Tally]) -> list[_Seen]:
         _Seen(conn, tally.name, since)
         for tally in owners
         for conn, since in sorted(tally.living().items(), key=lambda item: item[0].net_id)
-        if conn._established
+        if conn.lifecycle.status.on_close_owed
     ]
 
 
 def _running(found: list[_Seen]) -> dict[Any, Running]:
     """Return what the connections run now; those that run nothing are left out."""
-    running = running_in([each.conn._dispatcher for each in found])
+    running = running_in([each.conn.dispatcher for each in found])
     return {
-        each.conn: running[each.conn._dispatcher]
+        each.conn: running[each.conn.dispatcher]
         for each in found
-        if each.conn._dispatcher in running
+        if each.conn.dispatcher in running
     }
 
 
@@ -175,7 +175,12 @@ def _searched(seen: _Seen) -> str:
 
 def _heard(seen: _Seen) -> float:
     conn = seen.conn
-    return float(conn.idle_time)
+    return float(conn.keep_alive.idle_time)
+
+
+def _tls(conn: Any) -> str | None:
+    transport = conn.transport
+    return None if transport is None else transport.tls_version
 
 
 _KEYS: Final[dict[str, Callable[[_Seen], Any]]] = {
@@ -184,14 +189,14 @@ _KEYS: Final[dict[str, Callable[[_Seen], Any]]] = {
     "name": lambda seen: name_of(seen.conn),
     "peer": lambda seen: peer_of(seen.conn),
     "age": lambda seen: -seen.since,
-    "messages_in": lambda seen: seen.conn._reader.messages_in,
-    "messages_out": lambda seen: seen.conn._send_queue.frames_sent,
-    "bytes_in": lambda seen: seen.conn._reader.bytes_in,
-    "bytes_out": lambda seen: seen.conn._send_queue.bytes_sent,
-    "send_queue": lambda seen: seen.conn._send_queue.waiting,
-    "pending": lambda seen: seen.conn._dispatcher.pending,
+    "messages_in": lambda seen: seen.conn.reader.messages_in,
+    "messages_out": lambda seen: seen.conn.send_queue.frames_sent,
+    "bytes_in": lambda seen: seen.conn.reader.bytes_in,
+    "bytes_out": lambda seen: seen.conn.send_queue.bytes_sent,
+    "send_queue": lambda seen: seen.conn.send_queue.waiting,
+    "pending": lambda seen: seen.conn.dispatcher.pending,
     "last_heartbeat": _heard,
-    "tls": lambda seen: seen.conn.tls_version or "",
+    "tls": lambda seen: _tls(seen.conn) or "",
 }
 
 
@@ -203,15 +208,15 @@ def _row(seen: _Seen, running: Running | None) -> dict[str, Any]:
         "name": name_of(conn),
         "peer": peer_of(conn),
         "age": round(time.monotonic() - seen.since, 3),
-        "messages_in": conn._reader.messages_in,
-        "messages_out": conn._send_queue.frames_sent,
-        "bytes_in": conn._reader.bytes_in,
-        "bytes_out": conn._send_queue.bytes_sent,
-        "send_queue": conn._send_queue.waiting,
-        "send_queue_limit": conn._options.queue_size,
-        "pending": conn._dispatcher.pending,
+        "messages_in": conn.reader.messages_in,
+        "messages_out": conn.send_queue.frames_sent,
+        "bytes_in": conn.reader.bytes_in,
+        "bytes_out": conn.send_queue.bytes_sent,
+        "send_queue": conn.send_queue.waiting,
+        "send_queue_limit": conn.settings.queue_size,
+        "pending": conn.dispatcher.pending,
         "last_heartbeat": round(_heard(seen), 3),
-        "tls": conn.tls_version,
+        "tls": _tls(conn),
         # None also while a timer's callback runs.
         "running": None if running is None else running.number,
         "running_for": 0.0 if running is None else round(running.seconds, 3),

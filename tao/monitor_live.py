@@ -234,7 +234,8 @@ def _end(tally: Tally, snapshot: Snapshot) -> _End:
 def _names(tally: Tally, numbers: Iterable[int | str]) -> dict[int | str, str]:
     """Return what the functions are called that handle messages, as far as that can be known."""
     conn = next(iter(tally.living()), None)
-    entries: dict[Any, Any] = {} if conn is None else conn._registry.entries
+    application = None if conn is None else conn.application.find()
+    entries: dict[Any, Any] = {} if application is None else application.entries
     handlers = {number: getattr(entries.get(number), "handler", None) for number in numbers}
     return {number: _called(handler) for number, handler in handlers.items() if handler is not None}
 

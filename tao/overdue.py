@@ -17,7 +17,6 @@ import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from operator import length_hint
 from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +25,7 @@ from tao.greenlets import add_frames
 from tao.timing import TimingWheel
 
 if TYPE_CHECKING:
-    from tao.connection import Connection
+    from tao.core import ConnectionCore
     from tao.dispatch import Dispatcher
 
 __all__ = ["OverdueWatch", "Running", "current_frames", "running_in", "telling_if_long"]
@@ -94,12 +93,8 @@ def _find(dispatchers: Collection[Dispatcher], *, stacks: bool = False) -> dict[
 
 def _since(dispatcher: Dispatcher, now: float) -> float:
     """For how long it has run the same."""
-    return now - dispatcher._seen_since if dispatcher._seen == _state(dispatcher) else 0.0
-
-
-def _state(dispatcher: Dispatcher) -> tuple[int, int]:
-    """How far a dispatcher is: its batches begun, and the messages left of the present one."""
-    return dispatcher._runs, length_hint(dispatcher._messages)
+    seen, since = dispatcher.since()
+    return now - since if seen == dispatcher.progress else 0.0
 
 
 def _stack(top: FrameType | None, end: FrameType | None) -> str:
@@ -126,13 +121,13 @@ class OverdueWatch:
         self._wheel = wheel
         # Connections that run something that blocks, maybe not any more; and whether it was told
         # of. They are held weakly: when the wheel stops, nobody looks after them any more.
-        self._told: weakref.WeakKeyDictionary[Connection, bool] = weakref.WeakKeyDictionary()
+        self._told: weakref.WeakKeyDictionary[ConnectionCore, bool] = weakref.WeakKeyDictionary()
         self._armed: bool = False
         self._next: int = 0  # the id of the next look, the highest
 
     def add(self, dispatcher: Dispatcher) -> None:
         """Look after what the dispatcher runs now."""
-        host: Any = dispatcher._host
+        host: Any = dispatcher.host
         if _limit(host) is not None:
             self._told[host] = False
             if not self._armed:
@@ -162,43 +157,43 @@ class OverdueWatch:
 
     def _look_now(self) -> None:
         now = monotonic()
-        overdue: dict[Dispatcher, Connection] = {}
+        overdue: dict[Dispatcher, ConnectionCore] = {}
         for conn, told in list(self._told.items()):
-            each = conn._dispatcher
-            before, state = each._seen, _state(each)
+            each = conn.dispatcher
+            (before, since), state = each.since(), each.progress
             if state[0] != before[0] or not each.pending:
                 del self._told[conn]  # it has ended; what came after is found by itself
             elif state != before:
-                each._seen, each._seen_since = state, now
+                each.seen(state, now)
                 self._told[conn] = False
-            elif not told and now - each._seen_since >= (_limit(conn) or 0.0):
+            elif not told and now - since >= (_limit(conn) or 0.0):
                 overdue[each] = conn
         found = _find(overdue, stacks=True)
         for each, conn in overdue.items():
             if each in found:
                 self._told[conn] = True
-                conn._reporter.overdue_handler(found[each].running, found[each].stack)
+                conn.reporter.overdue_handler(found[each].running, found[each].stack)
             else:
                 del self._told[conn]  # what is pending there waits for a worker
 
 
-def _limit(conn: Connection) -> float | None:
-    return conn._options.handler_warn_after
+def _limit(conn: ConnectionCore) -> float | None:
+    return conn.settings.handler_warn_after
 
 
 @contextmanager
-def telling_if_long(conn: Connection, what: str) -> Iterator[None]:
+def telling_if_long(conn: ConnectionCore, what: str) -> Iterator[None]:
     """Tell of a callback, like of a handler, if what is in the ``with`` block runs for long."""
     limit = _limit(conn)
     if limit is None:
         yield
         return
     # The frames are this function's, that of the module contextlib, and that of the caller.
-    ident, end, wheel = threading.get_ident(), sys._getframe(2), conn._wheel.in_real_time
+    ident, end, wheel = threading.get_ident(), sys._getframe(2), conn.wheel.in_real_time
 
     def tell(_: datetime) -> None:
         stack = _stack(current_frames().get(ident), end)
-        conn._reporter.overdue_callback(what, limit, ident, stack)
+        conn.reporter.overdue_callback(what, limit, ident, stack)
 
     try:
         timer = wheel.run_clock(limit, tell)

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from tao.codec import Batch, Decoder
+from tao.codec import Batch
 from tao.intake import Intake, intake_for
-from tao.transport import Transport
+from tao.options import Settings
 
 if TYPE_CHECKING:
-    from tao.connection import Connection
+    from tao.core import ConnectionCore
 
 __all__ = ["Reader"]
 
@@ -32,7 +32,8 @@ class Reader:
     """Reads one connection. Used by the thread that plays the role, one at a time.
 
     Args:
-        conn: the connection.
+        conn: the connection's core.
+        settings: the options.
     """
 
     __slots__ = (
@@ -40,12 +41,12 @@ class Reader:
         "last_received", "messages_in", "on_batch",
     )  # fmt: skip
 
-    def __init__(self, conn: Connection) -> None:
+    def __init__(self, conn: ConnectionCore, settings: Settings) -> None:
         self._conn = conn
         # What the decoder has raised, until who goes on in the role has told the connection.
         self._broken: BaseException | None = None
         #: What limits the peer, or None if no option does.
-        self.intake: Intake | None = intake_for(conn, conn._options)
+        self.intake: Intake | None = intake_for(conn, settings)
         most = None if self.intake is None else self.intake.recv_most
         self._recv_most: int = min(most or _RECV_MOST, _RECV_MOST)
         self._recv_size: int = min(_RECV_LEAST, self._recv_most)
@@ -57,36 +58,34 @@ class Reader:
         self.discarded: int = 0  #: bytes that came when the connection was ending
         self.messages_in: int = 0
 
-    def read(self, transport: Transport, decoder: Decoder) -> bool:
-        """Read until the end, or (True) until the other thread has taken over."""
-        conn, dispatch = self._conn, self._conn._dispatcher.dispatch
-        recv, feed, intake = transport.recv, decoder.feed, self.intake
+    def read(self) -> bool:
+        """Read the transport until the end, or (True) until the other thread has taken over."""
+        conn, dispatch = self._conn, self._conn.dispatcher.dispatch
+        transport, intake, lifecycle = conn.transport, self.intake, conn.lifecycle
+        assert transport is not None
+        recv = transport.recv
         if self._broken is not None:
             self._break()  # the other thread has taken over in the midst of what came before
-        if intake is not None and not intake.resume(decoder):
+        if intake is not None and not intake.resume(transport):
             return True
         while True:
             try:
                 data = recv(self._recv_size)
             except OSError as error:
-                conn._transport_failed(error)
+                conn.transport_failed(error)
                 return False
             if not data:
-                self._check_end(decoder)
-                conn._transport_ended()
+                self._check_end()
+                conn.stream_ended()
                 return False
             self.last_received = monotonic()
             size = len(data)
             self.bytes_in += size
-            if conn._reason is not None or conn._lost is not None:
+            if lifecycle.status.ended:
                 self.discarded += size
                 continue  # only waiting for the end
             batch: Batch = []
-            broken: BaseException | None = None
-            try:
-                feed(data, batch)
-            except BaseException as error:
-                broken = error
+            broken = self._decode(data, batch)
             if size == self._recv_size or len(batch) > _BATCH_MOST:
                 enough = max(_RECV_LEAST, size * _BATCH_MOST // (len(batch) or 1))
                 self._recv_size = min(4 * size, enough, self._recv_most)
@@ -96,7 +95,7 @@ class Reader:
                 self.on_batch(batch)
             if intake is not None:
                 self.messages_in += len(batch)
-                if not intake.take_in(batch, size, broken):
+                if not intake.take_in(batch, size, self._held(), broken):
                     return True
                 continue
             if broken is not None:
@@ -112,14 +111,32 @@ class Reader:
         """Give the peer up, after what came before the error."""
         broken, self._broken = self._broken, None
         if broken is not None:
-            self._conn._protocol_broken(broken)
+            self._conn.protocol_error(broken)
 
-    def _check_end(self, decoder: Decoder) -> None:
+    # The decoder is the application's: it is taken hold of only while it works.
+
+    def _decode(self, data: bytes, batch: Batch) -> BaseException | None:
+        """Add to a batch what became whole; return what the decoder raised."""
+        application = self._conn.application.find()
+        if application is not None:
+            try:
+                application.decoder.feed(data, batch)
+            except BaseException as error:
+                return error
+        return None
+
+    def _held(self) -> int:
+        """How many bytes of a message that is not whole the decoder has, if it says so."""
+        application = self._conn.application.find()
+        return 0 if application is None else getattr(application.decoder, "pending", 0)
+
+    def _check_end(self) -> None:
         """See whether the peer may end the stream here; if it is this side that did, it may."""
-        conn, end = self._conn, getattr(decoder, "end", None)
-        if end is None or conn.close_reason is not None or conn._send_queue.error is not None:
+        conn, application = self._conn, self._conn.application.find()
+        end = None if application is None else getattr(application.decoder, "end", None)
+        if end is None or conn.lifecycle.status.ended or conn.send_queue.error is not None:
             return
         try:
             end()
         except BaseException as error:
-            conn._protocol_broken(error)
+            conn.protocol_error(error)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from tao.addresses import address_text, host_of, unix_address
 from tao.admission import Admission
+from tao.connection import core_of
 from tao.errors import ServerClosed
 from tao.keepalive import set_kernel_clocks
 from tao.listener import Listener
@@ -147,7 +148,7 @@ class Reception:
             address,
             connect,
             sock.close,
-            lambda conn: conn._be_found(found, sock, proxied),
+            lambda conn: core_of(conn).be_found(found, sock, proxied),
             host=host,
         )
 
@@ -190,7 +191,7 @@ class Reception:
             discard()
             self._remove(net_id)
             if conn is not None:
-                conn._finished.set()  # for a stop that has seen it
+                core_of(conn).finished.set()  # for a stop that has seen it
             raise
 
     def _count_peer(self, net_id: int, address: Any) -> str:

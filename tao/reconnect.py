@@ -13,26 +13,29 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
-from tao.codec import Batch
-from tao.connection import Connection
+from tao.application import Application
+from tao.codec import Batch, TypeLengthValueCodec
 from tao.context import background
-from tao.dialling import Source
+from tao.core import ConnectionCore
+from tao.dialling import Reached
 from tao.errors import ConnectFailed, ConnectionClosed
-from tao.forks import renew_after_fork, renew_client
-from tao.message import HEARTBEAT, Registry
+from tao.forks import renew_after_fork
+from tao.lifecycle import Event, Phase
+from tao.message import HEARTBEAT
 from tao.metrics import Snapshot, Tally
 from tao.options import ClientSettings, Reconnect
 from tao.threads import as_tao_thread, in_tao_thread
-from tao.timers import ConnectionTimer
 from tao.timing import shared_wheel
 from tao.transport import Transport
 from tao.wakeup import Wakeup
+from tao.watch import watch_on
 
-__all__ = ["ClientCore", "Owner"]
+__all__ = ["ClientCore"]
 
 _ids = itertools.count(1)
 # What closing in order may take beyond the drain timeout, before close() returns regardless.
@@ -42,18 +45,6 @@ _shown: dict[Any, Any] = {}
 _PLAYER = "player"
 # A connection that lasts for so many seconds, and longer than any wait of the back-off, is of use.
 _LASTING = 10.0
-
-
-class Owner(Protocol):
-    """What a core knows of the application's object."""
-
-    __slots__ = ()
-
-    def keep(self, owner: Any) -> None:
-        """Keep the object, which the application has forgotten, until `end`."""
-
-    def end(self) -> None:
-        """Tell the object, if it is there, that nothing is called any more."""
 
 
 class _Claim:
@@ -89,34 +80,28 @@ class _Claim:
         return not self._takers and self._ident == threading.get_ident()
 
 
-class ClientCore(Connection):
-    """A client, as its threads know it. All methods may be called from any thread.
+class ClientCore(ConnectionCore):
+    """What does the work of a `ClientConn`. All methods may be called from any thread.
 
     Args:
-        source: where connections come from.
-        options: checked; the callbacks do not refer to the application's object.
-        registry: the messages that are known; the handlers do not either.
-        owner: the way to that object.
+        application: what the application has given, the source of transports included.
+        settings: checked.
         made_at: file and line of the program that made the client.
 
     Raises:
         ValueError: there is no coming back where the connection comes from.
     """
 
-    _label = "client-{}"
+    label = "client-{}"
 
     def __init__(
-        self,
-        source: Source,
-        options: ClientSettings,
-        registry: Registry,
-        owner: Owner,
-        made_at: tuple[str, int],
+        self, application: Application, settings: ClientSettings, made_at: tuple[str, int]
     ) -> None:
-        reconnect = options.reconnect
-        self._reconnect: Reconnect | None = Reconnect() if reconnect is True else reconnect or None
-        self._source = source
-        if source.once and self._reconnect is not None:
+        reconnect = settings.reconnect
+        application.reconnect = Reconnect() if reconnect is True else reconnect or None
+        source = application.source
+        self._reconnects: bool = application.reconnect is not None
+        if source.once and self._reconnects:
             raise ValueError(
                 "reconnect: a socket that is connected already cannot be connected again; give a "
                 "function that returns a new one each time"
@@ -129,16 +114,16 @@ class ClientCore(Connection):
         net_id = next(_ids)
         super().__init__(
             net_id,
-            options,
-            registry=registry,
+            _without_application(settings),
+            application,
             wheel=wheel,
             run=None,
             parent=background(),
             tally=Tally(f"client-{net_id}", self._fill),
-            keep=self._reconnect is not None,
+            keep=self._reconnects,
         )
-        self.remote_address = self._source.address
-        self._owner = owner
+        self.remote_address = source.address
+        self._where = str(source)  # for people
         self._made_at = made_at
         # Under one key, who plays the first role: starts the client, then reads, and sees to its
         # end; or only sees off one that was never started.
@@ -151,16 +136,16 @@ class ClientCore(Connection):
         self._hurry = Wakeup()  # set when closing: ends the back-off
         #: How many times the connection came back.
         self.reconnects: int = 0
-        renew_after_fork(self, renew_client)
-        if options.on_message is None:
-            self._reporter.unheard = self._warn_unheard
-        self._tally.publish()
+        renew_after_fork(self, ClientCore.renew_after_fork)
+        if settings.on_message is None:
+            self.reporter.unheard = self._warn_unheard
+        self.tally.publish()
 
     # -- for the application, see ClientConn
 
     def start(self, keep_trying: bool) -> None:
         """Connect, or begin to."""
-        if keep_trying and self._reconnect is None:
+        if keep_trying and not self._reconnects:
             raise ValueError("keep_trying needs the option reconnect")
         claim = _Claim()
         try:
@@ -180,11 +165,11 @@ class ClientCore(Connection):
             raise RuntimeError("the client is started already")
         with as_tao_thread():  # a callback that closes must not wait for this thread
             if keep_trying:
-                self._launch(claim, self._begin, partial(self._come_back, first=True))
+                self._launch(claim, self.begin, partial(self._come_back, first=True))
                 return
             self._connect_first()
-            closed = self._reason
-            self._launch(claim, self._play, True)  # also then: it sees the connection off
+            closed = self.lifecycle.close_reason
+            self._launch(claim, self.play, True)  # also then: it sees the connection off
         if closed is not None:
             raise ConnectionClosed(closed)
 
@@ -192,22 +177,27 @@ class ClientCore(Connection):
         """Starting has failed or was interrupted: leave all as it was, unless a thread goes on."""
         if self._claims.get(_PLAYER) is not claim or not claim.give_up():
             return
-        if self._transport is not None:
-            self._begin_close("start() was interrupted", drain=False)
+        if self.transport is not None:
+            self.begin_close("start() was interrupted", drain=False)
         self._claims.pop(_PLAYER, None)
-        if self._reason is not None:
+        if self.lifecycle.close_reason is not None:
             self._see_off()
 
-    def close(self) -> None:
+    def _raise_if_closed(self) -> None:
+        reason = self.lifecycle.close_reason
+        if reason is not None:
+            raise ConnectionClosed(reason)
+
+    def close_and_wait(self) -> None:
         """End the connection for good, and wait until it has ended."""
-        super().close()
+        self.close()
         if self._see_off() or in_tao_thread():
             return
         claim = self._claims.get(_PLAYER)
         starting = claim is not None and claim.waits_for_this_thread
         # Nor does a signal handler that has interrupted a write: it would wait for that.
-        if not starting and not self._send_queue.interrupted_here:
-            self.wait_closed(self._options.drain_timeout + _SLACK)
+        if not starting and not self.send_queue.interrupted_here:
+            self.wait_closed(self.settings.drain_timeout + _SLACK)
 
     def _see_off(self) -> bool:
         """Do the last steps of a client that has no thread; tell whether it has none."""
@@ -217,7 +207,7 @@ class ClientCore(Connection):
             if first is not claim and not first.given_up:
                 return False
             with as_tao_thread():
-                self._finish()
+                self.finish()
         except BaseException:
             if self._claims.get(_PLAYER) is claim:
                 self._claims.pop(_PLAYER, None)  # so that closing again does it
@@ -231,108 +221,107 @@ class ClientCore(Connection):
 
     @property
     def connected(self) -> bool:
-        return self._up.is_set() and self._reason is None
+        return self._up.is_set() and self.lifecycle.close_reason is None
 
     def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait until there is a connection, or the client is closed; tell whether there is."""
         self._up.wait(timeout)
         return self.connected
 
-    def snapshot(self) -> Snapshot:
-        """Return the figures of this client as they are now."""
-        return self._tally.snapshot()
-
     def enter(self) -> None:
         """Connect, unless that is done."""
-        if self.new or self.closed:
+        if self.new or self.lifecycle.close_reason is not None:
             self.start(keep_trying=False)
 
-    def add_timer(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
-        """Call ``callback(due, conn)`` in, or every, so many seconds; return an id."""
-        return self._add_timer(seconds, callback, periodic=periodic)
-
-    def forget(self, client: Any) -> None:
+    def forget(self, application: Application, client: Any) -> None:
         """Close, as the application has no use for the client any more; called by a finalizer.
 
         That may run at any moment on any thread, inside of anything, so the work is handed over.
         """
-        if self.new or self._finished.is_set():
+        if self.new or self.finished.is_set():
             return
-        self._owner.keep(client)  # for on_close, and what else is still to be called
-        if self._reason is not None:
+        self.application.hold(application, client)  # for on_close, and what else is to be called
+        if self.lifecycle.close_reason is not None:
             return
         try:
-            close = partial(self._begin_close, "forgotten without close()", drain=False)
-            self._wheel.in_real_time.run_clock(0.0, lambda due: close())
+            close = partial(self.begin_close, "forgotten without close()", drain=False)
+            self.wheel.in_real_time.run_clock(0.0, lambda due: close())
         except RuntimeError:
             pass  # the wheel has stopped, so it is over
         text = f"unclosed {client!r}: whoever makes a client keeps it, and closes it in the end"
         # Of an object that has a dict, tracemalloc does not know in CPython 3.11 where it was made.
-        source = self._owner if sys.version_info[:2] == (3, 11) else client
+        source = application if sys.version_info[:2] == (3, 11) else client
         warnings.warn_explicit(text, ResourceWarning, *self._made_at, source=source)
 
     # -- getting connected
 
-    def _in_call_of_application(self) -> bool:
+    def in_call_of_application(self) -> bool:
         claim = self._claims.get(_PLAYER)
         return claim is not None and claim.waits_for_this_thread
 
     def _launch(self, claim: _Claim, target: Callable[..., object], *args: Any) -> None:
         try:
             failed = partial(self._kept_from, claim)
-            self._thread("reader", failed, claim.hand_over, target, *args).start()
+            self.thread("reader", failed, claim.hand_over, target, *args).start()
         except RuntimeError:  # there are too many
-            self._begin_close("no thread could be started", drain=False)
+            self.begin_close("no thread could be started", drain=False)
             raise
 
     def _kept_from(self, claim: _Claim, error: BaseException) -> None:
         """End what the first thread has been kept from, unless start() was, and took it back."""
         if self._claims.get(_PLAYER) is claim:
-            claim.hand_over(self._struck, error)
+            claim.hand_over(self.struck, error)
 
     def _connect_first(self) -> None:
         """Connect; a server with which no connection comes to be is passed over for the next."""
-        for left in reversed(range(self._source.size)):
+        for left in reversed(range(self._size)):
             try:
                 self._connect_once()
                 return
             except ConnectFailed:
                 raise
             except ConnectionClosed as error:
-                if self._reason is not None or not left:
+                if self.lifecycle.close_reason is not None or not left:
                     raise
-                self._reporter.log().info("{}; trying the next server", error)
+                self.reporter.log().info("{}; trying the next server", error)
 
     def _connect_once(self) -> None:
         """Dial and establish, or leave everything as it was."""
         self._renew_context()
-        transport = self._dial()
+        self.move(Event.DIAL)
+        transport: Transport | None = None
         try:
-            self._establish(transport)
+            transport = self._dial()
+            self.establish(transport)
         except BaseException:
-            self._take_down(transport)
-            self._source.over(useful=False)
+            if transport is not None:
+                self._take_down(transport)
+                self._tell_source(useful=False)
+            self.lifecycle.apply(Event.FAIL)
+            self.call_on_close()
             raise
         self._up.set()
-        if self._lost is not None:  # meanwhile
+        if self.lifecycle.status.disconnect_reason is not None:  # meanwhile
             self._up.clear()
         self._came_up, self._proved = monotonic(), False
-        self._reader.on_batch = self._look_for_proof
+        self.reader.on_batch = self._look_for_proof
 
     def _take_down(self, transport: Transport) -> None:
         transport.abort()
-        count = self._send_queue.detach()
+        count = self.send_queue.detach()
         if count:
-            self._unsent += count
+            self.unsent += count
             lost = ConnectionClosed(f"{count} messages written by on_connect could not be sent")
-            self._reporter.undelivered(lost, "connecting")
-        self._transport = None
-        self._ready = False
+            self.reporter.undelivered(lost, "connecting")
+        self.transport = None
         transport.close()
 
     def _dial(self) -> Transport:
+        application = self.application.find()
+        if application is None:
+            raise ConnectionClosed("the client is gone")
         try:
-            reached = self._source.next()
+            reached: Reached = application.source.next()
         except ConnectFailed as error:
             cause = error.__cause__
             if cause is not None and not isinstance(cause, (OSError, ValueError)):
@@ -346,103 +335,128 @@ class ClientCore(Connection):
 
     # -- losing the connection, and coming back
 
-    def _drop(self, reason: str, *, ended: bool = False) -> None:
-        if self._reconnect is None or self._reason is not None:
-            super()._drop(reason, ended=ended)
+    def drop(self, reason: str, *, ended: bool = False) -> None:
+        if not self._reconnects:
+            super().drop(reason, ended=ended)
             return
         # Those of now: at any moment after this, the next ones may be there.
-        context, transport = self.context, self._transport
-        if self._lost is not None:
+        context, transport = self.context, self.transport
+        before, now = self.lifecycle.apply(Event.LOSE, reason)
+        if now.close_reason is not None:
+            super().drop(reason, ended=ended)
             return
-        self._lost = reason
+        if not before.open:
+            return
         context.cancel_aside(reason)
         # Nothing more goes where it would be lost; it waits for the next. Should that be there
         # already, it is given up as well: a transport that counts as lost is not read.
-        for each in {transport, self._transport}:
+        for each in {transport, self.transport}:
             if each is not None:
-                self._send_queue.give_up(ConnectionAbortedError(reason), each)
+                self.send_queue.give_up(ConnectionAbortedError(reason), each)
         self._up.clear()
-        if not self._is_lost:
+        status = self.lifecycle.status
+        if status.disconnect_reason is None or status.close_reason is not None:
             self._up.set()  # it is back already, or it is over, and nobody need wait for it
 
-    @property
-    def _is_lost(self) -> bool:
-        """Whether there is to be another transport."""
-        return self._lost is not None and self._reason is None
-
-    def _renew(self) -> bool:
-        if self._reason is None and self._lost is not None:
+    def renew(self) -> bool:
+        if self.lifecycle.phase is Phase.LOST:
             self._leave()
             if self._come_back():
                 return True
-        self._finish()
+        self.finish()
         return False
 
     def _leave(self) -> None:
         """Be done with a lost transport."""
-        self._reporter.log().info("connection lost: {}; connecting again", self._lost)
+        why = self.lifecycle.status.disconnect_reason
+        self.reporter.log().info("connection lost: {}; connecting again", why)
         # While a handler runs, no message of another connection could be handled anyway.
-        self._dispatcher.wait_idle()
-        self._call_on_close()
-        transport = self._transport
+        self.dispatcher.wait_idle()
+        self.call_on_close()
+        transport = self.transport
         assert transport is not None
         self._take_down(transport)
 
     def _come_back(self, first: bool = False) -> bool:
         """Dial until it succeeds; False if there is nothing to come back to."""
-        how = self._reconnect
-        assert how is not None
-        if not first:
-            useful = self._proved_itself(how)
-            self._source.over(useful)
-            if useful:
-                self._attempts = 0
-        why = self._lost
+        if not first and self._proved_itself():
+            self._attempts = 0
+        why = self.lifecycle.status.disconnect_reason
         for attempt in itertools.count(self._attempts + (not first)):
-            if how.attempts is not None and attempt > how.attempts:
-                self._begin_close(f"gave up after {attempt - 1} attempts: {why}", drain=False)
+            delay = self._delay(attempt)
+            if delay is None:
+                self.begin_close(f"gave up after {attempt - 1} attempts: {why}", drain=False)
                 return False
             self._attempts = attempt
-            if attempt and self._wheel.wait(self._hurry, how.delay(attempt)):
+            if attempt and self.wheel.wait(self._hurry, delay):
                 return False
             try:
                 self._connect_once()
             except ConnectionClosed as error:
-                if self._reason is not None:
+                if self.lifecycle.close_reason is not None:
                     return False
-                self._reporter.log().info("attempt {}: {}", attempt, error)
-                self._reporter.tell(error)
+                self.reporter.log().info("attempt {}: {}", attempt, error)
+                self.reporter.tell(error)
                 why = str(error)
                 continue
             self.reconnects += not first
             return True
         return False
 
+    # What the application has given is taken hold of only where it is used, and never in a wait.
+
+    def _delay(self, attempt: int) -> float | None:
+        """How long to wait before an attempt, in seconds; None: there are to be no more."""
+        application = self.application.find()
+        how = None if application is None else application.reconnect
+        if how is None or (how.attempts is not None and attempt > how.attempts):
+            return None
+        return how.delay(attempt) if attempt else 0.0
+
+    def _tell_source(self, *, useful: bool) -> None:
+        """Tell where the last transport came from whether that was of use."""
+        application = self.application.find()
+        if application is not None:
+            application.source.over(useful)
+
+    @property
+    def _size(self) -> int:
+        """How many servers there are to connect to."""
+        application = self.application.find()
+        return 1 if application is None else application.source.size
+
     def _look_for_proof(self, batch: Batch) -> None:
         """See whether what was received shows that the peer is a server of this application's."""
-        known = self._registry.entries
+        application = self.application.find()
+        known: Any = {} if application is None else application.entries
         if any(number != HEARTBEAT and known.get(number) is not None for number, _ in batch):
             self._proved = True
-            self._reader.on_batch = None
+            self.reader.on_batch = None
 
-    def _proved_itself(self, how: Reconnect) -> bool:
-        """Whether the connection just lost was of use.
+    def _proved_itself(self) -> bool:
+        """Whether the connection just lost was of use, which its source is told.
 
         A wrong port may accept and send anything: a banner, an error, even a heartbeat. Of use is
         what brought a message that the application knows, or lasted. Then the back-off begins anew.
         """
-        lasted = self._wheel.since(self._came_up) > max(how.maximum, _LASTING)
-        return self._proved or lasted
+        application = self.application.find()
+        if application is None or application.reconnect is None:
+            return False
+        lasting = max(application.reconnect.maximum, _LASTING)
+        useful = self._proved or self.wheel.since(self._came_up) > lasting
+        application.source.over(useful)
+        return useful
 
     def _renew_context(self) -> None:
         """Have a context for the next transport, unless no transport has had that of now."""
-        if self._reason is None and self.context.cancelled:
-            self.context = self._new_context()
-        if self._reason is not None:  # meanwhile
-            self.context.cancel(self._reason)
+        if self.lifecycle.close_reason is None and self.context.cancelled:
+            self.context = self.new_context()
+        reason = self.lifecycle.close_reason
+        if reason is not None:  # meanwhile
+            self.context.cancel(reason)
 
-    def _ask_on_connect(self) -> bool:
-        agreed = super()._ask_on_connect()
+    def ask_on_connect(self) -> bool:
+        agreed = super().ask_on_connect()
         if not agreed:  # what it began with this context is to end
             self.context.cancel_aside("refused by on_connect")
         return agreed
@@ -467,29 +481,31 @@ class ClientCore(Connection):
 
     # -- ending
 
-    def _begin_close(
+    def begin_close(
         self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False
     ) -> None:
         try:
-            super()._begin_close(reason, drain=drain, timeout=timeout, ended=ended)
+            super().begin_close(reason, drain=drain, timeout=timeout, ended=ended)
         finally:
             self._hurry.set()
-            self._source.close()
+            application = self.application.find()
+            if application is not None:
+                application.source.close()
 
-    def _finish(self) -> None:
-        super()._finish()
+    def finish(self) -> None:
+        super().finish()
         # Who waits for a connection need not wait any longer.
         self._up.set()
-        self._owner.end()
+        self.application.release()
 
-    def _forget(self) -> None:
-        super()._forget()
+    def leave_owner(self) -> None:
+        super().leave_owner()
         self._give_back()
 
     def _fill(self, snapshot: Snapshot) -> None:
         connected = self.connected
-        snapshot.kind, snapshot.address = "client", str(self._source)
-        if self._reason is not None:
+        snapshot.kind, snapshot.address = "client", self._where
+        if self.lifecycle.close_reason is not None:
             snapshot.state = "closed"
         elif connected:
             snapshot.state = "connected"
@@ -497,4 +513,37 @@ class ClientCore(Connection):
             snapshot.state = "new" if self.new else "connecting"
         snapshot.connections = int(connected)
         snapshot.reconnects = self.reconnects
-        snapshot.timers = self._wheel.size
+        snapshot.timers = self.wheel.size
+
+    # -- after a fork
+
+    def renew_after_fork(self, reason: str) -> None:
+        """In a child process: be closed if it was started; else it can be started here."""
+        if self.new:
+            self.wheel = wheel = shared_wheel.wheel
+            self.timers.use_wheel(wheel)
+            self.dispatcher.use_watch(watch_on(wheel))
+            self.dispatcher.renew_turn()
+            self.send_queue.renew_turn()
+            return
+        application = self.application.find()
+        if application is not None:
+            application.source.forked()
+        self.after_fork(f"this client {reason}")
+        self._up, self._hurry = Wakeup(), Wakeup()
+        self._up.set()
+        self._give_back()
+
+
+def _without_application(settings: ClientSettings) -> ClientSettings:
+    """Return settings that do not refer to what the application has given."""
+    return replace(
+        settings,
+        codec=TypeLengthValueCodec(),
+        registry=None,
+        on_connect=None,
+        on_message=None,
+        on_close=None,
+        on_error=None,
+        reconnect=False,
+    )

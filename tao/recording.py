@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tao.client import ClientConn, ClientOptions
+from tao.connection import core_of
 from tao.memory import MemoryClient
 from tao.message import HEARTBEAT, Registration, Registry, default_registry
 from tao.option_help import Shown, takes_options
@@ -112,6 +113,7 @@ class RecordingClient:
         self._received: list[Any] = []
         self._expected: int = 0  # how many of them `expect` has seen
         self._heartbeats: int = 0
+        self._on_close_called: bool = False
         self._on_close = options.pop("on_close", None)
         source = options.get("registry") or (
             target.registry if isinstance(target, Server) else default_registry
@@ -258,7 +260,7 @@ class RecordingClient:
         conn, never, deadline = self.conn, threading.Event(), Deadline(PATIENCE)
         # Nobody tells when, as nobody but a test asks.
         while conn.connected and not any(
-            each._welcomed and _port(each.remote_address) == _port(conn.local_address)
+            core_of(each).welcomed and _port(each.remote_address) == _port(conn.local_address)
             for each in server.connections
         ):
             if deadline.expired:
@@ -278,6 +280,7 @@ class RecordingClient:
 
     def _closed(self, conn: Any) -> None:
         with self._changed:
+            self._on_close_called = True
             self._changed.notify_all()
         if self._on_close is not None:
             self._on_close(conn)
@@ -288,7 +291,7 @@ class RecordingClient:
         conn = self.conn
         with self._changed:
             self._changed.wait_for(
-                lambda: condition() or (conn.closed and not conn._established), timeout
+                lambda: condition() or (conn.closed and self._on_close_called), timeout
             )
             return condition()
 

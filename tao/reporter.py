@@ -15,7 +15,7 @@ from tao.log import logger
 from tao.transport import address_text
 
 if TYPE_CHECKING:
-    from tao.connection import Connection
+    from tao.core import ConnectionCore
     from tao.overdue import Running
 
 __all__ = ["Reporter"]
@@ -28,24 +28,13 @@ class Reporter:
     """Tells of a connection's errors. Any thread may call it; it never raises.
 
     Args:
-        conn: the connection.
-        on_error: the application's callback, or None.
-        run: calls a callback with the context variables of the connection.
+        conn: the connection's core.
     """
 
-    __slots__ = (
-        "_conn", "_errors", "_on_error", "_run", "_undefined", "overdue", "undefined", "unheard",
-    )  # fmt: skip
+    __slots__ = ("_conn", "_errors", "_undefined", "overdue", "undefined", "unheard")
 
-    def __init__(
-        self,
-        conn: Connection,
-        on_error: Callable[[Any, BaseException], object] | None,
-        run: Callable[..., object],
-    ) -> None:
+    def __init__(self, conn: ConnectionCore) -> None:
         self._conn = conn
-        self._run = run
-        self._on_error = on_error
         # The count, made with the first error, as most connections have none. Should two threads
         # make one, the first in the list counts.
         self._errors: list[AtomicInt64] = []
@@ -86,7 +75,7 @@ class Reporter:
         does not read, or a write to a connection that it has closed.
         """
         conn = self._conn
-        ended = conn.closed or conn._send_queue.error is not None
+        ended = conn.lifecycle.close_reason is not None or conn.send_queue.error is not None
         if isinstance(error, WouldBlock) or (ended and isinstance(error, ConnectionClosed)):
             self.flood("error {}: {}", doing, error)
         else:
@@ -101,10 +90,11 @@ class Reporter:
     def tell(self, error: BaseException, doing: str = "") -> None:
         """Count an error, keep its reason for the monitor, and pass it to ``on_error``."""
         self._count(error, doing)
-        if self._on_error is None:
+        application = self._conn.application.find()
+        if application is None or application.on_error is None:
             return
         try:
-            self._run(self._on_error, self._conn, error)
+            application.variables.run(application.on_error, application.conn, error)
         except BaseException as another:
             self.log().exception("on_error raised")
             self._count(another, "in on_error")
@@ -114,7 +104,7 @@ class Reporter:
         if not self._errors:
             self._errors.append(AtomicInt64())
         self._errors[0].increment_and_get()
-        conn._tally.failures.add(error, doing, conn.net_id, address_text(conn.remote_address))
+        conn.tally.failures.add(error, doing, conn.net_id, address_text(conn.remote_address))
 
     @property
     def errors(self) -> int:
@@ -125,7 +115,7 @@ class Reporter:
         """Warn of what a peer could have this side warn of any number of times."""
         conn = self._conn
         who = f"connection {conn.net_id} from {address_text(conn.remote_address)}: "
-        conn._tally.floods.warn(self.log(), "{}" + text, who, *args)
+        conn.tally.floods.warn(self.log(), "{}" + text, who, *args)
 
     def overdue_handler(self, running: Running, stack: str) -> None:
         """Warn of a handler that runs for too long. Called by the timing wheel's thread only."""
@@ -136,7 +126,7 @@ class Reporter:
     def overdue_callback(self, what: str, seconds: float, ident: int, stack: str) -> None:
         """Warn of a callback that does. Called by the timing wheel's thread only."""
         self.overdue += 1
-        self._conn._tally.overdue.warn(
+        self._conn.tally.overdue.warn(
             self.log(),
             "{} has been running for {:.1f} s on connection {} from {}, in thread {}; "
             "its stack:\n{}",

@@ -390,9 +390,19 @@ class SendQueue:
             self._writable = transport
             self._settle()
 
-    def after_fork(self) -> None:
+    def renew_turn(self) -> None:
         """In a child process: nobody has the turn."""
         self._turn = threading.RLock()
+
+    def after_fork(self, reason: str) -> None:
+        """In a child process: be the send queue of a connection that has ended."""
+        self.renew_turn()
+        self._transport = self._writable = None
+        self._collecting = self._open = self._blocked = False
+        self._seal, self._final = self._seal or reason, True
+        for frames in (self._intake, self._intake_ahead, self._waiters, self._failures):
+            frames.clear()
+        self._backlog = Backlog()
 
     # -- taking turns
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from tao.addresses import Address, address_text
 from tao.admission import Admission
 from tao.codec_checks import check_decoder, checked_encoder
+from tao.connection import core_of
 from tao.context import SERVER, Context, background
 from tao.credentials import Credentials, HasCredentials
 from tao.errors import ConnectionClosed, ServerClosed, TaoError
-from tao.forks import renew_after_fork, renew_server
+from tao.forks import renew_after_fork
 from tao.holdings import Holdings
 from tao.listener import Bound, Listener, listen
 from tao.log import logger
@@ -108,7 +109,7 @@ class Server(HasCredentials, Reception):
         # They ring when serve_forever is to return: one for each thread that is in it.
         self._doorbells: list[Doorbell] = []
         self._interrupted: bool = False  # by a signal
-        renew_after_fork(self, renew_server)
+        renew_after_fork(self, Server._after_fork)
         self._tally.publish()
 
     def _configure(self, options: ServerSettings) -> None:
@@ -304,7 +305,7 @@ class Server(HasCredentials, Reception):
         try:
             self._schedules[schedule] = (interval, callback)
             for conn in self.connections:
-                conn._follow(schedule, interval, callback)
+                core_of(conn).follow(schedule, interval, callback)
         except BaseException:
             self.cancel_schedule(schedule)
             raise
@@ -314,7 +315,7 @@ class Server(HasCredentials, Reception):
         """End what `schedule` began, on all connections; tell whether it was on."""
         known = self._schedules.pop(schedule, None) is not None
         for conn in self.connections:
-            conn._unfollow(schedule)
+            core_of(conn).unfollow(schedule)
         return known
 
     # -- the connections
@@ -323,7 +324,7 @@ class Server(HasCredentials, Reception):
     def connections(self) -> list[ServerConn]:
         """The connections that are open now."""
         everyone = list(self._all.values())
-        return [conn for conn in everyone if conn._established and conn._reason is None]
+        return [conn for conn in everyone if core_of(conn).lifecycle.open]
 
     @property
     def connection_count(self) -> int:
@@ -333,7 +334,7 @@ class Server(HasCredentials, Reception):
     def conn(self, net_id: int) -> ServerConn | None:
         """Return an open connection by its id, or None."""
         conn = self._all.get(net_id)
-        return None if conn is None or conn.closed or not conn._established else conn
+        return conn if conn is not None and core_of(conn).lifecycle.open else None
 
     def broadcast(self, message: Any, exclude: Collection[Any] = ()) -> Broadcast:
         """Send a message to all connections; it is encoded once.
@@ -352,7 +353,7 @@ class Server(HasCredentials, Reception):
         failed = []
         for conn in receivers:
             try:
-                conn._send_queue.write(frame)
+                core_of(conn).send_queue.write(frame)
             except TaoError as error:
                 failed.append((conn, error))
         return Broadcast(len(receivers) - len(failed), failed)
@@ -433,12 +434,30 @@ class Server(HasCredentials, Reception):
         self._tally.floods.flush()
         self._tally.overdue.flush()
 
+    def _after_fork(self, reason: str) -> None:
+        """In a child process: be stopped if it was started; else it can be started here."""
+        if isinstance(self._options.workers, WorkerPool):
+            self._options.workers.after_fork()
+        if self._state == "new":
+            return
+        if self._held:  # a server may be stopped without having been started
+            self._held[0].give_back()
+        self._stopping.finish()
+        self._why_stopped = f"this server {reason}"
+        for listener in self._listeners:
+            listener.abandon()
+        self._listeners.clear()
+        for conn in self._all.values():
+            core_of(conn).after_fork(self._why_stopped)
+        self._all.clear()
+        self._admission.clear()
+
     # -- for connections
 
     def _welcome(self, conn: ServerConn) -> None:
         """A connection is established: give it what is scheduled for all."""
         for schedule, (interval, callback) in list(self._schedules.items()):
-            conn._follow(schedule, interval, callback)
+            core_of(conn).follow(schedule, interval, callback)
 
     def _fill(self, snapshot: Snapshot) -> None:
         snapshot.kind = "server"

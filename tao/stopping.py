@@ -13,6 +13,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from tao.connection import core_of
 from tao.log import logger
 from tao.outcomes import StopReport
 from tao.threads import Deadline, Joinable, gather, in_tao_thread, spawn
@@ -166,9 +167,10 @@ class Stopping:
         threads: list[Joinable] = []
         end = Deadline(self._left(_moment(parts.conns)))
         for conn in parts.conns:
-            stuck = list(conn._stuck)
+            core = core_of(conn)
+            stuck = list(core.stuck)
             threads += stuck
-            threads += gather([each for each in conn._all_threads() if each not in stuck], end)
+            threads += gather([each for each in core.threads_now() if each not in stuck], end)
         for listener in parts.listeners:
             threads += listener.join(end, threads)
         if parts.pool is not None:
@@ -183,12 +185,13 @@ class Stopping:
         end = self._close(conns)
         report = StopReport()
         for conn in conns:
-            while not conn._finished.is_set() and (left := self._left(_moment(conns))):
-                conn._finished.wait(min(left, _LOOK))
+            core = core_of(conn)
+            while not core.finished.is_set() and (left := self._left(_moment(conns))):
+                core.finished.wait(min(left, _LOOK))
                 if min(self._ends) < end:
                     end = self._close(conns)  # somebody wants it sooner
-            unhandled, unsent = conn.unhandled, conn._send_queue.waiting
-            if conn._finished.is_set() and not (unhandled or unsent or conn._in_flight):
+            unhandled, unsent = core.unhandled, core.send_queue.waiting
+            if core.finished.is_set() and not (unhandled or unsent or core.in_flight):
                 report.drained += 1
             else:
                 report.abandoned.append((conn, unhandled, unsent))
@@ -197,9 +200,9 @@ class Stopping:
     def _close(self, conns: list[ServerConn]) -> float:
         """Have connections end in time, and return when that is over."""
         end = min(self._ends)
-        for conn in conns:
-            if not conn._finished.is_set():
-                conn._begin_close("server stopping", drain=True, timeout=self._left())
+        for core in map(core_of, conns):
+            if not core.finished.is_set():
+                core.begin_close("server stopping", drain=True, timeout=self._left())
         return end
 
     def _left(self, moment: float = 0.0) -> float:
@@ -213,7 +216,7 @@ class Stopping:
         """What is still to be done, by a look that waits for nothing."""
         parts = self._parts()
         conns = [] if parts is None else parts.conns
-        left = [(conn, conn.unhandled, conn._send_queue.waiting) for conn in conns]
+        left = [(conn, conn.unhandled, conn.send_queue_length) for conn in conns]
         thread = self._thread
         names = [thread.name] if thread is not None and thread.is_alive() else []
         return StopReport(abandoned=left, threads=names, finished=False)

@@ -13,12 +13,12 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
+from tao.application import ApplicationLink
 from tao.atomic import AtomicReference
-from tao.callables import check_callable, check_quickly
 from tao.errors import ConnectionClosed
-from tao.timing import TimingWheel, delay_until
+from tao.timing import TimingWheel
 
-__all__ = ["ConnectionTimer", "HasTimers", "TimerSet"]
+__all__ = ["ConnectionTimer", "TimerSet"]
 
 #: Called with the time it was due, an aware datetime, and the connection.
 ConnectionTimer = Callable[[datetime, Any], object]
@@ -32,21 +32,16 @@ class _Timer(NamedTuple):
 
 
 class _UserTimer:
-    """A timer of the user's: when the wheel fires it, its callback is to take its turn."""
+    """A timer of the user's: when the wheel fires it, its callback is to take its turn.
 
-    __slots__ = ("_callback", "_owner", "_waiting", "periodic", "timer_id")
+    The callback itself is the application's, see `Application.timers`.
+    """
 
-    def __init__(
-        self,
-        owner: TimerSet,
-        timer_id: int,
-        callback: Callable[[datetime], object],
-        *,
-        periodic: bool,
-    ) -> None:
+    __slots__ = ("_owner", "_waiting", "periodic", "timer_id")
+
+    def __init__(self, owner: TimerSet, timer_id: int, *, periodic: bool) -> None:
         self._owner = owner
         self.timer_id: int = timer_id
-        self._callback = callback
         self.periodic: bool = periodic
         # The call that waits for its turn. Set by the wheel's thread, cleared by the call; and one
         # that an exception has kept from that is gone, too.
@@ -63,7 +58,7 @@ class _UserTimer:
     def _run(self, due: datetime) -> None:
         self._waiting = None
         if not self.periodic or self._owner.has(self):  # not cancelled while it waited
-            self._callback(due)
+            self._owner.call(self, due)
 
 
 class TimerSet:
@@ -74,13 +69,20 @@ class TimerSet:
     Args:
         wheel: shared with others.
         post: has a function run in its turn among the messages; never blocks.
+        application: holds the callbacks.
     """
 
-    __slots__ = ("_clocks", "_closed", "_over", "_post", "_timers", "_wheel")
+    __slots__ = ("_application", "_clocks", "_closed", "_over", "_post", "_timers", "_wheel")
 
-    def __init__(self, wheel: TimingWheel, post: Callable[[Callable[[], object]], None]) -> None:
+    def __init__(
+        self,
+        wheel: TimingWheel,
+        post: Callable[[Callable[[], object]], None],
+        application: ApplicationLink,
+    ) -> None:
         self._wheel = wheel
         self._post = post
+        self._application = application
         # By purpose, the clock that was set last. Those of one purpose have ascending ids.
         self._clocks: dict[str, AtomicReference[_Timer | None]] = {}
         # By id, those that are neither cancelled nor have fired for the last time. Whoever takes
@@ -140,8 +142,8 @@ class TimerSet:
         if self._over:
             clock.wheel.cancel(clock.timer_id)
 
-    def add(self, seconds: float, callback: Callable[[datetime], object], *, periodic: bool) -> int:
-        """Have ``callback(due)`` take its turn in, or every, so many seconds; return an id.
+    def add(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
+        """Have ``callback(due, conn)`` take its turn in, or every, so many seconds; return an id.
 
         A periodic call that is due while the one before still waits for its turn is left out.
 
@@ -152,8 +154,11 @@ class TimerSet:
         self._raise_if_closed()
         add = self._wheel.run_every if periodic else self._wheel.run_after
         timer_id = self._wheel.reserve_id()
-        timer = _UserTimer(self, timer_id, callback, periodic=periodic)
+        timer = _UserTimer(self, timer_id, periodic=periodic)
+        application = self._application.find()
         try:
+            if application is not None:
+                application.timers[timer_id] = callback
             self._timers[timer_id] = timer
             add(seconds, timer.fire, timer_id)
             self._raise_if_closed()
@@ -162,6 +167,7 @@ class TimerSet:
             # Whoever does not learn of the timer must not have it either.
             self._wheel.cancel(timer_id)
             self._timers.pop(timer_id, None)
+            self._drop_callback(timer_id)
             if isinstance(error, RuntimeError):  # the wheel may be stopped once all have ended
                 self._raise_if_closed()
             raise
@@ -176,7 +182,12 @@ class TimerSet:
             return False
         # In this order: an exception in between leaves one that can be cancelled once more.
         self._wheel.cancel(timer_id)
+        self._drop_callback(timer_id)
         return self._timers.pop(timer_id, None) is not None
+
+    def _drop_callback(self, timer_id: int) -> Callable[..., object] | None:
+        application = self._application.find()
+        return None if application is None else application.timers.pop(timer_id, None)
 
     def close(self, reason: str) -> None:
         """Cancel the user's timers and take no more; clocks go on, for the end to be in order."""
@@ -193,6 +204,9 @@ class TimerSet:
             timer = clock.get()
             if timer is not None:
                 timer.wheel.cancel(timer.timer_id)
+        application = self._application.find()
+        if application is not None:
+            application.timers.clear()
 
     # -- for the timers
 
@@ -210,51 +224,30 @@ class TimerSet:
         """Have a call take its turn."""
         self._wheel.hand_over(self._post, call)
 
+    def call(self, timer: _UserTimer, due: datetime) -> None:
+        """Call a timer's callback, on the thread that handles messages."""
+        application = self._application.find()
+        if application is None:
+            return
+        find = application.timers.get if timer.periodic else application.timers.pop
+        callback = find(timer.timer_id, None)
+        if callback is not None:
+            callback(due, application.conn)
+
+    # -- after a fork
+
+    def use_wheel(self, wheel: TimingWheel) -> None:
+        """In a child process: take another wheel, while there is no timer yet."""
+        self._wheel = wheel
+
+    def after_fork(self, reason: str) -> None:
+        """In a child process: have no timer and take no more; the wheel is the parent's."""
+        self._closed = self._closed or reason
+        self._over = True
+        self._timers.clear()
+        self._clocks.clear()
+
 
 def _later(one: _Timer | None, other: _Timer) -> _Timer:
     """Return which of two clocks was set later."""
     return other if one is None or one.timer_id < other.timer_id else one
-
-
-class HasTimers:
-    """What users do with the timers of a connection. Any thread may call any method."""
-
-    _timers: TimerSet
-    _wheel: TimingWheel
-
-    def run_at(self, when: datetime | float, callback: ConnectionTimer) -> int:
-        """Call ``callback(due, conn)`` at a time of day; see `run_after`.
-
-        Args:
-            when: an aware datetime, or seconds since the Unix epoch; the past means at once.
-        """
-        return self.run_after(delay_until(when, self._wheel.time_of_day()), callback)
-
-    def run_after(self, delay: float, callback: ConnectionTimer) -> int:
-        """Call ``callback(due, conn)`` in ``delay`` seconds, and return the timer's id.
-
-        Callbacks take their turn among the messages of the connection: never two at a time, never
-        one beside a handler. They go with the connection.
-
-        Raises:
-            ConnectionClosed: the connection is closed.
-        """
-        return self._add_timer(delay, callback, periodic=False)
-
-    def run_every(self, interval: float, callback: ConnectionTimer) -> int:
-        """Call ``callback(due, conn)`` every ``interval`` seconds; else as `run_after`.
-
-        A call that is due while the one before still waits for its turn is left out.
-        """
-        return self._add_timer(interval, callback, periodic=True)
-
-    def _add_timer(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
-        if not callable(callback):
-            raise TypeError(f"a timer's callback must be callable, not {callback!r}")
-        check = check_callable if periodic else check_quickly
-        check("callback", callback, "due", "conn")
-        return self._timers.add(seconds, lambda due: callback(due, self), periodic=periodic)
-
-    def cancel_timer(self, timer_id: int) -> bool:
-        """Cancel a timer of this connection; tell whether it was pending."""
-        return self._timers.cancel(timer_id)

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -37,6 +36,7 @@ from tao.atomic import AtomicReference, pop_and_call
 from tao.callables import check_quickly
 from tao.deadline import Deadline
 from tao.errors import TooManyTimers
+from tao.forks import renew_after_fork
 from tao.log import logger
 from tao.threads import gather, spawn
 from tao.wakeup import Waitable
@@ -377,8 +377,7 @@ class _Shared(TimingWheel):
 
 
 shared_wheel = SharedWheel()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=shared_wheel.forked)
+renew_after_fork(shared_wheel, lambda wheel, reason: wheel.forked())
 
 
 def delay_until(when: datetime | float, now: float | None = None) -> float:

@@ -293,6 +293,10 @@ class Transport:
             self._closed = True
         self._sock.close()
 
+    def after_fork(self) -> None:
+        """In a child process: free the descriptor; the connection is the parent's."""
+        self._sock.close()
+
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
         """What the peer proved to be, as ``ssl.SSLSocket.getpeercert()`` gives it, or None."""

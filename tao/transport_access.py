@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Any, overload
 
+from tao.core import ConnectionCore
 from tao.errors import ConnectionClosed
-from tao.transport import Transport
 
 __all__ = ["HasTransport"]
 
@@ -19,19 +19,18 @@ _TIMEOUTS = frozenset(
 class HasTransport:
     """Of a connection. Any thread may call any method, at any time."""
 
-    _transport: Transport | None
-    _reason: str | None
+    _core: ConnectionCore
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
         """Whom the peer proved to be by TLS, as ``ssl.SSLSocket.getpeercert()`` tells, or None."""
-        transport = self._transport
+        transport = self._core.transport
         return None if transport is None else transport.peer_certificate
 
     @property
     def tls_version(self) -> str | None:
         """The version of TLS in use, or None."""
-        transport = self._transport
+        transport = self._core.transport
         return None if transport is None else transport.tls_version
 
     @overload
@@ -69,10 +68,10 @@ class HasTransport:
         """
         if value is not None and level == socket.SOL_SOCKET and option in _TIMEOUTS:
             raise ValueError("the socket's timeouts are not for use: see idle_timeout")
-        transport = self._transport
+        transport = self._core.transport
         try:
             if transport is not None:
                 return transport.option(level, option, value, length)
         except ConnectionClosed:
             pass
-        raise ConnectionClosed(self._reason or "there is no connection now")
+        raise ConnectionClosed(self._core.lifecycle.close_reason or "there is no connection now")

@@ -8,6 +8,7 @@ from collections import deque
 from time import monotonic
 from typing import Any, Protocol
 
+from tao.forks import renew_after_fork
 from tao.overdue import OverdueWatch
 from tao.timing import TimingWheel
 
@@ -140,3 +141,12 @@ def watch_on(wheel: TimingWheel) -> BlockWatch:
         if watch is None:
             watch = _watches[wheel] = BlockWatch(wheel)
         return watch
+
+
+def _renew_lock(function: object, reason: str) -> None:
+    """In a child process: nobody is there to release the lock."""
+    global _watches_lock
+    _watches_lock = threading.Lock()
+
+
+renew_after_fork(watch_on, _renew_lock)

@@ -195,7 +195,7 @@ def test_close_while_dialling(make_client: MakeClient) -> None:
 
         thread = threading.Thread(target=start, name="test-start")
         thread.start()
-        wait_until(lambda: client._source.dialling)
+        wait_until(lambda: client._application.source.dialling)
         client.close()
         assert failed.wait() == ["closed by this side"]
         thread.join()
@@ -320,7 +320,7 @@ def test_what_proves_a_connection(host: Host, make_client: MakeClient) -> None:
     sock = host.accept()
     wait_until(lambda: client.connected and client.reconnects == 5)
     assert asked.items == [1, 2, 1, 2, 3]
-    client._came_up -= 60
+    client._core._came_up -= 60
     sock.close()
     assert asked.wait(6)[5:] == [1]
 

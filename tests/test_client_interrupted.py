@@ -18,7 +18,7 @@ from tests.ends import MakeServer, Text
 from tests.injection import Interruption, opcodes
 from tests.support import PATIENCE, ends, wait_until
 
-MODULES = ("tao.client", "tao.reconnect", "tao.connection")
+MODULES = ("tao.client", "tao.reconnect", "tao.core", "tao.lifecycle")
 
 # A socket that nobody has yet when an exception comes is closed by the garbage collector; and if it
 # comes in a finalizer, the interpreter shows it.

@@ -84,7 +84,7 @@ def test_an_unregistered_number_is_skipped(open_end: OpenEnd, log_lines: list[ob
     end = open_end(registry=echo_registry())
     end.send(frame(77, b"abc") + frame(-5) + frame(77, b"d" * 1000) + text("on"))
     assert end.read_text() == "on"
-    assert end.conn.counts().undefined == 3
+    assert end.conn._core.counts().undefined == 3
     told = [r for r in log_lines if "not registered" in r["message"]]  # type: ignore[index]
     assert len(told) == 2
     assert told[0]["extra"]["connection"] == end.conn.net_id  # type: ignore[index]
@@ -274,7 +274,7 @@ def test_heartbeats_take_no_place_of_messages(open_end: OpenEnd, policy: str) ->
         end.conn.write(Text("x" * 100_000))
         written += 1
     threading.Event().wait(0.3)
-    assert (end.conn.counts().dropped, end.conn.closed) == (0, False)
+    assert (end.conn._core.counts().dropped, end.conn.closed) == (0, False)
     while written:
         kind, value = end.read_frame()
         written -= kind == 1 and len(value) == 100_000
@@ -384,7 +384,7 @@ def test_messages_for_a_slow_consumer_may_be_dropped(open_end: OpenEnd, policy: 
     end = open_end(slow_consumer=policy, queue_size=3)
     for i in range(200):
         end.conn.write(Text(f"{i:03}" + "x" * 100_000))
-    dropped = end.conn.counts().dropped
+    dropped = end.conn._core.counts().dropped
     got = [int(end.read_text()[:3]) for _ in range(200 - dropped)]
     assert dropped > 0
     assert got == sorted(got)
@@ -423,7 +423,7 @@ def test_a_timer_takes_its_turn(open_end: OpenEnd) -> None:
     end.send(text("x"))
     assert entered.wait(PATIENCE)
     end.conn.run_after(0, lambda due, conn: seen.add("timer"))
-    wait_until(lambda: end.conn._dispatcher.pending >= 2)
+    wait_until(lambda: end.conn._core.dispatcher.pending >= 2)
     assert seen.items == []
     leave.set()
     assert seen.wait(2) == ["handler", "timer"]
@@ -441,7 +441,7 @@ def test_a_slow_timer_does_not_pile_up(open_end: OpenEnd) -> None:
     end.conn.run_every(0.001, slow)
     assert entered.wait(PATIENCE)
     leave.wait(0.05)
-    assert end.conn._dispatcher.pending <= 2
+    assert end.conn._core.dispatcher.pending <= 2
     leave.set()
 
 
@@ -457,11 +457,11 @@ def test_timers_go_with_the_connection(open_end: OpenEnd) -> None:
     """After the end nothing fires, and nothing can be set."""
     end = open_end()
     timer = end.conn.run_every(1000, lambda due, conn: None)
-    assert len(end.conn._timers) == 1
+    assert len(end.conn._core.timers) == 1
     end.peer.close()
     assert end.conn.wait_closed(PATIENCE)
-    assert len(end.conn._timers) == 0
-    assert not end.conn._wheel.cancel(timer)
+    assert len(end.conn._core.timers) == 0
+    assert not end.conn._core.wheel.cancel(timer)
     with pytest.raises(ConnectionClosed, match="peer closed"):
         end.conn.run_after(1, lambda due, conn: None)
     with pytest.raises(TypeError, match="callback must be callable"):
@@ -502,7 +502,7 @@ def test_a_handler_that_raises(
     end.send(number(1) + text("on"))
     assert end.read_text() == "on"
     assert errors.wait() == [(end.conn, error)]
-    assert end.conn.counts().errors == 1
+    assert end.conn._core.counts().errors == 1
     logged = [r for r in log_lines if r["exception"]]  # type: ignore[index]
     assert logged[0]["exception"].value is error  # type: ignore[index]
 
@@ -560,7 +560,7 @@ def test_the_peer_resets(open_end: OpenEnd) -> None:
         on_error=lambda conn, error: errors.add(type(error)),
     )
     end.peer.sendall(text("x")[:1])
-    wait_until(lambda: end.conn.counts().bytes_in)
+    wait_until(lambda: end.conn._core.counts().bytes_in)
     end.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     end.peer.close()
     assert closed.wait() == ["connection reset by peer"]
@@ -639,7 +639,7 @@ def test_a_peer_that_reads_nothing_is_cut_off(open_end: OpenEnd) -> None:
     assert end.conn.wait_closed(PATIENCE)
     assert "messages" in errors.wait()[-1]
     assert "could not be sent: closed by this side" in errors.items[-1]
-    assert end.conn.counts().unsent > 0
+    assert end.conn._core.counts().unsent > 0
 
 
 def test_a_handler_that_never_returns_does_not_hold_the_end(open_end: OpenEnd) -> None:
@@ -737,8 +737,8 @@ def test_small_messages_after_large_ones(open_end: OpenEnd) -> None:
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: None)
     end = open_end(registry=registry)
-    reader = end.conn._reader
+    reader = end.conn._core.reader
     reader._recv_size = 256 * 1024
     end.send(text("") * 16_000)
-    wait_until(lambda: end.conn._dispatcher.handled == 16_000)
+    wait_until(lambda: end.conn._core.dispatcher.handled == 16_000)
     assert reader._recv_size <= 16 * 1024

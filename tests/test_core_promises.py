@@ -170,7 +170,7 @@ def test_a_frame_that_changes_later_is_copied(open_end: OpenEnd) -> None:
 def test_a_writer_thread_that_fails_ends_its_connection(open_end: OpenEnd) -> None:
     """Whatever is raised in the writer, the connection ends with that as its reason."""
     end = open_end()
-    transport = end.conn._transport
+    transport = end.conn._core.transport
     assert transport is not None
 
     class Failing(type(transport)):  # type: ignore[misc]

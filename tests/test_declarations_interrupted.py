@@ -130,8 +130,8 @@ def test_an_error_in_the_midst_of_another_counts(open_end: Callable[..., End]) -
     heard: list[BaseException] = []
     conn = open_end(on_error=lambda conn, error: heard.append(error)).conn
     for moment in opcodes("tao.reporter"):
-        before = conn.counts().errors
+        before = conn._core.counts().errors
         heard.clear()
-        with moment.calling(lambda: conn.report(ValueError(), "in a finalizer")):
-            conn.report(KeyError(), "in a test")
-        assert conn.counts().errors - before == len(heard) == 1 + moment.struck, moment.place
+        with moment.calling(lambda: conn._core.report(ValueError(), "in a finalizer")):
+            conn._core.report(KeyError(), "in a test")
+        assert conn._core.counts().errors - before == len(heard) == 1 + moment.struck, moment.place

@@ -86,7 +86,7 @@ def test_a_bug_in_a_decoder_is_an_error(
     kind, value, traceback = line["exception"]
     assert traceback.tb_next.tb_frame.f_code.co_name == "feed" and SECRET not in str(value)
     assert kind is type(raised) or str(value) == type(raised).__name__
-    assert end.conn.counts().errors == 1
+    assert end.conn._core.counts().errors == 1
 
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, ValueError, AssertionError])
@@ -198,12 +198,12 @@ def test_a_message_that_began_is_not_late_after_bad_data(log_lines: list[Any]) -
             on_error=lambda conn, error: errors.add(error),
         )
         end.send(b"a")
-        wait_until(lambda: end.conn._timers._clocks)
+        wait_until(lambda: end.conn._core.timers._clocks)
         end.send(b"b!")
         errors.wait()
         clock.advance(20)
         assert not end.conn.wait_closed(0)  # its peer has not closed
-        assert end.conn.counts().frame_timeouts == 0
+        assert end.conn._core.counts().frame_timeouts == 0
         assert str(end.conn.close_reason).startswith("protocol error: there is no")
     end.stop()
     assert not [each for each in log_lines if "frame_timeout" in each["message"]]

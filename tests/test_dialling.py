@@ -135,7 +135,7 @@ def test_an_address_that_drops_everything_is_passed_over(
         host.accept()
         wait_until(lambda: client.reconnects == 1)
         assert client.remote_address == host.address
-    memory = client._source._places[0].memory
+    memory = client._application.source._places[0].memory
     good, bad = Target(socket.AF_INET, host.address), Target(socket.AF_INET, ("127.0.0.2", port))
     assert memory.order([bad, good]) == [good, bad]
 
@@ -393,7 +393,7 @@ def test_socket_options(host: Host, make_client: MakeClient) -> None:
     host.accept().close()
     host.accept()
     wait_until(lambda: client.reconnects == 1)
-    sock = client._transport._sock
+    sock = client._core.transport._sock
     assert [sock.getsockopt(*each[:2]) for each in options] == [0x10, 0]
     with pytest.raises(ConnectFailed, match=r"socket option \(6, 9999, 1\): protocol not avail"):
         make_client(host.address, socket_options=[(6, 9999, 1)]).start()
@@ -469,7 +469,7 @@ def test_a_function_that_hangs(host: Host, make_client: MakeClient) -> None:
         make_client(hang, connect_timeout=0.05).start()
     client = make_client(hang, connect_timeout=0.01, reconnect=AT_ONCE).start(keep_trying=True)
     errors = Seen()
-    client._reporter._on_error = lambda conn, error: errors.add(str(error))
+    client._application.on_error = lambda conn, error: errors.add(str(error))
     wait_until(lambda: any("earlier calls hang" in each for each in list(errors.items)))
     assert ends(client.close)
     leave.set()

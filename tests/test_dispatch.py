@@ -162,11 +162,11 @@ def test_a_reader_that_blocks_is_relieved(open_end: OpenEnd) -> None:
     end = open_end(registry=gate.registry)
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
-    before = end.conn._reader.last_received
+    before = end.conn._core.reader.last_received
     for _ in range(3):
         end.send(frame(0, struct.pack("<q", 1)))
-        wait_until(lambda before=before: end.conn._reader.last_received > before)
-        before = end.conn._reader.last_received
+        wait_until(lambda before=before: end.conn._core.reader.last_received > before)
+        before = end.conn._core.reader.last_received
     gate.leave.set()
     end.send(number(1))
     assert end.read(16) == number(1)
@@ -247,9 +247,9 @@ def test_order_holds_around_a_handler_that_blocks(open_end: OpenEnd) -> None:
     assert gate.entered.wait(PATIENCE)
     for i in range(1, 50):
         end.send(number(i))
-    wait_until(lambda: end.conn._dispatcher.pending >= 40)
+    wait_until(lambda: end.conn._core.dispatcher.pending >= 40)
     end.conn.run_after(0, lambda due, conn: gate.seen.add("timer"))
-    wait_until(lambda: end.conn._dispatcher.pending >= 41)
+    wait_until(lambda: end.conn._core.dispatcher.pending >= 41)
     gate.leave.set()
     assert gate.seen.wait(52) == ["gate", *range(50), "timer"]
 
@@ -284,8 +284,8 @@ def test_a_full_inbox_pushes_back(open_end: OpenEnd) -> None:
         while True:
             sent += end.peer.send(block)
     end.peer.settimeout(PATIENCE)
-    assert end.conn._dispatcher.pending < sent / 16
-    assert end.conn._dispatcher.waiting_for_room
+    assert end.conn._core.dispatcher.pending < sent / 16
+    assert end.conn._core.dispatcher.waiting_for_room
     gate.leave.set()
     end.peer.close()
 
@@ -306,12 +306,12 @@ def test_one_that_blocks_does_not_hide_among_quick_ones(open_end: OpenEnd, mode:
 
     end = open_end(registry=registry, dispatch=mode)
     end.send(b"".join(number(i) for i in range(20)))
-    dispatcher = end.conn._dispatcher
+    dispatcher = end.conn._core.dispatcher
     wait_until(lambda: dispatcher._stuck)
     gate.wait(0.1)
     gate.set()
     wait_until(lambda: dispatcher.handled == 20)
-    latency = summed(end.conn._tally.latencies.copies()[Number.message_number])
+    latency = summed(end.conn._core.tally.latencies.copies()[Number.message_number])
     assert latency.count == 20
     assert latency.most > 0.09 and latency.p90 < latency.most / 2
     assert dispatcher.busy_time > 0.09
@@ -397,7 +397,7 @@ def test_the_watch_sleeps_when_nothing_runs(open_end: OpenEnd) -> None:
     registry, _ = where("inline")
     end = open_end(registry=registry, heartbeat=None)
     ask(end, 50)
-    wait_until(lambda: end.conn._wheel.size == 0)
+    wait_until(lambda: end.conn._core.wheel.size == 0)
 
 
 def test_the_watch_sleeps_while_a_known_handler_blocks(open_end: OpenEnd) -> None:
@@ -406,5 +406,5 @@ def test_the_watch_sleeps_while_a_known_handler_blocks(open_end: OpenEnd) -> Non
     end = open_end(registry=gate.registry, heartbeat=None, handler_warn_after=None)
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
-    wait_until(lambda: end.conn._wheel.size == 0)
+    wait_until(lambda: end.conn._core.wheel.size == 0)
     gate.leave.set()

@@ -79,11 +79,11 @@ def test_who_stays_at_a_unix_socket_holds_up_no_stop(tmp_path: Path) -> None:
 def test_who_goes_on_talking_is_given_a_second(open_end: OpenEnd) -> None:
     """It may be about to read, and to close."""
     end = open_end(drain_timeout=PATIENCE)
-    wait_until(lambda: end.conn._established)
+    wait_until(lambda: end.conn._core.lifecycle.open)
     started = monotonic()
     closing = threading.Thread(target=end.conn.close, name="test-close")
     closing.start()
-    while not end.conn._finished.wait(0.01) and monotonic() - started < PATIENCE:
+    while not end.conn._core.finished.wait(0.01) and monotonic() - started < PATIENCE:
         try:
             end.send(text("still here"))
         except OSError:
@@ -98,7 +98,7 @@ def test_who_is_elsewhere_is_given_a_second(
     """Its system may forget what it has received when a reset comes."""
     monkeypatch.setattr(Transport, "peer_is_near", False)
     end = open_end(drain_timeout=PATIENCE)
-    wait_until(lambda: end.conn._established)
+    wait_until(lambda: end.conn._core.lifecycle.open)
     started = monotonic()
     end.conn.close()
     assert end.read_to_end() == b""

@@ -111,10 +111,10 @@ def test_an_error_of_on_error_counts(open_end: OpenEnd, log_lines: list[Any]) ->
     registry.handler(Text)(lambda ctx, conn: 1 / 0)
     end = open_end(registry=registry, on_error=lambda conn, error: [].pop())
     end.send(text("x"))
-    wait_until(lambda: end.conn.counts().errors == 2)
+    wait_until(lambda: end.conn._core.counts().errors == 2)
     (line,) = [each for each in log_lines if each["message"] == "on_error raised"]
     assert line["level"].name == "ERROR" and line["exception"].type is IndexError
-    assert end.conn._tally.failures.kinds() == {"ZeroDivisionError": 1, "IndexError": 1}
+    assert end.conn._core.tally.failures.kinds() == {"ZeroDivisionError": 1, "IndexError": 1}
 
 
 def test_an_error_with_wrong_arguments_is_told(open_end: OpenEnd) -> None:
@@ -146,7 +146,7 @@ def test_looking_after_handlers_goes_on_after_an_error(open_end: OpenEnd) -> Non
             later.add("later")
 
     watch, end = Watch(lambda: None), open_end()  # type: ignore[arg-type]
-    watch.add(end.conn._dispatcher)
+    watch.add(end.conn._core.dispatcher)
     with pytest.raises(MemoryError):
         watch._look(None)  # type: ignore[arg-type]
     assert (looks.items, later.items) == (["now"], ["later"] * 2)

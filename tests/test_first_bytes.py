@@ -151,7 +151,7 @@ def test_bytes_and_a_reset_are_an_error(watch: Watch, tls: ssl.SSLContext | None
     sock.sendall(b"\x16")
     wait_until(lambda: it.server._all)
     if tls is None:
-        wait_until(lambda: next(iter(it.server._all.values())).counts().bytes_in)
+        wait_until(lambda: next(iter(it.server._all.values()))._core.counts().bytes_in)
     hang_up(sock, "reset")
     assert len(it.errors.wait()) == 1
     it.idle()
@@ -183,7 +183,7 @@ def test_a_header_tells_the_peer(watch: Watch, header: bytes, pieces: str) -> No
         (conn,) = it.server.connections
         assert conn.remote_address == ("192.0.2.1", 56324)
         assert conn.local_address == it.address
-        assert conn.counts().bytes_in == len(text("behind"))
+        assert conn._core.counts().bytes_in == len(text("behind"))
         assert it.connected.items == [("192.0.2.1", 56324)]
         assert it.server._admission.hosts == {"192.0.2.1": 1}
 

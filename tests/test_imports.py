@@ -13,14 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "tao"
 
 #: From the ground up. A module may import from below, and from its own storey if there is no cycle.
 STOREYS = [
-    {"errors", "safe_text", "atomic", "version"},
+    {"errors", "safe_text", "atomic", "version", "lifecycle", "forks"},
     {"callables", "reloading", "message", "codec", "codec_checks", "proxy_protocol"},
     {
         *(
             "log",
             "threads",
             "timing",
-            "timers",
             "context",
             "workers",
             "jobs",
@@ -28,11 +27,12 @@ STOREYS = [
             "thread_start",
             "greenlets",
             "turns",
+            "agenda",
             "metrics",
         ),
         *("histogram", "handling", "failures", "wakeup", "deadline", "scope"),
         *("limits", "signals", "overdue", "addresses", "admission", "unix_sockets"),
-        *("transport", "backlog", "variables", "send_queue", "inbox", "watch", "dispatch"),
+        *("transport", "backlog", "variables", "send_queue", "inbox", "watch"),
     },
     {
         *(
@@ -45,7 +45,10 @@ STOREYS = [
             "listener",
             "intake",
             "credentials",
-            "forks",
+            "core",
+            "dispatch",
+            "timers",
+            "application",
         ),
         *("reader", "reporter", "keepalive", "ending", "outcomes", "first_bytes"),
         *("transport_access", "stopping", "holdings"),

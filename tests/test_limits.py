@@ -50,7 +50,7 @@ def numbers() -> tuple[Registry, Seen]:
 
 
 def intake(end: End) -> Any:
-    return end.conn._reader.intake
+    return end.conn._core.reader.intake
 
 
 # -- token buckets
@@ -218,7 +218,7 @@ def test_messages_above_the_rate_wait(open_end: OpenEnd, log_lines: list[Any]) -
     end.send(b"".join(map(number, range(20))))
     wait_until(lambda: intake(end).paused)
     assert seen.wait(5) == [0, 1, 2, 3, 4]
-    assert (end.conn.counts().over_rate, end.conn.counts().messages_in) == (1, 20)
+    assert (end.conn._core.counts().over_rate, end.conn._core.counts().messages_in) == (1, 20)
     assert not end.conn.closed
     told = [each["message"] for each in log_lines if "message_rate" in each["message"]]
     assert len(told) == 1 and "so it is held back" in told[0]
@@ -234,7 +234,7 @@ def test_all_that_waits_comes_in_order(open_end: OpenEnd) -> None:
     end = open_end(registry=registry, message_rate=5000, message_burst=3, byte_rate=1e9)
     end.send(b"".join(map(number, range(300))))
     assert seen.wait(300) == list(range(300))
-    assert end.conn.counts().over_rate > 0
+    assert end.conn._core.counts().over_rate > 0
 
 
 def test_a_reader_that_is_relieved_leaves_what_waits(open_end: OpenEnd) -> None:
@@ -253,7 +253,9 @@ def test_a_reader_that_is_relieved_leaves_what_waits(open_end: OpenEnd) -> None:
     end.send(b"".join(map(number, range(40))))
     assert entered.wait(PATIENCE)
     end.send(b"".join(map(number, range(40, 60))))
-    wait_until(lambda: end.conn.counts().messages_in == 60 or end.conn._dispatcher.pending > 2)
+    wait_until(
+        lambda: end.conn._core.counts().messages_in == 60 or end.conn._core.dispatcher.pending > 2
+    )
     leave.set()
     assert seen.wait(60) == list(range(60))
 
@@ -280,7 +282,7 @@ def test_too_many_messages_may_end_the_connection(open_end: OpenEnd) -> None:
     assert end.conn.wait_closed(PATIENCE)
     assert end.conn.close_reason == "more than 1e-06 messages a second came (message_rate)"
     assert seen.items == [0, 1, 2, 3, 4]
-    assert end.conn.counts().over_rate == 1
+    assert end.conn._core.counts().over_rate == 1
 
 
 def test_bytes_above_the_rate_wait(open_end: OpenEnd) -> None:
@@ -288,10 +290,10 @@ def test_bytes_above_the_rate_wait(open_end: OpenEnd) -> None:
     registry, seen = numbers()
     end = open_end(registry=registry, byte_rate=NEVER, byte_burst=48)
     end.send(b"".join(map(number, range(20))))
-    wait_until(lambda: end.conn.counts().bytes_in == 96)
+    wait_until(lambda: end.conn._core.counts().bytes_in == 96)
     wait_until(lambda: intake(end).paused)
     assert seen.wait(6) == [0, 1, 2, 3, 4, 5]
-    assert end.conn.counts().bytes_in == 96
+    assert end.conn._core.counts().bytes_in == 96
     end.peer.close()
     assert ends(end.conn.close)
 
@@ -315,9 +317,9 @@ def test_who_is_held_back_is_not_idle(open_end: OpenEnd) -> None:
     end.send(number(1) + number(2))
     wait_until(lambda: intake(end).paused)
     for _ in range(3):
-        end.conn._reader.last_received = 0.0  # for hours nothing came, and the clock goes off
-        end.conn._keep_alive._set("idle", 0.0)
-        wait_until(lambda: end.conn._reader.last_received)
+        end.conn._core.reader.last_received = 0.0  # for hours nothing came, and the clock goes off
+        end.conn._core.keep_alive._set("idle", 0.0)
+        wait_until(lambda: end.conn._core.reader.last_received)
     assert not end.conn.closed
 
 
@@ -359,7 +361,7 @@ def test_a_message_that_does_not_become_whole(open_end: OpenEnd, part: bytes) ->
     assert end.conn.wait_closed(PATIENCE)
     reason = "a message that began was not whole after 0.02 s (frame_timeout)"
     assert end.conn.close_reason == reason
-    assert end.conn.counts().frame_timeouts == 1
+    assert end.conn._core.counts().frame_timeouts == 1
 
 
 def test_a_byte_now_and_then_is_not_enough(open_end: OpenEnd) -> None:
@@ -373,14 +375,14 @@ def test_a_byte_now_and_then_is_not_enough(open_end: OpenEnd) -> None:
             never.wait(0.001)
     except OSError:
         pass  # it is closed
-    assert end.conn.counts().frame_timeouts == 1
+    assert end.conn._core.counts().frame_timeouts == 1
 
 
 def test_between_messages_there_is_no_hurry(open_end: OpenEnd) -> None:
     """The clock is not set for a peer that is silent, and forgets a message that is whole."""
     registry, seen = numbers()
     end = open_end(registry=registry, frame_timeout=60)
-    assert "frame" not in end.conn._timers._clocks
+    assert "frame" not in end.conn._core.timers._clocks
     for value in range(5):
         end.send(number(value)[:9])
         wait_until(lambda: intake(end)._begun is not None and intake(end)._armed)
@@ -401,7 +403,7 @@ def test_time_in_which_nothing_is_read_does_not_count(open_end: OpenEnd) -> None
     end.send(number(1) + number(2))
     wait_until(lambda: intake(end).paused)
     began = intake(end)._begun
-    clock = end.conn._timers._clocks["frame"]
+    clock = end.conn._core.timers._clocks["frame"]
     intake(end)._begun = 0.0  # as if a message had been waited for since long ago
     intake(end)._arm(0.0)
     before = clock.get()
@@ -512,7 +514,7 @@ def test_a_reconnected_client_begins_anew(make_server: MakeServer) -> None:
             ups.wait(2)
             second.sendall(number(3) + number(4) + number(5))
             assert seen.wait(3) == [1, 3, 4]
-            wait_until(lambda: client._reader.intake.paused)  # type: ignore[union-attr]
+            wait_until(lambda: client._core.reader.intake.paused)  # type: ignore[union-attr]
         assert ends(client.close)
 
 
@@ -680,7 +682,7 @@ def test_queue_bytes_of_a_connection(open_end: OpenEnd, policy: str) -> None:
     with pytest.raises((WouldBlock, ConnectionClosed)) as caught:
         while True:
             end.conn.write(Text("x" * 10_000))
-    assert end.conn._send_queue.bytes_waiting <= 500_000
+    assert end.conn._core.send_queue.bytes_waiting <= 500_000
     if policy == "raise":
         assert isinstance(caught.value, WouldBlock)
     else:

@@ -332,7 +332,7 @@ def test_a_sink_may_call_tao(make_server: MakeServer, call: str) -> None:
         "close": lambda conn: conn.close(),
         "schedule": lambda conn: server.schedule(60, lambda due, conn: None),
         "stop": lambda conn: server.stop(0.1),
-        "snapshot": lambda conn: (server.snapshot(), repr(conn), conn.counts()),
+        "snapshot": lambda conn: (server.snapshot(), repr(conn), conn._core.counts()),
     }
     called = Seen()
 

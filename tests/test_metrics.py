@@ -62,7 +62,7 @@ def test_tallies_are_known_while_someone_refers_to_them() -> None:
     assert "three" not in [each.name for each in tallies()]
 
 
-@pytest.mark.parametrize("part", ["connection.TimerSet", "server.StopReport"])
+@pytest.mark.parametrize("part", ["core.TimerSet", "server.StopReport"])
 def test_who_looks_sees_nothing_half_made(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """Whatever is being made in another thread at the same time."""
     module, _, name = f"tao.{part}".rpartition(".")
@@ -75,5 +75,5 @@ def test_who_looks_sees_nothing_half_made(monkeypatch: pytest.MonkeyPatch, part:
     monkeypatch.setattr(f"tao.{part}", make)
     client = ClientConn(("127.0.0.1", 1), registry=Registry())
     server = Server(registry=Registry())
-    assert {client._tally, server._tally} <= set(tallies())
+    assert {client._core.tally, server._tally} <= set(tallies())
     client.close()

@@ -227,7 +227,7 @@ def test_without_the_interpreter_lock_nobody_looks(
 ) -> None:
     """Who looks at the stack of a thread that runs crashes the interpreter then."""
     client.write(Number(1))
-    wait_until(lambda: server.connections[0]._dispatcher.pending)
+    wait_until(lambda: server.connections[0]._core.dispatcher.pending)
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
     text = ask(monitor, "/stacks")[1]
     assert "their stacks cannot be looked at" in text
@@ -282,7 +282,7 @@ def test_any_name(
     """A connection may be called anything, and its address be anything: the page shows the rest."""
     client.write(Number(1))
     conn: Any = server.connections[0]
-    wait_until(lambda: conn._dispatcher.pending)
+    wait_until(lambda: conn._core.dispatcher.pending)
     conn.name = conn.remote_address = name
     answer, text = ask(monitor, path)
     assert answer.status == 200 and len(text) < 200_000
@@ -382,7 +382,7 @@ def test_what_is_wrong(
     client.write(Number(1))
     for _ in range(200):
         client.write(Number(2))
-    wait_until(lambda: server.connections[0]._dispatcher.pending == 201)
+    wait_until(lambda: server.connections[0]._core.dispatcher.pending == 201)
     wait_until(lambda: server.snapshot().workers_busy == 1)
     clock(30)
     news = monitor._site.feed.news()

@@ -37,6 +37,7 @@ from tao.listener import Listener
 from tao.message import HEARTBEAT, Registry
 from tao.options import Reconnect
 from tao.server import Server, ServerConn
+from tao.serverconn import ServerConnCore
 from tao.threads import as_tao_thread
 from tao.timing import shared_wheel
 from tao.workers import WorkerPool
@@ -165,7 +166,7 @@ def test_a_timer_and_close(open_end: OpenEnd, seed: int) -> None:
 
     together(make, end.conn.close, lambda: hang_up(end))
     over(end.conn, closed)
-    assert not end.conn._timers and end.conn._dispatcher.pending == 0
+    assert not end.conn._core.timers and end.conn._core.dispatcher.pending == 0
 
 
 @pytest.mark.parametrize("seed", seeds(40))
@@ -215,7 +216,7 @@ def test_close_gives_a_handler_its_time(open_end: OpenEnd) -> None:
     ended = Seen()
     closing = threading.Thread(target=lambda: ended.add(end.conn.close()), name="test-close")
     closing.start()
-    assert not end.conn._finished.wait(2.5)  # longer than a silent peer is waited for
+    assert not end.conn._core.finished.wait(2.5)  # longer than a silent peer is waited for
     gate.leave.set()
     closing.join()
     assert happened.wait(2) == ["a", "closed"]
@@ -264,10 +265,12 @@ def test_taking_over_and_others(open_end: OpenEnd, event: str, seed: int) -> Non
     assert gate.entered.wait(PATIENCE)
     if seed % 2:
         # Unless it runs beside the reader anyway, because a timer held it up.
-        wait_until(lambda: end.conn._dispatcher._relieved or not end.conn._dispatcher._inline)
+        wait_until(
+            lambda: end.conn._core.dispatcher._relieved or not end.conn._core.dispatcher._inline
+        )
     happen = {
         "hang_up": lambda: hang_up(end),
-        "close": lambda: end.conn._begin_close("test", drain=False),
+        "close": lambda: end.conn._core.begin_close("test", drain=False),
         "leave": lambda: None,
         "flood": lambda: [end.send(number(i)) for i in range(20)],
     }[event]
@@ -308,14 +311,16 @@ def test_a_callback_that_comes_while_the_reading_changes_hands(
         push(inbox, batch)
 
     posting = threading.Thread(
-        target=end.conn._dispatcher.post, args=(lambda: gate.handled.add("due"),), name="test-post"
+        target=end.conn._core.dispatcher.post,
+        args=(lambda: gate.handled.add("due"),),
+        name="test-post",
     )
     monkeypatch.setattr(Inbox, "push", late)
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
-    wait_until(lambda: end.conn._dispatcher.pending == 3)
+    wait_until(lambda: end.conn._core.dispatcher.pending == 3)
     end.send(number(1))
-    wait_until(lambda: end.conn._dispatcher.pending == 4)
+    wait_until(lambda: end.conn._core.dispatcher.pending == 4)
     gate.leave.set()
     assert end.read(16) == number(1)
     assert gate.handled.items == ["x", "due", 1]
@@ -329,7 +334,7 @@ def test_timers_wait_for_a_handler_that_blocks(open_end: OpenEnd) -> None:
     assert gate.entered.wait(PATIENCE)
     for i in range(30):
         end.conn.run_after(i / 1000, lambda due, conn, i=i: gate.handled.add(i))
-    wait_until(lambda: not end.conn._timers)
+    wait_until(lambda: not end.conn._core.timers)
     gate.leave.set()
     assert gate.handled.wait(31) == ["x", *range(30)]
 
@@ -343,11 +348,11 @@ def test_a_handler_that_outlives_its_connection(open_end: OpenEnd) -> None:
     end.send(text("x") + number(1))
     assert gate.entered.wait(PATIENCE)
     end.conn.close()
-    wait_until(end.conn._finished.is_set)
+    wait_until(end.conn._core.finished.is_set)
     assert closed.items == [end.conn.net_id]
-    assert end.conn._stuck
+    assert end.conn._core.stuck
     gate.leave.set()
-    wait_until(lambda: not any(thread.is_alive() for thread in end.conn._stuck))
+    wait_until(lambda: not any(thread.is_alive() for thread in end.conn._core.stuck))
     assert gate.handled.items == ["x"] and closed.items == [end.conn.net_id]
 
 
@@ -363,11 +368,11 @@ def test_a_full_inbox_does_not_hold_the_end(open_end: OpenEnd) -> None:
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
     end.send(number(1))
-    wait_until(lambda: end.conn._dispatcher.inbox.full())
+    wait_until(lambda: end.conn._core.dispatcher.inbox.full())
     end.send(number(2))
-    wait_until(lambda: end.conn._dispatcher.waiting_for_room)
+    wait_until(lambda: end.conn._core.dispatcher.waiting_for_room)
     end.conn.close()
-    wait_until(end.conn._finished.is_set)
+    wait_until(end.conn._core.finished.is_set)
     assert closed.items == [end.conn.net_id]
     gate.leave.set()
 
@@ -379,7 +384,7 @@ def test_a_cancelled_timer_does_not_run_when_its_turn_comes(open_end: OpenEnd) -
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
     timer = end.conn.run_every(0.001, lambda due, conn: ran.add(due))
-    wait_until(lambda: end.conn._dispatcher.pending > 1)
+    wait_until(lambda: end.conn._core.dispatcher.pending > 1)
     assert end.conn.cancel_timer(timer)
     gate.leave.set()
     end.send(number(1))
@@ -419,8 +424,8 @@ def test_an_idle_timeout_while_dialling_does_no_harm(monkeypatch: pytest.MonkeyP
 
     def slowly() -> Any:
         transport = dial()
-        client._reader.last_received -= 100
-        client._keep_alive._look_idle()
+        client._core.reader.last_received -= 100
+        client._core.keep_alive._look_idle()
         return transport
 
     monkeypatch.setattr(core, "_dial", slowly)
@@ -442,15 +447,20 @@ def test_losses_from_both_sides(make_server: MakeServer) -> None:
     for i in range(40):
         assert client.wait_connected(PATIENCE)
         together(
-            lambda: client._drop("lost"),
-            lambda: client._drop("lost"),
+            lambda: client._core.drop("lost"),
+            lambda: client._core.drop("lost"),
             lambda: [conn.close() for conn in server.connections],
         )
         before = len(received.items)
         wait_until(lambda: client.connected)
         while len(received.items) == before:
             client.write(Number(i))
-            wait_until(lambda b=before: len(received.items) > b or client._lost is not None)
+            wait_until(
+                lambda b=before: (
+                    len(received.items) > b
+                    or client._core.lifecycle.status.disconnect_reason is not None
+                )
+            )
             wait_until(lambda: client.connected)
     client.close()
 
@@ -465,10 +475,10 @@ def test_a_loss_and_close_and_waiting() -> None:
         """What a clock does, on a thread of tao's, whose callback of the user's closes."""
         with as_tao_thread():
             client.context.after_cancel(lambda: client.close() or client.wait_closed(PATIENCE))
-            client._drop("lost")
+            client._core.drop("lost")
 
     assert ends(lose)
-    assert client._finished.wait(PATIENCE)
+    assert client._core.finished.wait(PATIENCE)
     assert ends(client.wait_connected) and not client.connected
     peer.close()
 
@@ -508,11 +518,11 @@ def test_close_waits_for_a_timer_only_so_long() -> None:
     peer, _ = listener.accept()
     listener.close()
     peer.close()
-    wait_until(lambda: not client._established)
+    wait_until(lambda: not client._core.lifecycle.open)
     client.run_after(0, lambda due, conn: entered.set() or leave.wait(PATIENCE))
     assert entered.wait(PATIENCE)
     client.close()
-    assert client._finished.is_set()
+    assert client._core.finished.is_set()
     leave.set()
 
 
@@ -554,7 +564,7 @@ def test_close_in_on_error_of_a_client_that_never_started() -> None:
     )
     client.write(Text("never sent"))
     assert ends(client.close)
-    assert client._finished.is_set()
+    assert client._core.finished.is_set()
 
 
 @pytest.mark.parametrize("seed", seeds(40))
@@ -571,7 +581,7 @@ def test_start_and_close_and_close(make_server: MakeServer, seed: int) -> None:
             pass
 
     ended = Seen()
-    client._tally.ended = ended.add  # type: ignore[method-assign]
+    client._core.tally.ended = ended.add  # type: ignore[method-assign]
     together(start, client.close, client.close)
     assert client.wait_closed(PATIENCE)
     assert len(closed.items) == client.snapshot().connections_total
@@ -796,7 +806,7 @@ def test_schedule_and_cancel_and_connect(make_server: MakeServer, seed: int) -> 
 
     together(dial, schedule, schedule)
     wait_until(lambda: server.connection_count == 4)
-    wait_until(lambda: not any(conn._timers for conn in server.connections))
+    wait_until(lambda: not any(conn._core.timers for conn in server.connections))
     for sock in socks:
         sock.close()
 
@@ -807,15 +817,15 @@ def test_a_schedule_cancelled_while_a_connection_takes_it_up(
     """Cancelled between being looked up and being set, it is taken back."""
     server, address = make_server()
     schedule = server.schedule(60, lambda due, conn: None)
-    follow = ServerConn._follow
+    follow = ServerConnCore.follow
 
-    def late(conn: ServerConn, *args: Any) -> None:
+    def late(core: ServerConnCore, *args: Any) -> None:
         server.cancel_schedule(schedule)
-        follow(conn, *args)
-        done.add(len(conn._timers))
+        follow(core, *args)
+        done.add(len(core.timers))
 
     done = Seen()
-    monkeypatch.setattr(ServerConn, "_follow", late)
+    monkeypatch.setattr(ServerConnCore, "follow", late)
     with socket.create_connection(address, PATIENCE):
         assert done.wait() == [0]
 
@@ -841,10 +851,11 @@ def test_stop_and_start() -> None:
 def test_stop_and_two_that_serve_forever() -> None:
     """Each of the threads that wait for the end of a server returns."""
     server = Server(registry=Registry())
-    serve = partial(server.serve_forever, ("127.0.0.1", 0))
+    ready = Seen()
+    serve = partial(server.serve_forever, ("127.0.0.1", 0), ready=ready.add)
 
     def stop() -> None:
-        wait_until(lambda: len(server.addresses) == 2)
+        ready.wait(2)
         server.stop()
 
     assert ends(lambda: together(serve, serve, stop))
@@ -967,7 +978,7 @@ def test_no_thread_for_a_client(make_server: MakeServer, no_thread: Callable[[st
         client = ClientConn(address, registry=Registry(), reconnect=True, on_close=closed.add)
         with pytest.raises(RuntimeError):
             client.start(keep_trying)
-        assert client._finished.is_set()
+        assert client._core.finished.is_set()
     assert len(closed.items) == 1  # the other had not got as far
 
 

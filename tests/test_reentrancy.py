@@ -23,13 +23,16 @@ from typing import Any
 import pytest
 
 from tao import context as context_module
+from tao.application import Application, ApplicationLink
 from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
 from tao.context import Context, background
 from tao.errors import ConnectionClosed
 from tao.failures import Failures
 from tao.limits import FloodLog, TokenBucket
 from tao.log import logger
+from tao.message import Registry
 from tao.metrics import Counts, Tally
+from tao.options import Settings
 from tao.timers import TimerSet
 from tao.timing import SharedWheel, TimingWheel, shared_wheel
 from tao.wakeup import Wakeup
@@ -408,7 +411,8 @@ class Posts:
 
     def __init__(self, wheel: TimingWheel) -> None:
         self.calls: queue.Queue[Any] = queue.Queue()
-        self.timers = TimerSet(wheel, self.calls.put)
+        self.application = Application(self, Settings(), Registry())
+        self.timers = TimerSet(wheel, self.calls.put, ApplicationLink(self.application))
 
 
 def ring_all(wheel: TimingWheel) -> None:

@@ -181,7 +181,7 @@ def test_close_delivers_what_was_accepted(scene: Scene) -> None:
     client.close()
     wait_until(lambda: scene.closed.items)
     assert received.items == list(range(accepted))
-    assert (client.counts().messages_out, client.counts().unsent) == (accepted, 0)
+    assert (client._core.counts().messages_out, client._core.counts().unsent) == (accepted, 0)
     assert scene.client_errors.items == []
 
 
@@ -193,7 +193,7 @@ def test_close_reports_what_it_could_not_deliver(scene: Scene) -> None:
     proxy.to_server.stall = True
     accepted = fill(client)
     client.close()
-    counts = client.counts()
+    counts = client._core.counts()
     assert counts.unsent >= 100
     assert counts.messages_out + counts.unsent == accepted
     assert str(scene.client_errors.items[-1]).startswith(f"{counts.unsent} messages (")
@@ -258,7 +258,7 @@ def check_fates(
     client: ClientConn, accepted: int, received: dict[int, list[int]], errors: Seen
 ) -> None:
     """Add up what became of the messages that a client accepted."""
-    counts = client.counts()
+    counts = client._core.counts()
     assert counts.messages_out + counts.unsent + counts.dropped == accepted
     arrived = [index for net_id in sorted(received) for index in received[net_id]]
     assert arrived == sorted(set(arrived)), "in order over all connections, and none twice"
@@ -292,9 +292,9 @@ def test_back_off_follows_the_option(scene: Scene) -> None:
         proxy.accept()
         wait_until(lambda: client.connected)
         assert asked == list(range(1, len(asked) + 1))
-        before = client.counts().bytes_in
+        before = client._core.counts().bytes_in
         client.write(Item(1, 4))
-        wait_until(lambda before=before: client.counts().bytes_in > before)
+        wait_until(lambda before=before: client._core.counts().bytes_in > before)
 
 
 def test_back_off_grows_before_a_server_that_hangs_up(scene: Scene) -> None:
@@ -328,7 +328,7 @@ def test_one_reader_that_stops_among_fifty(scene: Scene, policy: str) -> None:
             for _ in range(ctx.message.index):
                 conn.write(Item(ctx.message.index, 20_000))
         finally:
-            waiting.add((conn.net_id, conn.send_queue_length, conn._send_queue.bytes_waiting))
+            waiting.add((conn.net_id, conn.send_queue_length, conn._core.send_queue.bytes_waiting))
 
     scene.serve(
         answer,
@@ -358,7 +358,7 @@ def test_one_reader_that_stops_among_fifty(scene: Scene, policy: str) -> None:
 
     together(flood, *[other] * 49)
     if policy == "raise":  # it is held back
-        wait_until(lambda: conn._send_queue.crowded and conn._dispatcher.pending)
+        wait_until(lambda: conn._core.send_queue.crowded and conn._core.dispatcher.pending)
     else:
         wait_until(
             lambda: conn.closed or sum(each[0] == conn.net_id for each in waiting.items) == 100
@@ -367,7 +367,7 @@ def test_one_reader_that_stops_among_fifty(scene: Scene, policy: str) -> None:
     assert max(each[2] for each in waiting.items) <= 20 * 20_016
     assert conn.closed is (policy == "close")
     if policy == "drop_oldest":
-        assert conn.counts().dropped > 0
+        assert conn._core.counts().dropped > 0
 
 
 # -- half-open peers
@@ -397,7 +397,7 @@ def test_a_peer_that_went_while_a_send_is_stuck(scene: Scene) -> None:
     for end, accepted in [(end, fill(end)) for end in (client, conn)]:
         assert end.wait_closed(PATIENCE)
         assert end.close_reason == "idle for 0.5 s"
-        counts = end.counts()
+        counts = end._core.counts()
         assert counts.unsent >= 50
         assert counts.messages_out + counts.unsent == accepted
 
@@ -642,7 +642,7 @@ def misdeeds() -> dict[str, Callable[[Any, Any], object]]:
         "write after close": writes_after_close,
         "wait for oneself": closes_everyone_and_waits,
         "write rubbish": lambda ctx, conn: conn.write("no message"),
-        "abort": lambda ctx, conn: conn._transport.abort(),
+        "abort": lambda ctx, conn: conn._core.transport.abort(),
     }
 
 
@@ -703,7 +703,7 @@ def test_what_on_connect_wrote_in_vain_is_counted(scene: Scene) -> None:
             accepted.append(fill(conn))
             wait_until(lambda: proxy.connections)
             proxy.reset()
-            wait_until(lambda: conn._send_queue.error)
+            wait_until(lambda: conn._core.send_queue.error)
             proxy.to_server.stall = False
         return True
 
@@ -711,9 +711,9 @@ def test_what_on_connect_wrote_in_vain_is_counted(scene: Scene) -> None:
         queue_size=50, reconnect=Reconnect(initial=0.001), on_connect=introduce
     ).start()
     wait_until(lambda: client.reconnects)
-    wait_until(lambda: client.counts().unsent)
+    wait_until(lambda: client._core.counts().unsent)
     client.close()
-    counts = client.counts()
+    counts = client._core.counts()
     assert counts.messages_out + counts.unsent == accepted[0]
     assert "written by on_connect could not be sent" in str(scene.client_errors.items)
 
@@ -745,7 +745,7 @@ def test_a_slow_reader_that_still_talks_gets_everything(
         thread_ended = thread.join(PATIENCE) or not thread.is_alive()
     assert thread_ended
     assert received == 100 * (8 + len(item.serialize()))
-    assert conn._in_flight == 0
+    assert conn._core.in_flight == 0
     assert ending == "close" or report.items[0].clean
 
 
@@ -759,7 +759,7 @@ def test_a_peer_that_stops_reading_is_reported(make_server: MakeServer) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         wait_until(lambda: server.connections)
         (conn,) = server.connections
-        while not conn._transport.unacknowledged():
+        while not conn._core.transport.unacknowledged():
             conn.write(Item(1, 20_000))
         report = server.stop(0.2)
     assert not report.clean

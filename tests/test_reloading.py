@@ -233,7 +233,7 @@ def test_a_number_can_be_given_back(open_end: Callable[..., End]) -> None:
     end.send(text("hello"))
     registry.register(2, Text.deserialize, lambda ctx, conn: conn.write(ctx.message))
     end.send(frame(2, b"skipped"))
-    assert end.read_text() == "skipped" and end.conn.counts().undefined == 1
+    assert end.read_text() == "skipped" and end.conn._core.counts().undefined == 1
 
 
 def test_giving_back_uncovers_what_is_inherited() -> None:

@@ -395,7 +395,7 @@ def test_a_schedule_runs_on_every_connection(make_server: MakeServer, dial: Dial
         assert recv_exactly(sock, 24) == text("tick") * 2
     assert server.cancel_schedule(schedule)
     assert not server.cancel_schedule(schedule)
-    wait_until(lambda: not any(conn._timers for conn in server.connections))
+    wait_until(lambda: not any(conn._core.timers for conn in server.connections))
     with pytest.raises(ValueError, match="positive"):
         server.schedule(0, lambda due, conn: None)
     with pytest.raises(TypeError, match="callable"):

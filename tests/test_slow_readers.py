@@ -114,7 +114,7 @@ def test_no_reply_is_lost(
     peer = connect(address, tls)
     requests = [text(f"{number} ".ljust(SIZE, "x")) for number in range(MANY)]
     peer.send_beside(b"".join(requests))
-    wait_until(lambda: any(conn._send_queue.crowded for conn in server.connections))
+    wait_until(lambda: any(conn._core.send_queue.crowded for conn in server.connections))
     for expected in requests:
         assert peer.read_frame() == expected
     assert errors.items == []
@@ -135,7 +135,7 @@ def test_peers_that_do_not_read_stop_nobody(
     echo(server)
     for _ in range(8):
         connect(address, tls).send_beside(text("x" * SIZE) * MANY)
-    wait_until(lambda: sum(conn._send_queue.crowded for conn in server.connections) == 8)
+    wait_until(lambda: sum(conn._core.send_queue.crowded for conn in server.connections) == 8)
     newcomer = connect(address, tls)
     newcomer.send(text("hello"))
     assert newcomer.read_frame() == text("hello")
@@ -154,7 +154,7 @@ def test_a_handler_that_writes_much_waits(
 
     peer, other = connect(address, False), connect(address, False)
     peer.send(text("600"))
-    wait_until(lambda: any(conn._send_queue.waiters for conn in server.connections))
+    wait_until(lambda: any(conn._core.send_queue.waiters for conn in server.connections))
     other.send(text("1"))
     assert other.read_frame() == text("0 ".ljust(SIZE, "x"))
     for number in range(600):

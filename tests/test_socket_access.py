@@ -76,7 +76,7 @@ def test_without_a_connection_there_are_no_options(make_server: MakeServer) -> N
             assert client.socket_option(SOL, socket.SO_TYPE) == socket.SOCK_STREAM
             continue
         wait_until(lambda: not client.connected)
-        wait_until(lambda: client._transport is None or client._finished.is_set())
+        wait_until(lambda: client._core.transport is None or client._core.finished.is_set())
         with pytest.raises(ConnectionClosed):
             client.socket_option(SOL, socket.SO_TYPE)
     with memory_pair() as pair, pytest.raises(OSError, match="in memory has no socket"):
@@ -137,7 +137,7 @@ def test_abort_discards_what_waits(open_end: OpenEnd, log_lines: list[Any]) -> N
     assert end.conn.closed
     assert end.conn.wait_closed(PATIENCE)
     assert closed.items == ["aborted by this side"] and errors.items == []
-    assert end.conn.counts().unsent > 0
+    assert end.conn._core.counts().unsent > 0
     assert aborted(end.peer)
     end.conn.abort()
     with pytest.raises(ConnectionClosed, match="aborted by this side"):

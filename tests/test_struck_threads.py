@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 
+from tao.application import Application, ApplicationLink
 from tao.client import ClientConn
 from tao.context import Context
 from tao.dispatch import Dispatcher
 from tao.inbox import Inbox
 from tao.message import Registry
+from tao.options import Settings
 from tao.send_queue import SendQueue
 from tao.timing import TimingWheel
 from tao.watch import BlockWatch
@@ -32,7 +34,7 @@ from tests.support import PATIENCE, ends, recv_exactly, wait_until
 pytestmark = pytest.mark.interrupted
 
 MODULES = (
-    "tao.dispatch", "tao.connection", "tao.reader", "tao.inbox", "tao.send_queue",
+    "tao.dispatch", "tao.core", "tao.lifecycle", "tao.reader", "tao.inbox", "tao.send_queue",
     "tao.reconnect", "tao.backlog", "tao.ending", "tao.watch", "tao.timers",
 )  # fmt: skip
 # `make interrupt EACH=1` tries far more of the bytecodes.
@@ -77,7 +79,7 @@ def strike(moment: Moment, role: str) -> None:
                 while peer.recv(1 << 20):
                     pass
             assert client.wait_closed(PATIENCE), moment
-    assert client.close_reason and client._core not in client._tally.living(), moment
+    assert client.close_reason and client._core not in client._core.tally.living(), moment
 
 
 def test_the_last_steps_are_repeated(make_server: MakeServer) -> None:
@@ -87,7 +89,7 @@ def test_the_last_steps_are_repeated(make_server: MakeServer) -> None:
     with socket.create_connection(address, PATIENCE):
         wait_until(lambda: server.connections)
         (conn,) = server.connections
-        end = conn._timers.end
+        end = conn._core.timers.end
         hits = iter([Interruption("one"), Interruption("two")])
 
         def struck() -> None:
@@ -95,7 +97,7 @@ def test_the_last_steps_are_repeated(make_server: MakeServer) -> None:
                 raise error
             end()
 
-        conn._timers = _Proxy(conn._timers, end=struck)
+        conn._core.timers = _Proxy(conn._core.timers, end=struck)
         conn.close()
         assert conn.wait_closed(PATIENCE)
     wait_until(lambda: not server.connections)
@@ -121,7 +123,8 @@ class Host:
 
     def __init__(self) -> None:
         self.context = Context()
-        self._options = SimpleNamespace(handler_warn_after=None)
+        self.settings = SimpleNamespace(handler_warn_after=None)
+        self.application: Any = None
         self.told: list[str] = []
         self.dispatcher: Any = None
 
@@ -145,9 +148,9 @@ def dispatcher_on(host: Host, wheel: TimingWheel) -> Dispatcher:
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: None)
     queue = SendQueue(8, lambda: None)
-    return Dispatcher(
-        host, registry, queue, BlockWatch(wheel), run=None, mode="inline", limit=8, on_message=None
-    )
+    host.application = Application(host, Settings(), registry)
+    link = ApplicationLink(host.application)
+    return Dispatcher(host, link, queue, BlockWatch(wheel), run=None, mode="inline", limit=8)
 
 
 def free(dispatcher: Dispatcher) -> bool:
@@ -209,12 +212,12 @@ def test_a_clock_that_is_hit_rings_again(make_server: MakeServer) -> None:
         (conn,) = server.connections
         hits = iter([Interruption()])
 
-        def struck(*args: Any, drop: Any = conn._drop) -> None:
+        def struck(*args: Any, drop: Any = conn._core.drop) -> None:
             for error in hits:
                 raise error
             drop(*args)
 
-        conn._drop = struck
+        conn._core.drop = struck
         assert recv_exactly(sock, 1) == b""
     assert "idle" in conn.close_reason
 
@@ -255,13 +258,13 @@ def test_who_waits_for_room_is_let_in_when_handlers_are_given_up(wheel: TimingWh
 
 def test_a_close_that_is_interrupted_ends_the_connection() -> None:
     """Whatever is raised inside it, the connection is open as before, or it ends in time."""
-    for moment in opcodes("tao.connection", "tao.dispatch", "tao.timers", step=7):
+    for moment in opcodes("tao.core", "tao.lifecycle", "tao.dispatch", "tao.timers", step=7):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = ClientConn(listener.getsockname(), registry=Registry(), drain_timeout=0.1)
             client.start()
             with listener.accept()[0]:
                 with moment.raising():
-                    client._core._begin_close("closed by a test", drain=False)
+                    client._core.begin_close("closed by a test", drain=False)
                 assert not client.closed or client.wait_closed(PATIENCE), moment
             client.close()
 
@@ -306,5 +309,5 @@ def test_a_handler_that_waits_for_room_does_not_hold_up_a_reconnection() -> None
         with client.start():
             with listener.accept()[0] as peer:
                 peer.sendall(text("go"))
-                wait_until(lambda: client._send_queue.waiters)
+                wait_until(lambda: client._core.send_queue.waiters)
             listener.accept()[0].close()

@@ -190,7 +190,7 @@ def test_messages_are_known_that_are_registered_later() -> None:
         assert "data=b'unknown'" in failure(client.wait_for, 2, timeout=0.01)
         conn.write(Text("known"))
         client.expect(Text, text="known")
-        assert client.received[0] is unknown and not client.conn.counts().errors
+        assert client.received[0] is unknown and not client.conn._core.counts().errors
 
 
 def test_a_client_of_an_address() -> None:
@@ -526,7 +526,7 @@ def test_heartbeats_by_the_clock() -> None:
         for beat in range(1, 21):
             clock.advance(10)
             wait_until(lambda beat=beat: client.heartbeats == beat)  # type: ignore[misc]
-            wait_until(lambda beat=beat: conn.counts().messages_in == beat)  # type: ignore[misc]
+            wait_until(lambda beat=beat: conn._core.counts().messages_in == beat)  # type: ignore[misc]
         assert not client.closed and client.received == []
 
 
@@ -544,7 +544,7 @@ def test_a_stuck_peer_by_the_clock() -> None:
     ):
         for _ in range(20):
             pair.conn.write(Text("x" * 100))
-        wait_until(lambda: pair.conn._send_queue.blocked)
+        wait_until(lambda: pair.conn._core.send_queue.blocked)
         clock.advance(4.5)
         assert not pair.conn.closed
         clock.advance(5.5)
@@ -614,7 +614,7 @@ def test_callbacks_that_are_dropped_are_not_waited_for() -> None:
         assert entered.wait(PATIENCE)
         with pytest.raises(TimeoutError):
             clock._wait_for_calls(0.01)
-        pair.client._begin_close("enough", drain=False)
+        pair.client._core.begin_close("enough", drain=False)
         release.set()
         stepping.join(PATIENCE)
         clock.advance(5)
@@ -654,7 +654,7 @@ def test_handlers_that_block_are_relieved_in_real_time() -> None:
     with Clock(), memory_pair(server) as pair:
         pair.client.write(Text("block"))
         pair.client.write(Number(1))
-        wait_until(lambda: pair.conn.counts().messages_in == 2)
+        wait_until(lambda: pair.conn._core.counts().messages_in == 2)
         both.wait(PATIENCE)
         assert numbers.wait() == [1]
 

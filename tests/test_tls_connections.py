@@ -341,7 +341,7 @@ def test_large_messages_survive_lost_connections(ends: Ends) -> None:
     sent = [bytes([number]) * MIB for number in range(30)]
     for data in sent:
         client.write(Blob(data))
-    wait_until(lambda: client._send_queue.blocked)
+    wait_until(lambda: client._core.send_queue.blocked)
     ends.server.stop(0)  # at once: until it ends, it reads on, and drops what it reads
     hold.set()
     ends.serve(lambda ctx, conn: received.add(ctx.message.data))
@@ -392,7 +392,7 @@ def test_truncation_is_told(ends: Ends) -> None:
     ends.serve()
     client = ends.client().start()
     client.write(Blob(b"x"))
-    transport = client._transport
+    transport = client._core.transport
     assert transport is not None
     transport.abort()
     assert ends.closed.wait() == ["peer closed without saying so in TLS"]

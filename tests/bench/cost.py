@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 
 import tao
+from tao.application import Application, ApplicationLink
 from tao.context import RequestContext
 from tao.dispatch import Dispatcher
+from tao.options import Settings
 from tao.send_queue import SendQueue
 from tao.transport import Transport
 from tao.watch import BlockWatch
@@ -74,8 +76,9 @@ def main() -> None:
     handler = registry.handler(EchoMessage, dispatch="inline")
     handler(lambda ctx, conn: conn.write(ctx.message))
     watch = BlockWatch(wheel)
-    options = {"run": None, "mode": "auto", "limit": 256, "on_message": None}
-    dispatcher = Dispatcher(host, registry, host.send_queue, watch, **options)  # type: ignore[arg-type]
+    application = Application(host, Settings(), registry)
+    link = ApplicationLink(application)
+    dispatcher = Dispatcher(host, link, host.send_queue, watch, run=None, mode="auto", limit=256)
     decoder, message = host.codec.decoder(registry), EchoMessage(b"x" * 64)
     frame = host.codec.encode(message)
 

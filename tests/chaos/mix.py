@@ -238,7 +238,7 @@ def run(seconds: float, seed: int, senders: int) -> tuple[Counter[str], list[str
 
 def _account(sender: Sender, got: dict[int, list[int]], broken: list[str]) -> Counter[str]:
     """Add up what became of one client's messages, and say what is not as promised."""
-    counts = sender.client.counts()
+    counts = sender.client._core.counts()
     arrived = [index for net_id in sorted(got) for index in got[net_id]]
     unique = set(arrived)
     disordered = sum(b < a for a, b in itertools.pairwise(arrived))
