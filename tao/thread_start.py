@@ -64,6 +64,11 @@ class StartableThread(LateThread):
         self._begun = Wakeup()  # set when the thread has taken it
         self._done = Wakeup()  # set when that is over, or there was none
 
+    def _bootstrap(self) -> None:
+        # It may have been given up, and only be late: what begins takes itself out of this.
+        getattr(threading, "_limbo", {}).setdefault(self, self)
+        super()._bootstrap()  # type: ignore[misc]
+
     def run(self) -> None:
         try:
             self._perform()
