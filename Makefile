@@ -95,7 +95,7 @@ chaos: $(VENV)/.test ## run a random mix of faults, SECONDS=30; ARGS="--seed N" 
 
 pairs: export PAIRS = $(or $(TIMES),20)
 pairs: $(VENV)/.test ## have events meet in pairs, TIMES=20 as often as in a test run
-	$(BIN)/python -m pytest --quiet tests/test_pairs.py $(ARGS)
+	$(BIN)/python -m pytest --quiet tests/connection/test_pairs.py $(ARGS)
 
 soak: $(VENV)/.test ## run all kinds of traffic, MINUTES=5, and look for what grows
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),5) $(ARGS)

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # At once, because it silences the log until the application says otherwise.
-import tao.log  # noqa: F401
+import tao.runtime.log  # noqa: F401
 from tao.version import __version__ as __version__
 
 if TYPE_CHECKING:

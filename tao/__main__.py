@@ -2,7 +2,7 @@
 
 import sys
 
-from tao.cli import main
+from tao.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

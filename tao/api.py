@@ -1,18 +1,10 @@
 """Everything that ``import tao`` gives, gathered from the modules."""
 
 from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
-from tao.client import ClientConn, ClientOptions, connect
-from tao.codec import Batch, Codec, Decoder, TypeLengthValueCodec
-from tao.connection import Connection
-from tao.context import (
-    Context,
-    background,
-    context_with_message,
-    context_with_net_id,
-    message_from_context,
-    net_id_from_context,
-    server_from_context,
-)
+from tao.client.client import ClientConn, ClientOptions, connect
+from tao.connection.connection import Connection
+from tao.connection.options import Reconnect
+from tao.connection.send_queue import Ticket
 from tao.errors import (
     AlreadyRegistered,
     BadData,
@@ -30,8 +22,32 @@ from tao.errors import (
     UndefinedMessage,
     WouldBlock,
 )
-from tao.log import log_to_stdlib
-from tao.message import (
+from tao.monitor.monitor import Monitor, monitor_on
+from tao.runtime.context import (
+    Context,
+    background,
+    context_with_message,
+    context_with_net_id,
+    message_from_context,
+    net_id_from_context,
+    server_from_context,
+)
+from tao.runtime.log import log_to_stdlib
+from tao.runtime.timing_wheel import TimingWheel
+from tao.runtime.worker_pool import WorkerPool
+from tao.server.connection import ServerConn
+from tao.server.reports import Broadcast, StopReport
+from tao.server.server import Server, ServerOptions
+from tao.transport.certificates import (
+    Certificate,
+    DevelopmentCA,
+    load_client_tls_config,
+    load_tls_config,
+    self_signed_certificate,
+)
+from tao.version import __version__
+from tao.wire.codec import Batch, Codec, Decoder, TypeLengthValueCodec
+from tao.wire.message import (
     HEARTBEAT,
     HeartbeatMessage,
     Message,
@@ -40,20 +56,6 @@ from tao.message import (
     register,
     unregister,
 )
-from tao.monitor import Monitor, monitor_on
-from tao.options import Reconnect
-from tao.send_queue import Ticket
-from tao.server import Broadcast, Server, ServerConn, ServerOptions, StopReport
-from tao.timing import TimingWheel
-from tao.tls import (
-    Certificate,
-    DevelopmentCA,
-    load_client_tls_config,
-    load_tls_config,
-    self_signed_certificate,
-)
-from tao.version import __version__
-from tao.workers import WorkerPool
 
 __all__ = [
     "HEARTBEAT",

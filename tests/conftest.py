@@ -14,9 +14,9 @@ import hypothesis
 import loguru
 import pytest
 
-from tao.message import Registry
-from tao.pytest_plugin import open_sockets
-from tao.server import Server
+from tao.server.server import Server
+from tao.testing.pytest_plugin import open_sockets
+from tao.wire.message import Registry
 from tests.ends import End, MakeServer
 from tests.support import wait_until
 

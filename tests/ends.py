@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from tao.client import ClientConn
-from tao.connection import Connection
-from tao.message import Registry
-from tao.server import Server, ServerConn
+from tao.client.client import ClientConn
+from tao.connection.connection import Connection
+from tao.server.connection import ServerConn
+from tao.server.server import Server
+from tao.wire.message import Registry
 from tests.support import PATIENCE, recv_exactly
 
 #: What the fixture ``make_server`` gives: options in, a started server and its address out.

@@ -22,7 +22,7 @@ from typing import Any
 import gevent
 
 import tao
-from tao.monitor_stacks import stacks
+from tao.monitor.stacks import stacks
 from tests.ends import Text
 from tests.ends import text as frame
 from tests.support import PATIENCE, recv_exactly, wait_until

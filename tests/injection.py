@@ -3,7 +3,7 @@
 CPython runs signal handlers, finalizers and exceptions set by another thread between two bytecodes
 of whatever a thread is doing. `opcodes` tries all of these moments, one after another::
 
-    for moment in opcodes("tao.timing", "tao.wakeup"):
+    for moment in opcodes("tao.runtime.timing_wheel", "tao.runtime.wakeup"):
         wheel = TimingWheel()
         with moment.raising(KeyboardInterrupt):
             wheel.run_after(1, print)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tao.overdue import current_frames
+from tao.connection.slow_handlers import current_frames
 
 #: How long a test waits for what should come at once, in seconds: long, for machines under load.
 PATIENCE = 20.0

@@ -10,10 +10,10 @@ from unittest import mock
 
 import pytest
 
-from tao.message import Registry
-from tao.options import ServerSettings
-from tao.timing import TimingWheel
-from tao.workers import WorkerPool
+from tao.connection.options import ServerSettings
+from tao.runtime.timing_wheel import TimingWheel
+from tao.runtime.worker_pool import WorkerPool
+from tao.wire.message import Registry
 from tests.ends import End, Text, text
 
 Function = Callable[..., Any]

@@ -25,9 +25,9 @@ import pytest
 
 import tao
 import tao.testing
-from tao.message import Registry
-from tao.options import ClientSettings, Reconnect, ServerSettings
+from tao.connection.options import ClientSettings, Reconnect, ServerSettings
 from tao.testing import FaultProxy, memory_pair
+from tao.wire.message import Registry
 from tests.documents import Block, blocks_of, run
 from tests.ends import text
 from tests.programs import LONG, Program
@@ -58,7 +58,7 @@ os.execv(sys.executable, [sys.executable, sys.argv[2]])
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each page has the default registry to itself, and what it does about the log is undone."""
     fresh = Registry()
-    for module in ("server", "client", "recording"):
+    for module in ("server.server", "client.client", "testing.recording_client"):
         monkeypatch.setattr(f"tao.{module}.default_registry", fresh)
     yield
     loguru.logger.disable("tao")
@@ -124,7 +124,7 @@ def test_the_reference_has_every_public_name() -> None:
     assert set(tao.__all__) <= documented
     assert set(tao.testing.__all__) <= documented
     for fixture in ("server", "client", "clock", "no_leaks"):
-        assert f"pytest_plugin.tao_{fixture}" in documented
+        assert f"testing.pytest_plugin.tao_{fixture}" in documented
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -133,7 +133,7 @@ def test_what_a_page_names_exists(page: str) -> None:
     prose = re.sub(r"(?m)^\.\. code-block::.*\n(?:\n|    .*\n)+", "", source(page))
     prose = prose.split("From Go Tao")[0]  # where the names are those of others, too
     for name in re.findall(r"``tao\.(\w+)", prose):
-        assert hasattr(tao, name) or (ROOT / "tao" / f"{name}.py").exists(), name
+        assert hasattr(tao, name) or (ROOT / "tao" / name).is_dir(), name
     owners = (tao.Server, tao.ClientConn, tao.Connection, tao.Context, tao.testing.RecordingClient)
     for name in re.findall(r"``(?:server|conn|client|ctx)\.(\w+)", prose):
         assert any(hasattr(each, name) for each in owners) or name == "context", name
@@ -210,7 +210,7 @@ def test_the_drawings_take_the_colours_of_the_page() -> None:
 
 def test_the_symptoms_are_what_tao_says() -> None:
     """Each text in the tables of reasons and symptoms is in the code of tao's."""
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tao").glob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tao").glob("**/*.py"))
     code = re.sub(r'"\s+f?"', "", re.sub(r"\{[^{}\n]*\}", "...", code))
     tables = source("debugging").split("Why did it end?")[1]
     texts = re.findall(r"^(?:   \* - .*?)?``([a-z][^`]* [^`]*)``", tables, re.MULTILINE)

@@ -26,7 +26,7 @@ PRESENT = {"tao", "tests", "examples", *sys.stdlib_module_names, "pip", "setupto
 #: What a tool imports of this repository.
 READ_BY = {
     "sphinx": ["tao/**/*.py", "examples/guide/conf.py"],
-    "pytest": ["tests/test_*.py", "tests/conftest.py"],
+    "pytest": ["tests/**/test_*.py", "tests/conftest.py"],
     "mypy": ["tao/**/*.py", "examples/**/*.py"],
 }
 #: Distributions whose packages are called otherwise.

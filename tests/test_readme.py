@@ -38,7 +38,7 @@ CHAT, CLIENT = block("def pass_on"), block("reconnect=True")
 @pytest.fixture(autouse=True)
 def fresh_default_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each program has the default registry to itself."""
-    monkeypatch.setattr("tao.server.default_registry", tao.Registry())
+    monkeypatch.setattr("tao.server.server.default_registry", tao.Registry())
 
 
 def test_the_chat_server_and_its_client(

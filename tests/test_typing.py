@@ -14,8 +14,8 @@ import pytest
 
 import tao
 import tao.testing
-from tao.option_help import options_of, options_table
-from tao.options import ClientSettings, ServerSettings
+from tao.connection.option_help import options_of, options_table
+from tao.connection.options import ClientSettings, ServerSettings
 from tests.typed_options import PACKAGE, PLACES, generated
 
 ROOT = Path(__file__).parent.parent

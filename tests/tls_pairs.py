@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 
-from tao.tls import DevelopmentCA
-from tao.transport import TlsTransport, Transport
+from tao.transport.certificates import DevelopmentCA
+from tao.transport.stream import TlsTransport, Transport
 from tests.support import PATIENCE, together
 
 CA = DevelopmentCA()

@@ -1,7 +1,7 @@
 """Writes the types of the options, which type checkers and editors read, from their definition.
 
-``python -m tests.typed_options`` does so after a change of ``tao/options.py``. In each of the files
-below, the class ends where its generated lines end.
+``python -m tests.typed_options`` does so after a change of ``tao/connection/options.py``. In each
+of the files below, the class ends where its generated lines end.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from tao.option_help import type_of
-from tao.options import ClientSettings, ServerSettings, Settings
+from tao.connection.option_help import type_of
+from tao.connection.options import ClientSettings, ServerSettings, Settings
 
 PACKAGE = Path(__file__).parent.parent / "tao"
 #: The files with generated lines, each with the class and the options that belong into it.
 PLACES: dict[str, tuple[str, type[Settings]]] = {
-    "option_types.py": ("CommonOptions", Settings),
-    "server.py": ("ServerOptions", ServerSettings),
-    "client.py": ("ClientOptions", ClientSettings),
+    "connection/option_types.py": ("CommonOptions", Settings),
+    "server/server.py": ("ServerOptions", ServerSettings),
+    "client/client.py": ("ClientOptions", ClientSettings),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tao
-from tao.option_help import options_table
+from tao.connection.option_help import options_table
 
 project = "tao"
 version = release = tao.__version__
@@ -37,7 +37,10 @@ html_show_sphinx = html_show_copyright = html_show_sourcelink = False
 default_role = "py:obj"
 nitpicky = True
 # Not so what only type hints name, and what is explained where it is named.
-nitpick_ignore_regex = [("py:class|py:exc", ".*"), ("py:obj", "Transport|tao.histogram.Latency")]
+nitpick_ignore_regex = [
+    ("py:class|py:exc", ".*"),
+    ("py:obj", "Transport|tao.runtime.histogram.Latency"),
+]
 # One name may mean several things (``connect``), and the choice among them is harmless.
 suppress_warnings = ["ref.python"]
 # Else long names are cut off in the narrow column at the left.
@@ -50,7 +53,7 @@ autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
 
 # Where a name may be meant to be that does not say.
-_MODULES = ("tao", "tao.options", "tao.testing")
+_MODULES = ("tao", "tao.connection.options", "tao.testing")
 # The docstrings of attributes while napoleon looks at them.
 _kept: dict[str, list[str]] = {}
 

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 
 import tao
-from tao.application import Application, ApplicationLink
-from tao.context import RequestContext
-from tao.dispatch import Dispatcher
-from tao.options import Settings
-from tao.send_queue import SendQueue
-from tao.transport import Transport
-from tao.watch import BlockWatch
+from tao.connection.application import Application, ApplicationLink
+from tao.connection.block_watch import BlockWatch
+from tao.connection.dispatcher import Dispatcher
+from tao.connection.options import Settings
+from tao.connection.send_queue import SendQueue
+from tao.runtime.context import RequestContext
+from tao.transport.stream import Transport
 from tests.bench.peers.wire import EchoMessage
 
 BATCH, REPEAT, BEST_OF = 64, 1000, 9

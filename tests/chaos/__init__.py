@@ -4,7 +4,7 @@
   account of each message.
 - ``python -m tests.chaos.soak``: hours of ordinary life; does anything grow?
 - ``python -m tests.chaos.fuzz``: garbage for the decoder and a live server; what breaks them is
-  saved in ``corpus``, which ``tests/test_corpus.py`` replays.
+  saved in ``corpus``, which ``tests/wire/test_corpus.py`` replays.
 
 All of it is seeded and prints its seed, stays on this machine, and ends with status 1 if a promise
 was broken. (Threads take turns as they like: a seed repeats the plan, not each switch.)

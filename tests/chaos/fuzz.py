@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tao.codec import TypeLengthValueDecoder
+from tao.wire.codec import TypeLengthValueDecoder
 from tests.chaos.figures import Holding, settled
 from tests.chaos.nasty import STREAMS, mutate
 from tests.chaos.target import Target, check_decoder

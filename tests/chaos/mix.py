@@ -9,12 +9,12 @@ import threading
 from collections import Counter, defaultdict
 from typing import Any
 
-from tao.client import ClientConn
+from tao.client.client import ClientConn
+from tao.connection.options import Reconnect
 from tao.errors import TaoError, WouldBlock
-from tao.faults import FaultProxy, Faults
-from tao.message import Registry
-from tao.options import Reconnect
-from tao.server import Server
+from tao.server.server import Server
+from tao.testing.fault_proxy import FaultProxy, Faults
+from tao.wire.message import Registry
 from tests.support import PATIENCE, together, wait_until
 from tests.tls_pairs import CLIENT, SERVER
 

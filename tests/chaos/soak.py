@@ -12,12 +12,12 @@ import sys
 import threading
 from typing import Any
 
-from tao.client import ClientConn
+from tao.client.client import ClientConn
+from tao.connection.options import Reconnect
 from tao.errors import TaoError
-from tao.faults import FaultProxy, Faults
-from tao.message import Registry
-from tao.options import Reconnect
-from tao.server import Server
+from tao.server.server import Server
+from tao.testing.fault_proxy import FaultProxy, Faults
+from tao.wire.message import Registry
 from tests.chaos.figures import Curve, Holding, settled
 from tests.support import PATIENCE, together
 from tests.tls_pairs import CLIENT, SERVER

@@ -8,10 +8,10 @@ import struct
 import sys
 from typing import Any
 
-from tao.codec import Batch, TypeLengthValueCodec
 from tao.errors import BadData
-from tao.message import Registry
-from tao.server import Server
+from tao.server.server import Server
+from tao.wire.codec import Batch, TypeLengthValueCodec
+from tao.wire.message import Registry
 from tests.ends import Number, Text
 from tests.support import PATIENCE, recv_exactly, wait_until
 from tests.tls_pairs import CLIENT, SERVER

@@ -27,7 +27,7 @@ def _nothing(*_: object) -> None:
 
 def measure_tao(pending: int) -> float:
     """Return the seconds for one pair on tao's timing wheel, whose thread is running."""
-    from tao.timing import TimingWheel
+    from tao.runtime.timing_wheel import TimingWheel
 
     wheel = TimingWheel(max_pending=pending + REPEATS)
     for delay in _delays(pending):

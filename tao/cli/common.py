@@ -1,0 +1,288 @@
+"""What the commands of the command line share: how they speak, and how they read what is given.
+
+What a command prints on stdout is its result; everything about the command itself (what is wrong,
+how far it has come) is a line on stderr. Text that came from a peer or over the network is shown
+with nothing in it that a terminal would obey.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+import ssl
+import sys
+import traceback
+from types import ModuleType
+from typing import NoReturn
+
+from tao.connection.options import ClientSettings
+from tao.safe_text import safe_str
+from tao.transport.certificates import load_client_tls_config
+
+__all__ = [
+    "DONE",
+    "FAILED",
+    "INTERRUPTED",
+    "RELOAD_LINK",
+    "WRONG_CALL",
+    "Address",
+    "Failed",
+    "WrongCall",
+    "client_tls",
+    "complain",
+    "harmless",
+    "has_rich",
+    "import_module",
+    "leave",
+    "parse_address",
+    "parse_count",
+    "parse_monitor",
+    "parse_number",
+    "parse_port",
+    "parse_rate",
+    "parse_seconds",
+    "parse_whole",
+    "quoted",
+    "raised_in",
+    "reason_of",
+    "say",
+    "size_text",
+    "unix_address_of",
+]
+
+#: What the process ends with.
+DONE, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+
+#: Where a process that ``tao serve --reload`` has started finds the number of its end of a socket.
+RELOAD_LINK = "TAO_RELOAD_LINK"
+
+#: Host and port, or the path of a Unix socket.
+Address = tuple[str, int] | str
+
+# The most that is taken for a count, and for seconds: 30 years, which any clock can wait for.
+_MOST_COUNT, _MOST_SECONDS = 10**15, 1e9
+# How much is repeated of what somebody has typed, in characters.
+_LONGEST_QUOTE = 60
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+class WrongCall(Exception):
+    """The call itself is wrong; the text says in one line what is."""
+
+
+class Failed(Exception):
+    """The call was right, but what it asked for could not be done; the text says why."""
+
+
+# -- speaking
+
+
+def say(line: str) -> None:
+    """Print a line of the result at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def complain(line: str) -> None:
+    """Print a line about the command itself on stderr; what is in it may be a peer's."""
+    print(f"tao: {harmless(line)}", file=sys.stderr, flush=True)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process without waiting for any thread."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def harmless(text: str) -> str:
+    """Return ``text`` as one line in which nothing moves the cursor or changes a colour."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def size_text(count: float) -> str:
+    """Write a number of bytes as people do: ``1.5 MiB``."""
+    power = 0
+    while count >= 1000 and power < len(_SIZES) - 1:
+        count /= 1024
+        power += 1
+    return f"{count:.0f} {_SIZES[power]}" if power == 0 else f"{count:.1f} {_SIZES[power]}"
+
+
+def has_rich() -> bool:
+    """Tell whether rich, which draws tables and bars, is installed."""
+    try:
+        import rich  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def reason_of(error: BaseException) -> str:
+    """Say what is wrong without the number of the error."""
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror.lower() if error.filename else error.strerror
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return safe_str(error) or type(error).__name__
+
+
+# -- reading what is given; what these raise, argparse turns into a line
+
+
+def parse_port(text: str) -> int:
+    return parse_whole(text, 0, 65535, "a port is a number from 0 to 65535")
+
+
+def parse_address(text: str) -> Address:
+    """Read ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` or ``PORT`` at this machine.
+
+    Or the address of a Unix socket: a path, or ``@NAME`` for one without a file.
+    """
+    if "/" in text or text.startswith("@"):
+        return unix_address_of(text)
+    host, colon, port = text.rpartition(":")
+    if not colon and not port.isdigit():
+        raise argparse.ArgumentTypeError(f"a port is wanted as well, as in {text or 'HOST'}:12345")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise argparse.ArgumentTypeError(f"write [{host}]:{port} for an IPv6 address and a port")
+    number = parse_port(port)
+    if not number:
+        raise argparse.ArgumentTypeError("nobody listens at port 0")
+    return host or "127.0.0.1", number
+
+
+def unix_address_of(text: str) -> str:
+    """Read the address of a Unix socket, as `address_text` writes it: ``@NAME`` has no file."""
+    return f"\0{text[1:]}" if text.startswith("@") else text
+
+
+def parse_monitor(text: str) -> tuple[str, int]:
+    """Read where a monitor listens, maybe as the page's URL, which is shown when it starts."""
+    address = parse_address(text.removeprefix("http://").removesuffix("/"))
+    if isinstance(address, str):
+        raise argparse.ArgumentTypeError("a monitor listens at HOST:PORT, not at a path")
+    return address
+
+
+def parse_count(text: str) -> int:
+    return parse_whole(text, 1, _MOST_COUNT, "a whole number from 1 on is wanted")
+
+
+def parse_whole(text: str, least: int, most: int, wanted: str) -> int:
+    """Read digits."""
+    # Python refuses to make a number of thousands of digits.
+    if text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{wanted}, not {quoted(text)}")
+
+
+def quoted(text: str) -> str:
+    """Return what somebody has typed, as part of a line that says what is wrong with it."""
+    return repr(text) if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]!r}..."
+
+
+def parse_number(text: str) -> int:
+    """Read a message number."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 2**31
+    if not -(2**31) <= number < 2**31:
+        raise argparse.ArgumentTypeError(
+            f"a message number is a whole number from -2147483648 to 2147483647, not {quoted(text)}"
+        )
+    return number
+
+
+def parse_seconds(text: str) -> float:
+    return _positive(text, _MOST_SECONDS, "a positive number of seconds is wanted")
+
+
+def parse_rate(text: str) -> float:
+    """Read how many of something a second."""
+    return _positive(text, math.inf, "a positive number is wanted")
+
+
+def _positive(text: str, most: float, wanted: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (number > 0 and math.isfinite(number)):
+        raise argparse.ArgumentTypeError(f"{wanted}, not {quoted(text)}")
+    if number > most:
+        raise argparse.ArgumentTypeError(f"{wanted}, at most {most:g}, not {quoted(text)}")
+    return number
+
+
+# -- TLS of a client
+
+
+def client_tls(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """Return the context that ``--tls`` and the options beside it ask for; None without it.
+
+    Raises:
+        WrongCall: they do not fit together, or a file cannot be used.
+    """
+    if not options.tls:
+        for name in ("ca", "insecure", "cert", "key", "server_name"):
+            if getattr(options, name):
+                raise WrongCall(f"--{name.replace('_', '-')} needs --tls")
+        return None
+    if options.ca and options.insecure:
+        raise WrongCall("--insecure trusts anybody, so --ca makes no sense with it")
+    try:
+        context = load_client_tls_config(ca=options.ca, certfile=options.cert, keyfile=options.key)
+        ClientSettings(tls=context, server_hostname=options.server_name)
+    except (OSError, ValueError) as error:
+        text = reason_of(error).replace("keyfile needs certfile", "--key needs --cert")
+        raise WrongCall(text) from error
+    if options.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+# -- modules of others
+
+
+def import_module(name: str, *, debug: bool | None = None) -> ModuleType:
+    """Import a module, which may be in the current directory.
+
+    Args:
+        name: in full, with dots.
+        debug: if the module raises, print the traceback; None: there is no option for that.
+
+    Raises:
+        WrongCall: there is none, or it raises.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        # The module itself or a package above it, not one that it imports.
+        if missing and f"{name}.".startswith(f"{missing}."):
+            meant = name.removesuffix(".py").replace("/", ".")
+            hint = "" if meant == name else f"; a module is written {meant}, not as its file"
+            raise WrongCall(f"there is no module {missing}, nor one below {here}{hint}") from None
+        raise raised_in(f"module {name} cannot be imported", error, debug=debug) from error
+
+
+def raised_in(what: str, error: BaseException, *, debug: bool | None) -> WrongCall:
+    """Say in a line which exception code of others raised, and show all of it if wanted."""
+    if debug:
+        traceback.print_exception(error)
+        return WrongCall(what)
+    text = " ".join(f"{type(error).__name__}: {safe_str(error)}".split())
+    hint = "" if debug is None else " (--log-level debug shows where)"
+    return WrongCall(f"{what}: {text}{hint}")

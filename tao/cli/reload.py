@@ -1,0 +1,245 @@
+"""``tao serve --reload``: a process that starts the server in another, anew when a module changes.
+
+The two are joined by a socket. On it the server's process, the child, tells which modules it has
+imported from below the current directory; that the other, the parent, closes its end asks the child
+to stop. So it does in order, whether the parent was interrupted, has seen a change, or was killed,
+and a Ctrl-C at the terminal, which both get, asks no more than that.
+
+What the files looked like is noted before the child starts, so that no change is overlooked which
+comes while it imports them. A child that ended by itself, because of a mistake in a module as a
+rule, may not have told of all its files: then any Python file below the current directory counts.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from types import FrameType
+from typing import Final
+
+from tao.cli.common import DONE, FAILED, RELOAD_LINK, say
+from tao.runtime.deadline import Deadline
+from tao.runtime.threads import spawn
+from tao.server.server import Server
+
+__all__ = ["Link", "supervise"]
+
+# How often both look, in seconds.
+_STEP: Final = 0.2
+# How long a child that was asked to stop may take, in seconds: its drain timeout, as a rule.
+_PATIENCE: Final = 60.0
+# How long one that was interrupted twice may take to say so.
+_HASTE: Final = 2.0
+
+#: When a file was changed, and its size; None if there is no such file.
+_Stamp = tuple[int, int] | None
+
+
+class Link:
+    """The child's end; its thread ends with the process.
+
+    Args:
+        number: the descriptor of a socket that is connected with the parent.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._sock = socket.socket(fileno=number)
+        self._sock.set_inheritable(False)
+        self._told: set[str] = set()
+        #: What to stop; None as long as there is no server yet.
+        self.server: Server | None = None
+        spawn(self._play, name="tao-reload").start()
+
+    def _play(self) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        try:
+            while not poll.poll(_STEP * 1000):
+                files = set(_imported()) - self._told
+                self._told |= files
+                self._sock.sendall("".join(f"{name}\n" for name in files).encode())
+        except OSError:
+            pass  # the parent was killed
+        if self.server is None:
+            os._exit(DONE)
+        self.server.stop()
+
+
+def _imported() -> Iterable[str]:
+    """The files of the modules that are imported from below the current directory."""
+    here = os.path.join(os.getcwd(), "")
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and "site-packages" not in file:
+            path = os.path.abspath(file)
+            if path.startswith(here):
+                yield path
+
+
+def supervise(words: list[str]) -> int:
+    """Keep ``tao WORDS...`` running in a child, anew after each change, until interrupted.
+
+    Args:
+        words: the command line, without ``--reload``.
+
+    Returns:
+        the exit status: the last child's if it was interrupted, else 0.
+    """
+    parent = _Parent(words)
+    before = {
+        number: signal.signal(number, parent.interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        return parent.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Parent:
+    """What `supervise` does, and what it knows meanwhile."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+        self._interrupts: int = 0
+        self._noted: dict[str, _Stamp] = {}  # each file as it was before the child started
+        self._watched: set[str] = set()  # those that the child has imported
+        self._partial = b""  # of the name of another
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """The handler of signals."""
+        self._interrupts += 1
+
+    def run(self) -> int:
+        say(f"tao: starts again when a module below {os.getcwd()} changes")
+        while True:
+            self._noted = _all_files()
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs:
+                    child = _start(self._words, theirs)
+                changed = self._watch(child, ours)
+            status = self._see_off(child)
+            if not changed and not self._interrupts:
+                say(f"tao: ended with status {status}; a change starts it again")
+                changed = self._wait_for_a_change(ours=None)
+                status = DONE
+            if self._interrupts:
+                return status if status >= 0 else FAILED
+            say(f"tao: {os.path.relpath(changed)} has changed")
+
+    def _watch(self, child: subprocess.Popen[bytes], ours: socket.socket) -> str:
+        """Return the file that has changed; "" when interrupted, or the child has ended."""
+        self._watched, self._partial = set(), b""
+        return self._wait_for_a_change(ours, child)
+
+    def _wait_for_a_change(
+        self, ours: socket.socket | None, child: subprocess.Popen[bytes] | None = None
+    ) -> str:
+        poll = select.poll()
+        if ours is not None:
+            poll.register(ours, select.POLLIN)
+        while not self._interrupts:
+            came = poll.poll(_STEP * 1000)
+            if ours is not None and came and not self._listen(ours):
+                return ""
+            if child is not None and child.poll() is not None:
+                return ""
+            changed = self._changed(everywhere=child is None)
+            if changed:
+                self._settle(poll, changed)
+                return changed
+        return ""
+
+    def _listen(self, ours: socket.socket) -> bool:
+        """Take down what the child says; False when it has ended."""
+        try:
+            data = ours.recv(65536)
+        except OSError:
+            return False
+        *names, self._partial = (self._partial + data).split(b"\n")
+        for name in names:
+            path = os.fsdecode(name)
+            self._watched.add(path)
+            if path not in self._noted:
+                self._noted[path] = _stamp(path)
+        return bool(data)
+
+    def _changed(self, *, everywhere: bool) -> str:
+        """Return a file that is not as it was noted, "" if there is none."""
+        if everywhere:
+            now = _all_files()
+            names = sorted(self._noted.keys() | now.keys() | self._watched)
+        else:
+            now, names = {}, sorted(self._watched)
+        for name in names:
+            if self._noted.get(name) != (now.get(name) or _stamp(name)):
+                return name
+        return ""
+
+    @staticmethod
+    def _settle(poll: select.poll, name: str) -> None:
+        """Wait until a file that is being written is left alone for a step."""
+        before = _stamp(name)
+        while True:
+            poll.poll(_STEP * 500)
+            now = _stamp(name)
+            if now == before:
+                return
+            before = now
+
+    def _see_off(self, child: subprocess.Popen[bytes]) -> int:
+        """Wait for a child that was asked to stop; return its status."""
+        deadline = Deadline(_PATIENCE)
+        hurry: Deadline | None = None
+        while True:
+            try:
+                return child.wait(_STEP / 4)
+            except subprocess.TimeoutExpired:
+                pass
+            if self._interrupts > 1 and hurry is None:
+                hurry = Deadline(_HASTE)
+            if deadline.expired or (hurry is not None and hurry.expired):
+                child.kill()
+
+
+def _start(words: list[str], theirs: socket.socket) -> subprocess.Popen[bytes]:
+    number = theirs.fileno()
+    return subprocess.Popen(
+        [sys.executable, "-m", "tao", *words],
+        env={**os.environ, RELOAD_LINK: str(number)},
+        pass_fds=(number,),
+    )
+
+
+def _all_files() -> dict[str, _Stamp]:
+    """The Python files below the current directory, but for those that are installed there."""
+    found: dict[str, _Stamp] = {}
+    for directory, below, files in os.walk(os.getcwd()):
+        if "pyvenv.cfg" in files:
+            below.clear()
+            continue
+        below[:] = [
+            name
+            for name in below
+            if not name.startswith(".") and name not in ("__pycache__", "node_modules")
+        ]
+        for name in files:
+            if name.endswith(".py"):
+                path = os.path.join(directory, name)
+                found[path] = _stamp(path)
+    return found
+
+
+def _stamp(path: str) -> _Stamp:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

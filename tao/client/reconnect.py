@@ -1,0 +1,549 @@
+"""The core of a client: connecting, losing the connection, and connecting again.
+
+The application holds a `ClientConn` (``client.py``), and the threads of the connection hold the
+core. Only the first refers to the second, so that the garbage collector can tell whether anybody
+still wants the connection.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from tao.client.dialling import Reached
+from tao.connection.application import Application
+from tao.connection.block_watch import watch_on
+from tao.connection.core import ConnectionCore
+from tao.connection.lifecycle import Event, Phase
+from tao.connection.options import ClientSettings, Reconnect
+from tao.connection.statistics import Snapshot, Tally
+from tao.errors import ConnectFailed, ConnectionClosed
+from tao.runtime.context import background
+from tao.runtime.forks import renew_after_fork
+from tao.runtime.threads import as_tao_thread, in_tao_thread
+from tao.runtime.timing_wheel import shared_wheel
+from tao.runtime.wakeup import Wakeup
+from tao.transport.stream import Transport
+from tao.wire.codec import Batch, TypeLengthValueCodec
+from tao.wire.message import HEARTBEAT
+
+__all__ = ["ClientCore"]
+
+_ids = itertools.count(1)
+# What closing in order may take beyond the drain timeout, before close() returns regardless.
+_SLACK = 5.0
+# Which warnings were shown, as the module warnings keeps that: once for each line of a program.
+_shown: dict[Any, Any] = {}
+_PLAYER = "player"
+# A connection that lasts for so many seconds, and longer than any wait of the back-off, is of use.
+_LASTING = 10.0
+
+
+class _Claim:
+    """Who plays the first role: a thread in `ClientCore.start`, then one that it starts.
+
+    Taking it over is one step of the interpreter, so that after an exception there is always one
+    who has it.
+    """
+
+    __slots__ = ("_ident", "_takers")
+
+    def __init__(self) -> None:
+        self._ident: int = threading.get_ident()
+        self._takers: dict[str, str] = {}  # under one key, who has taken it over: the first
+
+    def give_up(self) -> bool:
+        """Take it back, unless the thread has taken it over; again, too."""
+        return self._takers.setdefault("taker", "starter") == "starter"
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was taken back, maybe by one who was interrupted before the next step."""
+        return self._takers.get("taker") == "starter"
+
+    def hand_over(self, target: Callable[..., object], *args: Any) -> None:
+        """Play, on the thread that was started for it."""
+        if self._takers.setdefault("taker", "thread") == "thread":
+            target(*args)
+
+    @property
+    def waits_for_this_thread(self) -> bool:
+        """Whether it is this thread that has it, interrupted in the midst of starting."""
+        return not self._takers and self._ident == threading.get_ident()
+
+
+class ClientCore(ConnectionCore):
+    """What does the work of a `ClientConn`. All methods may be called from any thread.
+
+    Args:
+        application: what the application has given, the source of transports included.
+        settings: checked.
+        made_at: file and line of the program that made the client.
+
+    Raises:
+        ValueError: there is no coming back where the connection comes from.
+    """
+
+    label = "client-{}"
+
+    def __init__(
+        self, application: Application, settings: ClientSettings, made_at: tuple[str, int]
+    ) -> None:
+        reconnect = settings.reconnect
+        application.reconnect = Reconnect() if reconnect is True else reconnect or None
+        source = application.source
+        self._reconnects: bool = application.reconnect is not None
+        if source.once and self._reconnects:
+            raise ValueError(
+                "reconnect: a socket that is connected already cannot be connected again; give a "
+                "function that returns a new one each time"
+            )
+        user = object()
+        # Given back at the end, or when a client that never started is forgotten.
+        self._give_back = weakref.finalize(self, shared_wheel.release, user)
+        wheel = shared_wheel.acquire(user)
+        self._give_back.atexit = False
+        net_id = next(_ids)
+        super().__init__(
+            net_id,
+            _without_application(settings),
+            application,
+            wheel=wheel,
+            run=None,
+            parent=background(),
+            tally=Tally(f"client-{net_id}", self._fill),
+            keep=self._reconnects,
+        )
+        self.remote_address = source.address
+        self._where = str(source)  # for people
+        self._made_at = made_at
+        # Under one key, who plays the first role: starts the client, then reads, and sees to its
+        # end; or only sees off one that was never started.
+        self._claims: dict[str, _Claim] = {}
+        # Owned by the reading thread, once there is one.
+        self._attempts: int = 0  # to connect, since a connection proved to be one
+        self._came_up: float = monotonic()
+        self._proved: bool = False  # a message of the application's has come since
+        self._up = Wakeup()  # set while established
+        self._hurry = Wakeup()  # set when closing: ends the back-off
+        #: How many times the connection came back.
+        self.reconnects: int = 0
+        renew_after_fork(self, ClientCore.renew_after_fork)
+        if settings.on_message is None:
+            self.reporter.unheard = self._warn_unheard
+        self.tally.publish()
+
+    # -- for the application, see ClientConn
+
+    def start(self, keep_trying: bool) -> None:
+        """Connect, or begin to."""
+        if keep_trying and not self._reconnects:
+            raise ValueError("keep_trying needs the option reconnect")
+        claim = _Claim()
+        try:
+            try:
+                self._start(claim, keep_trying)
+            except BaseException:
+                self._give_up(claim)
+                raise
+        except BaseException:
+            self._give_up(claim)  # again, as that may have been interrupted
+            raise
+
+    def _start(self, claim: _Claim, keep_trying: bool) -> None:
+        self._raise_if_closed()
+        if self._claims.setdefault(_PLAYER, claim) is not claim:
+            self._raise_if_closed()
+            raise RuntimeError("the client is started already")
+        with as_tao_thread():  # a callback that closes must not wait for this thread
+            if keep_trying:
+                self._launch(claim, self.begin, partial(self._come_back, first=True))
+                return
+            self._connect_first()
+            closed = self.lifecycle.close_reason
+            self._launch(claim, self.play, True)  # also then: it sees the connection off
+        if closed is not None:
+            raise ConnectionClosed(closed)
+
+    def _give_up(self, claim: _Claim) -> None:
+        """Starting has failed or was interrupted: leave all as it was, unless a thread goes on."""
+        if self._claims.get(_PLAYER) is not claim or not claim.give_up():
+            return
+        if self.transport is not None:
+            self.begin_close("start() was interrupted", drain=False)
+        self._claims.pop(_PLAYER, None)
+        if self.lifecycle.close_reason is not None:
+            self._see_off()
+
+    def _raise_if_closed(self) -> None:
+        reason = self.lifecycle.close_reason
+        if reason is not None:
+            raise ConnectionClosed(reason)
+
+    def close_and_wait(self) -> None:
+        """End the connection for good, and wait until it has ended."""
+        self.close()
+        if self._see_off() or in_tao_thread():
+            return
+        claim = self._claims.get(_PLAYER)
+        starting = claim is not None and claim.waits_for_this_thread
+        # Nor does a signal handler that has interrupted a write: it would wait for that.
+        if not starting and not self.send_queue.interrupted_here:
+            self.wait_closed(self.settings.drain_timeout + _SLACK)
+
+    def _see_off(self) -> bool:
+        """Do the last steps of a client that has no thread; tell whether it has none."""
+        claim = _Claim()
+        try:
+            first = self._claims.setdefault(_PLAYER, claim)
+            if first is not claim and not first.given_up:
+                return False
+            with as_tao_thread():
+                self.finish()
+        except BaseException:
+            if self._claims.get(_PLAYER) is claim:
+                self._claims.pop(_PLAYER, None)  # so that closing again does it
+            raise
+        return True
+
+    @property
+    def new(self) -> bool:
+        """Whether nobody has started or closed it."""
+        return _PLAYER not in self._claims
+
+    @property
+    def connected(self) -> bool:
+        return self._up.is_set() and self.lifecycle.close_reason is None
+
+    def wait_connected(self, timeout: float | None = None) -> bool:
+        """Wait until there is a connection, or the client is closed; tell whether there is."""
+        self._up.wait(timeout)
+        return self.connected
+
+    def enter(self) -> None:
+        """Connect, unless that is done."""
+        if self.new or self.lifecycle.close_reason is not None:
+            self.start(keep_trying=False)
+
+    def forget(self, application: Application, client: Any) -> None:
+        """Close, as the application has no use for the client any more; called by a finalizer.
+
+        That may run at any moment on any thread, inside of anything, so the work is handed over.
+        """
+        if self.new or self.finished.is_set():
+            return
+        self.application.hold(application, client)  # for on_close, and what else is to be called
+        if self.lifecycle.close_reason is not None:
+            return
+        try:
+            close = partial(self.begin_close, "forgotten without close()", drain=False)
+            self.wheel.in_real_time.run_clock(0.0, lambda due: close())
+        except RuntimeError:
+            pass  # the wheel has stopped, so it is over
+        text = f"unclosed {client!r}: whoever makes a client keeps it, and closes it in the end"
+        # Of an object that has a dict, tracemalloc does not know in CPython 3.11 where it was made.
+        source = application if sys.version_info[:2] == (3, 11) else client
+        warnings.warn_explicit(text, ResourceWarning, *self._made_at, source=source)
+
+    # -- getting connected
+
+    def in_call_of_application(self) -> bool:
+        claim = self._claims.get(_PLAYER)
+        return claim is not None and claim.waits_for_this_thread
+
+    def _launch(self, claim: _Claim, target: Callable[..., object], *args: Any) -> None:
+        try:
+            failed = partial(self._kept_from, claim)
+            self.thread("reader", failed, claim.hand_over, target, *args).start()
+        except RuntimeError:  # there are too many
+            self.begin_close("no thread could be started", drain=False)
+            raise
+
+    def _kept_from(self, claim: _Claim, error: BaseException) -> None:
+        """End what the first thread has been kept from, unless start() was, and took it back."""
+        if self._claims.get(_PLAYER) is claim:
+            claim.hand_over(self.struck, error)
+
+    def _connect_first(self) -> None:
+        """Connect; a server with which no connection comes to be is passed over for the next."""
+        for left in reversed(range(self._size)):
+            try:
+                self._connect_once()
+                return
+            except ConnectFailed:
+                raise
+            except ConnectionClosed as error:
+                if self.lifecycle.close_reason is not None or not left:
+                    raise
+                self.reporter.log().info("{}; trying the next server", error)
+
+    def _connect_once(self) -> None:
+        """Dial and establish, or leave everything as it was."""
+        self._renew_context()
+        self.move(Event.DIAL)
+        transport: Transport | None = None
+        try:
+            transport = self._dial()
+            self.establish(transport)
+        except BaseException:
+            if transport is not None:
+                self._take_down(transport)
+                self._tell_source(useful=False)
+            self.lifecycle.apply(Event.FAIL)
+            self.call_on_close()
+            raise
+        self._up.set()
+        if self.lifecycle.status.disconnect_reason is not None:  # meanwhile
+            self._up.clear()
+        self._came_up, self._proved = monotonic(), False
+        self.reader.on_batch = self._look_for_proof
+
+    def _take_down(self, transport: Transport) -> None:
+        transport.abort()
+        count = self.send_queue.detach()
+        if count:
+            self.unsent += count
+            lost = ConnectionClosed(f"{count} messages written by on_connect could not be sent")
+            self.reporter.undelivered(lost, "connecting")
+        self.transport = None
+        transport.close()
+
+    def _dial(self) -> Transport:
+        application = self.application.find()
+        if application is None:
+            raise ConnectionClosed("the client is gone")
+        try:
+            reached: Reached = application.source.next()
+        except ConnectFailed as error:
+            cause = error.__cause__
+            if cause is not None and not isinstance(cause, (OSError, ValueError)):
+                self.report(cause, "in the function that connects")
+            raise
+        except ConnectionClosed:
+            self._raise_if_closed()
+            raise
+        self.remote_address, self.local_address = reached.remote_address, reached.local_address
+        return reached.transport
+
+    # -- losing the connection, and coming back
+
+    def drop(self, reason: str, *, ended: bool = False) -> None:
+        if not self._reconnects:
+            super().drop(reason, ended=ended)
+            return
+        # Those of now: at any moment after this, the next ones may be there.
+        context, transport = self.context, self.transport
+        before, now = self.lifecycle.apply(Event.LOSE, reason)
+        if now.close_reason is not None:
+            super().drop(reason, ended=ended)
+            return
+        if not before.open:
+            return
+        context.cancel_aside(reason)
+        # Nothing more goes where it would be lost; it waits for the next. Should that be there
+        # already, it is given up as well: a transport that counts as lost is not read.
+        for each in {transport, self.transport}:
+            if each is not None:
+                self.send_queue.give_up(ConnectionAbortedError(reason), each)
+        self._up.clear()
+        status = self.lifecycle.status
+        if status.disconnect_reason is None or status.close_reason is not None:
+            self._up.set()  # it is back already, or it is over, and nobody need wait for it
+
+    def renew(self) -> bool:
+        if self.lifecycle.phase is Phase.LOST:
+            self._leave()
+            if self._come_back():
+                return True
+        self.finish()
+        return False
+
+    def _leave(self) -> None:
+        """Be done with a lost transport."""
+        why = self.lifecycle.status.disconnect_reason
+        self.reporter.log().info("connection lost: {}; connecting again", why)
+        # While a handler runs, no message of another connection could be handled anyway.
+        self.dispatcher.wait_idle()
+        self.call_on_close()
+        transport = self.transport
+        assert transport is not None
+        self._take_down(transport)
+
+    def _come_back(self, first: bool = False) -> bool:
+        """Dial until it succeeds; False if there is nothing to come back to."""
+        if not first and self._proved_itself():
+            self._attempts = 0
+        why = self.lifecycle.status.disconnect_reason
+        for attempt in itertools.count(self._attempts + (not first)):
+            delay = self._delay(attempt)
+            if delay is None:
+                self.begin_close(f"gave up after {attempt - 1} attempts: {why}", drain=False)
+                return False
+            self._attempts = attempt
+            if attempt and self.wheel.wait(self._hurry, delay):
+                return False
+            try:
+                self._connect_once()
+            except ConnectionClosed as error:
+                if self.lifecycle.close_reason is not None:
+                    return False
+                self.reporter.log().info("attempt {}: {}", attempt, error)
+                self.reporter.tell(error)
+                why = str(error)
+                continue
+            self.reconnects += not first
+            return True
+        return False
+
+    # What the application has given is taken hold of only where it is used, and never in a wait.
+
+    def _delay(self, attempt: int) -> float | None:
+        """How long to wait before an attempt, in seconds; None: there are to be no more."""
+        application = self.application.find()
+        how = None if application is None else application.reconnect
+        if how is None or (how.attempts is not None and attempt > how.attempts):
+            return None
+        return how.delay(attempt) if attempt else 0.0
+
+    def _tell_source(self, *, useful: bool) -> None:
+        """Tell where the last transport came from whether that was of use."""
+        application = self.application.find()
+        if application is not None:
+            application.source.over(useful)
+
+    @property
+    def _size(self) -> int:
+        """How many servers there are to connect to."""
+        application = self.application.find()
+        return 1 if application is None else application.source.size
+
+    def _look_for_proof(self, batch: Batch) -> None:
+        """See whether what was received shows that the peer is a server of this application's."""
+        application = self.application.find()
+        known: Any = {} if application is None else application.entries
+        if any(number != HEARTBEAT and known.get(number) is not None for number, _ in batch):
+            self._proved = True
+            self.reader.on_batch = None
+
+    def _proved_itself(self) -> bool:
+        """Whether the connection just lost was of use, which its source is told.
+
+        A wrong port may accept and send anything: a banner, an error, even a heartbeat. Of use is
+        what brought a message that the application knows, or lasted. Then the back-off begins anew.
+        """
+        application = self.application.find()
+        if application is None or application.reconnect is None:
+            return False
+        lasting = max(application.reconnect.maximum, _LASTING)
+        useful = self._proved or self.wheel.since(self._came_up) > lasting
+        application.source.over(useful)
+        return useful
+
+    def _renew_context(self) -> None:
+        """Have a context for the next transport, unless no transport has had that of now."""
+        if self.lifecycle.close_reason is None and self.context.cancelled:
+            self.context = self.new_context()
+        reason = self.lifecycle.close_reason
+        if reason is not None:  # meanwhile
+            self.context.cancel(reason)
+
+    def ask_on_connect(self) -> bool:
+        agreed = super().ask_on_connect()
+        if not agreed:  # what it began with this context is to end
+            self.context.cancel_aside("refused by on_connect")
+        return agreed
+
+    def _warn_unheard(self, number: int) -> None:
+        """Say that messages are skipped, where neither the log nor the application hears of it.
+
+        This is a mistake in the program, so it is a warning as Python has them, shown at the line
+        that made the client; it is shown unless the program says otherwise.
+        """
+        text = (
+            f"a client made here has received message number {number}, which its registry does "
+            "not know; such messages are skipped. Register its class with a handler, or give "
+            "on_message to silence this"
+        )
+        try:
+            warnings.warn_explicit(text, RuntimeWarning, *self._made_at, registry=_shown)
+        except RuntimeWarning as error:
+            # The program wants warnings to be errors, but on this thread there is nobody to raise
+            # it to. As an error of the connection's it would hide which error that really had.
+            warnings.showwarning(error, RuntimeWarning, *self._made_at)
+
+    # -- ending
+
+    def begin_close(
+        self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False
+    ) -> None:
+        try:
+            super().begin_close(reason, drain=drain, timeout=timeout, ended=ended)
+        finally:
+            self._hurry.set()
+            application = self.application.find()
+            if application is not None:
+                application.source.close()
+
+    def finish(self) -> None:
+        super().finish()
+        # Who waits for a connection need not wait any longer.
+        self._up.set()
+        self.application.release()
+
+    def leave_owner(self) -> None:
+        super().leave_owner()
+        self._give_back()
+
+    def _fill(self, snapshot: Snapshot) -> None:
+        connected = self.connected
+        snapshot.kind, snapshot.address = "client", self._where
+        if self.lifecycle.close_reason is not None:
+            snapshot.state = "closed"
+        elif connected:
+            snapshot.state = "connected"
+        else:
+            snapshot.state = "new" if self.new else "connecting"
+        snapshot.connections = int(connected)
+        snapshot.reconnects = self.reconnects
+        snapshot.timers = self.wheel.size
+
+    # -- after a fork
+
+    def renew_after_fork(self, reason: str) -> None:
+        """In a child process: be closed if it was started; else it can be started here."""
+        if self.new:
+            self.wheel = wheel = shared_wheel.wheel
+            self.timers.use_wheel(wheel)
+            self.dispatcher.use_watch(watch_on(wheel))
+            self.dispatcher.renew_turn()
+            self.send_queue.renew_turn()
+            return
+        application = self.application.find()
+        if application is not None:
+            application.source.forked()
+        self.after_fork(f"this client {reason}")
+        self._up, self._hurry = Wakeup(), Wakeup()
+        self._up.set()
+        self._give_back()
+
+
+def _without_application(settings: ClientSettings) -> ClientSettings:
+    """Return settings that do not refer to what the application has given."""
+    return replace(
+        settings,
+        codec=TypeLengthValueCodec(),
+        registry=None,
+        on_connect=None,
+        on_message=None,
+        on_close=None,
+        on_error=None,
+        reconnect=False,
+    )

@@ -1,0 +1,106 @@
+"""What an application has given to a connection, and how the connection finds it.
+
+The threads of a connection hold its core (``core.py``); the application holds a `Connection`,
+which holds the core and an `Application`. The core has only weak references to these two: a
+handler, a callback, a codec or a value may refer to the connection, and must not keep a client
+alive that nobody else refers to. So a thread takes hold of the `Application` when it has something
+to run, and never while it waits.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from tao.connection.context_variables import Variables
+from tao.connection.options import Settings
+from tao.wire.codec import Decoder
+from tao.wire.codec_checks import checked_decoder, checked_encoder
+from tao.wire.message import Registration, Registry
+
+__all__ = ["Application", "ApplicationLink"]
+
+
+class Application:
+    """Handlers, callbacks, codec, timers and values of one connection.
+
+    Args:
+        conn: the application's object.
+        settings: the options.
+        registry: messages and handlers.
+        context: what the context variables of its callbacks begin with; None: the caller's.
+    """
+
+    __slots__ = (
+        "__weakref__", "_conn", "codec", "decoder", "encode", "entries", "on_close",
+        "on_connect", "on_error", "on_message", "reconnect", "registry", "source", "timers",
+        "values", "variables",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        conn: Any,
+        settings: Settings,
+        registry: Registry,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        self._conn: Callable[[], Any] = weakref.ref(conn)
+        self.registry = registry
+        #: Registrations by number.
+        self.entries: dict[int, Registration] = registry.entries
+        self.codec = settings.codec
+        #: Returns the bytes of a message; the result is checked.
+        self.encode = checked_encoder(settings.codec)
+        #: Of the present transport. Used by the reading role.
+        self.decoder: Decoder = self.new_decoder()
+        self.variables = Variables(context)
+        self.on_connect = settings.on_connect
+        self.on_message = settings.on_message
+        self.on_close = settings.on_close
+        self.on_error = settings.on_error
+        #: Where a client's transports come from.
+        self.source: Any = None
+        #: How long a client waits before it connects again; None: it does not.
+        self.reconnect: Any = None
+        #: The callbacks of timers, by their ids. Changed by any thread, in single steps.
+        self.timers: dict[int, Callable[..., object]] = {}
+        self.values: dict[Hashable, Any] = {}
+
+    @property
+    def conn(self) -> Any:
+        """The application's object; None if it is gone."""
+        return self._conn()
+
+    def hold(self, conn: Any) -> None:
+        """Keep the application's object alive from now on."""
+        self._conn = lambda: conn
+
+    def new_decoder(self) -> Decoder:
+        """Return a decoder for a new transport, whose results are checked."""
+        return checked_decoder(self.codec, self.registry)
+
+
+class ApplicationLink:
+    """The way from a core to its application. Any thread may use it.
+
+    Attributes:
+        find: returns the `Application`; None if it is gone, and so nothing of it runs any more.
+    """
+
+    __slots__ = ("find",)
+
+    def __init__(self, application: Application) -> None:
+        self.find: Callable[[], Application | None] = weakref.ref(application)
+
+    def hold(self, application: Application, conn: Any) -> None:
+        """Keep application and object alive until `release`."""
+        application.hold(conn)
+        self.find = lambda: application
+
+    def release(self) -> None:
+        """Let go of them: the connection has ended."""
+        application = self.find()
+        if application is not None:
+            self.find = weakref.ref(application)

@@ -1,0 +1,175 @@
+"""Keeping a connection alive, and noticing when it is not: heartbeats and timeouts."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from tao.connection.options import Settings
+from tao.errors import TaoError
+from tao.wire.codec_checks import checked_frame
+
+if TYPE_CHECKING:
+    from tao.connection.core import ConnectionCore
+
+__all__ = ["KeepAlive", "set_kernel_clocks"]
+
+# After ``write_timeout`` the kernel gives up so much later than tao, which says better why.
+_USER_TIMEOUT_SLACK = 1.0
+# The kernel's clocks, absent on some platforms; macOS has another name for the first.
+_IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+_INTERVAL = getattr(socket, "TCP_KEEPINTVL", None)
+_COUNT = getattr(socket, "TCP_KEEPCNT", None)
+_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
+# So many probes go unanswered before the kernel gives up; and its clocks take at most these.
+_PROBES, _MOST_SECONDS, _MOST_MILLISECONDS = 3, 32767, 2**31 - 1
+
+
+def set_kernel_clocks(sock: socket.socket, options: Settings) -> None:
+    """Have the kernel notice what tao cannot see: what is sent, taken by it, and not acknowledged.
+
+    - ``write_timeout`` becomes TCP_USER_TIMEOUT (RFC 5482). ``idle_timeout`` does not: on Linux it
+      would cut off also a peer that is alive and only does not read, and it notices one that
+      vanished by itself, since from there nothing comes.
+    - ``idle_timeout`` sets the probes of an idle line (RFC 1122, 4.2.3.6): the first after half of
+      it, the last in time for it. So the kernel keeps no connection for longer than tao would,
+      whatever happens to its process's threads, and firewalls on the way see it used.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    idle = options.idle_timeout
+    if idle is not None:
+        _set(sock, _IDLE, min(max(1, round(idle / 2)), _MOST_SECONDS))
+        _set(sock, _INTERVAL, min(max(1, round(idle / 2 / _PROBES)), _MOST_SECONDS))
+        _set(sock, _COUNT, _PROBES)
+    if options.write_timeout is not None:
+        seconds = options.write_timeout + _USER_TIMEOUT_SLACK
+        _set(sock, _USER_TIMEOUT, round(min(seconds * 1000, _MOST_MILLISECONDS)))
+
+
+def _set(sock: socket.socket, option: int | None, value: int) -> None:
+    if option is None:
+        return
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    except OSError:
+        pass  # the peer is gone already, or the kernel knows better: it is an extra
+
+
+class KeepAlive:
+    """The clocks of an established connection; they run on the timing wheel's thread.
+
+    None is set anew for each message: when one is due it looks how long ago the last was, and sets
+    itself for the rest. So they cost nothing while there is traffic.
+
+    Args:
+        conn: the connection's core.
+        settings: the options.
+    """
+
+    __slots__ = ("_conn", "_last_told", "_made", "_options")
+
+    def __init__(self, conn: ConnectionCore, settings: Settings) -> None:
+        self._conn = conn
+        self._options = settings
+        # When the connection was made, by the monotonic clock and by the time of day.
+        self._made: tuple[float, float]
+        self.set_time()
+        # Likewise of what last came, as somebody was told. Replaced in one step by any thread.
+        self._last_told: tuple[float, float] = 0.0, 0.0
+
+    def set_time(self) -> None:
+        """Take the present for the time when the connection was made. By its reading thread."""
+        self._conn.reader.last_received = now = time.monotonic()
+        self._made = now, self._conn.wheel.time_of_day()
+
+    @property
+    def last_heartbeat(self) -> float:
+        """See `Connection.last_heartbeat`."""
+        wheel, last, told = self._conn.wheel, self._conn.reader.last_received, self._last_told
+        if last != told[0]:
+            made, time_of_day = self._made
+            told = last, time_of_day + wheel.since(made) - wheel.since(last)
+            self._last_told = told
+        return told[1]
+
+    @property
+    def idle_time(self) -> float:
+        """See `Connection.idle_time`."""
+        return max(0.0, self._conn.wheel.since(self._conn.reader.last_received))
+
+    def start(self) -> None:
+        """Set the clocks that the options ask for."""
+        options = self._options
+        self._set("heartbeat", options.heartbeat)
+        self._set("idle", options.idle_timeout)
+        self._set("write", options.write_timeout)
+
+    def _set(self, purpose: str, delay: float | None) -> None:
+        looks = {"heartbeat": self._beat, "idle": self._look_idle, "write": self._look_stuck}
+        if delay is not None:
+            self._conn.timers.set_clock(purpose, delay, looks[purpose])
+
+    def _beat(self) -> None:
+        """Send a heartbeat if nothing was sent for so long."""
+        conn, interval = self._conn, self._options.heartbeat
+        assert interval is not None
+        left = interval - conn.wheel.since(conn.send_queue.last_sent)
+        if left <= 0:
+            left = interval
+            self._send_heartbeat()
+        self._set("heartbeat", left)
+
+    def _send_heartbeat(self) -> None:
+        conn = self._conn
+        try:
+            application = conn.application.find()
+            if application is None:
+                return
+            codec = application.codec
+            make = getattr(codec, "heartbeat", None)  # a codec may have none
+            made = make(time.time_ns()) if make is not None else b""
+            frame = checked_frame(codec, "heartbeat", made)
+        except BaseException as error:
+            conn.report(error, "in the codec's heartbeat")
+            return
+        # Where something waits to be sent none is needed: it would take the place of that.
+        if frame and conn.lifecycle.open and not conn.send_queue.waiting:
+            try:
+                conn.send_queue.write(frame)
+            except TaoError:
+                pass  # it is over, or something waits by now
+
+    def _look_idle(self) -> None:
+        """Close if nothing came for so long."""
+        conn, limit = self._conn, self._options.idle_timeout
+        assert limit is not None
+        if not conn.lifecycle.open:
+            return  # lost meanwhile; the next transport sets its own
+        intake, dispatcher = conn.reader.intake, conn.dispatcher
+        if (
+            dispatcher.reading_stopped
+            or conn.peer_finished
+            or (intake is not None and intake.paused)
+        ):
+            # Nothing is read: the reader is busy with handlers, these do not keep up, or a limit
+            # says so. That is not silence.
+            conn.reader.last_received = time.monotonic()
+        left = limit - conn.wheel.since(conn.reader.last_received)
+        if left > 0:
+            self._set("idle", left)
+        else:
+            conn.drop(f"idle for {limit} s")
+
+    def _look_stuck(self) -> None:
+        """Close if the peer took nothing for so long although something waits."""
+        send_queue, limit = self._conn.send_queue, self._options.write_timeout
+        assert limit is not None
+        transport = self._conn.transport  # of now: the next may be there any moment
+        left = limit - self._conn.wheel.since(send_queue.last_sent)
+        if send_queue.blocked and left <= 0:
+            # The reading thread sees it, and tells the application: here, that would delay others.
+            send_queue.give_up(TimeoutError(f"the peer took nothing for {limit} s"), transport)
+        else:
+            self._set("write", left if left > 0 else limit)

@@ -1,0 +1,142 @@
+"""The reading role of a connection: from the socket to the dispatcher.
+
+One ``recv`` takes as much as the peer has sent, up to a bound; all messages that are whole by then
+are decoded into one batch and dispatched together. So what a system call and a turn of this loop
+cost is shared by as many messages as there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tao.connection.options import Settings
+from tao.connection.peer_limits import Intake, intake_for
+from tao.wire.codec import Batch
+
+if TYPE_CHECKING:
+    from tao.connection.core import ConnectionCore
+
+__all__ = ["Reader"]
+
+# How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
+# connection holds little memory.
+_RECV_LEAST, _RECV_MOST = 4 * 1024, 256 * 1024
+# It does not grow beyond what so many messages take: a batch keeps its replies waiting, and other
+# connections too, as it is long before a thread that computes gives the interpreter lock away.
+_BATCH_MOST = 1024
+
+
+class Reader:
+    """Reads one connection. Used by the thread that plays the role, one at a time.
+
+    Args:
+        conn: the connection's core.
+        settings: the options.
+    """
+
+    __slots__ = (
+        "_broken", "_conn", "_recv_most", "_recv_size", "bytes_in", "discarded", "intake",
+        "last_received", "messages_in", "on_batch",
+    )  # fmt: skip
+
+    def __init__(self, conn: ConnectionCore, settings: Settings) -> None:
+        self._conn = conn
+        # What the decoder has raised, until who goes on in the role has told the connection.
+        self._broken: BaseException | None = None
+        #: What limits the peer, or None if no option does.
+        self.intake: Intake | None = intake_for(conn, settings)
+        most = None if self.intake is None else self.intake.recv_most
+        self._recv_most: int = min(most or _RECV_MOST, _RECV_MOST)
+        self._recv_size: int = min(_RECV_LEAST, self._recv_most)
+        #: When something last came, monotonic.
+        self.last_received: float = monotonic()
+        #: Called with each batch before it is dispatched, if not None; whoever sets it clears it.
+        self.on_batch: Callable[[Batch], object] | None = None
+        self.bytes_in: int = 0
+        self.discarded: int = 0  #: bytes that came when the connection was ending
+        self.messages_in: int = 0
+
+    def read(self) -> bool:
+        """Read the transport until the end, or (True) until the other thread has taken over."""
+        conn, dispatch = self._conn, self._conn.dispatcher.dispatch
+        transport, intake, lifecycle = conn.transport, self.intake, conn.lifecycle
+        assert transport is not None
+        recv = transport.recv
+        if self._broken is not None:
+            self._break()  # the other thread has taken over in the midst of what came before
+        if intake is not None and not intake.resume(transport):
+            return True
+        while True:
+            try:
+                data = recv(self._recv_size)
+            except OSError as error:
+                conn.transport_failed(error)
+                return False
+            if not data:
+                self._check_end()
+                conn.stream_ended()
+                return False
+            self.last_received = monotonic()
+            size = len(data)
+            self.bytes_in += size
+            if lifecycle.status.ended:
+                self.discarded += size
+                continue  # only waiting for the end
+            batch: Batch = []
+            broken = self._decode(data, batch)
+            if size == self._recv_size or len(batch) > _BATCH_MOST:
+                enough = max(_RECV_LEAST, size * _BATCH_MOST // (len(batch) or 1))
+                self._recv_size = min(4 * size, enough, self._recv_most)
+            elif self._recv_size > _RECV_LEAST and 4 * size < self._recv_size:
+                self._recv_size //= 2
+            if self.on_batch is not None:
+                self.on_batch(batch)
+            if intake is not None:
+                self.messages_in += len(batch)
+                if not intake.take_in(batch, size, self._held(), broken):
+                    return True
+                continue
+            if broken is not None:
+                self._broken = broken
+            if batch:
+                self.messages_in += len(batch)
+                if not dispatch(batch):
+                    return True
+            if broken is not None:
+                self._break()
+
+    def _break(self) -> None:
+        """Give the peer up, after what came before the error."""
+        broken, self._broken = self._broken, None
+        if broken is not None:
+            self._conn.protocol_error(broken)
+
+    # The decoder is the application's: it is taken hold of only while it works.
+
+    def _decode(self, data: bytes, batch: Batch) -> BaseException | None:
+        """Add to a batch what became whole; return what the decoder raised."""
+        application = self._conn.application.find()
+        if application is not None:
+            try:
+                application.decoder.feed(data, batch)
+            except BaseException as error:
+                return error
+        return None
+
+    def _held(self) -> int:
+        """How many bytes of a message that is not whole the decoder has, if it says so."""
+        application = self._conn.application.find()
+        return 0 if application is None else getattr(application.decoder, "pending", 0)
+
+    def _check_end(self) -> None:
+        """See whether the peer may end the stream here; if it is this side that did, it may."""
+        conn, application = self._conn, self._conn.application.find()
+        end = None if application is None else getattr(application.decoder, "end", None)
+        if end is None or conn.lifecycle.status.ended or conn.send_queue.error is not None:
+            return
+        try:
+            end()
+        except BaseException as error:
+            conn.protocol_error(error)

@@ -1,0 +1,114 @@
+"""The end of a connection, seen to: it comes in order if it can, and in time in any case."""
+
+from __future__ import annotations
+
+import atexit
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tao.connection.statistics import tallies
+from tao.runtime.deadline import Deadline
+from tao.runtime.log import logger
+
+if TYPE_CHECKING:
+    from tao.connection.core import ConnectionCore
+
+__all__ = ["EndClock"]
+
+# How long a peer that was told the end may take to close as well, in seconds: one elsewhere, and a
+# silent one on this machine.
+_LINGER, _LINGER_NEAR = 1.0, 0.05
+
+
+class EndClock:
+    """Cuts a connection off that does not end by itself; runs on the timing wheel's thread.
+
+    A peer that has been told the end, and does not close as well, is cut off before the deadline,
+    once its machine has all that was sent. It is given a second for that, as it may be about to
+    send something, a heartbeat say: a socket that is closed answers that with a reset, and there
+    are systems that forget then what was received and not yet read. Linux is not one of them: who
+    has received the end reads all that came before it, and then the end, whatever comes after. So
+    where the peer's machine is this one, and it runs Linux, nobody has to wait for that.
+
+    Args:
+        conn: the connection.
+    """
+
+    __slots__ = ("_conn", "_deadlines", "_step", "_told")
+
+    def __init__(self, conn: ConnectionCore) -> None:
+        self._conn = conn
+        # Those of all calls of start, of which the first to come counts.
+        self._deadlines: list[Deadline] = []
+        # Owned by whoever looks, on the wheel's thread but for the last time.
+        self._step: float = _LINGER_NEAR  # until the next look
+        self._told: float | None = None  # when the peer was found to have been told the end
+
+    @property
+    def deadline(self) -> Deadline | None:
+        """When the orderly end has to be over; None: it has not begun."""
+        first: Deadline | None = None
+        for deadline in list(self._deadlines):
+            if first is None or deadline.before(first):
+                first = deadline
+        return first
+
+    def start(self, timeout: float) -> None:
+        """Grant the end ``timeout`` seconds, or what is left of those granted before."""
+        deadline = Deadline(timeout)
+        self._deadlines.append(deadline)
+        self._step = _LINGER_NEAR
+        if deadline.expired:
+            self._look()  # and there may be no wheel any more
+        else:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        """Look again after a while, which is longer each time, but not longer than need be."""
+        step, self._step = self._step, min(2 * self._step, _LINGER)
+        told, deadline = self._told, self.deadline
+        if told is not None and (left := told + _LINGER - monotonic()) > 0:
+            step = min(step, left)
+        if deadline is not None and (remaining := deadline.remaining()) is not None:
+            step = min(step, remaining)
+        # The peer is another program, and lives by real time.
+        self._conn.timers.set_clock("end", step, self._look, real=True)
+
+    def _look(self) -> None:
+        conn, deadline = self._conn, self.deadline
+        if deadline is not None and deadline.expired:
+            conn.dispatcher.abandon()
+            conn.cut_off()
+            return
+        if self._told is None and conn.send_queue.shut:
+            self._told, self._step = monotonic(), _LINGER_NEAR
+        elif self._told is not None and self._has_lingered(self._told):
+            conn.cut_off()
+        self._look_later()
+
+    def _has_lingered(self, told: float) -> bool:
+        """Tell whether the peer has all, and had the time that it needs."""
+        conn, waited = self._conn, monotonic() - told
+        transport = conn.transport
+        if transport is None or waited < _LINGER_NEAR:
+            return False
+        if waited >= _LINGER:
+            return not conn.unacknowledged()
+        silent = conn.reader.last_received < told
+        return silent and transport.peer_is_near and not transport.unacknowledged()
+
+
+def _tell_what_is_dropped() -> None:
+    """At the end of the process: log what its connections have not done."""
+    for tally in tallies():
+        conns = list(tally.living())
+        unhandled = sum(conn.unhandled for conn in conns)
+        unsent = sum(conn.send_queue.waiting for conn in conns)
+        if unhandled or unsent:
+            logger.warning(
+                "the process ends, so {} drops {} messages not handled and {} not sent, of {} "
+                "connections", tally.name, unhandled, unsent, len(conns),
+            )  # fmt: skip
+
+
+atexit.register(_tell_what_is_dropped)

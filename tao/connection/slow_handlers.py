@@ -1,0 +1,205 @@
+"""Handlers that run now, and those that run for too long.
+
+Who runs a handler notes nothing for this: that would be done for every message. What runs where is
+read from the stacks of the threads (``sys._current_frames``), when somebody asks, or when a handler
+is told of. For how long is known to the watch (``block_watch.py``), to a few milliseconds.
+
+Without the interpreter lock nobody may look: the stack of a thread that runs changes meanwhile, and
+the interpreter crashes (its manual warns of it, under "free threading"). There nothing is told.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from time import monotonic
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tao.runtime.greenlets import add_frames
+from tao.runtime.timing_wheel import TimingWheel
+
+if TYPE_CHECKING:
+    from tao.connection.core import ConnectionCore
+    from tao.connection.dispatcher import Dispatcher
+
+__all__ = ["OverdueWatch", "Running", "current_frames", "running_in", "telling_if_long"]
+
+# How often to look after handlers that are known to block, in seconds.
+_STEP = 1.0
+# Where a dispatcher calls handlers.
+_MODULE, _CALLERS = "tao.connection.dispatcher", ("_run", "_run_alone")
+
+
+def current_frames() -> dict[int, FrameType]:
+    """Return the stack of each thread by its number; none where they cannot be looked at."""
+    locked = getattr(sys, "_is_gil_enabled", lambda: True)()
+    frames = sys._current_frames() if locked else {}
+    add_frames(frames)
+    return frames
+
+
+class Running(NamedTuple):
+    """A handler, or a timer's callback, that runs."""
+
+    #: The number of its message; None for a timer's callback.
+    number: int | None
+    #: For how long, in seconds; 0 if for less than a few milliseconds.
+    seconds: float
+    #: The number of its thread, as `threading.get_ident` gives it.
+    ident: int
+
+
+def running_in(dispatchers: Collection[Dispatcher]) -> dict[Dispatcher, Running]:
+    """Return what the dispatchers run now; those that run nothing are left out.
+
+    Any thread may call it. It looks through the stacks of all threads, once, if any of the
+    dispatchers has something to do: better ask for many at a time.
+    """
+    busy = {each for each in dispatchers if each.pending}
+    return {each: found.running for each, found in _find(busy).items()}
+
+
+class _Found(NamedTuple):
+    running: Running
+    stack: str  # from the dispatcher's call on
+
+
+def _find(dispatchers: Collection[Dispatcher], *, stacks: bool = False) -> dict[Any, _Found]:
+    """Find what dispatchers run now, with the stack if wanted."""
+    found: dict[Any, _Found] = {}
+    if not dispatchers:
+        return found
+    now = monotonic()
+    for ident, top in current_frames().items():
+        frame: FrameType | None = top
+        while frame is not None:
+            if frame.f_code.co_name in _CALLERS and frame.f_globals.get("__name__") == _MODULE:
+                names = frame.f_locals
+                each, number = names.get("self"), names.get("number")
+                if each is not None and each in dispatchers and number is not None:
+                    running = Running(
+                        number if isinstance(number, int) else None, _since(each, now), ident
+                    )
+                    found[each] = _Found(running, _stack(top, frame) if stacks else "")
+            frame = frame.f_back
+    return found
+
+
+def _since(dispatcher: Dispatcher, now: float) -> float:
+    """For how long it has run the same."""
+    seen, since = dispatcher.since()
+    return now - since if seen == dispatcher.progress else 0.0
+
+
+def _stack(top: FrameType | None, end: FrameType | None) -> str:
+    """The calls below ``end``, up to ``top``, as a traceback shows them."""
+    frames = []
+    frame = top
+    while frame is not None and frame is not end:
+        frames.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    frames.reverse()
+    return "".join(traceback.StackSummary.extract(iter(frames)).format())
+
+
+class OverdueWatch:
+    """Looks after the handlers that a `BlockWatch` has found to block. All on the wheel's thread.
+
+    Each has an option ``handler_warn_after``; after that it is told of, once.
+
+    Args:
+        wheel: what it looks on.
+    """
+
+    def __init__(self, wheel: weakref.ref[TimingWheel]) -> None:
+        self._wheel = wheel
+        # Connections that run something that blocks, maybe not any more; and whether it was told
+        # of. They are held weakly: when the wheel stops, nobody looks after them any more.
+        self._told: weakref.WeakKeyDictionary[ConnectionCore, bool] = weakref.WeakKeyDictionary()
+        self._armed: bool = False
+        self._next: int = 0  # the id of the next look, the highest
+
+    def add(self, dispatcher: Dispatcher) -> None:
+        """Look after what the dispatcher runs now."""
+        host: Any = dispatcher.host
+        if _limit(host) is not None:
+            self._told[host] = False
+            if not self._armed:
+                self._look_later()
+
+    def _look_later(self) -> None:
+        shortest = min((_limit(each) or _STEP for each in list(self._told)), default=_STEP)
+        wheel = self._wheel()
+        self._armed = False
+        try:
+            if wheel is not None:
+                timer_id = wheel.reserve_id()
+                wheel.run_clock(min(_STEP, shortest / 4), lambda _: self._look(timer_id), timer_id)
+                self._next, self._armed = timer_id, True
+        except RuntimeError:
+            # The wheel has stopped, so all connections have ended.
+            self._told.clear()
+
+    def _look(self, timer_id: int) -> None:
+        """Look at all. If this is interrupted, the wheel calls it again."""
+        if timer_id < self._next:
+            return  # it was, after it had set the next look
+        self._look_now()
+        self._armed = False
+        if self._told:
+            self._look_later()
+
+    def _look_now(self) -> None:
+        now = monotonic()
+        overdue: dict[Dispatcher, ConnectionCore] = {}
+        for conn, told in list(self._told.items()):
+            each = conn.dispatcher
+            (before, since), state = each.since(), each.progress
+            if state[0] != before[0] or not each.pending:
+                del self._told[conn]  # it has ended; what came after is found by itself
+            elif state != before:
+                each.seen(state, now)
+                self._told[conn] = False
+            elif not told and now - since >= (_limit(conn) or 0.0):
+                overdue[each] = conn
+        found = _find(overdue, stacks=True)
+        for each, conn in overdue.items():
+            if each in found:
+                self._told[conn] = True
+                conn.reporter.overdue_handler(found[each].running, found[each].stack)
+            else:
+                del self._told[conn]  # what is pending there waits for a worker
+
+
+def _limit(conn: ConnectionCore) -> float | None:
+    return conn.settings.handler_warn_after
+
+
+@contextmanager
+def telling_if_long(conn: ConnectionCore, what: str) -> Iterator[None]:
+    """Tell of a callback, like of a handler, if what is in the ``with`` block runs for long."""
+    limit = _limit(conn)
+    if limit is None:
+        yield
+        return
+    # The frames are this function's, that of the module contextlib, and that of the caller.
+    ident, end, wheel = threading.get_ident(), sys._getframe(2), conn.wheel.in_real_time
+
+    def tell(_: datetime) -> None:
+        stack = _stack(current_frames().get(ident), end)
+        conn.reporter.overdue_callback(what, limit, ident, stack)
+
+    try:
+        timer = wheel.run_clock(limit, tell)
+    except RuntimeError:  # it has stopped
+        timer = 0
+    try:
+        yield
+    finally:
+        wheel.cancel(timer)

@@ -1,0 +1,280 @@
+"""From the head of an HTTP request to the answer, as bytes: no socket, no waiting.
+
+Guarantee: `respond` always returns an answer. What fails in a page is logged with its traceback and
+answered with 500, so that whoever asks is not left with a closed connection and no reason.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import parse_qsl
+
+from tao.atomic import AtomicInt64
+from tao.runtime.log import logger
+from tao.runtime.rate_limits import TokenBucket
+from tao.safe_text import safe_repr
+from tao.version import __version__
+
+__all__ = [
+    "HTML",
+    "JSON",
+    "TEXT",
+    "Answer",
+    "FaultLog",
+    "Pages",
+    "Reply",
+    "as_json",
+    "plain",
+    "respond",
+]
+
+# How many fields a query may have.
+_MOST_FIELDS: Final = 20
+
+TEXT: Final = "text/plain; charset=utf-8"
+JSON: Final = "application/json"
+HTML: Final = "text/html; charset=utf-8"
+EVENTS: Final = "text/event-stream"
+
+# What every answer says: that it is to be taken for what it is, kept by nobody, shown in no frame,
+# and that nothing is to be loaded for it. The live page has a policy of its own.
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Answer(NamedTuple):
+    """What a page returns.
+
+    Attributes:
+        status: of HTTP.
+        content_type: one of the constants of this module, say.
+        body: all of it.
+        policy: the content security policy, if not the strictest.
+    """
+
+    status: int
+    content_type: str
+    body: str | bytes
+    policy: str | None = None
+
+
+class Reply(NamedTuple):
+    """What is sent for a request.
+
+    Attributes:
+        data: the answer, from its status line on.
+        streams: the connection stays open for events, of which the first are in ``data``.
+    """
+
+    data: bytes
+    streams: bool = False
+
+
+class Pages(Protocol):
+    """What answers are made of."""
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can ask."""
+        ...
+
+    def page(self, path: str, query: dict[str, str]) -> Answer:
+        """Return the page at a path."""
+        ...
+
+    def events(self) -> str:
+        """Return the first events of a stream."""
+        ...
+
+    def join_stream(self) -> bool:
+        """Reserve a place among those who get events; False: there is none."""
+        ...
+
+    def leave_stream(self) -> None:
+        """Give the place back."""
+        ...
+
+
+class FaultLog:
+    """Logs what fails in a page: at ERROR, with the traceback, and at most one a second.
+
+    Any thread may call it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bucket = TokenBucket(1.0, 10.0)
+        self._left_out = AtomicInt64()
+
+    def add(self, what: str, error: BaseException) -> None:
+        if not self._bucket.take(1):
+            self._left_out.increment_and_get()
+            return
+        left_out = self._left_out.get_and_set(0)
+        note = f"; {left_out} more such lines were left out" if left_out else ""
+        logger.opt(exception=error).error("{}: {} failed{}", self._name, what, note)
+
+
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON, in which what is of no kind that JSON has is a text."""
+    separators = None if indent else (",", ":")
+    return json.dumps(value, default=safe_repr, indent=indent, separators=separators)
+
+
+def respond(head: bytes, pages: Pages, faults: FaultLog) -> Reply:
+    """Return what is to be sent for the head of a request."""
+    try:
+        request = _Request(head, pages, faults)
+        return Reply(request.wfile.getvalue(), request.streams)
+    except BaseException as error:
+        faults.add("a request", error)
+        return plain(500, _failed(error))
+
+
+def plain(status: int, text: str) -> Reply:
+    """Return an answer that is made without looking at the request."""
+    body = text.encode(errors="backslashreplace")
+    headers = _HEADERS | {"Content-Type": TEXT, "Content-Length": str(len(body))}
+    lines = [
+        f"HTTP/1.0 {status} {HTTPStatus(status).phrase}",
+        *(f"{name}: {headers[name]}" for name in headers),
+    ]
+    return Reply("\r\n".join([*lines, "", ""]).encode() + body)
+
+
+def _failed(error: BaseException) -> str:
+    return f"this failed with {type(error).__name__}; the log of the program tells where\n"
+
+
+class _Request(BaseHTTPRequestHandler):
+    """One request: read from bytes and answered into ``wfile`` by its constructor."""
+
+    server_version: str = f"tao/{__version__}"
+    sys_version: str = ""
+    error_message_format: str = "%(code)d %(message)s\n"
+    error_content_type: str = TEXT
+    wfile: io.BytesIO
+
+    def __init__(self, head: bytes, pages: Pages, faults: FaultLog) -> None:
+        self._pages = pages
+        self._faults = faults
+        self._sent: dict[str, str] = {}  # headers
+        #: Whether events are to follow.
+        self.streams: bool = False
+        super().__init__(head, None, None)  # type: ignore[arg-type]
+
+    def setup(self) -> None:
+        self.rfile = io.BytesIO(self.request)
+        self.wfile = io.BytesIO()
+
+    def finish(self) -> None:
+        pass  # it is sent by others
+
+    def parse_request(self) -> bool:
+        """As the standard library does, but refuse whatever is not to read."""
+        if not super().parse_request():
+            return False
+        if self.command not in ("GET", "HEAD"):
+            answer = Answer(405, TEXT, "there is nothing here but to read\n")
+            self._send(answer, {"Allow": "GET, HEAD"})
+            return False
+        return True
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        path = path.rstrip("/") or "/"
+        if not self._is_welcome():
+            text = "this monitor is for this machine: ask for it as localhost\n"
+            self._send(Answer(403, TEXT, text))
+        elif path == "/events":
+            self._begin_stream()
+        else:
+            self._send(self._made(path, lambda: self._page(path, query)))
+
+    do_HEAD = do_GET
+
+    def _page(self, path: str, query: str) -> Answer:
+        try:
+            fields = dict(parse_qsl(query, max_num_fields=_MOST_FIELDS))
+        except ValueError:
+            return Answer(400, TEXT, f"a query has {_MOST_FIELDS} fields at most\n")
+        return self._pages.page(path, fields)
+
+    def _made(self, path: str, make: Callable[[], Answer]) -> Answer:
+        """Return what ``make`` does; if it raises, the answer that says so."""
+        try:
+            return make()
+        except BaseException as error:  # by code of the application's too, and this thread goes on
+            self._faults.add(path, error)
+            return Answer(500, TEXT, _failed(error))
+
+    def _is_welcome(self) -> bool:
+        """Tell whether whoever asks knows whom he asks.
+
+        A site on the Internet can have its name resolve to this machine, and a browser would then
+        let it read what is here (DNS rebinding). It cannot call itself localhost.
+        """
+        if not self._pages.local:
+            return True
+        host = self.headers.get("Host", "localhost").strip().lower()
+        name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+        is_number = name.startswith("[") or name.replace(".", "").isdigit()
+        return is_number or name == "localhost" or name.endswith(".localhost")
+
+    def _begin_stream(self) -> None:
+        """Answer with the first events, or with why there will be none."""
+        if not self._pages.join_stream():
+            text = "enough are looking at this already; close one of the pages\n"
+            self._send(Answer(503, TEXT, text), {"Retry-After": "5"})
+            return
+        try:
+            events = self._made("/events", lambda: Answer(200, EVENTS, self._pages.events()))
+            self._send(events, ends=events.status != 200)
+            self.streams = self.command == "GET" and events.status == 200
+        finally:
+            if not self.streams:
+                self._pages.leave_stream()
+
+    def _send(
+        self, answer: Answer, headers: Mapping[str, str] | None = None, *, ends: bool = True
+    ) -> None:
+        """Write an answer; one that does not end has no length."""
+        body = answer.body
+        if isinstance(body, str):
+            body = body.encode(errors="backslashreplace")
+        self.send_response(answer.status)
+        all_headers = {**(headers or {}), "Content-Type": answer.content_type}
+        if ends:
+            all_headers["Content-Length"] = str(len(body))
+        if answer.policy is not None:
+            all_headers["Content-Security-Policy"] = answer.policy
+        for name, value in all_headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def send_header(self, keyword: str, value: str) -> None:
+        self._sent[keyword] = value
+        super().send_header(keyword, value)
+
+    def end_headers(self) -> None:
+        """Add what every answer says, also those to requests that cannot be understood."""
+        for name, value in _HEADERS.items():
+            if name not in self._sent:
+                self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        logger.trace("monitor: {}", format % args)

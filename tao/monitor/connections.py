@@ -1,0 +1,223 @@
+"""The connections of this process as a monitor shows them: a table, and what stands out in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from tao.connection.slow_handlers import Running, running_in
+from tao.connection.statistics import Tally, tallies
+from tao.safe_text import safe_repr, safe_str
+from tao.transport.addresses import address_text
+
+__all__ = ["Survey", "WrongQuery", "name_of", "page_of_connections", "peer_of", "survey"]
+
+# How many connections one answer holds, unless asked for fewer or more, and at most.
+_LIMIT, _LIMIT_MOST = 1000, 10_000
+# From when on a handler that runs deserves a look, in seconds.
+_LONG = 1.0
+# How much of a name or an address is shown, in characters.
+_LONGEST = 200
+# From which share of its limit on a queue does, in per cent.
+_FULL = 50
+
+
+class WrongQuery(ValueError):
+    """What was asked for makes no sense; the text says why."""
+
+
+class _Seen(NamedTuple):
+    """A connection, its owner's name, and when it was established."""
+
+    conn: Any
+    owner: str
+    since: float
+
+
+class Survey(NamedTuple):
+    """What all connections of an owner are like at one moment.
+
+    Attributes:
+        pending: messages that wait to be handled, or are being handled.
+        send_queue: messages that wait to be sent.
+        slow: connections whose handler runs for long, as how long and a text; the worst first.
+        blocked: those whose queue of messages to send is long, as per cent and a text.
+        behind: those whose queue of messages to handle is long, likewise.
+    """
+
+    pending: int
+    send_queue: int
+    slow: list[tuple[float, str]]
+    blocked: list[tuple[float, str]]
+    behind: list[tuple[float, str]]
+
+
+def name_of(conn: Any) -> str:
+    """Return what the application has called a connection: anything that ``str`` makes a text of.
+
+    It never raises, whatever ``str`` does.
+    """
+    return safe_str(conn.name)[:_LONGEST]
+
+
+def peer_of(conn: Any) -> str:
+    """Return a peer's address as a text, also one that the application has put in its place."""
+    address = conn.remote_address
+    try:
+        return address_text(address)[:_LONGEST]
+    except Exception:
+        return safe_repr(address)[:_LONGEST]
+
+
+def survey(tally: Tally) -> Survey:
+    """Look at all connections of a server, or at a client's."""
+    found = Survey(0, 0, [], [], [])
+    pending = send_queue = 0
+    everyone = _seen([tally])
+    running_now = _running(everyone)
+    for conn, _, _ in everyone:
+        waiting, running = conn.dispatcher.pending, running_now.get(conn)
+        queue, limit = conn.send_queue.waiting, conn.settings.queue_size
+        pending += waiting
+        send_queue += queue
+        who = f"connection {conn.net_id}, {peer_of(conn)}"
+        if running is not None and running.seconds >= _LONG:
+            what = "a timer" if running.number is None else f"message {running.number}"
+            text = f"{who}: the handler of {what} runs for {running.seconds:.0f} s"
+            found.slow.append((running.seconds, text))
+        if queue * 100 >= limit * _FULL:
+            text = f"{who}: {queue} of {limit} messages wait to be sent"
+            found.blocked.append((queue * 100 / limit, text))
+        if waiting * 100 >= limit * _FULL:
+            text = f"{who}: {waiting} messages wait for their handler"
+            found.behind.append((waiting * 100 / limit, text))
+    for worst in found[2:]:
+        worst.sort(reverse=True)
+    return found._replace(pending=pending, send_queue=send_queue)
+
+
+def page_of_connections(query: Mapping[str, str]) -> dict[str, Any]:
+    """Return what ``/connections`` shows.
+
+    Args:
+        query: ``offset`` and ``limit``; ``server``, the name of a server or client; ``filter``, a
+            text that the number, name, peer or server must contain, in upper or lower case;
+            ``sort``, a field to sort by, with ``-`` before it for the highest first.
+
+    Raises:
+        WrongQuery: a value is out of range.
+    """
+    unknown = set(query) - {"offset", "limit", "server", "filter", "sort"}
+    if unknown:
+        raise WrongQuery(f"there is no {min(unknown)} to ask for")
+    offset = _number(query, "offset", 0, 2**31)
+    limit = _number(query, "limit", _LIMIT, _LIMIT_MOST)
+    owners = [each for each in tallies() if query.get("server") in (None, "", each.name)]
+    found = _seen(owners)
+    wanted = query.get("filter", "").lower()
+    if wanted:
+        found = [each for each in found if wanted in _searched(each)]
+    order = query.get("sort", "")
+    if order:
+        found.sort(key=_key(order.removeprefix("-"), found), reverse=order.startswith("-"))
+    shown = found[offset : offset + limit]
+    running = _running(shown)
+    rows = [_row(each, running.get(each.conn)) for each in shown]
+    return {"total": len(found), "offset": offset, "connections": rows}
+
+
+def _key(field: str, found: list[_Seen]) -> Callable[[_Seen], Any]:
+    """Return what to sort by."""
+    if field == "running_for":
+        running = _running(found)
+        return lambda seen: running[seen.conn].seconds if seen.conn in running else -1.0
+    if field not in _KEYS:
+        names = ", ".join([*_KEYS, "running_for"])
+        raise WrongQuery(f"sort is one of {names}, with or without - before it")
+    return _KEYS[field]
+
+
+def _number(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+    text = query.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= most):
+        raise WrongQuery(f"{name} is a number from 0 to {most}")
+    return int(text)
+
+
+def _seen(owners: list[Tally]) -> list[_Seen]:
+    """Return the established connections, by owner and number."""
+    return [
+        _Seen(conn, tally.name, since)
+        for tally in owners
+        for conn, since in sorted(tally.living().items(), key=lambda item: item[0].net_id)
+        if conn.lifecycle.status.on_close_owed
+    ]
+
+
+def _running(found: list[_Seen]) -> dict[Any, Running]:
+    """Return what the connections run now; those that run nothing are left out."""
+    running = running_in([each.conn.dispatcher for each in found])
+    return {
+        each.conn: running[each.conn.dispatcher]
+        for each in found
+        if each.conn.dispatcher in running
+    }
+
+
+def _searched(seen: _Seen) -> str:
+    conn = seen.conn
+    words = (conn.net_id, name_of(conn), peer_of(conn), seen.owner)
+    return " ".join(map(str, words)).lower()
+
+
+def _heard(seen: _Seen) -> float:
+    conn = seen.conn
+    return float(conn.keep_alive.idle_time)
+
+
+def _tls(conn: Any) -> str | None:
+    transport = conn.transport
+    return None if transport is None else transport.tls_version
+
+
+_KEYS: Final[dict[str, Callable[[_Seen], Any]]] = {
+    "id": lambda seen: seen.conn.net_id,
+    "server": lambda seen: seen.owner,
+    "name": lambda seen: name_of(seen.conn),
+    "peer": lambda seen: peer_of(seen.conn),
+    "age": lambda seen: -seen.since,
+    "messages_in": lambda seen: seen.conn.reader.messages_in,
+    "messages_out": lambda seen: seen.conn.send_queue.frames_sent,
+    "bytes_in": lambda seen: seen.conn.reader.bytes_in,
+    "bytes_out": lambda seen: seen.conn.send_queue.bytes_sent,
+    "send_queue": lambda seen: seen.conn.send_queue.waiting,
+    "pending": lambda seen: seen.conn.dispatcher.pending,
+    "last_heartbeat": _heard,
+    "tls": lambda seen: _tls(seen.conn) or "",
+}
+
+
+def _row(seen: _Seen, running: Running | None) -> dict[str, Any]:
+    conn = seen.conn
+    return {
+        "id": conn.net_id,
+        "server": seen.owner,
+        "name": name_of(conn),
+        "peer": peer_of(conn),
+        "age": round(time.monotonic() - seen.since, 3),
+        "messages_in": conn.reader.messages_in,
+        "messages_out": conn.send_queue.frames_sent,
+        "bytes_in": conn.reader.bytes_in,
+        "bytes_out": conn.send_queue.bytes_sent,
+        "send_queue": conn.send_queue.waiting,
+        "send_queue_limit": conn.settings.queue_size,
+        "pending": conn.dispatcher.pending,
+        "last_heartbeat": round(_heard(seen), 3),
+        "tls": _tls(conn),
+        # None also while a timer's callback runs.
+        "running": None if running is None else running.number,
+        "running_for": 0.0 if running is None else round(running.seconds, 3),
+    }

@@ -1,0 +1,443 @@
+"""The sockets of a monitor: one thread waits for all of them, and no peer can hold up another.
+
+Guarantees, whatever peers send, however slowly, and whether or not they read:
+
+- A peer costs a thread only while its answer is made, never while it is waited for: heads are read
+  and answers sent by one thread that never blocks. Answers are made by `_ANSWERS` threads at most,
+  and those of one page by a few of them, so that one which hangs (it calls what the application
+  has written, as ``__str__`` of a name) leaves the others.
+- A request may take `PATIENCE` seconds in all, a piece of a stream likewise.
+- `_MOST_PEERS` connections are open at once, besides the streams. When that many are, a new one
+  takes the place of one that is being waited for: of one that only has to close if possible, else
+  of the oldest. So what is asked at once is answered at once, whoever else drips. Likewise what has
+  not been read of answers is bounded.
+- Every complete request is answered. When no answer can be made in time, or no thread started, that
+  is 503.
+- Nothing that fails here ends the thread: it is logged, and at most its connection is closed.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+from tao.monitor.answers import FaultLog, Reply, plain
+from tao.runtime.deadline import Deadline
+from tao.runtime.log import logger
+from tao.runtime.threads import gather, spawn
+from tao.runtime.wakeup import Wakeup
+from tao.transport.stream import explain
+
+__all__ = ["BACKLOG", "PATIENCE", "HttpServer"]
+
+#: What a request, or a piece of a stream, may take, in seconds.
+PATIENCE: Final = 5.0
+# How much longer an answer may take that says that there is none.
+_APOLOGY: Final = 1.0
+# How many connections may be open at once, how many answers made, and how many of one page.
+_MOST_PEERS, _ANSWERS, _ANSWERS_EACH = 128, 16, 4
+# How many bytes of answers may wait to be sent, if they are of several connections.
+_MOST_UNSENT = 32 * 1024 * 1024
+# How long a new connection keeps its place, in seconds: its request may be under way.
+_GRACE: Final = 0.05
+# How long the head of a request may be, in bytes.
+_LONGEST_HEAD: Final = 16 * 1024
+# How much is read at once, in bytes, and how many are accepted before others have their turn.
+_READ, _ACCEPTED_AT_ONCE = 4096, 16
+# How long to wait after a failure, in seconds.
+_BACKOFF = 0.5
+#: How many connections may wait in the kernel.
+BACKLOG: Final = 1024
+
+
+class _State(Enum):
+    """Where a connection is in its life."""
+
+    READING = auto()  # the head has not come
+    ANSWERING = auto()  # the answer is waited for
+    SENDING = auto()  # the answer has not gone
+    STREAMING = auto()  # events go out as long as the peer likes
+    LINGERING = auto()  # all has gone; closing before the peer does could reset it
+    ENDED = auto()
+
+
+class _Peer:
+    """One connection. Only the loop's thread uses it."""
+
+    __slots__ = ("deadline", "out", "page", "received", "since", "sock", "state")
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
+        self.sock = sock
+        self.since: float = now
+        self.deadline: float = now + PATIENCE
+        self.state = _State.READING
+        self.received = bytearray()
+        self.page: bytes = b""  # which it has asked for
+        self.out = memoryview(b"")
+
+    @property
+    def events(self) -> int:
+        """What to wait for."""
+        if self.state is _State.ANSWERING:
+            return 0
+        if self.state is _State.SENDING:
+            return select.POLLOUT
+        return select.POLLIN | (select.POLLOUT if self.out else 0)
+
+    @property
+    def waits_for_peer(self) -> bool:
+        return self.state not in (_State.ANSWERING, _State.STREAMING)
+
+    @property
+    def has_deadline(self) -> bool:
+        return self.state is not _State.STREAMING or bool(self.out)
+
+
+class HttpServer:
+    """Reads requests, has them answered, and sends the answers.
+
+    Args:
+        sock: listens, and does not block. It is closed in the end.
+        name: of the threads, and in the log.
+        respond: makes the answer to the head of a request; called on threads of their own.
+        news: makes the next event of all streams, likewise.
+        period: seconds between two events.
+        left: called for each stream that ends.
+        faults: where to tell what fails.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        name: str,
+        respond: Callable[[bytes], Reply],
+        news: Callable[[], str],
+        period: float,
+        left: Callable[[], object],
+        faults: FaultLog,
+    ) -> None:
+        self._sock = sock
+        self._name = name
+        self._respond = respond
+        self._news = news
+        self._period = period
+        self._left = left
+        self._faults = faults
+        self._closing = Wakeup()
+        # Wakes the loop.
+        self._wake, self._woken = socket.socketpair()
+        for end in (self._wake, self._woken):
+            end.setblocking(False)
+        # Who is about to write to _wake, and whether it is too late for that: see _ring.
+        self._ringing: list[None] = []
+        self._over: bool = False
+        # What other threads hand to the loop: which thread, and its answer, or None if it failed.
+        self._posted: deque[tuple[threading.Thread, Reply | None]] = deque()
+        # The rest belongs to the loop's thread.
+        self._peers: dict[int, _Peer] = {}  # by descriptor, the oldest first
+        self._queue: deque[tuple[_Peer, bytes]] = deque()  # heads for which no thread was free
+        self._answering: dict[threading.Thread, _Peer] = {}
+        self._teller: threading.Thread | None = None  # makes the news now
+        self._news_due: float = 0.0
+        self._accept_again: float = 0.0
+        self._thread: threading.Thread = spawn(self._run, name=name, failed=lambda _: self._run())
+
+    def start(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            RuntimeError: there can be no more threads. All is closed.
+        """
+        try:
+            self._thread.start()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def close(self) -> None:
+        """Cut all off, and wait for the threads; any thread and signal handler may call it."""
+        self._closing.set()
+        self._ring()
+        gather([self._thread], Deadline(PATIENCE))
+
+    def abandon(self) -> None:
+        """Close the sockets where no loop runs: in a forked child, these are copies."""
+        self._closing = Wakeup()
+        self._closing.set()
+        self._over = True
+        for sock in (self._sock, self._wake, self._woken, *(each.sock for each in self._all())):
+            sock.close()
+        self._peers.clear()
+
+    def _ring(self) -> None:
+        """Wake the loop, unless it has ended: its end of the pair could be another's by then."""
+        self._ringing.append(None)
+        try:
+            if not self._over:
+                self._wake.send(b"x")
+        except OSError:
+            pass  # it is awake already
+        finally:
+            self._ringing.pop()
+
+    # -- threads of their own
+
+    def _answer(self, head: bytes) -> None:
+        reply = None
+        try:
+            reply = self._respond(head)
+        finally:
+            self._post(reply)
+
+    def _make_news(self) -> None:
+        reply = None
+        try:
+            reply = Reply(self._news().encode())
+        except BaseException as error:
+            self._faults.add("the news", error)
+        finally:
+            self._post(reply)
+
+    def _post(self, reply: Reply | None) -> None:
+        self._posted.append((threading.current_thread(), reply))
+        self._ring()
+
+    # -- the loop's thread, which all below belongs to
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                try:
+                    self._turn()
+                except BaseException as error:  # out of memory, say; the next turn may have some
+                    self._go_on(error)
+            except BaseException:
+                pass  # the handling of an error has raised, and so might anything done about it
+        for peer in self._all():
+            self._drop(peer)
+        self._sock.close()
+        makers = [*self._answering, *filter(None, [self._teller])]
+        gather(makers, Deadline(0.8 * PATIENCE))
+        self._over = True
+        deadline = Deadline(_APOLOGY)
+        while self._ringing and not deadline.expired:
+            time.sleep(0.001)  # for a few instructions of another thread
+        self._wake.close()
+        self._woken.close()
+
+    def _go_on(self, error: BaseException) -> None:
+        try:
+            self._faults.add("waiting for requests", error)
+        finally:
+            self._closing.wait(_BACKOFF)
+
+    def _turn(self) -> None:
+        """Wait for something to happen, and see to it."""
+        now = time.monotonic()
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        if now >= self._accept_again:
+            poll.register(self._sock, select.POLLIN)
+        for number, peer in self._peers.items():
+            if peer.events:
+                poll.register(number, peer.events)
+        ready = {number for number, _ in poll.poll(1000 * self._timeout(now))}
+        if self._woken.fileno() in ready:
+            self._woken.recv(4096)
+        for peer in [peer for number, peer in self._peers.items() if number in ready]:
+            self._advance(peer)
+        self._take_posted()
+        now = time.monotonic()
+        self._end_what_is_late(now)
+        self._begin_news(now)
+        if self._sock.fileno() in ready:
+            self._accept(now)
+
+    def _timeout(self, now: float) -> float:
+        """Return when to look next, in seconds from now."""
+        times = [peer.deadline for peer in self._all() if peer.has_deadline]
+        if self._accept_again > now:
+            times.append(self._accept_again)
+        if self._streams() and self._teller is None:
+            times.append(self._news_due)
+        # A close that an exception cut off before it could ring is noticed after a while.
+        return max(0.0, min([*times, now + PATIENCE]) - now) + 0.001
+
+    def _all(self) -> list[_Peer]:
+        return list(self._peers.values())
+
+    def _streams(self) -> list[_Peer]:
+        return [peer for peer in self._all() if peer.state is _State.STREAMING]
+
+    # -- connections
+
+    def _accept(self, now: float) -> None:
+        for number in range(_ACCEPTED_AT_ONCE):
+            if number and self._is_full():
+                return  # whether another is there, and needs room, the next turn knows
+            if not self._make_room(now):
+                self._accept_again = now + _GRACE
+                return
+            try:
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                logger.warning("{}: cannot accept: {}", self._name, explain(error))
+                self._accept_again = now + _BACKOFF
+                return
+            sock.setblocking(False)
+            self._peers[sock.fileno()] = _Peer(sock, now)
+
+    def _is_full(self) -> bool:
+        return len(self._peers) - len(self._streams()) >= _MOST_PEERS
+
+    def _make_room(self, now: float) -> bool:
+        """Close a connection if there are too many; False: there is none that could be."""
+        if not self._is_full():
+            return True
+        idle = [each for each in self._all() if each.waits_for_peer and now - each.since >= _GRACE]
+        idle.sort(key=lambda peer: peer.state is not _State.LINGERING)
+        if idle:
+            self._drop(idle[0], "others are waiting")
+        return bool(idle)
+
+    def _make_room_for(self, size: int) -> None:
+        """Cut off the oldest that do not read, if so much more would be too much."""
+        unsent = [peer for peer in self._all() if peer.out]
+        while unsent and size + sum(len(peer.out) for peer in unsent) > _MOST_UNSENT:
+            self._drop(unsent.pop(0), "too much waits to be read")
+
+    def _advance(self, peer: _Peer) -> None:
+        """Go on with a connection that is ready to be read or written."""
+        try:
+            if peer.state is _State.READING:
+                self._read(peer)
+            elif peer.out:
+                peer.out = peer.out[peer.sock.send(peer.out) :]
+            if peer.state is _State.SENDING and not peer.out:
+                peer.state = _State.LINGERING
+                peer.sock.shutdown(socket.SHUT_WR)
+            elif peer.state in (_State.STREAMING, _State.LINGERING) and not peer.sock.recv(_READ):
+                self._drop(peer)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._drop(peer, explain(error))
+        except BaseException as error:
+            self._faults.add("a connection", error)
+            self._drop(peer)
+
+    def _read(self, peer: _Peer) -> None:
+        data = peer.sock.recv(_READ)
+        head = peer.received
+        head += data
+        if not data and not head:
+            self._drop(peer)  # a check whether anybody listens
+        elif not data or b"\r\n\r\n" in head or b"\n\n" in head or len(head) >= _LONGEST_HEAD:
+            peer.state, peer.received = _State.ANSWERING, bytearray()
+            peer.page = b"".join(head.split(None, 2)[1:2]).partition(b"?")[0]
+            self._queue.append((peer, bytes(head)))
+            self._begin_answers()
+
+    def _end_what_is_late(self, now: float) -> None:
+        for peer in self._all():
+            if not peer.has_deadline or now < peer.deadline:
+                continue
+            if peer.state is _State.ANSWERING:
+                self._reply(peer, plain(503, f"no answer could be made within {PATIENCE:g} s\n"))
+                peer.deadline = now + _APOLOGY
+            else:
+                self._drop(peer, f"not done after {PATIENCE:g} s")
+        for thread, peer in list(self._answering.items()):
+            if not thread.is_alive() and peer.deadline <= now:  # it died before it could post
+                del self._answering[thread]
+
+    def _drop(self, peer: _Peer, why: str = "") -> None:
+        """Close a connection."""
+        if why:
+            logger.debug("{}: request cut off: {}", self._name, why)
+        self._peers.pop(peer.sock.fileno(), None)
+        if peer.state is _State.STREAMING:
+            self._left()
+        peer.state = _State.ENDED
+        peer.sock.close()
+
+    # -- answers
+
+    def _begin_answers(self) -> None:
+        waiting, self._queue = self._queue, deque()
+        for peer, head in waiting:
+            if peer.state is not _State.ANSWERING:
+                continue
+            busy = [each.page for each in self._answering.values()]
+            if len(busy) >= _ANSWERS or busy.count(peer.page) >= _ANSWERS_EACH:
+                self._queue.append((peer, head))
+            else:
+                self._begin_answer(peer, head)
+
+    def _begin_answer(self, peer: _Peer, head: bytes) -> None:
+        name = f"{self._name}-request"
+        thread = spawn(self._answer, head, name=name, failed=lambda _: self._post(None))
+        self._answering[thread] = peer
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            del self._answering[thread]
+            logger.warning("{}: cannot answer: {}", self._name, explain(error))
+            self._reply(peer, plain(503, "there can be no thread to answer this\n"))
+
+    def _take_posted(self) -> None:
+        while self._posted:
+            thread, reply = self._posted.popleft()
+            peer = self._answering.pop(thread, None)
+            if peer is not None:
+                self._reply(peer, reply or plain(500, "this failed\n"))
+            elif thread is self._teller:
+                self._teller = None
+                self._tell(reply)
+        self._begin_answers()
+
+    def _reply(self, peer: _Peer, reply: Reply) -> None:
+        if peer.state is not _State.ANSWERING:  # it is too late
+            if reply.streams:
+                self._left()
+            return
+        self._make_room_for(len(reply.data))
+        peer.out = memoryview(reply.data)
+        peer.state = _State.SENDING
+        if reply.streams:
+            peer.state = _State.STREAMING
+            peer.deadline = time.monotonic() + PATIENCE
+            if len(self._streams()) == 1:
+                self._news_due = time.monotonic() + self._period
+        self._advance(peer)
+
+    def _begin_news(self, now: float) -> None:
+        """Have an event made for the streams, if it is time."""
+        if self._teller is not None or now < self._news_due or not self._streams():
+            return
+        self._news_due = now + self._period
+        name = f"{self._name}-news"
+        self._teller = spawn(self._make_news, name=name, failed=lambda _: self._post(None))
+        try:
+            self._teller.start()
+        except (RuntimeError, MemoryError) as error:
+            self._teller = None
+            logger.warning("{}: no news: {}", self._name, explain(error))
+
+    def _tell(self, news: Reply | None) -> None:
+        """Send an event to all that have read the one before; None: to nobody any more."""
+        for peer in self._streams():
+            if news is None:
+                self._drop(peer, "there is no news")  # it may ask why
+            elif not peer.out:
+                peer.out = memoryview(news.data)
+                peer.deadline = time.monotonic() + PATIENCE
+                self._advance(peer)

@@ -1,0 +1,321 @@
+"""What the live page is fed with: once a second, what the servers and clients do at that moment.
+
+Nothing runs as long as nobody looks. While somebody does, what is sent is made once a second, by
+the first thread that needs it, and all who look get the same.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tao.connection.recent_errors import Failure
+from tao.connection.statistics import Snapshot, Tally, tallies
+from tao.monitor.answers import as_json
+from tao.monitor.connections import Survey, survey
+from tao.runtime.histogram import Latency, dense, difference, merged, sparse, summed
+from tao.safe_text import safe_str
+from tao.version import __version__
+from tao.wire.message import HEARTBEAT
+
+__all__ = ["PERIOD", "Feed"]
+
+#: How often there is news, in seconds.
+PERIOD = 1.0
+# For how many seconds readings are kept to compare with, and what was sent for the charts.
+_READINGS, _HISTORY = 60, 300
+# How far back percentiles look, in seconds.
+_WINDOW = 10
+# How many servers are shown each for itself, and how many clients; the rest of them is added up.
+_APART = 16
+# How many message numbers and errors are shown for each, and how many alike concerns.
+_NUMBERS, _ERRORS, _ALIKE = 40, 20, 3
+# How much of a handler's name is shown, in characters.
+_LONGEST_NAME = 100
+# Fewer errors than this in ten seconds are not said to be rising.
+_RISING = 5
+
+#: What stands for all servers and clients together.
+EVERYTHING: Final = "everything"
+
+# What is shown as so many a second, and what also as so many in the last minute.
+_RATES = ("messages_in", "messages_out", "bytes_in", "bytes_out", "handled", "errors")
+_ADDED = (
+    *("connections", "connections_total", "refused", "accept_errors", "workers"),
+    *("workers_busy", "timers", "reconnects"),
+)
+
+# A histogram without the empty buckets.
+_Sparse = dict[int, int]
+
+
+@dataclass
+class _End:
+    """One server or client, or several together, at one moment."""
+
+    snapshot: Snapshot
+    survey: Survey
+    cells: dict[int | str, list[int]]
+    failures: list[tuple[str, Failure]]
+    names: dict[int | str, str]  # of handlers, by message number
+
+
+@dataclass
+class _Reading:
+    """What is kept of an end, to compare with later."""
+
+    when: float
+    figures: dict[str, float]
+    cells: dict[int | str, _Sparse]
+
+
+class Feed:
+    """Makes the news. Any thread may call any method."""
+
+    def __init__(self) -> None:
+        # Guards all below, and that news is made by one thread at a time.
+        self._lock = threading.Lock()
+        self._made: float = float("-inf")  # when, monotonic
+        self._news: str = ""
+        self._readings: dict[str, deque[_Reading]] = {}
+        self._history: deque[dict[str, Any]] = deque(maxlen=_HISTORY)
+
+    def news(self) -> str:
+        """Return the latest news as JSON, made now if the last are a second old."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._made >= 0.9 * PERIOD:
+                self._made = now
+                self._news = as_json(self._make(now))
+            return self._news
+
+    def history(self) -> str:
+        """Return as JSON what the charts of one who looks from the start on would show."""
+        with self._lock:
+            return as_json(list(self._history))
+
+    def _make(self, now: float) -> dict[str, Any]:
+        ends = _ends()
+        self._readings = {
+            name: kept
+            for name, kept in self._readings.items()
+            if any(each.snapshot.name == name for each in ends)
+        }
+        shown = [self._figures(each, now) for each in ends]
+        wall = time.time()
+        self._history.append(
+            {"time": wall, "points": {each["name"]: _point(each) for each in shown}}
+        )
+        return {
+            "time": wall,
+            "version": __version__,
+            "pid": os.getpid(),
+            "ends": shown,
+            "concerns": [
+                concern
+                for each, figures in zip(ends, shown, strict=True)
+                if each.snapshot.name != EVERYTHING
+                for concern in _concerns(each, figures)
+            ],
+        }
+
+    def _figures(self, end: _End, now: float) -> dict[str, Any]:
+        """Return what is shown of an end, and keep a reading of it."""
+        snapshot = end.snapshot
+        figures = snapshot.as_dict()
+        del figures["latency"]
+        numbers = {
+            name: value for name, value in figures.items() if isinstance(value, (int, float))
+        }
+        reading = _Reading(now, numbers, {key: sparse(cells) for key, cells in end.cells.items()})
+        kept = self._readings.setdefault(snapshot.name, deque())
+        kept.append(reading)
+        while now - kept[0].when > _READINGS + PERIOD / 2:
+            kept.popleft()
+        before = kept[-2] if len(kept) > 1 else kept[-1]
+        window = next(each for each in kept if now - each.when <= _WINDOW + PERIOD / 2)
+        for each in kept:
+            if each.when < window.when:
+                each.cells = {}  # nobody compares with those any more
+        recent = {
+            key: difference(cells, dense(window.cells.get(key, {})))
+            for key, cells in end.cells.items()
+        }
+        span = max(now - window.when, PERIOD)
+        return figures | {
+            "pending": end.survey.pending,
+            "send_queue": end.survey.send_queue,
+            "rates": {name: _rate(before, reading, name) for name in _RATES},
+            "minute": {
+                name: max(0, figures[name] - kept[0].figures.get(name, 0))
+                for name in ("errors", "dropped", "refused", "accept_errors", "reconnects")
+            },
+            "rising": _rising(kept, window),
+            "latency": _rounded(summed(merged(recent.values()))),
+            "handlers": _handlers(end, recent, span),
+            "failures": [{"end": name} | failure._asdict() for name, failure in end.failures],
+        }
+
+
+def _rate(before: _Reading, now: _Reading, name: str) -> float:
+    span = now.when - before.when
+    growth = now.figures[name] - before.figures.get(name, 0)
+    return round(max(0.0, growth / span), 2) if span > 0 else 0.0
+
+
+def _rising(kept: deque[_Reading], window: _Reading) -> bool:
+    """Tell whether errors came in the last seconds at twice the rate of the minute before."""
+    now = kept[-1]
+    lately, before = (
+        (end.figures["errors"] - start.figures["errors"], end.when - start.when)
+        for start, end in ((window, now), (kept[0], window))
+    )
+    return lately[0] >= _RISING and lately[0] * before[1] > 2 * before[0] * lately[1]
+
+
+def _rounded(latency: Latency) -> dict[str, float]:
+    return {name: float(f"{value:.4g}") for name, value in latency.as_dict().items()}
+
+
+def _handlers(end: _End, recent: dict[int | str, list[int]], span: float) -> list[dict[str, Any]]:
+    """Return a row for each message number, the busiest first."""
+    rows = []
+    for number, counts in end.cells.items():
+        if number == HEARTBEAT and number not in end.names:
+            continue
+        latest = summed(recent[number])
+        row: dict[str, Any] = {"number": number, "name": end.names.get(number, "")}
+        row |= {"total": sum(counts), "rate": round(latest.count / span, 2)}
+        rows.append(row | _rounded(latest))
+    rows.sort(key=lambda row: (-row["rate"], -row["total"]))
+    return rows[:_NUMBERS]
+
+
+def _point(figures: dict[str, Any]) -> list[float]:
+    """Return what the charts show of an end at one moment, in the order that the page knows."""
+    rates, latency = figures["rates"], figures["latency"]
+    return [
+        *(rates["messages_in"], rates["messages_out"], figures["connections"]),
+        *(latency["p50"], latency["p99"], figures["pending"], figures["send_queue"]),
+    ]
+
+
+# -- gathering
+
+
+def _ends() -> list[_End]:
+    """Return all that is shown: everything together, servers, clients."""
+    found = [(tally, tally.snapshot()) for tally in tallies()]
+    groups = [
+        [(tally, snapshot) for tally, snapshot in found if snapshot.kind == kind]
+        for kind in ("server", "client")
+    ]
+    ends: list[_End] = []
+    for kind, group in zip(("server", "client"), groups, strict=True):
+        each = [_end(tally, snapshot) for tally, snapshot in group]
+        ends += each[:_APART]
+        if len(each) > _APART:
+            name = f"{len(each) - _APART} other {kind}s"
+            ends.append(_together(each[_APART:], name, kind))
+    return [_together(ends, EVERYTHING, ""), *ends]
+
+
+def _end(tally: Tally, snapshot: Snapshot) -> _End:
+    failures = [(tally.name, failure) for failure in tally.failures.last()]
+    cells = tally.latencies.copies()
+    return _End(snapshot, survey(tally), cells, failures, _names(tally, cells))
+
+
+def _names(tally: Tally, numbers: Iterable[int | str]) -> dict[int | str, str]:
+    """Return what the functions are called that handle messages, as far as that can be known."""
+    conn = next(iter(tally.living()), None)
+    application = None if conn is None else conn.application.find()
+    entries: dict[Any, Any] = {} if application is None else application.entries
+    handlers = {number: getattr(entries.get(number), "handler", None) for number in numbers}
+    return {number: _called(handler) for number, handler in handlers.items() if handler is not None}
+
+
+def _called(handler: object) -> str:
+    try:
+        return safe_str(getattr(handler, "__name__", type(handler).__name__))[:_LONGEST_NAME]
+    except Exception:  # of a class whose attributes are computed
+        return type(handler).__name__
+
+
+def _together(ends: list[_End], name: str, kind: str) -> _End:
+    """Add ends up."""
+    total = Snapshot(name=name, kind=kind)
+    cells: dict[int | str, list[int]] = {}
+    names: dict[int | str, set[str]] = {}
+    for each in ends:
+        for number, handler in each.names.items():
+            names.setdefault(number, set()).add(handler)
+        snapshot = each.snapshot
+        total.add(snapshot)
+        total.uptime = max(total.uptime, snapshot.uptime)
+        for figure in _ADDED:
+            setattr(total, figure, getattr(total, figure) + getattr(snapshot, figure))
+        for error, count in snapshot.error_kinds.items():
+            total.error_kinds[error] = total.error_kinds.get(error, 0) + count
+        for number, counts in each.cells.items():
+            cells[number] = merged([cells[number], counts]) if number in cells else counts
+    surveys = [each.survey for each in ends]
+    looked = Survey(
+        sum(each.pending for each in surveys),
+        sum(each.send_queue for each in surveys),
+        _worst(each.slow for each in surveys),
+        _worst(each.blocked for each in surveys),
+        _worst(each.behind for each in surveys),
+    )
+    failures = [failure for each in ends for failure in each.failures]
+    failures.sort(key=lambda item: -item[1].time)
+    told = {number: ", ".join(sorted(handlers)[:2]) for number, handlers in names.items()}
+    return _End(total, looked, cells, failures[:_ERRORS], told)
+
+
+def _worst(lists: Iterable[list[tuple[float, str]]]) -> list[tuple[float, str]]:
+    return sorted((item for each in lists for item in each), reverse=True)
+
+
+# -- what is wrong
+
+
+def _concerns(end: _End, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Say what deserves a look, the worst first; ``bad`` tells how much it does."""
+    snapshot, minute = end.snapshot, figures["minute"]
+
+    def concern(text: str, bad: bool = False) -> dict[str, Any]:
+        return {"end": snapshot.name, "bad": bad, "text": text}
+
+    if snapshot.state in ("failed", "stopping", "stopped"):
+        yield concern(f"is {snapshot.state}", bad=True)
+    if snapshot.state == "connecting":
+        yield concern("is not connected, and tries again")
+    for worst, bad_from in (
+        (end.survey.slow, 10),
+        (end.survey.blocked, 90),
+        (end.survey.behind, 100),
+    ):
+        for badness, text in worst[:_ALIKE]:
+            yield concern(text, bad=badness >= bad_from)
+        if len(worst) > _ALIKE:
+            yield concern(f"and {len(worst) - _ALIKE} more connections like these")
+    if 0 < snapshot.workers <= snapshot.workers_busy:
+        yield concern(f"all {snapshot.workers} workers are busy")
+    if minute["errors"]:
+        often = next(iter(snapshot.error_kinds), "")
+        errors = "1 error" if minute["errors"] == 1 else f"{minute['errors']} errors"
+        text = f"{errors} in the last minute, most often {often}"
+        yield concern(text, bad=figures["rising"])
+    for name, text in (
+        ("dropped", "messages dropped for slow consumers"),
+        ("refused", "connections turned away"),
+        ("accept_errors", "failures to accept"),
+    ):
+        if minute[name]:
+            yield concern(f"{text} in the last minute: {minute[name]}")

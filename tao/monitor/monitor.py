@@ -1,0 +1,207 @@
+"""Figures over HTTP: what the servers and clients of this process have done, and how they are.
+
+- ``/``: a live page for people, which ``/events`` feeds (server-sent events, one a second).
+- ``/connections``: JSON, a row for each connection; ``?offset=``, ``limit=``, ``server=``,
+  ``filter=`` and ``sort=`` choose among them.
+- ``/stacks``: where each of tao's threads is, as text.
+- ``/debug/vars``: JSON. For the whole process ``TotalConn``, connections open now, ``TotalHandle``,
+  messages handled, ``TotalTime``, seconds spent handling them, and ``QPS``, messages handled a
+  second over the last ten (exactly: since a reading about that old, or the latest that is older,
+  or the start of the monitor). For each server and client all that its `Snapshot` holds.
+- ``/metrics``: the same in the text format of Prometheus, where prometheus-client is installed.
+- ``/healthz``: whether this process serves, see `tao.monitor.health`.
+
+A server or client is shown as long as the program refers to it. What messages say is shown nowhere.
+Whoever can connect can read all this, so the monitor listens at localhost unless told otherwise.
+Nobody can hold it up, see `tao.monitor.http`; so many may look at the live page, and the next is
+told so.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tao.atomic import AtomicReference
+from tao.connection.statistics import Snapshot, tallies
+from tao.monitor.answers import Answer, FaultLog, respond
+from tao.monitor.http import BACKLOG, HttpServer
+from tao.monitor.live import PERIOD, Feed
+from tao.monitor.pages import page_at
+from tao.runtime.forks import renew_after_fork
+from tao.server.listener import listen
+from tao.transport.addresses import address_text
+
+__all__ = ["Monitor", "monitor_on"]
+
+# How many may look at the live page.
+_STREAMS = 16
+# How far back QPS looks, and how close together it keeps readings, in seconds.
+_WINDOW, _STEP = 10.0, 0.5
+# Addresses at which only this machine reaches the monitor begin like this.
+_LOCAL: Final = ("127.", "::1")
+
+
+def monitor_on(port: int, host: str = "127.0.0.1") -> Monitor:
+    """Serve the figures of this process over HTTP, in the background, until the monitor is closed.
+
+    Args:
+        port: where to listen; 0 for any that is free, see `Monitor.address`.
+        host: an address of this machine; empty for all of them.
+
+    Raises:
+        OSError: the address cannot be listened at; the text names it.
+        RuntimeError: no thread can be started.
+        TypeError, ValueError: an argument is of the wrong type or out of range.
+    """
+    return Monitor(port, host)
+
+
+class Monitor:
+    """What `monitor_on` returns; also a context manager that closes it.
+
+    Any thread and any signal handler may call any method.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        sock = _listen(host, port)
+        #: Where it listens: host and port.
+        self.address: tuple[str, int] = sock.getsockname()[:2]
+        #: The same for a browser.
+        self.url: str = f"http://{address_text(self.address)}"
+        #: Whether only this machine can reach it.
+        self.local: bool = self.address[0].startswith(_LOCAL)
+        self._site = site = _Site(self.local)
+        name = f"tao-monitor-{self.address[1]}"
+        faults = FaultLog(name)
+        self._http = HttpServer(
+            sock,
+            name,
+            respond=lambda head: respond(head, site, faults),
+            news=site.news,
+            period=PERIOD,
+            left=site.leave_stream,
+            faults=faults,
+        )
+        renew_after_fork(self, Monitor._forked)
+        self._http.start()
+
+    def close(self) -> None:
+        """Answer no more, cut off what is under way, and wait for the threads: 5 s at most.
+
+        Closing twice is harmless.
+        """
+        self._http.close()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def variables(self) -> dict[str, Any]:
+        """Return what ``/debug/vars`` shows."""
+        return self._site.variables()
+
+    def _forked(self, reason: str) -> None:
+        self._http.abandon()
+
+
+class _Site:
+    """The pages, and what they need to remember. Any thread may call any method.
+
+    Attributes:
+        local: see `Monitor.local`.
+        feed: what the live page is fed with.
+    """
+
+    def __init__(self, local: bool) -> None:
+        self.local: bool = local
+        self.feed = Feed()
+        self._rate = _Rate(_handled(_snapshots()))
+        # What entitles to a place among those who look at the live page.
+        self._places: deque[None] = deque([None] * _STREAMS)
+
+    def page(self, path: str, query: Mapping[str, str]) -> Answer:
+        """Return the page at ``path``."""
+        return page_at(path, query, self.variables)
+
+    def variables(self) -> dict[str, Any]:
+        """Return what ``/debug/vars`` shows."""
+        snapshots = _snapshots()
+        return {
+            "TotalConn": sum(each.connections for each in snapshots),
+            "TotalHandle": _handled(snapshots),
+            "TotalTime": sum(each.handle_time for each in snapshots),
+            "QPS": self._rate.now(_handled(snapshots)),
+            "servers": {each.name: each.as_dict() for each in snapshots if each.kind == "server"},
+            "clients": {each.name: each.as_dict() for each in snapshots if each.kind == "client"},
+        }
+
+    def events(self) -> str:
+        """Return what a live page gets first: what was, then what is."""
+        return f"retry: 2000\nevent: history\n{_event(self.feed.history())}{self.news()}"
+
+    def news(self) -> str:
+        """Return the event of this second."""
+        return _event(self.feed.news())
+
+    def join_stream(self) -> bool:
+        """Reserve a place among those who look at the live page; False: there is none."""
+        try:
+            self._places.pop()
+        except IndexError:
+            return False
+        return True
+
+    def leave_stream(self) -> None:
+        """Give the place back."""
+        self._places.append(None)
+
+
+class _Rate:
+    """How fast a count grows, for whoever reads it whenever. Any thread may call it."""
+
+    def __init__(self, count: int) -> None:
+        # When, and what; the first is the newest that fills the window.
+        first = (time.monotonic(), count)
+        self._readings: AtomicReference[tuple[tuple[float, int], ...]] = AtomicReference((first,))
+
+    def now(self, count: int) -> float:
+        """Return the growth a second, up to a count read now."""
+        now = time.monotonic()
+
+        def add(readings: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
+            first = 0
+            while first + 1 < len(readings) and readings[first + 1][0] <= now - _WINDOW:
+                first += 1
+            latest = ((now, count),) if now - readings[-1][0] >= _STEP else ()
+            return (*readings[first:], *latest)
+
+        then, before = self._readings.update(add)[1][0]
+        # With a server that was forgotten its count has gone.
+        return max(0.0, (count - before) / (now - then)) if now > then else 0.0
+
+
+def _event(text: str) -> str:
+    return f"data: {text}\n\n"
+
+
+def _snapshots() -> list[Snapshot]:
+    return [tally.snapshot() for tally in tallies()]
+
+
+def _handled(snapshots: list[Snapshot]) -> int:
+    return sum(each.handled for each in snapshots)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening, non-blocking socket."""
+    if not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"port must be an int, not {port!r}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"a port is a number from 0 to 65535, not {port}")
+    return listen((host or "0.0.0.0", port), BACKLOG).sock

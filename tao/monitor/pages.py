@@ -1,0 +1,105 @@
+"""The pages of a monitor, but for the news."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
+
+from tao.monitor.answers import HTML, JSON, TEXT, Answer, as_json
+from tao.monitor.connections import WrongQuery, page_of_connections
+from tao.monitor.health import health
+from tao.monitor.prometheus import exposition
+from tao.monitor.stacks import stacks
+from tao.runtime.log import logger
+
+__all__ = ["page_at"]
+
+Variables = Callable[[], dict[str, Any]]
+
+_NO_PAGE: Final = """\
+the live page cannot be read: the file dashboard.html of the package tao is missing
+in this program; with PyInstaller, --collect-data tao puts it in; besides / there is
+"""
+
+
+def page_at(path: str, query: Mapping[str, str], variables: Variables) -> Answer:
+    """Return what is at ``path``, or an answer that says what there is.
+
+    Args:
+        path: without a query, and without a slash at its end.
+        query: its fields.
+        variables: returns what ``/debug/vars`` shows.
+    """
+    found = _PAGES.get(path)
+    if found is None:
+        return Answer(404, TEXT, f"there is no {path} here; there is\n{_list_of_pages()}")
+    return found(query, variables)
+
+
+def _list_of_pages() -> str:
+    return "".join(f"{path}\n" for path in [*_PAGES, "/events"])
+
+
+def _dashboard(query: Mapping[str, str], variables: Variables) -> Answer:
+    try:
+        text, policy = _live_page()
+    except (OSError, ModuleNotFoundError) as error:
+        logger.opt(exception=error).error("the live page of the monitor cannot be read")
+        return Answer(500, TEXT, _NO_PAGE + _list_of_pages())
+    return Answer(200, HTML, text, policy)
+
+
+@cache
+def _live_page() -> tuple[bytes, str]:
+    """Return the live page, and a policy that lets it do what it does and nothing else."""
+    text = files("tao.monitor").joinpath("dashboard.html").read_bytes()
+    rules = {"default-src": "'none'", "connect-src": "'self'", "img-src": "data:"}
+    for rule, tag in (("script-src", b"script"), ("style-src", b"style")):
+        content = text.partition(b"<%s>" % tag)[2].partition(b"</%s>" % tag)[0]
+        digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+        rules[rule] = f"'sha256-{digest}'"
+    for rule in ("base-uri", "form-action", "frame-ancestors"):
+        rules[rule] = "'none'"
+    return text, "; ".join(f"{rule} {value}" for rule, value in rules.items())
+
+
+def _variables(query: Mapping[str, str], variables: Variables) -> Answer:
+    return Answer(200, JSON, as_json(variables(), indent=2) + "\n")
+
+
+def _metrics(query: Mapping[str, str], variables: Variables) -> Answer:
+    try:
+        content_type, text = exposition()
+    except ImportError:
+        hint = "this page needs prometheus-client: pip install 'tao-tcp[monitor]'\n"
+        return Answer(501, TEXT, hint)
+    return Answer(200, content_type, text)
+
+
+def _healthz(query: Mapping[str, str], variables: Variables) -> Answer:
+    return health(query)
+
+
+def _connections(query: Mapping[str, str], variables: Variables) -> Answer:
+    try:
+        return Answer(200, JSON, as_json(page_of_connections(query)) + "\n")
+    except WrongQuery as error:
+        return Answer(400, TEXT, f"{error}\n")
+
+
+def _stacks(query: Mapping[str, str], variables: Variables) -> Answer:
+    return Answer(200, TEXT, stacks())
+
+
+_PAGES: Final[dict[str, Callable[[Mapping[str, str], Variables], Answer]]] = {
+    "/": _dashboard,
+    "/connections": _connections,
+    "/stacks": _stacks,
+    "/debug/vars": _variables,
+    "/metrics": _metrics,
+    "/healthz": _healthz,
+}

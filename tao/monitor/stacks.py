@@ -1,0 +1,84 @@
+"""Where tao's threads are: the stack of each, by connection and by role, without any values."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Iterable, Iterator
+from types import FrameType
+
+from tao.connection.slow_handlers import current_frames, running_in
+from tao.connection.statistics import tallies
+from tao.monitor.connections import name_of, peer_of
+
+__all__ = ["stacks"]
+
+# How many threads are shown; a page of more is of no use to anybody.
+_MOST = 1000
+# What the threads that belong to no connection do, by how their names begin.
+_ROLES = (
+    ("tao-acceptor", "accepts connections"),
+    ("tao-spare", "waits to accept the next"),
+    ("tao-worker", "runs handlers that may block"),
+    ("tao-timing-wheel", "runs timers, heartbeats and timeouts"),
+    ("tao-stopper", "stops a server"),
+    ("tao-after-cancel", "runs what after_cancel was given"),
+    ("tao-monitor", "answers who looks at this"),
+)
+
+
+def stacks() -> str:
+    """Return the stacks of tao's threads as a text for people.
+
+    A line of source is shown as it is in the file; the values of variables are not. The stacks are
+    taken one after another while the program runs.
+    """
+    frames = current_frames()
+    alive = {each for each in threading.enumerate() if each.name.startswith("tao-")}
+    total, left = len(alive), _MOST
+    parts: list[str] = []
+    for title, threads in _by_connection():
+        shown = [each for each in threads if each in alive][:left]
+        alive.difference_update(shown)
+        left -= len(shown)
+        if shown:
+            parts.append(title + "".join(_told(each, frames) for each in shown))
+    others = sorted(alive, key=lambda each: each.name)[:left]
+    if others:
+        parts.append("no connection\n" + "".join(_told(each, frames) for each in others))
+    note = f"{total} threads" if total <= _MOST else f"{_MOST} of {total} threads"
+    if not frames:
+        parts.insert(0, "their stacks cannot be looked at without the interpreter lock\n")
+    return "\n".join([f"{note}\n", *parts])
+
+
+def _by_connection() -> Iterator[tuple[str, Iterable[threading.Thread]]]:
+    for tally in tallies():
+        living = sorted(tally.living(), key=lambda each: each.net_id)
+        running_now = running_in([conn.dispatcher for conn in living])
+        for conn in living:
+            running = running_now.get(conn.dispatcher)
+            title = f"{tally.name}, connection {conn.net_id}, {peer_of(conn)}"
+            name = name_of(conn)
+            if name != str(conn.net_id):
+                title += f", named {name!r}"
+            title += "\n"
+            if running is not None:
+                what = "a timer" if running.number is None else f"message {running.number}"
+                title += f"  runs the handler of {what} for {running.seconds:.3f} s,"
+                title += f" on {_name_of(running.ident)}\n"
+            yield title, conn.threads_now()
+
+
+def _name_of(ident: int) -> str:
+    names = {each.ident: each.name for each in threading.enumerate()}
+    return names.get(ident, f"thread {ident}")
+
+
+def _told(thread: threading.Thread, frames: dict[int, FrameType]) -> str:
+    role = next((f", {role}" for start, role in _ROLES if thread.name.startswith(start)), "")
+    frame = frames.get(thread.ident or 0)
+    if frame is None:
+        return f"  {thread.name}{role}{': began or ended just now' if frames else ''}\n"
+    lines = "".join(traceback.StackSummary.extract(traceback.walk_stack(frame)).format()[::-1])
+    return f"  {thread.name}{role}\n" + "".join(f"  {line}\n" for line in lines.splitlines())

@@ -1,0 +1,233 @@
+"""The stop of a server: who begins it, who carries it out, and what is told of it.
+
+A thread of its own carries it out. So whoever calls `Stopping.stop` may be a signal handler that
+has interrupted anything, or a handler of the server's, and gives up waiting when its time is over.
+All steps may be repeated, also by two threads at once: should the stopping thread be interrupted by
+an exception from outside, it begins again, and should it die, the next who calls starts another.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from tao.connection.connection import core_of
+from tao.runtime.deadline import Deadline
+from tao.runtime.log import logger
+from tao.runtime.threads import Joinable, gather, in_tao_thread, spawn
+from tao.runtime.wakeup import Wakeup
+from tao.server.reports import StopReport
+
+if TYPE_CHECKING:
+    from tao.runtime.context import Context
+    from tao.runtime.worker_pool import WorkerPool
+    from tao.server.connection import ServerConn
+    from tao.server.listener import Listener
+
+__all__ = ["Parts", "Stopping"]
+
+# How long what is cut off at the deadline may take to come apart, in seconds, and how much longer
+# for each connection.
+_MOMENT, _MOMENT_EACH = 0.25, 1e-4
+# How often to look whether somebody wants it sooner, in seconds.
+_LOOK = 0.1
+# How often an interrupted stop begins again.
+_TRIES = 20
+
+
+class Parts(NamedTuple):
+    """What a running server consists of."""
+
+    listeners: list[Listener]
+    conns: list[ServerConn]
+    context: Context
+    #: Its own, if it has one.
+    pool: WorkerPool | None
+    #: Gives back what it shares with others.
+    release: Callable[[], object]
+
+
+class Stopping:
+    """The one stop of a server. Any thread may call any method, at any moment.
+
+    Args:
+        parts: returns what there is to stop; None if the server was never started.
+        begins: called when the server begins to stop.
+        ended: called when all is over, before whoever waits is told.
+    """
+
+    def __init__(
+        self,
+        parts: Callable[[], Parts | None],
+        begins: Callable[[], object],
+        ended: Callable[[], object],
+    ) -> None:
+        self._parts = parts
+        self._begins = begins
+        self._ended = ended
+        #: Whether it has begun; never reset.
+        self.begun: bool = False
+        #: Set when it is over.
+        self.done = Wakeup()
+        # When the time of each call is over, monotonic; the first counts.
+        self._ends: list[float] = []
+        self._began: float = 0.0  # when the carrying out began, the last time
+        self._thread: threading.Thread | None = None
+        self._reports: list[StopReport] = []  # of which the first counts
+
+    def stop(self, timeout: float) -> StopReport:
+        """Begin to stop, and wait for the end unless this is one of tao's threads.
+
+        Args:
+            timeout: seconds. What is not finished by then is cut off, also if another call granted
+                more.
+
+        Returns:
+            what could not be finished; if it is not over, what is still to be done.
+
+        Raises:
+            RuntimeError: no thread can be had, and this one may not wait. The server runs on.
+        """
+        if not self.done.is_set():
+            end = monotonic() + timeout
+            alone = not self._ensure_thread(end)
+            self.begun = True
+            self._begins()
+            if self._parts() is None:
+                self.finish()
+            elif alone:
+                self._carry_out()
+            elif not in_tao_thread():
+                self._wait(end)
+        return self._reports[0] if self.done.is_set() else self._so_far()
+
+    def finish(self, report: StopReport | None = None) -> None:
+        """Note that it is over: there was nothing to stop, or nothing is left."""
+        self.begun = True
+        self._reports.append(report or StopReport())
+        self.done.set()
+
+    # -- inside
+
+    def _ensure_thread(self, end: float) -> bool:
+        """Have a thread carry it out; False if none can be had, so that the caller has to."""
+        self._ends.append(end)
+        thread = self._thread
+        if self._parts() is None or (thread is not None and thread.is_alive()):
+            return True
+        thread = spawn(self._carry_out, name="tao-stopper", failed=lambda _: self._carry_out())
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            if in_tao_thread():
+                self._ends.remove(end)
+                raise
+            return False
+        self._thread = thread
+        return True
+
+    def _wait(self, end: float) -> None:
+        """Wait until all is over, or a moment after the time is."""
+        while (left := end + 2 * _MOMENT - monotonic()) > 0:
+            if self.done.wait(min(left, _LOOK)):
+                return
+            thread = self._thread
+            if thread is not None and not thread.is_alive():
+                self._ensure_thread(end)  # it has died
+
+    def _carry_out(self) -> None:
+        """Stop, on a thread of its own as a rule."""
+        self.begun = True
+        report = None
+        for _ in range(_TRIES):
+            try:
+                report = self._stop()
+                break
+            except BaseException as error:
+                logger.opt(exception=error).error("the stop was interrupted, and begins again")
+        try:
+            self._ended()
+            self._log(report)
+        finally:
+            self.finish(report or self._so_far())
+
+    def _stop(self) -> StopReport:
+        self._began = monotonic()
+        parts = self._parts()
+        assert parts is not None
+        for listener in parts.listeners:
+            listener.discard()  # it may be about to be started
+        for listener in parts.listeners:
+            listener.closed.wait(self._left(_MOMENT))
+        # All contexts at once; a callback that takes its time holds nothing up.
+        parts.context.cancel_aside("server stopping")
+        parts = self._parts() or parts  # with those that were accepted last
+        report = self._see_off(parts.conns)
+        threads: list[Joinable] = []
+        end = Deadline(self._left(_moment(parts.conns)))
+        for conn in parts.conns:
+            core = core_of(conn)
+            stuck = list(core.stuck)
+            threads += stuck
+            threads += gather([each for each in core.threads_now() if each not in stuck], end)
+        for listener in parts.listeners:
+            threads += listener.join(end, threads)
+        if parts.pool is not None:
+            threads += parts.pool.stop(self._left())
+        threads += gather(parts.context.callback_threads(), end)
+        parts.release()
+        report.threads = [thread.name for thread in threads if thread.is_alive()]
+        return report
+
+    def _see_off(self, conns: list[ServerConn]) -> StopReport:
+        """Have connections end, and wait for that."""
+        end = self._close(conns)
+        report = StopReport()
+        for conn in conns:
+            core = core_of(conn)
+            while not core.finished.is_set() and (left := self._left(_moment(conns))):
+                core.finished.wait(min(left, _LOOK))
+                if min(self._ends) < end:
+                    end = self._close(conns)  # somebody wants it sooner
+            unhandled, unsent = core.unhandled, core.send_queue.waiting
+            if core.finished.is_set() and not (unhandled or unsent or core.in_flight):
+                report.drained += 1
+            else:
+                report.abandoned.append((conn, unhandled, unsent))
+        return report
+
+    def _close(self, conns: list[ServerConn]) -> float:
+        """Have connections end in time, and return when that is over."""
+        end = min(self._ends)
+        for core in map(core_of, conns):
+            if not core.finished.is_set():
+                core.begin_close("server stopping", drain=True, timeout=self._left())
+        return end
+
+    def _left(self, moment: float = 0.0) -> float:
+        """How many seconds are left, with a moment for what is cut off to come apart."""
+        end = min(self._ends)
+        if moment:
+            end = max(end, self._began) + moment
+        return max(0.0, end - monotonic())
+
+    def _so_far(self) -> StopReport:
+        """What is still to be done, by a look that waits for nothing."""
+        parts = self._parts()
+        conns = [] if parts is None else parts.conns
+        left = [(conn, conn.unhandled, conn.send_queue_length) for conn in conns]
+        thread = self._thread
+        names = [thread.name] if thread is not None and thread.is_alive() else []
+        return StopReport(abandoned=left, threads=names, finished=False)
+
+    def _log(self, report: StopReport | None) -> None:
+        if report is not None and report.clean:
+            logger.info("stopped; {} connections ended in order", report.drained)
+        else:
+            logger.warning("stopped, not cleanly: {}", report)
+
+
+def _moment(conns: list[ServerConn]) -> float:
+    return _MOMENT + _MOMENT_EACH * len(conns)

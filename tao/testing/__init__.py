@@ -1,0 +1,78 @@
+"""Helpers for tests of your own handlers, clients and messages.
+
+- `serving` and `running` have a server run for the length of a ``with`` block.
+- `RecordingClient` talks to it, keeps what comes, and says what came instead.
+- `memory_pair` connects a client and a server without sockets.
+- `Clock` is a clock that the test advances: nobody waits for a heartbeat.
+- `FaultProxy` sits between the two and breaks connections in any way they can break.
+
+With pytest the fixtures ``tao_server``, ``tao_client``, ``tao_clock`` and ``tao_no_leaks`` are
+there as soon as tao is installed; see ``pytest_plugin.py``. What fails, fails by an
+``AssertionError`` that tells what happened in its place.
+
+The names are imported when they are first used, because pytest imports the plugin at every start.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tao.testing.clock import Clock
+    from tao.testing.fault_proxy import FaultProxy, Faults
+    from tao.testing.memory import (
+        MemoryClient,
+        MemoryPair,
+        MemoryTransport,
+        memory_pair,
+        memory_transports,
+    )
+    from tao.testing.recording_client import PATIENCE, RecordingClient, Unregistered
+    from tao.testing.servers import ClientFactory, ServerFactory, running, serving
+
+__all__ = [
+    "PATIENCE",
+    "ClientFactory",
+    "Clock",
+    "FaultProxy",
+    "Faults",
+    "MemoryClient",
+    "MemoryPair",
+    "MemoryTransport",
+    "RecordingClient",
+    "ServerFactory",
+    "Unregistered",
+    "memory_pair",
+    "memory_transports",
+    "running",
+    "serving",
+]
+
+# Where each is made.
+_HOMES = {
+    "Clock": "tao.testing.clock",
+    "FaultProxy": "tao.testing.fault_proxy",
+    "Faults": "tao.testing.fault_proxy",
+    "MemoryClient": "tao.testing.memory",
+    "MemoryPair": "tao.testing.memory",
+    "MemoryTransport": "tao.testing.memory",
+    "memory_pair": "tao.testing.memory",
+    "memory_transports": "tao.testing.memory",
+    "PATIENCE": "tao.testing.recording_client",
+    "RecordingClient": "tao.testing.recording_client",
+    "Unregistered": "tao.testing.recording_client",
+    "ClientFactory": "tao.testing.servers",
+    "ServerFactory": "tao.testing.servers",
+    "running": "tao.testing.servers",
+    "serving": "tao.testing.servers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tao.testing' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

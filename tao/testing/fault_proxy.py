@@ -1,0 +1,459 @@
+"""A proxy that breaks connections on purpose, for tests of what is to survive that.
+
+It sits between a client and a server and passes on what both say, as `Faults` tells: late, in
+shreds, in lumps, slowly, wrongly, not at all, or up to a certain byte. The settings may be changed
+while it runs; they are read anew for each piece.
+
+Each connection has two threads, one for each direction. They wait by ``poll`` for a socket and,
+at the same time, for the end of the connection, so that nothing needs to be closed under a thread
+that is blocked on it. Whoever of the two leaves last closes the sockets. What is left to chance
+comes from generators seeded with the proxy's seed, the connection's number and the direction, so a
+run can be repeated as far as the timing of threads allows.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tao.runtime.deadline import Deadline
+from tao.runtime.threads import gather, spawn
+from tao.server.listener import Listener, listen
+from tao.transport.addresses import Address, Target, parse, resolve
+
+__all__ = ["FaultProxy", "Faults"]
+
+# The most that is read, and so passed on, in one piece.
+_PIECE = 64 * 1024
+# How often a direction that is held up looks whether its settings have changed, in seconds.
+_TICK = 0.005
+# With a limited rate, so many pieces are sent a second.
+_PIECES_A_SECOND = 50
+# How long the server may take to be connected to, and threads to end, in seconds.
+_CONNECT_TIMEOUT, _JOIN_TIMEOUT = 10.0, 10.0
+_NO_LINGER = struct.pack("ii", 1, 0)
+
+
+@dataclass
+class Faults:
+    """What becomes of the bytes that go in one direction; as it is made, they just pass.
+
+    Offsets and numbers of bytes count from the beginning of each connection.
+    """
+
+    #: Seconds that each piece waits before it is passed on.
+    delay: float = 0.0
+    #: Bytes that are passed on at once, at most: each piece has a random size up to this. With 1,
+    #: every byte comes alone. None: as they come.
+    split: int | None = None
+    #: So many bytes are gathered and then passed on together; what is left at the end follows.
+    merge: int = 0
+    #: Bytes a second. None: as fast as they come.
+    rate: float | None = None
+    #: The byte at this offset arrives with all its bits turned over.
+    corrupt_at: int | None = None
+    #: After so many bytes both sides see an orderly end.
+    cut_after: int | None = None
+    #: After so many bytes both sides see a reset. What they had not read by then may be lost.
+    reset_after: int | None = None
+    #: Nothing arrives any more, the end neither, and the sender is not told: bytes are taken and
+    #: forgotten. On in both directions, each side takes the other for alive and silent.
+    swallow: bool = False
+    #: Nothing is taken any more, until this is off again: the sender's buffers run full.
+    stall: bool = False
+
+    def ends_after(self) -> int | None:
+        """Return the number of bytes after which the connection is to end, or None."""
+        return min((n for n in (self.cut_after, self.reset_after) if n is not None), default=None)
+
+
+#: Given the number of a connection, from 1, returns its own faults, to the server and back.
+Plan = Callable[[int], tuple[Faults, Faults]]
+
+
+class FaultProxy:
+    """Passes connections on to a server, with faults. Any thread may call its methods.
+
+    Args:
+        target: the server's address, in any form; looked at for each connection.
+        to_server: what becomes of the bytes that clients send.
+        to_client: what becomes of those that the server sends.
+        plan: gives each connection faults of its own, in place of these two.
+        seed: of all that is left to chance.
+    """
+
+    def __init__(
+        self,
+        target: Address,
+        *,
+        to_server: Faults | None = None,
+        to_client: Faults | None = None,
+        plan: Plan | None = None,
+        seed: int = 0,
+    ) -> None:
+        parse(target)  # checks it
+        self.target: Any = target
+        #: The faults of connections without a plan; change them, or replace them, at any time.
+        self.to_server: Faults = to_server or Faults()
+        self.to_client: Faults = to_client or Faults()
+        self.plan = plan
+        self.seed = seed
+        # Guards the fields below.
+        self._lock = threading.Lock()
+        self._count: int = 0
+        self._links: dict[int, _Link] = {}  # until both their threads have left
+        self._threads: list[list[threading.Thread]] = []  # of each connection
+        # Guards the fields below; held while a listener's thread ends.
+        self._switching = threading.Lock()
+        self._listener: Listener | None = None
+        self._hang_up: bool = False
+        # Keeps the port while nobody listens there.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        #: Where clients connect to.
+        self.address: tuple[str, int] = self._place.getsockname()
+        self.accept()
+
+    @property
+    def accepted(self) -> int:
+        """How many connections there have been, those hung up on at once included."""
+        return self._count
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are now."""
+        return len(self._links)
+
+    def refuse(self, hang_up: bool = False) -> None:
+        """Let nobody in until `accept`; connections that exist go on.
+
+        Args:
+            hang_up: who comes is accepted and reset at once, rather than refused.
+        """
+        with self._switching:
+            self._hang_up = hang_up
+            if not hang_up:
+                self._stop_listening()
+
+    def accept(self) -> None:
+        """Let clients in (again), at the same address."""
+        with self._switching:
+            self._hang_up = False
+            if self._listener is None:
+                self._listener = Listener(listen(self.address, 128), self._admit, lambda: None)
+                self._listener.start()
+
+    def cut(self) -> None:
+        """End all connections of now in order, as far as the bytes have come."""
+        for link in self._living():
+            link.end()
+
+    def reset(self) -> None:
+        """Reset all connections of now."""
+        for link in self._living():
+            link.end(reset=True)
+
+    def close(self) -> None:
+        """End everything and wait for it; closing twice is harmless."""
+        with self._switching:
+            self._stop_listening()
+            self._place.close()
+        self.cut()
+        with self._lock:
+            pairs, self._threads = self._threads, []
+        gather([thread for pair in pairs for thread in pair], Deadline(_JOIN_TIMEOUT))
+
+    def __enter__(self) -> FaultProxy:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # -- inside
+
+    def _living(self) -> list[_Link]:
+        with self._lock:
+            return list(self._links.values())
+
+    def _stop_listening(self) -> None:
+        """Needs _switching."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.stop()
+            listener.join(Deadline(_JOIN_TIMEOUT))
+
+    def _admit(self, sock: socket.socket, address: object, found: object) -> None:
+        """Begin to pass on a connection. Called by the listener's thread."""
+        self._count += 1
+        number = self._count
+        if self._hang_up:
+            _close(sock, reset=True)
+            return
+        try:
+            faults = None if self.plan is None else self.plan(number)
+        except BaseException:
+            _close(sock, reset=True)
+            raise
+        link = _Link(number, sock, self.target, lambda: self._forget(number))
+        if faults is None:
+            link.pump(lambda: self.to_server, lambda: self.to_client, self.seed)
+        else:
+            there, back = faults
+            link.pump(lambda: there, lambda: back, self.seed)
+        with self._lock:
+            self._links[number] = link
+            # By pairs, because a second thread that is not alive may be about to start.
+            alive = [pair for pair in self._threads if any(each.is_alive() for each in pair)]
+            self._threads = [*alive, link.threads]
+        if self._hang_up:  # since a moment ago: who says so may have looked for links before this
+            link.end(reset=True)  # type: ignore[unreachable]  # says mypy, but threads
+        link.threads[0].start()
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self._links.pop(number, None)
+
+
+class _Over(Exception):
+    """The connection is to end: a thread that hears this leaves."""
+
+
+class _Link:
+    """One connection through the proxy: two sockets, two threads, one end.
+
+    Args:
+        number: of the connection.
+        near: the client's socket.
+        target: where the server is.
+        forget: called when both sockets are closed.
+    """
+
+    def __init__(
+        self, number: int, near: socket.socket, target: Any, forget: Callable[[], None]
+    ) -> None:
+        self._number = number
+        self._target = target
+        self._sockets = [near]  # and the server's, once it is reached
+        self._forget = forget
+        #: Once the first has ended, the second has started, or never will.
+        self.threads: list[threading.Thread] = []
+        # Guards the fields below.
+        self._lock = threading.Lock()
+        self._left: int = 0  # threads that have left
+        self._over: bool = False
+        self._reset: bool = False
+        # Readable once it is over; closed, like the others, by who leaves last.
+        self._bell, self._ring = socket.socketpair()
+
+    def pump(
+        self, to_server: Callable[[], Faults], to_client: Callable[[], Faults], seed: int
+    ) -> None:
+        """Make the threads that will pass bytes on; the first is to be started."""
+        there, back = (
+            _Pump(self, faults, random.Random(f"{seed}-{self._number}-{way}"))
+            for faults, way in ((to_server, "there"), (to_client, "back"))
+        )
+        self.threads = [
+            spawn(self._begin, there, back, name=f"tao-fault-there-{self._number}"),
+            spawn(back.run, name=f"tao-fault-back-{self._number}"),
+        ]
+
+    def _begin(self, there: _Pump, back: _Pump) -> None:
+        """The first thread: reach the server, and pass on; without a server, reset the client."""
+        near = self._sockets[0]
+        try:
+            far = _connected(self._target)
+            self._sockets.append(far)
+            for sock in self._sockets:
+                sock.setblocking(False)
+                if sock.family != socket.AF_UNIX:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except (OSError, TypeError, ValueError):
+            self.end(reset=True)
+            self.leave()
+            self.leave()  # for the second, which never starts
+            return
+        there.source, there.sink = back.sink, back.source = near, far
+        self.threads[1].start()
+        there.run()
+
+    def end(self, *, reset: bool = False) -> None:
+        """Have both threads leave; the first call says how it ends."""
+        with self._lock:
+            if not self._over:
+                self._over, self._reset = True, reset
+                self._ring.close()
+
+    def leave(self) -> None:
+        """A thread leaves; the last one closes everything."""
+        with self._lock:
+            self._left += 1
+            last = self._left == 2
+            if last:
+                self._over = True
+        if last:
+            for sock in self._sockets:
+                _close(sock, self._reset)
+            self._bell.close()
+            self._ring.close()
+            self._forget()
+
+    def wait(
+        self, timeout: float | None, sock: socket.socket | None = None, event: int = 0
+    ) -> bool:
+        """Wait for ``event`` of a socket, or for the time; tell whether it happened.
+
+        Raises:
+            _Over: the connection is to end.
+        """
+        poll = select.poll()
+        poll.register(self._bell, select.POLLIN)
+        if sock is not None:
+            poll.register(sock, event)
+        ready = poll.poll(None if timeout is None else timeout * 1000)
+        if self._over:
+            raise _Over
+        return bool(ready)
+
+
+class _Pump:
+    """One direction of a connection; `run` is its thread.
+
+    Args:
+        link: the connection.
+        faults: returns the settings of the moment.
+        chance: decides what the settings leave open.
+    """
+
+    source: socket.socket
+    sink: socket.socket
+
+    def __init__(self, link: _Link, faults: Callable[[], Faults], chance: random.Random) -> None:
+        self._link = link
+        self._faults = faults
+        self._chance = chance
+        self._passed: int = 0  # bytes of the stream that have come this far
+
+    def run(self) -> None:
+        """Pass on everything, as the settings say."""
+        try:
+            self._end_if_due()
+            while data := self._gather():
+                for piece in self._pieces(data):
+                    self._deliver(piece)
+            if not self._faults().swallow:
+                self.sink.shutdown(socket.SHUT_WR)
+        except _Over:
+            pass
+        except OSError:  # one side is gone, so the other hears of it
+            self._link.end(reset=True)
+        finally:
+            self._link.leave()
+
+    def _gather(self) -> bytes:
+        """Wait for what is to be passed on together; ``b""`` at the end of the stream."""
+        data = bytearray()
+        while True:
+            if data and len(data) >= self._faults().merge:
+                return bytes(data)
+            if self._faults().stall:
+                self._link.wait(_TICK)
+            elif self._link.wait(_TICK if data else None, self.source, select.POLLIN):
+                if self._faults().stall:
+                    continue  # it came to be while this waited
+                piece = self.source.recv(_PIECE)
+                if not piece:
+                    return bytes(data)  # if there is some, the end is found again
+                data += piece
+
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        """Cut up what was read."""
+        start = 0
+        while start < len(data):
+            faults = self._faults()
+            size = len(data)
+            if faults.split is not None:
+                size = self._chance.randint(1, faults.split)
+            if faults.rate is not None:
+                size = min(size, max(1, int(faults.rate / _PIECES_A_SECOND)))
+            yield data[start : start + size]
+            start += size
+
+    def _deliver(self, piece: bytes) -> None:
+        """Pass on one piece."""
+        faults = self._faults()
+        if faults.delay:
+            self._link.wait(faults.delay)
+        limit = faults.ends_after()
+        if limit is not None:
+            piece = piece[: max(0, limit - self._passed)]
+        if faults.corrupt_at is not None and 0 <= faults.corrupt_at - self._passed < len(piece):
+            changed = bytearray(piece)
+            changed[faults.corrupt_at - self._passed] ^= 0xFF
+            piece = bytes(changed)
+        self._passed += len(piece)
+        if not faults.swallow:
+            self._send(piece)
+        self._end_if_due()
+        if faults.rate is not None:
+            self._link.wait(len(piece) / faults.rate)
+
+    def _send(self, piece: bytes) -> None:
+        rest = memoryview(piece)
+        while rest:
+            try:
+                rest = rest[self.sink.send(rest) :]
+            except BlockingIOError:
+                self._link.wait(None, self.sink, select.POLLOUT)
+
+    def _end_if_due(self) -> None:
+        faults = self._faults()
+        limit = faults.ends_after()
+        if limit is not None and self._passed >= limit:
+            self._link.end(reset=limit == faults.reset_after)
+            raise _Over
+
+
+def _connected(address: Any) -> socket.socket:
+    """Return a socket that is connected to an address, or one of those that its name has."""
+    *others, last = resolve(parse(address))
+    for each in others:
+        try:
+            return _connected_to(each)
+        except OSError:
+            continue
+    return _connected_to(last)
+
+
+def _connected_to(target: Target) -> socket.socket:
+    sock = socket.socket(target.family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(_CONNECT_TIMEOUT)
+        sock.connect(target.address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _close(sock: socket.socket, reset: bool) -> None:
+    """Close a socket, in order or not."""
+    try:
+        if reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        else:
+            sock.shutdown(socket.SHUT_WR)
+            sock.setblocking(False)
+            # What came and was not read would make the kernel reset the connection.
+            while sock.recv(_PIECE):
+                pass
+    except OSError:
+        pass  # the peer was faster, or nothing has come
+    sock.close()

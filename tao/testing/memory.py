@@ -1,0 +1,369 @@
+"""Connections without sockets: real ends, with codec, dispatch, send queue and all, on two pipes.
+
+A pipe holds a bounded number of bytes, so back-pressure is felt as it is from a kernel, only sooner
+and always at the same byte.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tao.client.client import ClientConn, ClientOptions
+from tao.client.dialling import Reached, Source
+from tao.connection.connection import core_of
+from tao.connection.option_help import Shown, takes_options
+from tao.connection.options import ClientSettings
+from tao.errors import ConnectFailed, ServerClosed
+from tao.safe_text import safe_str
+from tao.server.connection import ServerConn
+from tao.server.server import Server
+from tao.transport.stream import Transport
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["MemoryClient", "MemoryPair", "MemoryTransport", "memory_pair", "memory_transports"]
+
+# How long an end may take to begin reading, in seconds: long, for machines under load.
+_PATIENCE = 10.0
+
+_numbers = itertools.count(1)
+
+
+class _Pipe:
+    """Bytes on their way in one direction. Any thread may call any method."""
+
+    __slots__ = ("_bytes", "_capacity", "_changed", "_ended", "_unread")
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity: int = capacity
+        # Guards all below; notified when any of them changes.
+        self._changed = threading.Condition()
+        self._bytes = bytearray()
+        self._ended: bool = False  # the writer has said that no more comes
+        self._unread: bool = False  # the reader has gone
+
+    def read(self, size: int) -> bytes:
+        """Wait for bytes; ``b""`` at the end, and when the reader itself has gone."""
+        with self._changed:
+            while not (self._bytes or self._ended or self._unread):
+                self._changed.wait()
+            data = bytes(self._bytes[:size])
+            del self._bytes[:size]
+            self._changed.notify_all()
+        return data
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Take as many bytes as there is room for, without waiting."""
+        with self._changed:
+            if self._ended:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            if self._unread:
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            taken = min(len(data), self._capacity - len(self._bytes))
+            if taken:
+                self._bytes += data[:taken]
+                self._changed.notify_all()
+        return taken
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes are under way."""
+        return len(self._bytes)
+
+    def wait_room(self) -> None:
+        """Wait until `write` takes something, or raises."""
+        with self._changed:
+            while len(self._bytes) >= self._capacity and not (self._ended or self._unread):
+                self._changed.wait()
+
+    def wait_end(self, timeout: float | None) -> bool:
+        """Wait until nothing can be written any more; tell whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._ended or self._unread, timeout)
+
+    def end(self) -> None:
+        """Let the reader see the end, after what is under way."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """Read no more: what is written from now on is refused."""
+        with self._changed:
+            self._unread = True
+            self._changed.notify_all()
+
+
+class MemoryTransport(Transport):
+    """One end of two pipes; see `Transport` for who calls what.
+
+    Args:
+        inward, outward: what this end reads from, and writes to.
+    """
+
+    __slots__ = ("_inward", "_outward", "in_use")
+
+    def __init__(self, inward: _Pipe, outward: _Pipe) -> None:
+        # Not the base's, which wants a socket.
+        self.answers = []
+        self._inward = inward
+        self._outward = outward
+        #: Set when somebody begins to read, which a connection does once it is established, or when
+        #: it is clear that nobody will.
+        self.in_use = threading.Event()
+
+    @property
+    def recv(self) -> Callable[[int], bytes]:
+        self.in_use.set()
+        return self._inward.read
+
+    def send(self, data: bytes | memoryview) -> int:
+        return self._outward.write(data)
+
+    def shutdown_write(self) -> bool:
+        self._outward.end()
+        return True
+
+    def wait_writable(self) -> None:
+        self._outward.wait_room()
+
+    def wait_hung_up(self, timeout: float | None) -> bool:
+        return self._outward.wait_end(timeout)
+
+    def unacknowledged(self) -> int:
+        return self._outward.waiting
+
+    @property
+    def peer_is_near(self) -> bool:
+        return True
+
+    def option(self, level: int, name: int, value: int | bytes | None, length: int) -> Any:
+        raise OSError(errno.ENOTSOCK, "a connection in memory has no socket")
+
+    def abort(self, *, reset: bool = False) -> None:
+        self._outward.end()
+        self._inward.leave()
+
+    def reset(self) -> None:
+        pass  # a pipe that is not read any more tells its writer
+
+    def close(self) -> None:
+        self.abort()
+        self.in_use.set()
+
+    def after_fork(self) -> None:
+        pass  # both ends are this process's own copies
+
+
+def memory_transports(capacity: int = 64 * 1024) -> tuple[MemoryTransport, MemoryTransport]:
+    """Return the two ends of a connection in memory.
+
+    ::
+
+        from tao.testing import memory_transports
+
+        near, far = memory_transports(capacity=4)
+        assert near.send(b"hello") == 4 and near.send(b"o") == 0
+        assert far.recv(100) == b"hell"
+        assert near.send(b"o") == 1
+
+    Args:
+        capacity: how many bytes may be under way, in each direction.
+
+    Raises:
+        TypeError, ValueError: it is not a number, or less than 1.
+    """
+    if not isinstance(capacity, int) or isinstance(capacity, bool):
+        raise TypeError(f"capacity must be an int, not {capacity!r}")
+    if capacity < 1:
+        raise ValueError(f"capacity must be at least 1, not {capacity}")
+    one, other = _Pipe(capacity), _Pipe(capacity)
+    return MemoryTransport(one, other), MemoryTransport(other, one)
+
+
+class MemorySource(Source):
+    """Where a client in memory has its connections from: a server of the same process.
+
+    Args:
+        server, capacity: as for `MemoryClient`.
+    """
+
+    def __init__(self, server: Server, capacity: int) -> None:
+        memory_transports(capacity)  # checks it
+        self._server = server
+        self._capacity = capacity
+        self.address = f"memory-{next(_numbers)}"
+        # Of the connection made last.
+        self.server_conn: ServerConn | None = None
+        self.far: MemoryTransport | None = None
+
+    def next(self) -> Reached:
+        server = self._server
+        if server._state == "new":
+            server._hold()
+        state = server._state
+        if state != "running":
+            raise self._failure(f"the server is {state}")
+        near, far = memory_transports(self._capacity)
+        place = f"memory of {server._tally.name}"
+
+        def begin(conn: ServerConn) -> ServerConn:
+            core_of(conn).start()
+            return conn
+
+        try:
+            self.server_conn = server._adopt(self.address, lambda: (far, place), far.close, begin)
+        except (ServerClosed, RuntimeError) as error:  # it just stopped, or has no thread
+            raise self._failure(safe_str(error)) from error
+        self.far = far
+        return Reached(near, place, self.address)
+
+    def _failure(self, why: str) -> ConnectFailed:
+        return ConnectFailed(f"cannot connect to {self.address}: {why}")
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+
+class MemoryClient(ClientConn):
+    """A client that reaches a server of the same process without sockets.
+
+    It is a `ClientConn` in all else: it is started, comes back with ``reconnect``, is closed. The
+    server counts and limits such connections like any others.
+
+    Args:
+        server: running, or new: then it is set running, without listening anywhere.
+        capacity: see `memory_transports`.
+        options: of the client. The codec is the server's unless given; there is no TLS.
+    """
+
+    @takes_options(ClientSettings, codec=Shown("the server's"))
+    def __init__(
+        self, server: Server, *, capacity: int = 64 * 1024, **options: Unpack[ClientOptions]
+    ) -> None:
+        if options.get("tls") is not None:
+            raise ValueError("tls: a connection in memory has none")
+        options.setdefault("codec", server._options.codec)
+        self._memory = MemorySource(server, capacity)
+        super().__init__(self._memory, **options)
+
+    @property
+    def server_conn(self) -> ServerConn | None:
+        """The server's end of the connection made last, or None."""
+        return self._memory.server_conn
+
+    def wait_accepted(self, timeout: float = _PATIENCE) -> None:
+        """Wait until the server's end has asked its ``on_connect``, and is established or closed.
+
+        Raises:
+            TimeoutError: ``on_connect`` has not returned within ``timeout`` seconds.
+        """
+        far = self._memory.far
+        if far is not None and not far.in_use.wait(timeout):
+            raise TimeoutError(f"the server's on_connect has not returned after {timeout} s")
+
+
+class MemoryPair:
+    """Both ends of a connection in memory; made by `memory_pair`.
+
+    At the end of its ``with`` block both are closed, the client first, and the server is stopped if
+    it was the pair that set it running.
+    """
+
+    def __init__(self, server: Server, client: MemoryClient, owns_server: bool) -> None:
+        self.server: Server = server
+        self.client: MemoryClient = client
+        self._owns_server = owns_server
+
+    @property
+    def conn(self) -> ServerConn:
+        """The server's end.
+
+        Raises:
+            LookupError: the server had no room for it.
+        """
+        conn = self.client.server_conn
+        if conn is None:
+            raise LookupError("the server refused the connection")
+        return conn
+
+    def close(self) -> None:
+        """Close the client, wait until the server's end has ended, and stop the server."""
+        self.client.close()
+        if self.client.server_conn is not None:
+            self.client.server_conn.wait_closed(_PATIENCE)
+        if self._owns_server:
+            self.server.stop()
+
+    def __enter__(self) -> MemoryPair:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+@takes_options(ClientSettings, codec=Shown("the server's"))
+def memory_pair(
+    server: Server | None = None, *, capacity: int = 64 * 1024, **options: Unpack[ClientOptions]
+) -> MemoryPair:
+    """Connect a client to a server in memory; return when both ends are established.
+
+    ::
+
+        import queue
+        import tao
+        from tao.testing import memory_pair
+
+        class Line:
+            message_number = 1
+
+            def __init__(self, text):
+                self.text = text
+
+            def serialize(self):
+                return self.text.encode()
+
+            @classmethod
+            def deserialize(cls, data):
+                return cls(data.decode())
+
+        server = tao.Server()
+
+        @server.handler(Line)
+        def shout(ctx, conn):
+            conn.write(Line(ctx.message.text.upper()))
+
+        lines = queue.Queue()
+        registry = tao.Registry()
+        registry.register(1, Line.deserialize, lambda ctx, conn: lines.put(ctx.message.text))
+        with memory_pair(server, capacity=1, registry=registry) as pair:
+            pair.client.write(Line("hello"))
+            assert lines.get(timeout=10) == "HELLO"
+            assert pair.conn.remote_address == pair.client.local_address
+
+    Args:
+        server: with its handlers; new or running. None: one without.
+        capacity: how many bytes may be under way in each direction. With 1 every byte comes alone.
+        options: of the client, as for `ClientConn`.
+
+    Raises:
+        ConnectFailed: the server has been stopped.
+        TimeoutError: the server's ``on_connect`` does not return.
+    """
+    server = Server() if server is None else server
+    pair = MemoryPair(
+        server, MemoryClient(server, capacity=capacity, **options), server._state == "new"
+    )
+    try:
+        pair.client.start()
+        pair.client.wait_accepted()
+    except BaseException:
+        pair.close()
+        raise
+    return pair

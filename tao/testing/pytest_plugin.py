@@ -1,0 +1,126 @@
+"""Fixtures for pytest, there as soon as tao is installed; what they give is in ``servers.py``.
+
+pytest imports this module when it starts, whether or not anybody wants it. So the rest of tao is
+imported only by the fixtures: who does not use them does not wait for it, and what measures the
+coverage of tao begins before it is there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from tao.server.server import Server, ServerOptions
+    from tao.testing import ClientFactory, Clock, RecordingClient, ServerFactory
+
+__all__ = ["tao_client", "tao_clock", "tao_no_leaks", "tao_server"]
+
+# How long threads and sockets may take to go, in seconds.
+_PATIENCE = 10.0
+
+
+@pytest.fixture
+def _tao_opened() -> Iterator[ExitStack]:
+    """What the test has opened by the fixtures below; closed in reverse order."""
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+def tao_server(_tao_opened: ExitStack) -> ServerFactory:
+    """A function that starts a server on a free port of 127.0.0.1 and returns it.
+
+    ``tao_server(workers=2)`` makes one of options; ``tao_server(server)`` takes one that is there.
+    It is stopped after the test, which fails if that has to cut something off, unless it was called
+    with ``clean=False``.
+    """
+    from tao.testing import running, serving
+
+    def start(
+        server: Server | None = None, *, clean: bool = True, **options: Unpack[ServerOptions]
+    ) -> Server:
+        if server is None:
+            return _tao_opened.enter_context(serving(clean=clean, **options))
+        if options:
+            raise TypeError(f"the server is made already, so it takes no options: {options}")
+        _tao_opened.enter_context(running(server, clean=clean))
+        return server
+
+    return start
+
+
+@pytest.fixture
+def tao_client(_tao_opened: ExitStack) -> ClientFactory:
+    """A function that connects a `RecordingClient`, to be called like it.
+
+    ``tao_client(server)``, or ``tao_client(address, messages=[ChatMessage])``. It is closed after
+    the test, before a server that was started earlier is stopped.
+    """
+    from tao.testing import RecordingClient
+
+    def connect(*args: Any, **options: Any) -> RecordingClient:
+        return _tao_opened.enter_context(RecordingClient(*args, **options))
+
+    return connect
+
+
+@pytest.fixture
+def tao_clock() -> Iterator[Clock]:
+    """A `Clock`, in force for servers started and clients made in the test."""
+    from tao.testing import Clock
+
+    with Clock() as clock:
+        yield clock
+
+
+@pytest.fixture
+def tao_no_leaks(_tao_opened: ExitStack) -> Iterator[None]:
+    """Fail the test if it leaves a thread of tao's, or a socket, behind.
+
+    What the fixtures here have opened is closed before it looks. For what other fixtures open, have
+    it set up first: ``pytestmark = pytest.mark.usefixtures("tao_no_leaks")``. Sockets are found on
+    Linux only.
+    """
+    threads, sockets = tao_threads(), open_sockets()
+    yield
+    _tao_opened.close()
+    left = _left(tao_threads, threads)
+    assert not left, f"threads left behind: {sorted(thread.name for thread in left)}"
+    left = _left(open_sockets, sockets)
+    assert not left, f"sockets left behind: {sorted(left)}"
+
+
+def tao_threads() -> set[threading.Thread]:
+    """Return the threads of tao that run."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("tao-")}
+
+
+def open_sockets() -> set[str]:
+    """Return the sockets that the process has open, by their numbers in the kernel."""
+    found = set()
+    for entry in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        try:
+            target = os.readlink(f"/proc/self/fd/{entry}")
+        except OSError:
+            continue  # the descriptor of the listing itself
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
+
+
+def _left(look: Callable[[], set[Any]], before: set[Any]) -> set[Any]:
+    """Return what is there that was not before, once nothing is or after a while."""
+    # What ends by itself takes a moment to, and nobody tells when: so this looks again and again.
+    never, looks = threading.Event(), int(_PATIENCE / 0.01)
+    while (left := look() - before) and looks:
+        never.wait(0.01)
+        looks -= 1
+    return left

@@ -1,0 +1,114 @@
+"""Servers that run for the length of a ``with`` block."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tao.client.client import ClientOptions
+from tao.connection.option_help import takes_options
+from tao.connection.options import ServerSettings
+from tao.safe_text import safe_str
+from tao.server.reports import StopReport
+from tao.server.server import Server, ServerOptions
+from tao.testing.recording_client import RecordingClient
+from tao.transport.addresses import Address, address_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["ClientFactory", "ServerFactory", "running", "serving"]
+
+
+@contextmanager
+def running(
+    server: Server, address: Address = ("127.0.0.1", 0), *, clean: bool = True
+) -> Iterator[Any]:
+    """Have a server run in a ``with`` block that is given the address.
+
+    ::
+
+        import socket, tao
+        from tao.testing import running
+
+        server = tao.Server()
+        with running(server) as address:
+            socket.create_connection(address).close()
+
+    Args:
+        server: with its handlers; not started, as a rule.
+        address: where to listen; as it is, a free port that only this machine reaches.
+        clean: whether it is a failure if the stop at the end has to cut something off.
+
+    Raises:
+        AssertionError: a handler or a thread did not end, or messages were not handled or not sent,
+            within the server's ``drain_timeout``. What the block itself raises comes first.
+    """
+    bound = server.start(address)
+    try:
+        yield bound
+    except BaseException:
+        server.stop()
+        raise
+    report = server.stop()
+    if clean and not report.clean:
+        raise AssertionError(f"the server did not stop cleanly: {_told(report)}")
+
+
+@takes_options(ServerSettings)
+@contextmanager
+def serving(
+    address: Address = ("127.0.0.1", 0), *, clean: bool = True, **options: Unpack[ServerOptions]
+) -> Iterator[Server]:
+    """Make a server and have it run in a ``with`` block, which is given the server.
+
+    ::
+
+        from tao.testing import RecordingClient, serving
+
+        with serving(max_connections=1) as server:
+            with RecordingClient(server), RecordingClient(server) as second:
+                assert second.expect_closed() == "peer closed"
+
+    Args:
+        address, clean: as for `running`.
+        options: of the server.
+    """
+    server = Server(**options)
+    with running(server, address, clean=clean):
+        yield server
+
+
+class ServerFactory(Protocol):
+    """What the fixture ``tao_server`` gives, to annotate it with."""
+
+    def __call__(
+        self, server: Server | None = None, *, clean: bool = True, **options: Unpack[ServerOptions]
+    ) -> Server: ...
+
+
+class ClientFactory(Protocol):
+    """What the fixture ``tao_client`` gives, to annotate it with; it takes what the client does."""
+
+    def __call__(
+        self,
+        target: Server | tuple[str, int] | str,
+        *,
+        messages: Collection[Any] = (),
+        memory: bool = False,
+        accepted: bool = True,
+        **options: Unpack[ClientOptions],
+    ) -> RecordingClient: ...
+
+
+def _told(report: StopReport) -> str:
+    """A stop report for people."""
+    lines = [
+        f"connection {safe_str(conn.name)} ({address_text(conn.remote_address)}) was cut off with "
+        f"{unhandled} messages not handled and {unsent} not sent"
+        for conn, unhandled, unsent in report.abandoned
+    ]
+    if report.threads:
+        lines.append(f"threads that still run: {', '.join(report.threads)}")
+    return "; ".join(lines)

@@ -1,0 +1,265 @@
+"""Framing: from a stream of bytes to messages and back, with no I/O inside.
+
+A *codec* is shared by all connections and keeps no state. Its *decoder* belongs to one connection
+and keeps what an incomplete message needs. The reader gives it whatever the socket gave, a byte or
+a thousand messages, and the decoder appends each message that became whole to a batch.
+
+Strategy of the TLV decoder: what lies whole in the data is cut out of it, which is one copy of each
+value. The beginning of a message that is not whole is held, and joined with the end when that has
+come; if it comes in more than two pieces, they are collected in a buffer that grows in place. So no
+byte is copied more often than a constant number of times however small the pieces are.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import abstractmethod
+from typing import Any, Protocol
+
+from tao.errors import BadData
+from tao.safe_text import safe_repr, safe_str
+from tao.wire.message import HeartbeatMessage, Message, Registry
+
+__all__ = ["Batch", "Codec", "Decoder", "TypeLengthValueCodec", "unintended"]
+
+#: Decoded messages in order of arrival, each with its number; None stands for the value of a
+#: number that is not registered.
+Batch = list[tuple[int, Any]]
+
+_HEADER = struct.Struct("<iI")
+# How TLS records begin: a ClientHello is of type 22, an alert of type 21, and both say version 3.x.
+_TLS_RECORDS = tuple(bytes((kind, 3, minor)) for kind in (22, 21) for minor in range(4))
+_SPEAKS_TLS = "the peer speaks TLS, but this side does not"
+
+
+class Decoder(Protocol):
+    """One connection's way from bytes to messages. Used by one thread at a time.
+
+    It may have an attribute ``pending``: how many bytes it holds of a message that has begun and is
+    not whole yet. Without it, the option ``frame_timeout`` does nothing. And it may have a method
+    ``end()``, called when the peer has ended the stream, which raises as `feed` does if that must
+    not end there.
+    """
+
+    def feed(self, data: bytes, batch: Batch) -> None:
+        """Append to ``batch`` every message that ``data`` completes, as ``(number, message)``.
+
+        Args:
+            data: the next bytes of the stream, as many as there happened to be.
+            batch: what was whole before an error stays in it and is handled.
+
+        Raises:
+            BadData: the stream is broken; the connection is closed with this text as the reason. As
+                that is logged, nothing secret should be in it. Anything else that is raised closes
+                the connection as well, and is logged as an error of the decoder's.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """How messages look on the wire. Its methods may be called from any thread."""
+
+    @abstractmethod
+    def encode(self, message: Message) -> bytes:
+        """Return the whole frame of ``message``; what this raises, ``write()`` raises."""
+        ...
+
+    @abstractmethod
+    def decoder(self, registry: Registry) -> Decoder:
+        """Return a new decoder, for one connection, that knows the messages of ``registry``."""
+        ...
+
+    def heartbeat(self, nanoseconds: int) -> bytes:
+        """Return the frame of a heartbeat, or ``b""`` if the protocol has none.
+
+        Args:
+            nanoseconds: the time of sending, since the Unix epoch.
+        """
+        return b""
+
+
+class TypeLengthValueCodec(Codec):
+    """The default codec: ``int32 type | uint32 length | value``, little-endian.
+
+    Args:
+        max_bytes: the longest value allowed, in bytes, for reading and for writing. A header that
+            announces more is an error before any of its value is read.
+    """
+
+    def __init__(self, max_bytes: int = 8 * 1024 * 1024) -> None:
+        if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
+            raise TypeError(f"max_bytes must be an int, not {max_bytes!r}")
+        if not 0 < max_bytes < 2**32:
+            raise ValueError(f"max_bytes must be between 1 and 4294967295, not {max_bytes}")
+        self.max_bytes: int = max_bytes
+
+    def encode(self, message: Message) -> bytes:
+        try:
+            value = message.serialize()
+        except (AttributeError, TypeError):
+            _check_message(message)
+            raise
+        if type(value) is not bytes:
+            value = _as_bytes(message, value)
+        length = len(value)
+        if length > self.max_bytes:
+            raise BadData(
+                f"{type(message).__name__} has {length} bytes, the limit is {self.max_bytes}"
+            )
+        try:
+            return _HEADER.pack(message.message_number, length) + value
+        except (struct.error, AttributeError):
+            raise _why_not(message) from None
+
+    def decoder(self, registry: Registry) -> TypeLengthValueDecoder:
+        return TypeLengthValueDecoder(registry, self.max_bytes)
+
+    def heartbeat(self, nanoseconds: int) -> bytes:
+        return self.encode(HeartbeatMessage(nanoseconds))
+
+    def __repr__(self) -> str:
+        return f"TypeLengthValueCodec(max_bytes={self.max_bytes})"
+
+
+class TypeLengthValueDecoder:
+    """The reading half of `TypeLengthValueCodec`."""
+
+    __slots__ = ("_entries", "_header", "_max_bytes", "_missing", "_value")
+
+    def __init__(self, registry: Registry, max_bytes: int) -> None:
+        self._entries = registry.entries
+        self._max_bytes: int = max_bytes
+        self._header: bytes = b""  # of a message that is not whole yet, or the beginning of one
+        self._value: bytes | bytearray = b""  # as much as there is; a bytearray from two pieces on
+        self._missing: int = 0  # bytes of it; 0: the header is not whole either
+
+    @property
+    def pending(self) -> int:
+        """How many bytes it holds of a message that is not whole yet."""
+        return len(self._header) + len(self._value)
+
+    def feed(self, data: bytes, batch: Batch) -> None:
+        start = 0  # of the message looked at
+        if self._missing:
+            if len(data) < self._missing:
+                self._missing -= len(data)
+                if not isinstance(self._value, bytearray):
+                    self._value = bytearray(self._value)
+                self._value += data
+                return
+            start = self._missing
+            self._complete(data, batch)
+        elif self._header:
+            data = self._header + data
+            self._header = b""
+        end = len(data)
+        value = start + _HEADER.size
+        entries, unpack, append = self._entries, _HEADER.unpack_from, batch.append
+        while value <= end:
+            number, length = unpack(data, start)
+            if length > self._max_bytes:
+                raise self._too_long(number, length, data[start : start + 3])
+            stop = value + length
+            entry = entries.get(number)
+            if entry is None and _is_client_hello(data[start:value]):
+                raise BadData(_SPEAKS_TLS)
+            if stop > end:
+                self._header = data[start:value]
+                self._missing = stop - end
+                self._value = data[value:]
+                return
+            if entry is None:
+                append((number, None))
+            else:
+                try:
+                    append((number, entry.deserialize(data[value:stop])))
+                except Exception as error:
+                    raise _not_deserialized(number, error) from error
+            start = stop
+            value = start + _HEADER.size
+        if start < end:
+            self._header = data[start:]
+
+    def _complete(self, data: bytes, batch: Batch) -> None:
+        """Append the message that ``data`` begins with the rest of."""
+        number, _ = _HEADER.unpack(self._header)
+        value = b"".join((self._value, memoryview(data)[: self._missing]))
+        self._header = self._value = b""
+        self._missing = 0
+        entry = self._entries.get(number)
+        try:
+            batch.append((number, None if entry is None else entry.deserialize(value)))
+        except Exception as error:
+            raise _not_deserialized(number, error) from error
+
+    def end(self) -> None:
+        """Refuse a stream that ends in the midst of a message."""
+        if self._header[:3] in _TLS_RECORDS:
+            raise BadData(_SPEAKS_TLS)
+        if self._header:
+            raise BadData(f"the peer closed {self.pending} bytes into a message")
+
+    def _too_long(self, number: int, length: int, beginning: bytes) -> BadData:
+        if beginning in _TLS_RECORDS:
+            return BadData(_SPEAKS_TLS)
+        return BadData(f"message {number} announces {length} bytes, the limit is {self._max_bytes}")
+
+
+def _is_client_hello(header: bytes) -> bool:
+    """Tell whether what looks like the header of a short message begins a short ClientHello.
+
+    A longer one announces too much anyway. This is a record, and in it a handshake message of type
+    1 that is shorter than 256 bytes and fills it (RFC 8446, 4 and 5.1).
+    """
+    return header[:3] in _TLS_RECORDS and header[5:] == b"\1\0\0" and header[3:5] < b"\1\4"
+
+
+def unintended(text: str, cause: BaseException) -> BadData:
+    """Return the error for a connection whose decoder has the bug that ``cause`` tells of.
+
+    Args:
+        text: why the connection is closed. The cause is better named by its class: what it says may
+            quote the peer's bytes.
+    """
+    error = BadData(text)
+    error.__cause__ = cause
+    error.unintended = True
+    return error
+
+
+def _not_deserialized(number: int, error: Exception) -> BadData:
+    what = f"message {number} could not be deserialized: "
+    if isinstance(error, BadData):
+        return BadData(what + safe_str(error))
+    return unintended(what + type(error).__name__, error)
+
+
+def _check_message(message: Any) -> None:
+    """Raise a ``TypeError`` that says what a message is, unless this is one."""
+    if isinstance(message, type):
+        wrong = f"the class {message.__name__} itself"
+    elif not hasattr(message, "serialize"):
+        wrong = type(message).__name__
+    else:
+        return
+    raise TypeError(
+        f"a message is an object with a message_number and a serialize(), not {wrong}"
+    ) from None
+
+
+def _as_bytes(message: Any, value: Any) -> bytes:
+    # Nothing else with a length will do: that of an array counts its items, not its bytes.
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"{type(message).__name__}.serialize() must return bytes, not {type(value).__name__}"
+        )
+    return bytes(value)
+
+
+def _why_not(message: Any) -> Exception:
+    """Say what is wrong with the number of a message that would not go into a header."""
+    name = type(message).__name__
+    number = getattr(message, "message_number", None)
+    if not isinstance(number, int):
+        return TypeError(f"{name} needs an int as message_number, it has {safe_repr(number)}")
+    return BadData(f"{name}: message_number {number} does not fit an int32")

@@ -1,0 +1,186 @@
+"""Checking codecs: their methods when a server or client is made, their results as they come.
+
+A codec of one's own is tried when it is declared, as far as that can be done without messages. What
+only use can show raises a `TypeError` from ``write``, or closes the connection with an error that
+names the method. tao's own codec needs none of it, and pays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tao.callables import check_callable
+from tao.errors import NotRegistered
+from tao.safe_text import safe_repr
+from tao.wire.codec import (
+    Batch,
+    Codec,
+    Decoder,
+    TypeLengthValueCodec,
+    TypeLengthValueDecoder,
+    unintended,
+)
+from tao.wire.message import Message, Registry
+
+__all__ = ["check_codec", "check_decoder", "checked_decoder", "checked_encoder", "checked_frame"]
+
+
+def check_codec(codec: Any, registry: Registry) -> None:
+    """Check what can be checked before there is a connection.
+
+    Raises:
+        TypeError: naming the method that is missing or wrong.
+        Exception: what ``decoder()`` raises, unless it misses messages that may be declared later.
+    """
+    if isinstance(codec, type):
+        raise TypeError(f"codec must be an object, not a class; write {codec.__name__}()")
+    if type(codec) is TypeLengthValueCodec:
+        return
+    for name, argument in (("encode", "message"), ("decoder", "registry")):
+        method = getattr(codec, name, None)
+        if not callable(method) or _is_inherited(codec, name):
+            raise TypeError(f"codec must have {name}(), {safe_repr(codec)} has not")
+        check_callable(f"codec.{name}", method, argument)
+    heartbeat = getattr(codec, "heartbeat", None)  # a codec may have none
+    if heartbeat is not None:
+        check_callable("codec.heartbeat", heartbeat, "nanoseconds")
+    try:
+        check_decoder(codec, registry)
+    except (NotRegistered, LookupError):
+        pass  # it looks for messages that may be declared before the start
+
+
+def check_decoder(codec: Codec, registry: Registry) -> None:
+    """Make a decoder, for no connection, and check it.
+
+    Raises:
+        TypeError: naming the method that is missing or wrong.
+        Exception: what ``decoder()`` raises.
+    """
+    if type(codec) is TypeLengthValueCodec:
+        return
+    decoder: Any = codec.decoder(registry)
+    kind = f"{type(codec).__name__}.decoder()"
+    if not callable(getattr(decoder, "feed", None)):
+        raise TypeError(
+            f"{kind} must return an object with feed(data, batch), not {safe_repr(decoder)}"
+        )
+    check_callable("feed", decoder.feed, "data", "batch")
+    end = getattr(decoder, "end", None)
+    if end is not None:
+        check_callable("end", end)
+    pending = getattr(decoder, "pending", 0)
+    if not isinstance(pending, int):
+        raise TypeError(
+            f"pending of {type(decoder).__name__} must be an int, an attribute or a property, not "
+            f"{safe_repr(pending)}"
+        )
+    try:
+        returned = decoder.feed(b"", [])
+    except Exception:
+        return  # which it need not be able to take
+    if returned is not None:
+        raise TypeError(_wrong_return(decoder, returned))
+
+
+def checked_encoder(codec: Codec) -> Callable[[Message], bytes]:
+    """Return the codec's ``encode``, with its results checked if the codec is not tao's."""
+    encode = codec.encode
+    if type(codec) is TypeLengthValueCodec:
+        return encode
+
+    def checked(message: Message) -> bytes:
+        frame = encode(message)
+        return frame if type(frame) is bytes else checked_frame(codec, "encode", frame)
+
+    return checked
+
+
+def checked_frame(codec: Codec, method: str, frame: Any) -> bytes:
+    """Return what a codec has made as bytes of tao's own.
+
+    Raises:
+        TypeError: it is nothing of the kind.
+    """
+    if type(frame) is bytes:
+        return frame
+    if isinstance(frame, (bytes, bytearray, memoryview)):
+        return bytes(frame)  # what may be changed later is copied
+    raise TypeError(
+        f"{type(codec).__name__}.{method}() must return bytes, not {type(frame).__name__}"
+    )
+
+
+def checked_decoder(codec: Codec, registry: Registry) -> Decoder:
+    """Return a new decoder, with its results checked if it is not tao's."""
+    decoder = codec.decoder(registry)
+    return decoder if type(decoder) is TypeLengthValueDecoder else _CheckedDecoder(decoder)
+
+
+class _CheckedDecoder:
+    """A decoder that is told what it does wrong, where that would be found far from its cause."""
+
+    __slots__ = ("_decoder", "_feed")
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+        self._feed: Callable[[bytes, Batch], object] = decoder.feed
+
+    def feed(self, data: bytes, batch: Batch) -> None:
+        try:
+            returned = self._feed(data, batch)
+        except BaseException:
+            del batch[_well_formed(batch) :]  # what was raised is what counts
+            raise
+        good = _well_formed(batch)
+        if good < len(batch):
+            kind = type(batch[good]).__name__
+            del batch[good:]
+            raise _misuse(
+                f"{type(self._decoder).__name__}.feed() must append tuples of a number and a "
+                f"message, not a {kind}"
+            )
+        if returned is not None:
+            raise _misuse(_wrong_return(self._decoder, returned))
+
+    def __getattr__(self, name: str) -> Any:
+        """Find ``pending`` and ``end``, if the decoder has them."""
+        return getattr(self._decoder, name)
+
+
+def _well_formed(batch: list[Any]) -> int:
+    """Return how many of a batch, from its beginning, are a hashable number and a message."""
+    try:
+        dict(batch)
+        if not {str, bytes} & {*map(type, batch)}:  # two letters would do otherwise
+            return len(batch)
+    except (TypeError, ValueError):
+        pass
+    for count, entry in enumerate(batch):
+        try:
+            number, _ = entry
+            hash(number)
+        except (TypeError, ValueError):
+            return count
+        if isinstance(entry, (str, bytes)):
+            return count
+    return len(batch)
+
+
+def _wrong_return(decoder: Any, returned: object) -> str:
+    return (
+        f"{type(decoder).__name__}.feed() must append to its batch and return None, "
+        f"not a {type(returned).__name__}"
+    )
+
+
+def _misuse(text: str) -> Exception:
+    """Return the error for a decoder that does not keep to its contract."""
+    return unintended(text, TypeError(text))
+
+
+def _is_inherited(codec: Any, name: str) -> bool:
+    """Tell whether a method is the empty one of the protocol."""
+    own = name in getattr(codec, "__dict__", ())
+    return getattr(type(codec), name, None) is getattr(Codec, name) and not own

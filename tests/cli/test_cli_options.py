@@ -1,0 +1,273 @@
+"""``tao serve``: which options of a server can be given on the command line, and what they do."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from tao.cli.arguments import make_parser
+from tao.cli.main import main
+from tao.connection.options import ServerSettings
+from tests.programs import LONG, Program
+
+SERVER = """
+import tao
+server = tao.Server(registry=tao.Registry(), workers=7, idle_timeout=90, max_connections=5)
+"""
+PROBLEMS = """
+import atexit
+import tao
+pool = tao.WorkerPool(1)
+atexit.register(pool.stop)
+shared = tao.Server(workers=pool)
+
+def started():
+    server = tao.Server(on_close=None)
+    server.start(("127.0.0.1", 0))
+    made.append(server)
+    return server
+
+made = []
+"""
+
+#: What cannot be written as text, and what has a name of its own on the command line.
+OTHERS = {"codec", "registry", "tls", "worker_initializer"}
+OTHERS |= {"on_connect", "on_message", "on_close", "on_error"}
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current directory with a module in it, forgotten afterwards."""
+    (tmp_path / "one.py").write_text(SERVER, encoding="utf-8")
+    (tmp_path / "problems.py").write_text(PROBLEMS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in ("one", "problems"):
+        module = sys.modules.pop(name, None)
+        if name == "problems" and module is not None:
+            module.pool.stop()
+            for server in module.made:
+                server.stop()
+    logger.remove()
+    logger.disable("tao")
+
+
+def test_every_option_of_a_server_is_there() -> None:
+    """What a server can be told as text, the command line can tell it, under the same name."""
+    parser = make_parser()
+    (commands,) = [action for action in parser._actions if action.dest == "command"]
+    assert commands.choices is not None
+    serve: Any = dict(commands.choices)["serve"]  # type: ignore[call-overload]
+    known = {action.dest for action in serve._actions}
+    wanted = {field.name for field in dataclasses.fields(ServerSettings)} - OTHERS
+    assert wanted <= known
+
+
+def served(arguments: str) -> ServerSettings:
+    """Serve until a signal that comes as soon as the server is ready; return its options."""
+    words = ["serve", "one", "--port", "0", *arguments.split()]
+
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tao.cli.serve._announce", interrupt)
+        assert main(words) == 0
+    options: ServerSettings = sys.modules["one"].server._options
+    return options
+
+
+#: What somebody may type where a number is wanted, or a script put there.
+EXTREMES = [
+    "",
+    "-1",
+    "0",
+    "1e300",
+    "1e-300",
+    "nan",
+    "inf",
+    "9" * 25,
+    "9" * 5000,
+    "\udcff",
+    "\u0661",
+]
+
+
+@pytest.mark.parametrize("text", EXTREMES, ids=range(len(EXTREMES)))
+def test_any_value_of_any_option(text: str) -> None:
+    """Each command takes it, if it can go on with it, or says in a line what is wanted."""
+    parser = make_parser()
+    (commands,) = [action for action in parser._actions if action.dest == "command"]
+    for command in dict(commands.choices).values():  # type: ignore[arg-type]
+        for action in command._actions:  # type: ignore[attr-defined]
+            if action.type is None:
+                continue
+            try:
+                value = action.type(text)
+            except argparse.ArgumentTypeError as error:
+                assert len(str(error)) < 300
+            else:
+                assert not isinstance(value, (int, float)) or abs(value) <= 1e300
+                if "SECONDS" in str(action.metavar):
+                    assert value <= threading.TIMEOUT_MAX
+
+
+def test_what_is_given_and_what_is_not() -> None:
+    """Options given take the place of the module's; all others stay as they are there."""
+    before = sys.getswitchinterval()
+    options = served("--workers 3 --queue-size 9 --slow-consumer close --dispatch pool")
+    assert sys.getswitchinterval() == before
+    assert (options.workers, options.queue_size) == (3, 9)
+    assert (options.slow_consumer, options.dispatch) == ("close", "pool")
+    assert (options.idle_timeout, options.max_connections) == (90, 5)
+
+
+def test_times_and_limits() -> None:
+    """Seconds are seconds, and what may be without an end can be switched off."""
+    options = served(
+        "--heartbeat off --idle-timeout off --write-timeout 2.5 --drain-timeout 3 "
+        "--handshake-timeout 4 --max-connections 6 --max-connections-per-host 2 --backlog 8 "
+        "--reply-timeout 5 --half-close --half-close-timeout 6"
+    )
+    assert (options.reply_timeout, options.half_close, options.half_close_timeout) == (5, True, 6)
+    assert (options.heartbeat, options.idle_timeout, options.write_timeout) == (None, None, 2.5)
+    assert (options.drain_timeout, options.handshake_timeout, options.backlog) == (3, 4, 8)
+    assert (options.max_connections, options.max_connections_per_host) == (6, 2)
+
+
+def test_rates_and_sizes() -> None:
+    """What a peer may send, and what may wait for it."""
+    options = served(
+        "--message-rate 2.5 --message-burst 9 --byte-rate 1e6 --byte-burst off --over-rate close "
+        "--accept-rate 50 --accept-burst 60 --queue-bytes 4096 --frame-timeout 7 "
+        "--handler-warn-after off"
+    )
+    assert (options.message_rate, options.message_burst, options.over_rate) == (2.5, 9, "close")
+    assert (options.byte_rate, options.byte_burst, options.queue_bytes) == (1e6, None, 4096)
+    assert (options.accept_rate, options.accept_burst) == (50, 60)
+    assert (options.frame_timeout, options.handler_warn_after) == (7, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads can be pinned on Linux only")
+@pytest.mark.parametrize(
+    ("text", "value"), [("auto", "auto"), ("off", None), ("0", [0]), ("0-0,0", [0, 0])]
+)
+def test_cpus(text: str, value: object) -> None:
+    """One, several, a range, or whichever."""
+    assert served(f"--cpu-affinity {text}").cpu_affinity == value
+
+
+def test_the_interpreters_switch_interval() -> None:
+    """It is set for the whole process."""
+    before = sys.getswitchinterval()
+    try:
+        served("--switch-interval 0.02")
+        assert sys.getswitchinterval() == pytest.approx(0.02)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_load_balancers() -> None:
+    """Their networks are separated by commas."""
+    assert served("--proxy-protocol 10.0.0.0/8,::1").proxy_protocol == ["10.0.0.0/8", "::1"]
+
+
+@pytest.mark.parametrize(
+    "limit", ["--max-connections 1", "--max-connections-per-host 1", "--proxy-protocol fd00::/8"]
+)
+def test_limits_hold(limit: str) -> None:
+    """What is given takes effect, also where a server looks at its options when it is made."""
+    said: list[bytes] = []
+
+    def look(server: Any, *_: object) -> None:
+        with socket.create_connection(server.address, LONG):
+            with socket.create_connection(server.address, LONG) as second:
+                said.append(second.recv(1))
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tao.cli.serve._announce", look)
+        assert main(["serve", "one", "--port", "0", *limit.split()]) == 0
+    assert said == [b""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("one --workers 0", "a whole number from 1 on is wanted, not '0'"),
+        ("one --workers many", "a whole number from 1 on is wanted, not 'many'"),
+        ("one --queue-size -1", "--queue-size"),
+        ("one --idle-timeout 0", "a positive number of seconds is wanted, not '0'"),
+        ("one --heartbeat never", "a positive number of seconds is wanted, not 'never'"),
+        ("one --drain-timeout off", "a positive number of seconds is wanted, not 'off'"),
+        ("one --write-timeout nan", "a positive number of seconds is wanted, not 'nan'"),
+        ("one --max-connections-per-host x", "a whole number from 1 on is wanted, not 'x'"),
+        ("one --message-rate 0", "a positive number is wanted, not '0'"),
+        ("one --slow-consumer wait", "--slow-consumer: invalid choice: 'wait'"),
+        ("one --dispatch there", "--dispatch: invalid choice: 'there'"),
+        ("one --cpu-affinity 3-1", "or CPUs as 0,2 or 0-3, not '3-1'"),
+        ("one --cpu-affinity x", "or CPUs as 0,2 or 0-3, not 'x'"),
+        ("one --bogus 3", "tao serve does not know --bogus 3 (see tao serve --help)"),
+        ("one --unix /tmp/tao.sock --port 5", "--unix stands in place of --port"),
+        ("one --unix /tmp/tao.sock --host ::1", "--unix stands in place of --host"),
+        ("one --unix @", "the address of a Unix socket must not be empty"),
+        ("one --switch-interval 0", "a positive number of seconds is wanted, not '0'"),
+        ("one --switch-interval 20", "at most 1 second is wanted, not '20'"),
+        ("one --proxy-protocol nowhere", "'nowhere' is no network"),
+        ("problems:started --workers 3", "was started by its module: --workers cannot be changed"),
+        ("problems:shared --workers 3", "the server shares its workers with others"),
+    ],
+)
+def test_a_wrong_option(capsys: pytest.CaptureFixture[str], arguments: str, words: str) -> None:
+    """One clear line on stderr, and the status is 2."""
+    assert main(["serve", *arguments.split()]) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and words in errors and errors.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads can be pinned on Linux only")
+def test_what_the_server_itself_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own words, with the option called as on the command line."""
+    assert main(["serve", "one", "--cpu-affinity", "65535"]) == 2
+    assert capsys.readouterr().err.startswith("tao: --cpu-affinity: of [65535] only ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+def test_an_abstract_socket(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written with @, as it is shown; a client takes that too."""
+    name = f"@tao-test-{os.getpid()}"
+    with Program("tao", "serve", "one", "--unix", name, cwd=modules) as program:
+        program.prints(rf": one listens at {name} \(no TLS\)")
+        program.prints("Ctrl-C stops it")
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        assert main(["connect", name]) == 0
+        program.send(signal.SIGTERM)
+        assert program.status() == 0
+
+
+def test_a_unix_socket(modules: Path) -> None:
+    """A path is listened at in place of a host and a port, and told in the banner."""
+    arguments = ("tao", "serve", "one", "--unix", "here.sock", "--workers", 2)
+    with Program(*arguments, cwd=modules) as program:
+        program.prints(r": one listens at here\.sock \(no TLS\)")
+        program.prints("tao: 2 workers, 5 connections at most")
+        program.prints("Ctrl-C stops it")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(LONG)
+            sock.connect(str(modules / "here.sock"))
+            program.send(signal.SIGTERM)
+            assert sock.recv(1) == b""
+        assert program.status() == 0

@@ -1,0 +1,512 @@
+"""Dialling: names with several addresses, several servers, and what hangs on the way."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import tao.client.happy_eyeballs
+from tao.client.client import ClientConn
+from tao.client.happy_eyeballs import Memory
+from tao.connection.options import Reconnect
+from tao.errors import ConnectFailed, ConnectionClosed
+from tao.transport.addresses import Target
+from tao.wire.message import Registry
+from tests.client.test_client import AT_ONCE, Host, reset
+from tests.ends import MakeServer, Seen, Text, text
+from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
+from tests.tls_pairs import CLIENT, SERVER
+
+MakeClient = Callable[..., ClientConn]
+# Longer than any test.
+FOR_EVER = 1000.0
+
+
+class Names:
+    """A name server that a test controls; what it does not know, the real one is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.known: dict[str, list[str]] = {}
+        self.hanging: set[str] = set()
+        self.asked = Seen()
+        self.well = threading.Event()
+        self._original = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
+
+    def _getaddrinfo(self, host: str, port: Any, *args: Any, **options: Any) -> list[Any]:
+        if options.get("flags", 0) & socket.AI_NUMERICHOST:
+            return self._original(host, port, *args, **options)
+        self.asked.add(host)
+        if host in self.hanging:
+            self.well.wait(PATIENCE)
+        found = self.known.get(host, [host])
+        return [each for real in found for each in self._original(real, port, *args, **options)]
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
+    """A `Names` for the length of the test; what hangs ends with it."""
+    made = Names(monkeypatch)
+    yield made
+    made.well.set()
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A place to connect to."""
+    made = Host()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def other() -> Iterator[Host]:
+    """Another one."""
+    made = Host()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make_client(host: Host, other: Host) -> Iterator[MakeClient]:
+    """A function that makes a client, not started; closed afterwards."""
+    made: list[ClientConn] = []
+
+    def make(address: Any, **options: Any) -> ClientConn:
+        options.setdefault("registry", Registry())
+        made.append(ClientConn(address, **options))
+        return made[-1]
+
+    yield make
+    host.close()
+    other.close()
+    for client in made:
+        client.close()
+
+
+def texts(seen: Seen) -> Registry:
+    """A registry whose handler of texts collects them."""
+    registry = Registry()
+    registry.handler(Text)(lambda ctx, conn: seen.add(ctx.message.text))
+    return registry
+
+
+class Hole:
+    """A port that drops what comes to connect: its backlog is full."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.sock = socket.socket()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.sock.bind(address)
+        self.sock.listen(0)
+        self.fillers = [socket.socket() for _ in range(3)]
+        for filler in self.fillers:
+            filler.setblocking(False)
+            filler.connect_ex(self.sock.getsockname())
+
+    def __enter__(self) -> Hole:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for sock in (self.sock, *self.fillers):
+            sock.close()
+
+
+# -- a name with several addresses
+
+
+def test_an_address_that_drops_everything_is_passed_over(
+    host: Host, make_client: MakeClient, names: Names
+) -> None:
+    """The next is tried beside it, and goes first from then on, however long the timeout is."""
+    port = host.address[1]
+    names.known["two"] = ["127.0.0.2", "127.0.0.1"]
+    options = {"connect_timeout": FOR_EVER, "reconnect": AT_ONCE, "registry": texts(Seen())}
+    with Hole(("127.0.0.2", port)):
+        client = make_client(("two", port), **options).start()
+        sock = host.accept()
+        sock.sendall(text("useful"))
+        sock.close()
+        host.accept()
+        wait_until(lambda: client.reconnects == 1)
+        assert client.remote_address == host.address
+    memory = client._application.source._places[0].memory
+    good, bad = Target(socket.AF_INET, host.address), Target(socket.AF_INET, ("127.0.0.2", port))
+    assert memory.order([bad, good]) == [good, bad]
+
+
+def test_the_order_of_attempts() -> None:
+    """Families take turns; what worked last goes first, what failed last goes last."""
+    six = [Target(socket.AF_INET6, (f"::{i}", 1, 0, 0)) for i in range(3)]
+    four = [Target(socket.AF_INET, (f"127.0.0.{i}", 1)) for i in range(2)]
+    memory = Memory()
+    turns = [six[0], four[0], six[1], four[1], six[2]]
+    assert memory.order([*six, *four]) == turns
+    memory.worked(four[1])
+    memory.failed(six[1])
+    memory.failed(six[0])
+    assert memory.order([*six, *four]) == [four[1], four[0], six[2], six[1], six[0]]
+    memory.order([])
+    assert memory.order([*six, *four]) == turns, "what is no address of the name is forgotten"
+
+
+def test_all_addresses_fail(make_client: MakeClient, names: Names, host: Host) -> None:
+    """The error names each address with its reason, or the reason once if there is only one."""
+    port = host.address[1]
+    host.down()
+    names.known["two"] = ["127.0.0.2", "127.0.0.1"]
+    with pytest.raises(ConnectFailed, match=rf"to two port {port}: connection refused$"):
+        make_client(("two", port)).start()
+    with (
+        Hole(("127.0.0.2", port)),
+        pytest.raises(ConnectFailed, match=r"127.0.0.1:\d+: .*refused; 127.0.0.2:\d+: no answer"),
+    ):
+        make_client(("two", port), connect_timeout=0.3).start()
+
+
+def test_an_address_that_is_of_no_use_goes_last(
+    host: Host, make_client: MakeClient, names: Names
+) -> None:
+    """One that accepts and hangs up does not keep the client from the others."""
+    port = host.address[1]
+    names.known["two"] = ["127.0.0.2", "127.0.0.1"]
+    with socket.create_server(("127.0.0.2", port)) as useless:
+        client = make_client(("two", port), reconnect=AT_ONCE).start()
+        useless.accept()[0].close()
+        host.accept()
+        wait_until(lambda: client.reconnects == 1)
+        assert client.remote_address == host.address
+
+
+# -- name servers that hang
+
+
+def test_a_name_server_that_hangs(make_client: MakeClient, names: Names) -> None:
+    """Connecting takes no longer than connect_timeout, and a close ends it at once."""
+    names.hanging.add("stuck")
+    with pytest.raises(ConnectFailed, match=r"stuck port 1: .*not resolved within 0\.05 s"):
+        make_client(("stuck", 1), connect_timeout=0.05).start()
+    client = make_client(("stuck", 1), connect_timeout=FOR_EVER, reconnect=True)
+    client.start(keep_trying=True)
+    names.asked.wait()
+    assert ends(client.close)
+    assert client.wait_closed(PATIENCE)
+
+
+def test_look_ups_that_hang_are_few(make_client: MakeClient, names: Names) -> None:
+    """Who asks for the same name waits for the same thread, and of names only so many may hang."""
+    clients = [make_client(("same", 1), connect_timeout=0.05) for _ in range(20)]
+    names.hanging.add("same")
+
+    def fail(client: ClientConn) -> None:
+        with pytest.raises(ConnectFailed):
+            client.start()
+
+    together(*(lambda client=client: fail(client) for client in clients))
+    most = tao.client.happy_eyeballs._MOST_LOOKUPS
+    assert len(names.asked.items) == 1
+    others = [f"name-{i}" for i in range(most)]
+    names.hanging.update(others)
+    for name in others:
+        fail(make_client((name, 1), connect_timeout=0.01))
+    names.known["well"] = ["127.0.0.1"]
+    with pytest.raises(ConnectFailed, match=f"as {most} look-ups of other names hang"):
+        make_client(("well", 1), connect_timeout=0.01).start()
+    names.well.set()
+    wait_until(lambda: not tao.client.happy_eyeballs._resolvers.running)
+    with pytest.raises(ConnectFailed, match="refused"):
+        make_client(("well", 1), connect_timeout=PATIENCE).start()
+
+
+def test_a_look_up_that_hung_for_long_is_not_waited_for(
+    host: Host, make_client: MakeClient, names: Names
+) -> None:
+    """A name server that is well again is asked again, though a thread still hangs."""
+    names.known["sick"] = ["127.0.0.1"]
+    names.hanging.add("sick")
+    with pytest.raises(ConnectFailed, match="not resolved"):
+        make_client(("sick", host.address[1]), connect_timeout=0.05).start()
+    names.hanging.clear()
+    client = make_client(("sick", host.address[1]), connect_timeout=0.05, reconnect=AT_ONCE)
+    client.start(keep_trying=True)
+    host.accept()
+    assert client.wait_connected(PATIENCE)
+
+
+def test_a_child_process_resolves_as_well(names: Names) -> None:
+    """A look-up that hangs in the parent is nobody's in the child."""
+    names.hanging.add("parents")
+    client = ClientConn(("parents", 1), registry=Registry(), reconnect=True)
+    client.start(keep_trying=True)
+    names.asked.wait()
+    child = os.fork()
+    if not child:
+        names.hanging.clear()
+        names.known["parents"] = ["127.0.0.1"]
+        try:
+            ClientConn(("parents", 1), registry=Registry()).start()
+        except ConnectFailed as error:
+            os._exit(0 if "refused" in str(error) and client.closed else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    client.close()
+
+
+# -- several servers
+
+
+def test_fail_over(host: Host, other: Host, make_client: MakeClient) -> None:
+    """A server that does not answer is passed over for the next, and who has failed goes last."""
+    host.down()
+    client = make_client([host.address, other.address], reconnect=AT_ONCE).start()
+    first = other.accept()
+    assert client.remote_address == other.address
+    host.up()
+    other.down()
+    first.close()
+    host.accept()
+    wait_until(lambda: client.reconnects == 1)
+    assert client.remote_address == host.address
+
+
+def test_a_client_stays_where_it_is_served(
+    host: Host, other: Host, make_client: MakeClient
+) -> None:
+    """After a loss it goes back to the server that was of use, wherever that is in the list."""
+    handled = Seen()
+    host.down()
+    servers = [host.address, other.address]
+    client = make_client(servers, reconnect=AT_ONCE, registry=texts(handled)).start()
+    sock = other.accept()
+    host.up()
+    sock.sendall(text("welcome"))
+    handled.wait()
+    reset(sock)
+    other.accept()
+    wait_until(lambda: client.reconnects == 1)
+    assert client.remote_address == other.address
+
+
+def test_a_server_that_hangs_up_is_left(host: Host, other: Host, make_client: MakeClient) -> None:
+    """One that accepts and says nothing of use does not keep the client from the others."""
+    client = make_client([host.address, other.address], reconnect=AT_ONCE).start()
+    host.accept().close()
+    other.accept()
+    wait_until(lambda: client.reconnects == 1)
+    assert client.remote_address == other.address
+
+
+def test_a_handshake_that_fails_is_no_end(make_server: MakeServer, make_client: MakeClient) -> None:
+    """start() goes on to the next server if it cannot agree with one on TLS."""
+    plain, secure = make_server()[1], make_server(tls=SERVER)[1]
+    options = {"tls": CLIENT, "server_hostname": "localhost"}
+    client = make_client([plain, secure], **options).start()
+    assert client.remote_address == secure
+    with pytest.raises(ConnectionClosed, match="TLS"):
+        make_client([plain, plain], **options).start()
+    wanted = make_client([secure, plain], on_connect=lambda conn: conn.remote_address == plain)
+    assert wanted.start().remote_address == plain
+
+
+def test_no_server_answers(host: Host, other: Host, make_client: MakeClient, tmp_path: Any) -> None:
+    """The error names each of them with its reason."""
+    host.down()
+    client = make_client([host.address, tmp_path / "x"])
+    with pytest.raises(ConnectFailed) as failed:
+        client.start()
+    assert str(failed.value) == (
+        f"cannot connect to any of 2 servers: 127.0.0.1 port {host.address[1]}: connection "
+        f"refused; {tmp_path}/x: no such file or directory"
+    )
+    assert client.snapshot().address == f"127.0.0.1:{host.address[1]}, {tmp_path}/x"
+
+
+def test_a_server_that_hangs_is_passed_over(
+    other: Host, make_client: MakeClient, names: Names
+) -> None:
+    """Whether it is its name or itself that does not answer, the next is tried meanwhile."""
+    names.hanging.add("stuck")
+    client = make_client([("stuck", 1), other.address], connect_timeout=FOR_EVER)
+    client.start()
+    assert client.remote_address == other.address
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ([], ValueError, "empty list"),
+        ([("localhost", 80), ("localhost",)], TypeError, "an address is"),
+        ([[("localhost", 80)]], TypeError, "an address is"),
+        (["one", "two"], ValueError, r"'\./one' for that path"),
+        ({"localhost"}, TypeError, "an address is"),
+        (lambda where: None, TypeError, "cannot be called as address"),
+    ],
+)
+def test_what_is_no_list_of_servers(wrong: Any, error: type[Exception], says: str) -> None:
+    """A mistake is refused when the client is made."""
+    with pytest.raises(error, match=says):
+        ClientConn(wrong)
+
+
+# -- where from, and with which options
+
+
+def test_a_source_address(host: Host, make_client: MakeClient) -> None:
+    """source_address says where connections come from; with a port also after a reconnect."""
+    with socket.create_server(("127.0.0.7", 0)) as reserved:
+        source = reserved.getsockname()
+    client = make_client(host.address, source_address=source, reconnect=AT_ONCE).start()
+    reset(host.accept())
+    assert host.accept().getpeername() == client.local_address == source
+    anywhere = make_client(("localhost", host.address[1]), source_address=("127.0.0.8", 0)).start()
+    assert host.accept().getpeername()[0] == "127.0.0.8"
+    assert anywhere.local_address[1] > 0
+    named = make_client(host.address, source_address=("localhost", 0)).start()
+    assert named.local_address[0] == "127.0.0.1"
+
+
+def test_a_source_address_that_cannot_be(host: Host, make_client: MakeClient) -> None:
+    """The error says so, and whose fault it is."""
+    with pytest.raises(ConnectFailed, match=r"cannot come from 192\.0\.2\.77:0: cannot assign"):
+        make_client(host.address, source_address=("192.0.2.77", 0)).start()
+    with pytest.raises(ConnectFailed, match="address family not supported"):
+        make_client(host.address, source_address=("::1", 0)).start()
+    for wrong, error in (("127.0.0.1", TypeError), (("x", -1), ValueError), (80, TypeError)):
+        with pytest.raises(error, match="source_address"):
+            make_client(host.address, source_address=wrong)
+    with pytest.raises(ValueError, match="source_address: what makes the socket"):
+        make_client(socket.socket, source_address=("127.0.0.1", 0))
+
+
+def test_socket_options(host: Host, make_client: MakeClient) -> None:
+    """They are set before connecting, and count for more than what tao sets itself."""
+    options = [
+        (socket.IPPROTO_IP, socket.IP_TOS, 0x10),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 0),
+    ]
+    client = make_client(host.address, socket_options=options, reconnect=AT_ONCE).start()
+    host.accept().close()
+    host.accept()
+    wait_until(lambda: client.reconnects == 1)
+    sock = client._core.transport._sock
+    assert [sock.getsockopt(*each[:2]) for each in options] == [0x10, 0]
+    with pytest.raises(ConnectFailed, match=r"socket option \(6, 9999, 1\): protocol not avail"):
+        make_client(host.address, socket_options=[(6, 9999, 1)]).start()
+    for wrong in (5, "x", [5], [(1, 2)], [(1, 2, None)]):
+        with pytest.raises(TypeError, match="socket_options"):
+            make_client(host.address, socket_options=wrong)
+
+
+# -- sockets of one's own
+
+
+def test_a_socket_that_is_connected(host: Host, make_client: MakeClient) -> None:
+    """It may be given in place of an address, with a timeout or without; it is used once."""
+    sock = socket.create_connection(host.address, PATIENCE)
+    client = make_client(sock).start()
+    client.write(Text("mine"))
+    assert recv_exactly(host.accept(), 12) == text("mine")
+    assert client.remote_address == host.address
+    refusing = make_client(socket.create_connection(host.address), on_connect=lambda conn: False)
+    for reason in ("refused by on_connect", "used already"):
+        with pytest.raises(ConnectionClosed, match=reason):
+            refusing.start()
+
+
+def test_sockets_that_will_not_do(host: Host, make_client: MakeClient) -> None:
+    """They are refused when the client is made; one that was not used is closed with the client."""
+    sock = socket.create_connection(host.address)
+    with pytest.raises(ValueError, match="reconnect: a socket that is connected already"):
+        make_client(sock, reconnect=True)
+    with pytest.raises(ValueError, match="server_hostname is needed with tls"):
+        make_client(sock, tls=CLIENT)
+    make_client(sock).close()
+    assert sock.fileno() == -1
+    with pytest.raises(ValueError, match="must be connected: bad file descriptor"):
+        make_client(sock)
+    with socket.socket() as new, pytest.raises(ValueError, match="endpoint is not connected"):
+        make_client(new)
+    near, far = socket.socketpair(type=socket.SOCK_DGRAM)
+    with near, far, pytest.raises(ValueError, match="no stream socket"):
+        make_client(near)
+
+
+def test_a_function_that_connects(host: Host, make_client: MakeClient) -> None:
+    """It is called for each connection, so that a proxy or a tunnel may be on the way."""
+    calls = Seen()
+
+    def through_a_proxy() -> socket.socket:
+        calls.add(1)
+        return socket.create_connection(host.address, PATIENCE)
+
+    client = make_client(through_a_proxy, reconnect=AT_ONCE).start()
+    host.accept().close()
+    again = host.accept()
+    wait_until(lambda: client.reconnects == 1)
+    client.write(Text("again"))
+    assert recv_exactly(again, 13) == text("again")
+    assert len(calls.items) == 2
+    secure = {"tls": CLIENT, "server_hostname": "localhost", "handshake_timeout": 0.01}
+    with pytest.raises(ConnectionClosed, match="handshake not done"):
+        make_client(through_a_proxy, **secure).start()
+
+
+def test_a_function_that_hangs(host: Host, make_client: MakeClient) -> None:
+    """It is given up after connect_timeout, and what it returns then is closed; so with a close."""
+    leave, made = threading.Event(), Seen()
+
+    def hang() -> socket.socket:
+        leave.wait(PATIENCE)
+        made.add(socket.create_connection(host.address))
+        return made.items[-1]
+
+    with pytest.raises(ConnectFailed, match=r"hang\(\) returns: no connection within 0\.05 s"):
+        make_client(hang, connect_timeout=0.05).start()
+    client = make_client(hang, connect_timeout=0.01, reconnect=AT_ONCE).start(keep_trying=True)
+    errors = Seen()
+    client._application.on_error = lambda conn, error: errors.add(str(error))
+    wait_until(lambda: any("earlier calls hang" in each for each in list(errors.items)))
+    assert ends(client.close)
+    leave.set()
+    wait_until(lambda: len(made.items) == 3)
+    wait_until(lambda: all(sock.fileno() == -1 for sock in made.items))
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (None, "not a connected socket: it is no socket, but NoneType"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (ConnectionRefusedError("the proxy refused"), "returns: the proxy refused"),
+    ],
+)
+def test_a_function_that_fails(make_client: MakeClient, returned: Any, says: str) -> None:
+    """start() raises with the reason; its mistakes are told like those of a callback."""
+    errors = Seen()
+
+    def connect() -> Any:
+        if isinstance(returned, Exception):
+            raise returned
+        return returned
+
+    client = make_client(connect, on_error=lambda conn, error: errors.add(type(error).__name__))
+    with pytest.raises(ConnectFailed, match=says):
+        client.start()
+    bug = "KeyError" if returned else "TypeError"
+    assert errors.items == ([] if isinstance(returned, OSError) else [bug])
+
+
+def test_a_mixed_list(host: Host, make_client: MakeClient) -> None:
+    """A list may hold addresses, functions and sockets; one that was used up is passed over."""
+    sock = socket.create_connection(host.address)
+    client = make_client([sock, host.address], reconnect=Reconnect(initial=0.001)).start()
+    host.accept().close()
+    second = host.accept()
+    wait_until(lambda: client.reconnects == 1)
+    client.write(Text("second"))
+    assert recv_exactly(second, 14) == text("second")

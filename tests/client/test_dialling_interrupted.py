@@ -1,0 +1,120 @@
+"""Dialling that is interrupted: by an exception or a call in the midst, at every bytecode."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from tao.client.dialling import Dialler
+from tao.client.endpoints import places_of
+from tao.connection.options import ClientSettings
+from tao.errors import ConnectionClosed
+from tao.runtime.helper_threads import Bell, Errand, Helpers
+from tao.testing.pytest_plugin import open_sockets
+from tests.injection import Interruption, opcodes
+from tests.support import PATIENCE, wait_until
+
+MODULES = ("tao.client.dialling", "tao.client.happy_eyeballs", "tao.runtime.helper_threads")
+
+# A socket that nobody has yet when an exception comes is closed by the garbage collector.
+pytestmark = [
+    pytest.mark.interrupted,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Have it do so before anything is counted."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def address() -> Iterator[tuple[str, int]]:
+    """Where somebody accepts, and hangs up."""
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        acceptor = threading.Thread(target=accept, name="test-acceptor")
+        acceptor.start()
+        yield listener.getsockname()
+        listener.shutdown(socket.SHUT_RDWR)
+        acceptor.join()
+
+
+def dialler_of(address: tuple[str, int], name: str = "localhost") -> Dialler:
+    """A dialler that has to pass over a server, and to resolve a name."""
+    places = places_of(["/nobody/listens/here", (name, address[1])])
+    return Dialler(places, ClientSettings(connect_timeout=PATIENCE))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_exception_while_dialling(address: tuple[str, int], module: str) -> None:
+    """The next attempt succeeds, nothing that was begun is left, and no helper thread is lost."""
+    before = open_sockets()
+    for moment in opcodes(module, step=3):
+        dialler = dialler_of(address)
+        try:
+            with moment.raising(Interruption):
+                dialler.next().transport.close()
+        except Interruption:
+            pass
+        dialler.next().transport.close()
+        assert not dialler.dialling, moment
+        wait_until(lambda: open_sockets() <= before or gc.collect() < 0)
+    assert moment.number > 50
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_close_while_dialling(address: tuple[str, int], module: str) -> None:
+    """A signal handler that closes ends the dialling, or it had succeeded; nothing waits."""
+    before = open_sockets()
+    for moment in opcodes(module, step=3):
+        dialler = dialler_of(address)
+        with moment.calling(dialler.close):
+            try:
+                dialler.next().transport.close()
+            except ConnectionClosed:
+                assert moment.struck
+        wait_until(lambda: open_sockets() <= before)
+    assert moment.number > 50
+
+
+def test_a_finalizer_that_dials(address: tuple[str, int]) -> None:
+    """Somebody may connect in the midst of it, to the same name too."""
+    for moment in opcodes(*MODULES, step=7):
+        other = dialler_of(address)
+        with moment.calling(lambda other=other: other.next().transport.close()):  # type: ignore[misc]
+            dialler_of(address).next().transport.close()
+
+
+def test_an_exception_in_a_helper_thread() -> None:
+    """One that another thread sets there costs that errand, and not the thread's place."""
+    for moment in opcodes("tao.runtime.helper_threads"):
+        helpers, bell = Helpers("test-helper", 1), Bell()
+        errand: Errand[int] = Errand(lambda: 1)
+        errand.join(bell)
+        with moment.raising(SystemExit, thread="test-helper-1"):
+            helpers.submit(errand)
+            wait_until(lambda helpers=helpers: not helpers.running)  # type: ignore[misc]
+        assert next_one(helpers, bell) == 2, moment
+    assert moment.number > 20
+
+
+def next_one(helpers: Helpers, bell: Bell) -> int | None:
+    """The result of one more errand."""
+    errand: Errand[int] = Errand(lambda: 2)
+    errand.join(bell)
+    helpers.submit(errand)
+    wait_until(lambda: errand.done)
+    return errand.take(bell)

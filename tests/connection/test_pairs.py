@@ -1,0 +1,1094 @@
+"""Two things at once: each pair of events that may meet, again and again, on either end.
+
+What holds for all: nothing hangs, each established connection has one ``on_close``, what was
+accepted arrives, and (by the fixture of every test) no thread and no socket is left.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import socket
+import struct
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tao.client.client import ClientConn
+from tao.connection.connection import Connection
+from tao.connection.inbox import TAKE_OVER, Inbox
+from tao.connection.options import Reconnect
+from tao.errors import (
+    ConnectFailed,
+    ConnectionClosed,
+    ServerClosed,
+    TaoError,
+    TooManyTimers,
+    WouldBlock,
+)
+from tao.runtime.context import Context, background
+from tao.runtime.threads import as_tao_thread
+from tao.runtime.timing_wheel import shared_wheel
+from tao.runtime.worker_pool import WorkerPool
+from tao.server.connection import ServerConn, ServerConnCore
+from tao.server.listener import Listener
+from tao.server.server import Server
+from tao.wire.codec import TypeLengthValueCodec
+from tao.wire.message import HEARTBEAT, Registry
+from tests.ends import End, MakeServer, Number, Seen, Text, number, text
+from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
+from tests.tls_pairs import CLIENT, SERVER
+
+OpenEnd = Callable[..., End]
+
+AT_ONCE = Reconnect(initial=0.001, maximum=0.005)
+
+
+def seeds(count: int) -> range:
+    """How often a pair meets; ``PAIRS`` in the environment, see `make pairs`, multiplies it."""
+    return range(count * int(os.environ.get("PAIRS", "1")))
+
+
+class Gate:
+    """A handler of `Text` that waits to be let go; `Number` is answered."""
+
+    def __init__(self, dispatch: str = "inline") -> None:
+        self.registry = Registry()
+        self.entered, self.leave = threading.Event(), threading.Event()
+        self.handled = Seen()
+        self.registry.handler(Text, dispatch=dispatch)(self._wait)
+        self.registry.handler(Number, dispatch="inline")(self._answer)
+
+    def _wait(self, ctx: Context, conn: Any) -> None:
+        self.entered.set()
+        self.leave.wait(2 * PATIENCE)  # longer than a test waits for what should not wait for this
+        self.handled.add(ctx.message.text)
+
+    def _answer(self, ctx: Context, conn: Any) -> None:
+        self.handled.add(ctx.message.value)
+        try:
+            conn.write(ctx.message)
+        except TaoError:
+            pass
+
+
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """A function that lets no thread start from now on whose name has a given beginning."""
+    start = threading.Thread.start
+
+    def forbid(prefix: str) -> None:
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name.startswith(prefix):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    yield forbid
+    monkeypatch.undo()
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Have threads take turns a thousand times as often as usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def hang_up(end: End) -> None:
+    try:
+        end.peer.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the other side was faster
+
+
+def over(conn: Connection, closed: Seen) -> None:
+    """Check that a connection ends, with one ``on_close``."""
+    assert conn.wait_closed(PATIENCE), f"{conn!r} does not end"
+    assert closed.items == [conn.net_id]
+
+
+# -- close and others
+
+
+@pytest.mark.parametrize("seed", seeds(60))
+def test_close_and_write(open_end: OpenEnd, seed: int) -> None:
+    """What write() accepts beside close() arrives, in order; what it does not, raises."""
+    end = open_end()
+    accepted: list[int] = []
+
+    def write() -> None:
+        try:
+            for i in range(100):
+                end.conn.write(Number(i))
+                accepted.append(i)
+        except ConnectionClosed:
+            pass
+
+    def read() -> bytes:
+        with end.peer:
+            return end.read_to_end()
+
+    _, _, received = together(write, end.conn.close, read)
+    assert received == b"".join(map(number, accepted))
+
+
+@pytest.mark.parametrize("seed", seeds(40))
+def test_close_and_close_and_hang_up(open_end: OpenEnd, seed: int) -> None:
+    """Whoever of both sides is first, there is one end."""
+    closed = Seen()
+    end = open_end(on_close=lambda conn: closed.add(conn.net_id))
+    together(end.conn.close, end.conn.close, lambda: hang_up(end))
+    over(end.conn, closed)
+
+
+@pytest.mark.parametrize("seed", seeds(40))
+def test_a_timer_and_close(open_end: OpenEnd, seed: int) -> None:
+    """Timers that fall due, or are made, while their connection ends do not survive it."""
+    closed = Seen()
+    end = open_end(on_close=lambda conn: closed.add(conn.net_id))
+    for _ in range(5):
+        end.conn.run_every(0.0005, lambda due, conn: conn.cancel_timer(0))
+
+    def make() -> None:
+        with pytest.raises(ConnectionClosed):
+            while True:
+                end.conn.run_after(0, lambda due, conn: None)
+
+    together(make, end.conn.close, lambda: hang_up(end))
+    over(end.conn, closed)
+    assert not end.conn._core.timers and end.conn._core.dispatcher.pending == 0
+
+
+@pytest.mark.parametrize("seed", seeds(40))
+def test_a_handler_and_the_end(open_end: OpenEnd, seed: int) -> None:
+    """A handler that writes while the connection ends is told, and on_close comes after it."""
+    happened = Seen()
+    registry = Registry()
+
+    @registry.handler(Number, dispatch=random.Random(seed).choice(["inline", "pool"]))
+    def answer(ctx: Context, conn: Any) -> None:
+        try:
+            conn.write(ctx.message)
+        except ConnectionClosed:
+            pass
+        happened.add("handled")
+
+    end = open_end(registry=registry, on_close=lambda conn: happened.add("closed"))
+    end.send(b"".join(map(number, range(50))))
+    together(end.conn.close if seed % 2 else lambda: None, lambda: hang_up(end))
+    assert end.conn.wait_closed(PATIENCE)
+    assert happened.items.count("closed") == 1 and happened.items[-1] == "closed"
+
+
+def test_what_waits_is_dropped_by_close(open_end: OpenEnd) -> None:
+    """Of a batch that is being handled, close() lets only the current message finish."""
+    gate = Gate()
+    end = open_end(registry=gate.registry)
+    end.send(text("a") + text("b") + text("c"))
+    assert gate.entered.wait(PATIENCE)
+    end.peer.shutdown(socket.SHUT_WR)
+    closing = threading.Thread(target=end.conn.close, name="test-close")
+    closing.start()
+    wait_until(lambda: end.conn.closed)
+    gate.leave.set()
+    closing.join()
+    assert end.conn.wait_closed(PATIENCE)
+    assert gate.handled.items == ["a"]
+
+
+def test_close_gives_a_handler_its_time(open_end: OpenEnd) -> None:
+    """on_close waits for a running handler up to drain_timeout, although the peer is silent."""
+    gate = Gate()
+    happened = gate.handled
+    end = open_end(registry=gate.registry, on_close=lambda conn: happened.add("closed"))
+    end.send(text("a"))
+    assert gate.entered.wait(PATIENCE)
+    ended = Seen()
+    closing = threading.Thread(target=lambda: ended.add(end.conn.close()), name="test-close")
+    closing.start()
+    assert not end.conn._core.finished.wait(2.5)  # longer than a silent peer is waited for
+    gate.leave.set()
+    closing.join()
+    assert happened.wait(2) == ["a", "closed"]
+
+
+def test_callbacks_may_do_anything(open_end: OpenEnd) -> None:
+    """close, write, wait and timers in each callback neither hang nor keep the end from coming."""
+    enough = threading.Event()
+
+    def meddle(conn: Any, *_: object) -> None:
+        for attempt in (
+            lambda: conn.write(Text("x")),
+            lambda: conn.run_after(0, lambda due, conn: meddle(conn)),
+            lambda: conn.context.after_cancel(lambda: meddle(conn)),
+        ):
+            try:
+                attempt()
+            except ConnectionClosed:
+                pass
+        if enough.is_set():
+            conn.close()
+
+    registry = Registry()
+    registry.handler(Text)(lambda ctx, conn: meddle(conn) or 1 / 0)
+    end = open_end(registry=registry, on_connect=meddle, on_close=meddle, on_error=meddle)
+    enough.set()
+    end.send(text("x") * 5)
+    wait_until(lambda: end.conn.closed)
+    hang_up(end)
+    assert end.conn.wait_closed(PATIENCE)
+
+
+# -- taking over the reading
+
+
+@pytest.mark.parametrize("seed", seeds(12))
+@pytest.mark.parametrize("event", ["hang_up", "close", "leave", "flood"])
+def test_taking_over_and_others(open_end: OpenEnd, event: str, seed: int) -> None:
+    """While the reading changes hands the connection may end, or more come than has room."""
+    gate, closed = Gate(), Seen()
+    end = open_end(
+        registry=gate.registry, queue_size=4, on_close=lambda conn: closed.add(conn.net_id)
+    )
+    end.conn.run_every(0.001, lambda due, conn: None)
+    end.send(text("x"))
+    assert gate.entered.wait(PATIENCE)
+    if seed % 2:
+        # Unless it runs beside the reader anyway, because a timer held it up.
+        wait_until(
+            lambda: end.conn._core.dispatcher._relieved or not end.conn._core.dispatcher._inline
+        )
+    happen = {
+        "hang_up": lambda: hang_up(end),
+        "close": lambda: end.conn._core.begin_close("test", drain=False),
+        "leave": lambda: None,
+        "flood": lambda: [end.send(number(i)) for i in range(20)],
+    }[event]
+    together(happen, gate.leave.set)
+    if event == "flood":
+        assert recv_exactly(end.peer, 320) == b"".join(map(number, range(20)))
+        assert gate.handled.items == ["x", *range(20)]
+    together(end.conn.close, lambda: hang_up(end))
+    over(end.conn, closed)
+
+
+def test_a_broken_protocol_and_taking_over(open_end: OpenEnd) -> None:
+    """Who takes over the reading decodes nothing after what could not be decoded."""
+    gate, closed = Gate(), Seen()
+    end = open_end(registry=gate.registry, on_close=lambda conn: closed.add(conn.net_id))
+    end.send(text("x") + struct.pack("<iI", 2, 2**31))
+    assert gate.entered.wait(PATIENCE)
+    wait_until(lambda: end.conn.closed)
+    end.send(number(1))
+    gate.leave.set()
+    over(end.conn, closed)
+    assert gate.handled.items == ["x"]
+    assert (end.conn.close_reason or "").startswith("protocol error: message 2 announces")
+
+
+def test_a_callback_that_comes_while_the_reading_changes_hands(
+    open_end: OpenEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timers of a `Clock` run elsewhere than the watch, and may come in between."""
+    gate = Gate()
+    end = open_end(registry=gate.registry)
+    push = Inbox.push
+
+    def late(inbox: Inbox, batch: Any) -> None:
+        if batch[0][0] is TAKE_OVER:
+            posting.start()
+            posting.join(0.2)
+        push(inbox, batch)
+
+    posting = threading.Thread(
+        target=end.conn._core.dispatcher.post,
+        args=(lambda: gate.handled.add("due"),),
+        name="test-post",
+    )
+    monkeypatch.setattr(Inbox, "push", late)
+    end.send(text("x"))
+    assert gate.entered.wait(PATIENCE)
+    wait_until(lambda: end.conn._core.dispatcher.pending == 3)
+    end.send(number(1))
+    wait_until(lambda: end.conn._core.dispatcher.pending == 4)
+    gate.leave.set()
+    assert end.read(16) == number(1)
+    assert gate.handled.items == ["x", "due", 1]
+
+
+def test_timers_wait_for_a_handler_that_blocks(open_end: OpenEnd) -> None:
+    """What fell due before and after the reading was taken over runs afterwards, once each."""
+    gate = Gate()
+    end = open_end(registry=gate.registry)
+    end.send(text("x"))
+    assert gate.entered.wait(PATIENCE)
+    for i in range(30):
+        end.conn.run_after(i / 1000, lambda due, conn, i=i: gate.handled.add(i))
+    wait_until(lambda: not end.conn._core.timers)
+    gate.leave.set()
+    assert gate.handled.wait(31) == ["x", *range(30)]
+
+
+def test_a_handler_that_outlives_its_connection(open_end: OpenEnd) -> None:
+    """A handler given up finds the connection closed when it returns, and harms nothing."""
+    gate, closed = Gate(), Seen()
+    end = open_end(
+        registry=gate.registry, drain_timeout=0.05, on_close=lambda conn: closed.add(conn.net_id)
+    )
+    end.send(text("x") + number(1))
+    assert gate.entered.wait(PATIENCE)
+    end.conn.close()
+    wait_until(end.conn._core.finished.is_set)
+    assert closed.items == [end.conn.net_id]
+    assert end.conn._core.stuck
+    gate.leave.set()
+    wait_until(lambda: not any(thread.is_alive() for thread in end.conn._core.stuck))
+    assert gate.handled.items == ["x"] and closed.items == [end.conn.net_id]
+
+
+def test_a_full_inbox_does_not_hold_the_end(open_end: OpenEnd) -> None:
+    """A reader that waits for room behind a handler that never returns ends all the same."""
+    gate, closed = Gate("pool"), Seen()
+    end = open_end(
+        registry=gate.registry,
+        queue_size=1,
+        drain_timeout=0.05,
+        on_close=lambda conn: closed.add(conn.net_id),
+    )
+    end.send(text("x"))
+    assert gate.entered.wait(PATIENCE)
+    end.send(number(1))
+    wait_until(lambda: end.conn._core.dispatcher.inbox.full())
+    end.send(number(2))
+    wait_until(lambda: end.conn._core.dispatcher.waiting_for_room)
+    end.conn.close()
+    wait_until(end.conn._core.finished.is_set)
+    assert closed.items == [end.conn.net_id]
+    gate.leave.set()
+
+
+def test_a_cancelled_timer_does_not_run_when_its_turn_comes(open_end: OpenEnd) -> None:
+    """A periodic callback that waits behind the handler that cancels it is left out."""
+    gate, ran = Gate(), Seen()
+    end = open_end(registry=gate.registry)
+    end.send(text("x"))
+    assert gate.entered.wait(PATIENCE)
+    timer = end.conn.run_every(0.001, lambda due, conn: ran.add(due))
+    wait_until(lambda: end.conn._core.dispatcher.pending > 1)
+    assert end.conn.cancel_timer(timer)
+    gate.leave.set()
+    end.send(number(1))
+    assert end.read(16) == number(1)
+    assert not ran.items
+
+
+# -- a client that comes back
+
+
+@pytest.mark.parametrize("seed", seeds(25))
+def test_reconnect_and_close(make_server: MakeServer, seed: int) -> None:
+    """A client whose server hangs up all the time may be closed at any moment."""
+    _, address = make_server(on_connect=lambda conn: conn.close())
+    closed = Seen()
+    client = ClientConn(
+        address, registry=Registry(), reconnect=AT_ONCE, on_close=lambda conn: closed.add(1)
+    )
+    client.start(keep_trying=True)
+    wait_until(lambda: client.reconnects >= seed % 4)
+    together(client.close, client.close)
+    assert client.wait_closed(PATIENCE)
+    assert len(closed.items) == client.snapshot().connections_total
+
+
+def test_an_idle_timeout_while_dialling_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a lost connection, firing late, leaves the one that is being made alone."""
+    server = Server(registry=Registry())
+    server.registry.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
+    address = server.start(("127.0.0.1", 0))
+    seen = Seen()
+    registry = Registry()
+    registry.handler(Text)(lambda ctx, conn: seen.add(ctx.cancelled))
+    client = ClientConn(address, registry=registry, reconnect=AT_ONCE, idle_timeout=60).start()
+    core = client._core
+    dial = core._dial
+
+    def slowly() -> Any:
+        transport = dial()
+        client._core.reader.last_received -= 100
+        client._core.keep_alive._look_idle()
+        return transport
+
+    monkeypatch.setattr(core, "_dial", slowly)
+    wait_until(lambda: server.connections)
+    server.connections[0].close()
+    wait_until(lambda: client.reconnects)
+    client.write(Text("hello"))
+    assert seen.wait() == [False]
+    client.close()
+    server.stop()
+
+
+def test_losses_from_both_sides(make_server: MakeServer) -> None:
+    """Threads that see the same connection lost cause one reconnection, and nothing is lost."""
+    received = Seen()
+    server, address = make_server()
+    server.registry.handler(Number)(lambda ctx, conn: received.add(ctx.message.value))
+    client = ClientConn(address, registry=Registry(), reconnect=AT_ONCE).start()
+    for i in range(40):
+        assert client.wait_connected(PATIENCE)
+        together(
+            lambda: client._core.drop("lost"),
+            lambda: client._core.drop("lost"),
+            lambda: [conn.close() for conn in server.connections],
+        )
+        before = len(received.items)
+        wait_until(lambda: client.connected)
+        while len(received.items) == before:
+            client.write(Number(i))
+            wait_until(
+                lambda b=before: (
+                    len(received.items) > b
+                    or client._core.lifecycle.status.disconnect_reason is not None
+                )
+            )
+            wait_until(lambda: client.connected)
+    client.close()
+
+
+def test_a_loss_and_close_and_waiting() -> None:
+    """Who waits for a connection after the end is told, though its loss was noticed before."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = ClientConn(listener.getsockname(), registry=Registry(), reconnect=AT_ONCE).start()
+        peer, _ = listener.accept()
+
+    def lose() -> None:
+        """What a clock does, on a thread of tao's, whose callback of the user's closes."""
+        with as_tao_thread():
+            client.context.after_cancel(lambda: client.close() or client.wait_closed(PATIENCE))
+            client._core.drop("lost")
+
+    assert ends(lose)
+    assert client._core.finished.wait(PATIENCE)
+    assert ends(client.wait_connected) and not client.connected
+    peer.close()
+
+
+def test_contexts_of_a_client_end(make_server: MakeServer) -> None:
+    """Each that anybody has seen is cancelled, of an attempt that was refused too, in order."""
+    _, address = make_server()
+    happened = Seen()
+
+    def on_connect(conn: ClientConn) -> bool:
+        attempt = len(contexts)
+        contexts.append(conn.context)
+        conn.context.after_cancel(lambda: happened.add(attempt))
+        return attempt == 3
+
+    client = ClientConn(address, registry=Registry(), reconnect=AT_ONCE, on_connect=on_connect)
+    before = client.context
+    contexts: list[Context] = []
+    client.start(keep_trying=True)
+    assert client.wait_connected(PATIENCE)
+    assert happened.items == [0, 1, 2] and contexts[0] is before
+    assert len(set(contexts)) == 4 and client.context is contexts[3]
+    client.close()
+    assert happened.wait(4) == [0, 1, 2, 3]
+
+
+def test_close_waits_for_a_timer_only_so_long() -> None:
+    """A callback that does not return during back-off holds the end for drain_timeout."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    entered, leave = threading.Event(), threading.Event()
+    client = ClientConn(
+        listener.getsockname(),
+        registry=Registry(),
+        reconnect=Reconnect(initial=60, maximum=60),
+        drain_timeout=0.1,
+    ).start()
+    peer, _ = listener.accept()
+    listener.close()
+    peer.close()
+    wait_until(lambda: not client._core.lifecycle.open)
+    client.run_after(0, lambda due, conn: entered.set() or leave.wait(PATIENCE))
+    assert entered.wait(PATIENCE)
+    client.close()
+    assert client._core.finished.is_set()
+    leave.set()
+
+
+def test_a_client_may_close_in_all_its_callbacks(make_server: MakeServer) -> None:
+    """Called by start() in the user's thread too, close() does not wait for itself."""
+    _, address = make_server()
+    for refuse in (True, False):
+
+        def on_connect(conn: ClientConn, refuse: bool = refuse) -> None:
+            conn.close()
+            if refuse:
+                raise ValueError("no")
+
+        client = ClientConn(
+            address,
+            registry=Registry(),
+            drain_timeout=PATIENCE,
+            on_connect=on_connect,
+            on_close=lambda conn: conn.close(),
+            on_error=lambda conn, error: conn.close(),
+        )
+
+        def start(client: ClientConn = client) -> None:
+            with pytest.raises(ConnectionClosed):
+                client.start()
+
+        assert ends(start)
+        assert client.wait_closed(PATIENCE)
+
+
+def test_close_in_on_error_of_a_client_that_never_started() -> None:
+    """What was never sent is reported by close(), which may be called by who is told."""
+    client = ClientConn(
+        ("127.0.0.1", 1),
+        registry=Registry(),
+        reconnect=True,
+        drain_timeout=PATIENCE,
+        on_error=lambda conn, error: conn.close(),
+    )
+    client.write(Text("never sent"))
+    assert ends(client.close)
+    assert client._core.finished.is_set()
+
+
+@pytest.mark.parametrize("seed", seeds(40))
+def test_start_and_close_and_close(make_server: MakeServer, seed: int) -> None:
+    """A client closed while it starts ends once, started or not, and is counted once."""
+    _, address = make_server()
+    closed = Seen()
+    client = ClientConn(address, registry=Registry(), on_close=lambda conn: closed.add(1))
+
+    def start() -> None:
+        try:
+            client.start()
+        except ConnectionClosed:
+            pass
+
+    ended = Seen()
+    client._core.tally.ended = ended.add  # type: ignore[method-assign]
+    together(start, client.close, client.close)
+    assert client.wait_closed(PATIENCE)
+    assert len(closed.items) == client.snapshot().connections_total
+    assert ended.items == [client._core]
+
+
+def test_a_client_that_is_forgotten_gives_the_wheel_back() -> None:
+    """A client that was never started and never closed leaves nothing."""
+    users = len(shared_wheel._users)
+    forgotten = weakref.ref(ClientConn(("127.0.0.1", 1), registry=Registry()))
+    gc.collect()
+    assert forgotten() is None and len(shared_wheel._users) == users
+
+
+def test_a_connection_that_is_reset_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of any call while dialling is a failed attempt, and leaves no socket."""
+
+    class Gone(socket.socket):
+        def getpeername(self) -> Any:
+            raise OSError(107, "not connected")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(socket, "socket", Gone)
+        client = ClientConn(listener.getsockname(), registry=Registry())
+        with pytest.raises(ConnectFailed, match="not connected"):
+            client.start()
+        monkeypatch.undo()
+        client.close()
+
+
+# -- stop and others
+
+
+def own_port() -> socket.socket:
+    """A socket that keeps a port for this test: nobody else is given it when its server is gone."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+@pytest.mark.parametrize("timeout", [None, 0])
+@pytest.mark.parametrize("seed", seeds(12))
+def test_stop_and_accept(make_server: MakeServer, seed: int, timeout: float | None) -> None:
+    """Whoever comes while the server stops is served or hung up on, never kept."""
+    opened, closed = Seen(), Seen()
+    place = own_port()
+    server, address = make_server(
+        place.getsockname(), on_connect=lambda conn: opened.add(conn), on_close=closed.add
+    )
+    socks: list[socket.socket] = []
+
+    def dial() -> None:
+        try:
+            for _ in range(5):
+                socks.append(socket.create_connection(address, PATIENCE))
+        except OSError:
+            pass
+
+    together(dial, dial, lambda: server.stop(timeout))
+    for sock in socks:
+        with sock:
+            try:
+                # The kernel may drop a connection that comes while a listener closes, and tell its
+                # peer only when that sends something. Who is kept would not be told.
+                sock.send(b"?")
+                assert sock.recv(1) == b""
+            except OSError as error:
+                assert not isinstance(error, TimeoutError), "kept"
+    place.close()
+    wait_until(lambda: not server._all)
+    assert len(closed.items) == server.snapshot().connections_total <= len(opened.items)
+
+
+def test_an_acceptor_that_sees_the_stop_first(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An acceptor that turns someone away before it is told to stop does not break the stop."""
+    server, address = make_server()
+    making = threading.Event()
+    original, stop = ServerConn.__init__, Listener.stop
+
+    def slowly(conn: ServerConn, *args: Any) -> None:
+        making.set()
+        wait_until(lambda: not server.running)
+        original(conn, *args)
+
+    def late(listener: Listener) -> None:
+        wait_until(lambda: not server._admission)
+        stop(listener)
+
+    monkeypatch.setattr(ServerConn, "__init__", slowly)
+    monkeypatch.setattr(Listener, "stop", late)
+    with socket.create_connection(address, PATIENCE) as sock:
+        assert making.wait(PATIENCE)
+        assert server.stop().clean and server._state == "stopped"
+        assert sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("tls", [None, SERVER], ids=["plain", "tls"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_connection_accepted_while_stopping(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, seed: int, tls: Any
+) -> None:
+    """A connection made by an acceptor that the stop did not wait for is ended as well."""
+    server, address = make_server(tls=tls)
+    making, stopped = threading.Event(), threading.Event()
+    original = ServerConn.__init__
+
+    def slowly(conn: ServerConn, *args: Any) -> None:
+        making.set()
+        assert stopped.wait(PATIENCE)
+        original(conn, *args)
+
+    monkeypatch.setattr(ServerConn, "__init__", slowly)
+    with socket.create_connection(address, PATIENCE) as sock:
+        assert making.wait(PATIENCE)
+        assert server.stop(timeout=0).threads
+        stopped.set()
+        assert sock.recv(1) == b""
+    wait_until(lambda: not server._admission)
+
+
+@pytest.mark.parametrize("timeout", [None, 0])
+def test_stop_and_handshake(make_server: MakeServer, timeout: float | None) -> None:
+    """A peer that is silent in the handshake does not hold the stop."""
+    server, address = make_server(tls=SERVER)
+    with socket.create_connection(address, PATIENCE):
+        wait_until(lambda: server._all)
+        assert ends(lambda: server.stop(timeout))
+        wait_until(lambda: not server._all)
+
+
+@pytest.mark.parametrize("timeout", [None, 0])
+@pytest.mark.parametrize("seed", seeds(10))
+def test_stop_in_a_handshake(make_server: MakeServer, seed: int, timeout: float | None) -> None:
+    """Wherever in its handshake a client is, it is served to the end or told that there is none."""
+    opened, closed = Seen(), Seen()
+    server, address = make_server(tls=SERVER, on_connect=opened.add, on_close=closed.add)
+    pause = random.Random(seed).uniform(0, 0.01)
+
+    def dial() -> None:
+        client = ClientConn(("localhost", address[1]), tls=CLIENT, registry=Registry())
+        try:
+            client.start()
+            assert client.wait_closed(PATIENCE), "kept"
+        except (ConnectFailed, ConnectionClosed):
+            pass  # among them HandshakeFailed: the stop was faster
+        finally:
+            client.close()
+
+    def stop() -> None:
+        threading.Event().wait(pause)  # wherever the handshakes are by then
+        server.stop(timeout)
+
+    together(dial, dial, stop)
+    wait_until(lambda: not server._all)
+    assert len(closed.items) == len(opened.items)
+
+
+@pytest.mark.parametrize("timeout", [None, 0])
+def test_stop_and_on_connect(make_server: MakeServer, timeout: float | None) -> None:
+    """An on_connect that returns after the stop was cut short frees what its connection has."""
+    asked, answer = threading.Event(), threading.Event()
+    server, address = make_server(
+        on_connect=lambda conn: asked.set() or answer.wait(PATIENCE), drain_timeout=0.2
+    )
+    with socket.create_connection(address, PATIENCE) as sock:
+        assert asked.wait(PATIENCE)
+        assert not server.stop(timeout).clean
+        answer.set()
+        wait_until(lambda: not server._all)
+        assert sock.recv(1) == b""
+
+
+def test_one_deadline_for_all_that_is_stuck(make_server: MakeServer) -> None:
+    """Ten on_close that do not return hold a stop no longer than one does."""
+    leave = threading.Event()
+    server, address = make_server(on_close=lambda conn: leave.wait(PATIENCE))
+    socks = [socket.create_connection(address, PATIENCE) for _ in range(10)]
+    wait_until(lambda: server.connection_count == 10)
+    stopping = threading.Thread(target=server.stop, args=(0,), name="test-stop")
+    stopping.start()
+    stopping.join(4)
+    assert not stopping.is_alive()
+    leave.set()
+    for sock in socks:
+        sock.close()
+
+
+@pytest.mark.parametrize("seed", seeds(15))
+def test_broadcast_and_stop(make_server: MakeServer, seed: int) -> None:
+    """A broadcast beside a stop says who got it, and those did."""
+    server, address = make_server()
+    socks = [socket.create_connection(address, PATIENCE) for _ in range(4)]
+    wait_until(lambda: server.connection_count == 4)
+
+    def say() -> int:
+        return sum(server.broadcast(Number(i)).queued for i in range(50))
+
+    def read(sock: socket.socket) -> int:
+        with sock:
+            return len(recv_exactly(sock, 1 << 20))
+
+    said, _, *received = together(say, server.stop, *(partial(read, sock) for sock in socks))
+    assert sum(received) == 16 * said
+
+
+@pytest.mark.parametrize("seed", seeds(15))
+def test_schedule_and_cancel_and_connect(make_server: MakeServer, seed: int) -> None:
+    """A schedule that was cancelled runs on no connection, whenever that came."""
+    server, address = make_server()
+    socks: list[socket.socket] = []
+
+    def dial() -> None:
+        for _ in range(4):
+            socks.append(socket.create_connection(address, PATIENCE))
+
+    def schedule() -> None:
+        for _ in range(50):
+            assert server.cancel_schedule(server.schedule(60, lambda due, conn: None))
+
+    together(dial, schedule, schedule)
+    wait_until(lambda: server.connection_count == 4)
+    wait_until(lambda: not any(conn._core.timers for conn in server.connections))
+    for sock in socks:
+        sock.close()
+
+
+def test_a_schedule_cancelled_while_a_connection_takes_it_up(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled between being looked up and being set, it is taken back."""
+    server, address = make_server()
+    schedule = server.schedule(60, lambda due, conn: None)
+    follow = ServerConnCore.follow
+
+    def late(core: ServerConnCore, *args: Any) -> None:
+        server.cancel_schedule(schedule)
+        follow(core, *args)
+        done.add(len(core.timers))
+
+    done = Seen()
+    monkeypatch.setattr(ServerConnCore, "follow", late)
+    with socket.create_connection(address, PATIENCE):
+        assert done.wait() == [0]
+
+
+def test_stop_and_start() -> None:
+    """One of them is first; nothing listens afterwards."""
+    for _ in range(40):
+        server = Server(registry=Registry())
+
+        def start(server: Server = server) -> None:
+            try:
+                server.start(("127.0.0.1", 0))
+            except ServerClosed:
+                pass
+
+        together(start, start, server.stop, server.stop)
+        server.stop()
+        assert server._state == "stopped" and not server.running
+        with pytest.raises(ServerClosed):
+            server.start(("127.0.0.1", 0))
+
+
+def test_stop_and_two_that_serve_forever() -> None:
+    """Each of the threads that wait for the end of a server returns."""
+    server = Server(registry=Registry())
+    ready = Seen()
+    serve = partial(server.serve_forever, ("127.0.0.1", 0), ready=ready.add)
+
+    def stop() -> None:
+        ready.wait(2)
+        server.stop()
+
+    assert ends(lambda: together(serve, serve, stop))
+    assert not server._doorbells
+
+
+def test_stop_from_everywhere(make_server: MakeServer) -> None:
+    """A server may be stopped in a callback, a timer, a cancellation, and from outside at once."""
+    for _ in range(10):
+        server = Server(registry=Registry(), on_close=lambda conn: conn.context.server.stop())
+        server.registry.handler(Text)(lambda ctx, conn: ctx.server.stop())
+        server.schedule(0.001, lambda due, conn, server=server: server.stop())
+        server.context.after_cancel(server.stop)
+        with socket.create_connection(server.start(("127.0.0.1", 0)), PATIENCE) as sock:
+            sock.sendall(text("x"))
+            assert recv_exactly(sock, 1) == b""
+        assert ends(server.stop)
+
+
+def test_a_codec_whose_heartbeat_fails(open_end: OpenEnd) -> None:
+    """on_error is told each time, and heartbeats go on as soon as it works again."""
+
+    class Failing(TypeLengthValueCodec):
+        failures = 2
+
+        def heartbeat(self, now: int) -> bytes:
+            self.failures -= 1
+            return super().heartbeat(now) if self.failures < 0 else bytes(1 // 0)
+
+    errors = Seen()
+    end = open_end(
+        codec=Failing(), heartbeat=0.02, on_error=lambda conn, error: errors.add(type(error))
+    )
+    assert end.read_frame()[0] == HEARTBEAT
+    assert errors.items == [ZeroDivisionError] * 2
+
+
+def test_timers_without_number_and_stop(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel full of the user's timers has room for the clocks of an end all the same."""
+    server, address = make_server(idle_timeout=60)
+    socks = [socket.create_connection(address, PATIENCE) for _ in range(3)]
+    wait_until(lambda: server.connection_count == 3)
+    client = ClientConn(address, registry=Registry()).start()
+    monkeypatch.setattr(shared_wheel.wheel, "_max_pending", 30)
+    with pytest.raises(TooManyTimers):
+        while True:
+            client.run_after(60, lambda due, conn: None)
+    socks.append(socket.create_connection(address, PATIENCE))
+    wait_until(lambda: server.connection_count == 5)
+    report = server.stop()
+    assert server._state == "stopped" and report.drained == 5
+    client.close()
+    for sock in socks:
+        sock.close()
+
+
+# -- no threads to be had
+
+
+def test_no_thread_for_a_handler(open_end: OpenEnd, no_thread: Callable[[str], None]) -> None:
+    """A connection that cannot have its second thread ends, with a reason, and frees all."""
+    closed, errors = Seen(), Seen()
+    gate = Gate("pool")
+    gate.leave.set()
+    end = open_end(
+        registry=gate.registry,
+        on_close=lambda conn: closed.add(conn.net_id),
+        on_error=lambda conn, error: errors.add(str(error)),
+    )
+    no_thread("tao-handler")
+    end.send(text("x"))
+    over(end.conn, closed)
+    assert errors.items == ["can't start new thread"]
+    assert end.conn.close_reason == "error: can't start new thread"
+
+
+def test_no_thread_to_take_over(open_end: OpenEnd, no_thread: Callable[[str], None]) -> None:
+    """Nor does a reader that should be relieved, and cannot be, wait for ever."""
+    closed, gate = Seen(), Gate()
+    end = open_end(registry=gate.registry, on_close=lambda conn: closed.add(conn.net_id))
+    no_thread("tao-handler")
+    end.send(text("x"))
+    wait_until(lambda: end.conn.closed)
+    gate.leave.set()
+    over(end.conn, closed)
+
+
+def test_no_thread_for_a_timer(open_end: OpenEnd, no_thread: Callable[[str], None]) -> None:
+    """A timer whose callback has no thread to run on ends the connection, not the wheel."""
+    closed, fired = Seen(), threading.Event()
+    end = open_end(on_close=lambda conn: closed.add(conn.net_id))
+    no_thread("tao-handler")
+    end.conn.run_after(0, lambda due, conn: None)
+    over(end.conn, closed)
+    wheel = shared_wheel.acquire("test")
+    wheel.run_after(0, lambda due: fired.set())
+    assert fired.wait(PATIENCE)
+    shared_wheel.release("test")
+
+
+def test_no_thread_for_a_writer(open_end: OpenEnd, no_thread: Callable[[str], None]) -> None:
+    """A peer that does not take all at once cannot be served then: write() says so."""
+    closed = Seen()
+    end = open_end(queue_size=100_000, on_close=lambda conn: closed.add(conn.net_id))
+    no_thread("tao-writer")
+    with pytest.raises(ConnectionClosed, match="can't start new thread"):
+        while True:
+            end.conn.write(Text("x" * 100_000))
+    over(end.conn, closed)
+
+
+def test_no_thread_for_a_client(make_server: MakeServer, no_thread: Callable[[str], None]) -> None:
+    """start() raises, and leaves nothing behind."""
+    _, address = make_server()
+    no_thread("tao-reader-client")
+    closed = Seen()
+    for keep_trying in (False, True):
+        client = ClientConn(address, registry=Registry(), reconnect=True, on_close=closed.add)
+        with pytest.raises(RuntimeError):
+            client.start(keep_trying)
+        assert client._core.finished.is_set()
+    assert len(closed.items) == 1  # the other had not got as far
+
+
+def test_no_thread_for_a_server(no_thread: Callable[[str], None]) -> None:
+    """start() leaves nothing half done if its thread cannot be had, and stop() does without."""
+    server = Server(registry=Registry())
+    no_thread("tao-acceptor")
+    with pytest.raises(RuntimeError):
+        server.start(("127.0.0.1", 0))
+    assert server.address is None
+    no_thread("tao-stopper")
+    server.start(("127.0.0.1", 0))
+    with as_tao_thread(), pytest.raises(RuntimeError):
+        server.stop()
+    assert server.running
+    assert server.stop().clean and not server.running
+
+
+def test_no_thread_for_a_worker(no_thread: Callable[[str], None]) -> None:
+    """A job that could not be given to a worker is not done later, when there is one."""
+    done = Seen()
+    pool = WorkerPool(2, name="tao-some")
+    no_thread("tao-some")
+    with pytest.raises(RuntimeError):
+        pool.submit(done.add, "first")
+    no_thread("none of them")
+    assert pool.run(done.add, "second") is None
+    assert done.items == ["second"]
+    pool.stop()
+
+
+# -- all at once
+
+
+@pytest.mark.parametrize("seed", seeds(3))
+def test_traffic_with_threads_that_change_all_the_time(
+    make_server: MakeServer, switching: None, seed: int
+) -> None:
+    """Answers keep their order over quick, slow and blocking handlers, timers and writers."""
+    chance = random.Random(seed)
+    server, address = make_server(queue_size=64)
+
+    @server.handler(Number)
+    def answer(ctx: Context, conn: Any) -> None:
+        if chance.random() < 0.01:
+            ctx.wait(0.006)
+        conn.write(ctx.message, timeout=PATIENCE)
+
+    server.schedule(0.001, lambda due, conn: None)
+    registry, seen = Registry(), [Seen(), Seen()]
+    registry.handler(Number)(lambda ctx, conn: seen[conn.value("index")].add(ctx.message.value))
+
+    def talk(index: int) -> None:
+        with ClientConn(address, registry=registry, queue_size=64) as client:
+            client.set_value("index", index)
+            for i in range(300):
+                client.write(Number(i), timeout=PATIENCE)
+            assert seen[index].wait(300) == list(range(300))
+
+    together(lambda: talk(0), lambda: talk(1))
+
+
+@pytest.mark.parametrize("seed", seeds(30))
+def test_ends_with_threads_that_change_all_the_time(
+    open_end: OpenEnd, switching: None, seed: int
+) -> None:
+    """Messages, timers, writes and closing, in any order, come to one end."""
+    chance = random.Random(seed)
+    closed, gate = Seen(), Gate(chance.choice(["inline", "pool"]))
+    end = open_end(
+        registry=gate.registry, queue_size=4, on_close=lambda conn: closed.add(conn.net_id)
+    )
+
+    def write() -> None:
+        try:
+            for i in range(30):
+                end.conn.write(Number(i))
+        except (ConnectionClosed, WouldBlock):
+            pass
+
+    def feed() -> None:
+        try:
+            end.send(number(1) * 3 + text("x") + number(2) * 10)
+        except OSError:
+            pass
+
+    def tick() -> None:
+        try:
+            end.conn.run_every(0.0005, lambda due, conn: None)
+        except ConnectionClosed:
+            pass
+
+    acts = [write, feed, tick, gate.leave.set, end.conn.close, lambda: hang_up(end)]
+    chance.shuffle(acts)
+    together(*acts)
+    over(end.conn, closed)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_timers_work_after_a_fork() -> None:
+    """A child of a process with a running wheel has a wheel of its own."""
+    wheel = shared_wheel.acquire("test")
+    ticked = threading.Event()
+    wheel.run_after(0, lambda due: ticked.set())
+    assert ticked.wait(PATIENCE)
+    child = os.fork()
+    if not child:  # nothing of the test's may run on in the child
+        context = background().with_timeout(0.01)
+        os._exit(0 if context.wait(PATIENCE) else 1)
+    _, status = os.waitpid(child, 0)
+    shared_wheel.release("test")
+    assert os.waitstatus_to_exitcode(status) == 0

@@ -1,0 +1,334 @@
+"""Exceptions and calls that strike the threads of a connection, at any bytecode.
+
+Libraries for timeouts raise exceptions in threads that they know nothing of
+(``PyThreadState_SetAsyncExc``). What one hits ends, with a reason; nothing is left over.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import threading
+from contextlib import suppress
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tao.client.client import ClientConn
+from tao.connection.application import Application, ApplicationLink
+from tao.connection.block_watch import BlockWatch
+from tao.connection.dispatcher import Dispatcher
+from tao.connection.inbox import Inbox
+from tao.connection.options import Settings
+from tao.connection.send_queue import SendQueue
+from tao.runtime.context import Context
+from tao.runtime.timing_wheel import TimingWheel
+from tao.wire.message import Registry
+from tests.ends import MakeServer, Seen, Text, text
+from tests.injection import Interruption, Moment, opcodes, raise_in
+from tests.support import PATIENCE, ends, recv_exactly, wait_until
+
+pytestmark = pytest.mark.interrupted
+
+MODULES = (
+    "tao.connection.dispatcher",
+    "tao.connection.core",
+    "tao.connection.lifecycle",
+    "tao.connection.reading",
+    "tao.connection.inbox",
+    "tao.connection.send_queue",
+    "tao.client.reconnect",
+    "tao.connection.backlog",
+    "tao.connection.shutdown",
+    "tao.connection.block_watch",
+    "tao.connection.timers",
+)
+# `make interrupt EACH=1` tries far more of the bytecodes.
+STEP = 5 if os.environ.get("EACH_BYTECODE") else 61
+_offsets = itertools.count()
+
+
+@pytest.mark.parametrize("role", ["reader", "handler", "writer"])
+def test_whatever_hits_a_thread_its_connection_ends_with_a_reason(role: str) -> None:
+    """At each bytecode: no thread is left, and the client is not listed as living any more."""
+    for moment in opcodes(*MODULES, first=next(_offsets), step=STEP):
+        strike(moment, role)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("role", ["reader", "handler", "writer"])
+def test_also_what_hits_it_before_it_comes_to_its_work(role: str) -> None:
+    """Or whoever starts it is told."""
+    modules = (
+        "tao.runtime.thread_start",
+        "tao.runtime.threads",
+        "tao.runtime.native_threads",
+        "tao.runtime.wakeup",
+        *MODULES,
+    )
+    for moment in islice(opcodes(*modules, first=next(_offsets) % 2, step=2), 120):
+        strike(moment, role)
+
+
+def strike(moment: Moment, role: str) -> None:
+    """Strike a thread of a client's in this role, and see the client end with a reason."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = ClientConn(listener.getsockname(), registry=Registry(), drain_timeout=0.3)
+        size = 300_000 if role == "writer" else 1
+        client.handler(Text, dispatch="pool" if role == "handler" else "inline")(
+            lambda ctx, conn, size=size: conn.write(Text("x" * size))
+        )
+        with moment.raising(thread=f"tao-{role}-client-{client.net_id}"):
+            try:
+                client.start()
+            except RuntimeError:
+                assert role == "reader" and moment.struck, moment
+                client.wait_closed(PATIENCE) or client.close()
+            with listener.accept()[0] as peer, suppress(OSError):
+                peer.settimeout(PATIENCE)
+                peer.sendall(text("x") * 3)
+                peer.shutdown(socket.SHUT_WR)
+                while peer.recv(1 << 20):
+                    pass
+            assert client.wait_closed(PATIENCE), moment
+    assert client.close_reason and client._core not in client._core.tally.living(), moment
+
+
+def test_the_last_steps_are_repeated(make_server: MakeServer) -> None:
+    """A reading thread that is hit in its last steps takes them again: no place is lost."""
+    closed = Seen()
+    server, address = make_server(registry=Registry(), on_close=lambda conn: closed.add(conn))
+    with socket.create_connection(address, PATIENCE):
+        wait_until(lambda: server.connections)
+        (conn,) = server.connections
+        end = conn._core.timers.end
+        hits = iter([Interruption("one"), Interruption("two")])
+
+        def struck() -> None:
+            for error in hits:
+                raise error
+            end()
+
+        conn._core.timers = _Proxy(conn._core.timers, end=struck)
+        conn.close()
+        assert conn.wait_closed(PATIENCE)
+    wait_until(lambda: not server.connections)
+    assert closed.wait() == [conn]
+
+
+class _Proxy:
+    """An object with some of its methods replaced."""
+
+    def __init__(self, behind: Any, **methods: Any) -> None:
+        self._behind = behind
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._behind, name)
+
+
+# -- workers and the wheel
+
+
+class Host:
+    """A connection for a dispatcher, and what it was told."""
+
+    def __init__(self) -> None:
+        self.context = Context()
+        self.settings = SimpleNamespace(handler_warn_after=None)
+        self.application: Any = None
+        self.told: list[str] = []
+        self.dispatcher: Any = None
+
+    def start_handler(self) -> None:
+        self.told.append("start")
+
+    def drained(self) -> None:
+        self.told.append("drained")
+
+    def collapse(self, error: BaseException) -> None:
+        self.told.append("collapsed")
+
+    def report(self, error: BaseException, doing: str) -> None:
+        self.told.append(doing)
+
+    def undefined(self, number: int) -> None:
+        pass
+
+
+def dispatcher_on(host: Host, wheel: TimingWheel) -> Dispatcher:
+    registry = Registry()
+    registry.handler(Text)(lambda ctx, conn: None)
+    queue = SendQueue(8, lambda: None)
+    host.application = Application(host, Settings(), registry)
+    link = ApplicationLink(host.application)
+    return Dispatcher(host, link, queue, BlockWatch(wheel), run=None, mode="inline", limit=8)
+
+
+def free(dispatcher: Dispatcher) -> bool:
+    """Tell whether another thread can get the turn."""
+    got: list[bool] = []
+    ends(lambda: got.append(dispatcher._turn.acquire(False)) or dispatcher._turn.release())
+    return got == [True]
+
+
+@pytest.fixture
+def wheel() -> Any:
+    made = TimingWheel("test-wheel")
+    yield made
+    made.stop()
+
+
+def test_a_worker_that_is_hit_does_not_keep_the_turn(wheel: TimingWheel) -> None:
+    """At each bytecode with which it reports what it has done."""
+    for moment in opcodes("tao.connection.dispatcher"):
+        dispatcher = dispatcher_on(Host(), wheel)
+        dispatcher._pending = 2
+        with moment.raising():
+            dispatcher._done(1)
+        assert free(dispatcher), moment
+
+
+def test_a_watch_that_is_hit_ends_the_connection_it_looks_at(wheel: TimingWheel) -> None:
+    """Or it has relieved the reader, or has not; and nobody keeps the turn."""
+    for moment in opcodes("tao.connection.dispatcher"):
+        host = Host()
+        dispatcher = dispatcher_on(host, wheel)
+        dispatcher._inline = True
+        with moment.raising():
+            dispatcher._relieve()
+        assert free(dispatcher), moment
+        whole = dispatcher._relieved and "start" in host.told
+        assert whole or not dispatcher._relieved or "collapsed" in host.told, moment
+
+
+def test_a_watch_that_is_hit_looks_on(wheel: TimingWheel) -> None:
+    """At each bytecode of a look: stuck handlers are found afterwards."""
+    for moment in opcodes("tao.connection.block_watch"):
+        watch, seen = BlockWatch(wheel), Seen()
+        each: Any = _Proxy(None, look=lambda now, grace, seen=seen: seen.add(now))
+        with moment.raising():
+            watch.enter(each)
+        watch.enter(each)
+        count = len(seen.wait(1))
+        raise_in(wheel.thread, Interruption)
+        seen.wait(count + 5)
+        watch.running.discard(each)
+
+
+def test_a_clock_that_is_hit_rings_again(make_server: MakeServer) -> None:
+    """An exception in the look for silence does not end the looking."""
+    server, address = make_server(registry=Registry(), idle_timeout=0.1)
+    with socket.create_connection(address, PATIENCE) as sock:
+        wait_until(lambda: server.connections)
+        (conn,) = server.connections
+        hits = iter([Interruption()])
+
+        def struck(*args: Any, drop: Any = conn._core.drop) -> None:
+            for error in hits:
+                raise error
+            drop(*args)
+
+        conn._core.drop = struck
+        assert recv_exactly(sock, 1) == b""
+    assert "idle" in conn.close_reason
+
+
+# -- what is noted while another thread has the turn
+
+
+def test_an_end_that_is_noted_during_a_dispatch_is_seen(wheel: TimingWheel) -> None:
+    """By another thread, at each bytecode: when all is handled, the connection is told."""
+    for moment in opcodes("tao.connection.dispatcher"):
+        host = Host()
+        dispatcher = dispatcher_on(host, wheel)
+        with moment.calling(lambda d=dispatcher: ends(d.finish)):
+            dispatcher.dispatch([(1, Text("x"))])
+        assert "drained" in host.told or not moment.struck, moment
+
+
+def test_who_waits_for_room_is_let_in_when_handlers_are_given_up(wheel: TimingWheel) -> None:
+    """Also if that was noted while the reader had the turn."""
+    for moment in opcodes("tao.connection.dispatcher"):
+        dispatcher = dispatcher_on(Host(), wheel)
+        inbox, waits = Inbox(1), list[bool]()
+        room = _Proxy(inbox, wait_for_room=lambda i=inbox, w=waits: w.append(i.full()))
+        dispatcher._inbox, dispatcher._pending, dispatcher._stuck = room, 1, True
+        inbox.push([(1, Text("x"))])
+        given_up = list[bool]()
+
+        def give_up(d: Any = dispatcher, g: Any = given_up, w: Any = waits) -> None:
+            g.append(ends(d.abandon) and not w)
+
+        with moment.calling(give_up):
+            dispatcher.dispatch([(1, Text("y"))])
+        assert given_up != [True] or waits in ([], [False]), moment
+
+
+# -- closing
+
+
+def test_a_close_that_is_interrupted_ends_the_connection() -> None:
+    """Whatever is raised inside it, the connection is open as before, or it ends in time."""
+    for moment in opcodes(
+        "tao.connection.core",
+        "tao.connection.lifecycle",
+        "tao.connection.dispatcher",
+        "tao.connection.timers",
+        step=7,
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = ClientConn(listener.getsockname(), registry=Registry(), drain_timeout=0.1)
+            client.start()
+            with listener.accept()[0]:
+                with moment.raising():
+                    client._core.begin_close("closed by a test", drain=False)
+                assert not client.closed or client.wait_closed(PATIENCE), moment
+            client.close()
+
+
+def test_a_client_closed_in_the_midst_of_a_write_sends_what_was_written() -> None:
+    """By a signal handler: it does not wait for the write that it has interrupted."""
+    for moment in opcodes("tao.connection.send_queue", step=5):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = ClientConn(listener.getsockname(), registry=Registry(), drain_timeout=2)
+            client.start()
+            with listener.accept()[0] as peer, moment.calling(client.close):
+                written = _write(client, moment)
+                assert recv_exactly(peer, len(text("x")) + 1) == text("x") * written, moment
+            client.close()
+
+
+def _write(client: ClientConn, moment: Moment) -> int:
+    """Write, and close if nothing else does; return how many messages were written."""
+    try:
+        client.write(Text("x"))
+    except ConnectionError:
+        return 0
+    finally:
+        if not moment.struck:
+            threading.Thread(target=client.close).start()
+    return 1
+
+
+def test_a_handler_that_waits_for_room_does_not_hold_up_a_reconnection() -> None:
+    """Room comes with the next connection only, so the wait ends when there is none."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        client = ClientConn(
+            listener.getsockname(), registry=Registry(), reconnect=True, queue_size=4
+        )
+
+        @client.handler(Text)
+        def flood(ctx: Context, conn: Any) -> None:
+            for _ in range(20):
+                conn.write(Text("x" * 1_000_000))
+
+        with client.start():
+            with listener.accept()[0] as peer:
+                peer.sendall(text("go"))
+                wait_until(lambda: client._core.send_queue.waiters)
+            listener.accept()[0].close()

@@ -1,0 +1,253 @@
+"""Threads that take turns at accepting, and serve what they accepted."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tao.runtime.deadline import Deadline
+from tao.runtime.leader_followers import Run, Turns
+from tao.runtime.thread_start import StartableThread
+from tests.ends import MakeServer, Seen, Text, text
+from tests.support import PATIENCE, recv_exactly, together, wait_until
+
+
+class Work:
+    """What is found: whatever a test puts there."""
+
+    def __init__(self) -> None:
+        self._runs: queue.Queue[Run | None] = queue.Queue()
+        self.turns = Turns(self._find, "tao-leader", None)
+        self.leaders = Seen()
+
+    def _find(self, found: list[Run]) -> bool:
+        self.leaders.add((threading.get_ident(), threading.current_thread().name))
+        run = self._runs.get()
+        if run is None:
+            return False
+        try:
+            self.turns.provide()
+        except RuntimeError:
+            return self._find(found)  # as a listener does, which loses the connection
+        found.append(run)
+        return True
+
+    def give(self, target: Callable[[], object], name: str = "tao-test") -> Run:
+        """Have something done."""
+        run = Run(target, name)
+        self._runs.put(run)
+        return run
+
+    def do(self, name: str = "tao-test") -> tuple[int, str]:
+        """Have something done, and return on which thread, and its name meanwhile."""
+        seen: list[tuple[int, str]] = []
+        run = self.give(
+            lambda: seen.append((threading.get_ident(), threading.current_thread().name)), name
+        )
+        run.join(PATIENCE)
+        assert (run.is_alive(), run.ident) == (False, None)
+        return seen[0]
+
+    def end(self) -> None:
+        """There is no more."""
+        self._runs.put(None)
+
+
+@pytest.fixture
+def work() -> Iterator[Work]:
+    """Something to do by turns, none of whose threads is left afterwards."""
+    made = Work()
+    made.turns.start()
+    yield made
+    made.end()
+    assert made.turns.join(Deadline(PATIENCE)) == []
+    assert not made.turns._all
+
+
+def test_who_finds_it_does_it(work: Work) -> None:
+    """Under its own name, while another leads; afterwards it follows, and leads again."""
+    first = work.do("tao-one")
+    assert first[1] == "tao-one"
+    second = work.do("tao-another")
+    assert second[1] == "tao-another"
+    assert [ident for ident, _ in work.leaders.items[:2]] == [first[0], second[0]]
+    for _ in range(10):
+        work.do()
+    assert {name for _, name in work.leaders.items} == {"tao-leader"}
+    assert len({ident for ident, _ in work.leaders.items}) <= 3
+
+
+def test_runs_at_once_have_a_thread_each(work: Work) -> None:
+    """Nobody waits for a thread that is not free."""
+    meeting = threading.Barrier(4)
+    runs = [work.give(lambda: meeting.wait(PATIENCE)) for _ in range(4)]
+    for run in runs:
+        run.join(PATIENCE)
+    assert not meeting.broken
+
+
+def test_followers_do_not_stay_for_ever(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while without work there are a leader and a follower left."""
+    monkeypatch.setattr("tao.runtime.leader_followers._PATIENCE", 0.01)
+    meeting = threading.Barrier(5)
+    for _ in range(5):
+        work.give(lambda: meeting.wait(PATIENCE))
+    wait_until(lambda: len(work.turns._all) == 2)
+    assert work.turns.following == 1
+    work.do()
+
+
+def test_not_too_many_follow(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many ends at once."""
+    monkeypatch.setattr("tao.runtime.leader_followers._MOST", 2)
+    meeting = threading.Barrier(6)
+    for _ in range(6):
+        work.give(lambda: meeting.wait(PATIENCE))
+    wait_until(lambda: len(work.turns._all) <= 3)
+    work.do()
+
+
+def test_losing_patience_and_getting_the_lead_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever of those that wait gives up, somebody leads, and everything is done."""
+    monkeypatch.setattr("tao.runtime.leader_followers._PATIENCE", 0.0002)
+    work = Work()
+    work.turns.start()
+    done = Seen()
+    together(*[lambda: [done.add(work.do()) for _ in range(200)]] * 3)
+    assert len(done.items) == 600
+    work.end()
+    assert work.turns.join(Deadline(PATIENCE)) == []
+    assert not work.turns._all
+
+
+def test_a_run_that_raises(work: Work, log_lines: list[Any]) -> None:
+    """It is logged, and its thread goes on."""
+    run = work.give(lambda: 1 / 0, "tao-raises")
+    run.join(PATIENCE)
+    wait_until(lambda: log_lines)  # which is done last
+    assert [record["message"] for record in log_lines] == ["thread tao-raises died"]
+
+
+def test_the_end_with_work_under_way(work: Work) -> None:
+    """Those that follow end at once, the others with what they do."""
+    go = threading.Event()
+    runs = [work.give(lambda: go.wait(PATIENCE)) for _ in range(2)]
+    wait_until(lambda: all(run.is_alive() for run in runs))
+    work.end()
+    assert len(work.turns.join(Deadline(0.01))) == 2
+    assert work.turns.join(Deadline(0.01), runs) == []
+    go.set()
+
+
+def test_a_thread_that_cannot_start(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader is told, and stays the leader; once there are threads again, all goes on."""
+    start, refused = StartableThread.start, threading.Event()
+
+    def refuse(thread: StartableThread) -> None:
+        if not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(StartableThread, "start", refuse)
+    run = work.give(lambda: None)
+    assert refused.wait(PATIENCE)
+    work.do()
+    assert not run.is_alive()
+
+
+def test_finding_fails(work: Work, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is raised there is logged, and somebody goes on."""
+    work.do()
+    for error in (SystemExit("no more"), MemoryError(), KeyboardInterrupt()):
+
+        def refuse(error: BaseException = error) -> None:
+            monkeypatch.undo()
+            raise error
+
+        monkeypatch.setattr(work.turns, "provide", refuse)
+        work.give(lambda: None)
+        work.do()
+    assert [record["message"] for record in log_lines] == ["tao-leader goes on after an error"] * 3
+
+
+@pytest.mark.parametrize("raised", [MemoryError, RuntimeError, SystemExit])
+def test_the_handling_of_errors_fails(
+    work: Work, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For lack of memory, or because a log sink raises: somebody leads all the same."""
+    refused = Seen()
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        refused.add(None)
+        raise raised
+
+    monkeypatch.setattr("tao.runtime.leader_followers.logger", SimpleNamespace(opt=refuse))
+    monkeypatch.setattr("tao.runtime.leader_followers._PAUSE", 0.001)
+    provide = work.turns.provide
+    work.turns.provide = refuse  # type: ignore[method-assign]
+    for _ in range(3):
+        work.give(lambda: None)
+    refused.wait(3)
+    work.turns.provide = provide  # type: ignore[method-assign]
+    work.give(lambda: 1 / 0).join(PATIENCE)
+    work.do()
+
+
+def test_a_thread_that_dies_before_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not count: whoever starts it is told, and goes on leading."""
+    monkeypatch.setattr("tao.runtime.leader_followers._BIRTH", 0.01)
+    work = Work()
+    work.turns.start()
+    work.do()
+    monkeypatch.setattr(
+        "tao.runtime.leader_followers.Turns._take_turns", lambda turns, follows: None
+    )
+    meeting = threading.Barrier(2)
+    work.give(lambda: meeting.wait(PATIENCE))
+    work.give(lambda: None)
+    assert work.turns.led
+    monkeypatch.undo()
+    meeting.wait(PATIENCE)
+    work.do()
+    work.end()
+    assert work.turns.join(Deadline(PATIENCE)) == []
+
+
+def test_the_first_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts them is told."""
+
+    def refuse(thread: StartableThread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(StartableThread, "start", refuse)
+    work = Work()
+    with pytest.raises(RuntimeError, match="can't start"):
+        work.turns.start()
+    assert (work.turns._all, work.turns.following) == (set(), 0)
+
+
+def test_connections_one_after_another(make_server: MakeServer) -> None:
+    """They are served by the threads that accept, which are called as each of them asks for."""
+    server, address = make_server(dispatch="inline")
+    names, idents = Seen(), Seen()
+
+    @server.handler(Text)
+    def note(ctx: Any, conn: Any) -> None:
+        names.add(threading.current_thread().name)
+        idents.add(threading.get_ident())
+        conn.write(ctx.message)
+
+    for _ in range(4):
+        with socket.create_connection(address) as sock:
+            sock.sendall(text("x"))
+            recv_exactly(sock, len(text("x")))
+        wait_until(lambda: server._listeners[0]._turns.following)
+    assert names.items == [f"tao-reader-{number}" for number in (1, 2, 3, 4)]
+    assert len(set(idents.items)) <= 2

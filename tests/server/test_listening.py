@@ -1,0 +1,545 @@
+"""Where a server listens: Unix sockets and their files, sockets handed in, one name for a peer."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tao.client.client import ClientConn
+from tao.monitor.connections import page_of_connections
+from tao.server.admission import Admission
+from tao.server.server import Server
+from tao.transport.addresses import address_text, host_of, normalized, unix_address
+from tao.transport.unix_sockets import SocketFile, bind_unix
+from tao.wire.message import Registry
+from tests.ends import MakeServer, Seen, Text, text
+from tests.support import PATIENCE, recv_exactly, together, wait_until
+from tests.tls_pairs import SERVER
+
+needs_abstract = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="abstract sockets are Linux's"
+)
+
+
+def echoes(address: Any) -> bool:
+    """Tell whether a client that dials gets an answer."""
+    seen, registry = Seen(), Registry()
+    registry.register(1, Text.deserialize, lambda ctx, conn: seen.add(ctx.message.text))
+    with ClientConn(address, registry=registry) as client:
+        client.write(Text("hello"))
+        return seen.wait() == ["hello"]
+
+
+def echo(server: Server) -> None:
+    server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
+
+
+# -- Unix sockets: how an address is written
+
+
+def name_of(kind: str, tmp_path: Path) -> Any:
+    """An address of each kind that users may write."""
+    path, name = str(tmp_path / "tao.sock"), f"\0tao-test-{os.getpid()}-{kind}"
+    return {
+        "str": path,
+        "bytes": os.fsencode(path),
+        "Path": Path(path),
+        "abstract": name,
+        "abstract bytes": os.fsencode(name) + b"\0\xff\n",
+    }[kind]
+
+
+@needs_abstract
+@pytest.mark.parametrize("kind", ["str", "bytes", "Path", "abstract", "abstract bytes"])
+def test_each_way_to_write_a_unix_address(
+    kind: str, make_server: MakeServer, tmp_path: Path, log_lines: list[Any]
+) -> None:
+    """Both ends take it; it is shown in print, and a stop leaves nothing and is clean."""
+    given = name_of(kind, tmp_path)
+    server, _ = make_server()
+    echo(server)
+    bound = server.start(given)
+    assert bound == os.fsdecode(given) == server.addresses[1]
+    assert echoes(given) and echoes(bound)
+    assert address_text(bound).isprintable() and address_text(bound) in server.snapshot().address
+    assert server.stop().clean and not os.listdir(tmp_path)
+    assert all(record["level"].no < 30 for record in log_lines)
+    assert all(record["message"].isprintable() for record in log_lines)
+
+
+@needs_abstract
+def test_an_abstract_peer_is_shown_with_its_name(make_server: MakeServer, tmp_path: Path) -> None:
+    """As ss shows it: @name; also by the monitor and in the repr."""
+    server, address = make_server(tmp_path / "tao.sock")
+    echo(server)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0peer-{os.getpid()}\n")
+        sock.connect(address)
+        sock.sendall(text("x"))
+        assert recv_exactly(sock, len(text("x"))) == text("x")
+        (conn,) = server.connections
+        assert conn.remote_address == f"\0peer-{os.getpid()}\n"
+        assert f" @peer-{os.getpid()}\\n: open>" in repr(conn)
+        assert f"@peer-{os.getpid()}" in str(page_of_connections({}))
+
+
+@pytest.mark.parametrize("address", ["", b"", "\0", "a\0b", b"a\0b", Path("a\0b")])
+@pytest.mark.parametrize("use", [Server().start, ClientConn])
+def test_what_is_no_unix_address(address: Any, use: Callable[[Any], object]) -> None:
+    """Neither end takes an empty one, or a NUL within a path."""
+    with pytest.raises(ValueError, match="must not"):
+        use(address)
+    with pytest.raises(ValueError, match="host and a port"):
+        use(b"localhost:80")
+
+
+def test_an_address_of_whatever_kind_is_shown() -> None:
+    """An application may set remote_address to anything: no line of the log fails for it."""
+
+    class Broken:
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert address_text(("::1", 80, 0, 0)) == "[::1]:80"
+    assert address_text(("evil\n", 80)) == "evil\\n:80"
+    assert address_text(b"/tmp/\xff") == "/tmp/\\udcff"
+    assert [address_text(each) for each in (None, "", b"", ())] == ["-"] * 4
+    assert (address_text((1, 2)), address_text(("a",)), address_text(7)) == ("1:2", "('a',)", "7")
+    assert address_text(Broken()) == address_text((Broken(), 1)).replace("tuple", "Broken")
+
+
+# -- Unix sockets: whose file it is
+
+
+def test_a_successors_file_is_left_alone(make_server: MakeServer, tmp_path: Path) -> None:
+    """A server that stops removes only the file that it has made."""
+    path = tmp_path / "tao.sock"
+    old, _ = make_server(path)
+    path.unlink()
+    new, _ = make_server(path)
+    echo(new)
+    assert old.stop().clean
+    assert echoes(path)
+    assert new.stop().clean and not path.exists()
+
+
+def test_the_file_of_another_directory_is_left_alone(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is that of the directory in which the server was started."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    one, _ = make_server("tao.sock")
+    monkeypatch.chdir("other")
+    another, _ = make_server("tao.sock")
+    one.stop()
+    assert (os.listdir("."), os.listdir("..")) == (["tao.sock"], ["other"])
+    another.stop()
+    assert os.listdir(".") == []
+
+
+KILLED = """
+import os, signal, sys, tao
+tao.Server().start(sys.argv[1])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_file_of_a_killed_server_is_replaced(make_server: MakeServer, tmp_path: Path) -> None:
+    """Nobody answers there any more."""
+    path = tmp_path / "tao.sock"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)])
+    assert killed.returncode == -signal.SIGKILL and path.is_socket()
+    server, _ = make_server(path)
+    echo(server)
+    assert echoes(path)
+
+
+def full(path: Path) -> Iterator[Any]:
+    """A server that is there, but has no time for anybody: its backlog is full."""
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as waiting:
+        sock.bind(str(path))
+        sock.listen(0)
+        waiting.connect(str(path))
+        yield
+
+
+def datagrams(path: Path) -> Iterator[Any]:
+    """A service of another kind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(path))
+        yield
+
+
+def tao_server(path: Path) -> Iterator[Any]:
+    """Another server of this process."""
+    with Server(registry=Registry()) as server:
+        server.start(path)
+        yield
+
+
+def plain_file(path: Path) -> Iterator[Any]:
+    """What is no socket at all."""
+    path.write_text("precious")
+    yield
+
+
+def link_to_nothing(path: Path) -> Iterator[Any]:
+    path.symlink_to(path.parent / "nothing")
+    yield
+
+
+@pytest.mark.parametrize(
+    "occupied", [full, datagrams, tao_server, plain_file, link_to_nothing], ids=lambda f: f.__name__
+)
+def test_a_path_that_is_in_use_is_refused(
+    occupied: Callable[[Path], Iterator[Any]], make_server: MakeServer, tmp_path: Path
+) -> None:
+    """Whatever is there stays there."""
+    path = tmp_path / "tao.sock"
+    server, _ = make_server()
+    for _ in occupied(path):
+        before = os.lstat(path).st_ino
+        with pytest.raises(OSError, match=rf"cannot listen at {path}: (address already|there is)"):
+            server.start(path)
+        assert os.lstat(path).st_ino == before
+
+
+def test_servers_that_start_at_once_do_not_replace_each_other(tmp_path: Path) -> None:
+    """One of them gets the path of a killed one, and keeps it."""
+    path = tmp_path / "tao.sock"
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(path))
+
+        def begin() -> Server | None:
+            server = Server(registry=Registry())
+            echo(server)
+            try:
+                server.start(path)
+            except OSError:
+                return None
+            return server
+
+        (server,) = filter(None, together(*[begin] * 4))
+        assert echoes(path)
+        server.stop()
+
+
+def test_a_directory_that_cannot_be_locked(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever holds the lock holds up nobody for long."""
+    monkeypatch.setattr("tao.transport.unix_sockets._PAUSE", 0)
+    held = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        server, _ = make_server(tmp_path / "tao.sock")
+        assert server.stop().clean and not os.listdir(tmp_path)
+    finally:
+        os.close(held)
+
+
+def test_a_listen_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    """Nor does a path that is too long."""
+    server = Server(registry=Registry(), backlog=2**40)
+    with pytest.raises(OSError, match="cannot listen at"):
+        server.start(tmp_path / "tao.sock")
+    with pytest.raises(OSError, match=r"cannot listen at .*path too long"):
+        server.start(tmp_path / ("x" * 200))
+    assert not os.listdir(tmp_path)
+
+
+def test_a_file_that_has_gone_by_itself(tmp_path: Path) -> None:
+    """There is nothing to remove."""
+    path = str(tmp_path / "tao.sock")
+    with socket.socket(socket.AF_UNIX) as sock:
+        file = bind_unix(sock, path, 1)
+        assert isinstance(file, SocketFile)
+        os.unlink(path)
+        file.remove()
+
+
+# -- sockets handed in
+
+
+def bound(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    sock = socket.socket(family, kind)
+    sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+    return sock
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_bound_socket_is_made_to_listen(make_server: MakeServer, family: int) -> None:
+    """With the backlog of the server, as if it were the server's own."""
+    server, address = make_server(bound(family))
+    echo(server)
+    assert echoes(address[:2])
+
+
+def test_a_bound_unix_socket_is_made_to_listen(make_server: MakeServer, tmp_path: Path) -> None:
+    """Its file stays, as it was not made by the server."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(tmp_path / "tao.sock"))
+    server, address = make_server(sock)
+    echo(server)
+    assert echoes(address)
+    server.stop()
+    assert os.path.exists(address)
+
+
+def connected() -> socket.socket:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        listener.accept()[0].close()
+        return sock  # half of it is
+
+
+def reset() -> socket.socket:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return socket.create_connection(listener.getsockname())
+
+
+def of_a_pair() -> socket.socket:
+    one, other = socket.socketpair()
+    other.close()
+    return one
+
+
+def closed() -> socket.socket:
+    sock = bound()
+    sock.close()
+    return sock
+
+
+def of_tls() -> socket.socket:
+    sock = bound()
+    sock.listen()
+    return SERVER.wrap_socket(sock, server_side=True)
+
+
+REFUSED = {
+    "UDP": (lambda: bound(kind=socket.SOCK_DGRAM), "SOCK_DGRAM"),
+    "connected": (connected, "is connected to 127.0.0.1:"),
+    "reset": (reset, "was connected"),
+    "a pair": (of_a_pair, "is connected"),
+    "closed": (closed, "is closed"),
+    "not bound": (socket.socket, "is not bound"),
+    "not bound, Unix": (lambda: socket.socket(socket.AF_UNIX), "is not bound"),
+    "TLS": (of_tls, "SSLContext as tls"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_socket_that_cannot_accept_is_refused(kind: str) -> None:
+    """The sentence names what is wrong; the socket stays its owner's, and the server is new."""
+    make, why = REFUSED[kind]
+    server = Server(registry=Registry())
+    with make() as sock:
+        with pytest.raises(ValueError, match=why):
+            server.start(sock)
+        assert kind == "closed" or sock.fileno() >= 0
+    assert not server.running and server.addresses == []
+
+
+# -- one name for a peer
+
+
+@pytest.mark.parametrize("host", ["", "::"])
+def test_an_ipv4_peer_is_one_whatever_it_dials(host: str, make_server: MakeServer) -> None:
+    """It has its IPv4 address: allow-lists and the limit for each host see no other."""
+    seen = Seen()
+
+    def admit(conn: Any) -> bool:
+        seen.add((conn.remote_address[0], conn.local_address[0]))
+        return True
+
+    server, four = make_server(max_connections_per_host=1, on_connect=admit)
+    dual = bound_to_all() if host == "::" else (host, 0)
+    port = server.start(dual)[1]
+    with socket.create_connection(("127.0.0.1", port)) as first:
+        assert seen.wait() == [("127.0.0.1", "127.0.0.1")]
+        assert server._admission.hosts == {"127.0.0.1": 1}
+        with socket.create_connection(four, PATIENCE) as second:
+            assert second.recv(1) == b""
+        assert first.fileno() >= 0
+
+
+def bound_to_all() -> socket.socket:
+    sock = socket.socket(socket.AF_INET6)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind(("::", 0))
+    return sock
+
+
+def test_what_a_callback_sets_does_not_change_the_count(make_server: MakeServer) -> None:
+    """A connection is counted, and forgotten, as what it was admitted as."""
+
+    def behind_a_proxy(conn: Any) -> bool:
+        conn.remote_address = ("192.0.2.1", 1)
+        return True
+
+    server, address = make_server(max_connections_per_host=2, on_connect=behind_a_proxy)
+    echo(server)
+    for _ in range(5):
+        with socket.create_connection(address, PATIENCE) as sock:
+            sock.sendall(text("x"))
+            assert recv_exactly(sock, len(text("x"))) == text("x")
+        wait_until(lambda: not server._admission)
+    assert server._admission.hosts == {}
+
+
+def test_normal_forms() -> None:
+    """Of what the kernel says, and of what an application may have set."""
+    assert normalized(("::ffff:192.0.2.1", 5, 0, 0)) == ("192.0.2.1", 5)
+    assert normalized(("::FFFF:c000:201", 5, 0, 0)) == ("192.0.2.1", 5)
+    for same in (("::ffff:x", 5), ("::1", 5, 0, 0), ("fe80::1%lo", 5, 0, 1), "/path", "", (), None):
+        assert normalized(same) == same
+    assert [host_of(each) for each in (("::ffff:1.2.3.4", 5), "/path", None, ())] == [
+        *("1.2.3.4", "", "", "")
+    ]
+    assert (unix_address(("h", 1)), unix_address(3), normalized(b"\0n")) == (None, None, "\0n")
+
+
+def test_admission_counts_each_once() -> None:
+    """Moved, released twice, released without having been admitted: the sums stay right."""
+    admission = Admission(3, 1)
+    assert admission.admit(1, "a") == "" and admission.admit(2, None) == ""
+    assert admission.admit(3, "a") == "max_connections_per_host is 1"
+    assert admission.move(2, "a") == "max_connections_per_host is 1"
+    assert (admission.move(2, "b"), admission.admit(4, "")) == ("", "")
+    assert admission.admit(5, "c") == "max_connections is 3"
+    assert (len(admission), admission.hosts) == (3, {"a": 1, "b": 1, "": 1})
+    for number in (1, 1, 2, 9, 4):
+        admission.release(number)
+    assert (len(admission), admission.hosts) == (0, {})
+    assert admission.move(1, "a") == "the connection is over"
+    assert admission.admit(1, None) == admission.admit(2, "a") == ""
+    assert admission.move(1, "a") == "max_connections_per_host is 1"  # although it came first
+
+
+def test_admission_lets_in_as_many_as_may_be() -> None:
+    """However many come at once, of one host and of others."""
+    for _ in range(20):
+        admission = Admission(30, 7)
+
+        def come(first: int, admission: Admission = admission) -> int:
+            hosts = ("a", "b", "c")
+            numbers = range(first, first + 30)
+            return sum(not admission.admit(each, hosts[each % 3]) for each in numbers)
+
+        admitted = together(*(lambda n=n: come(100 * n) for n in range(4)))
+        assert sum(admitted) == len(admission) == 21
+        assert admission.hosts == {"a": 7, "b": 7, "c": 7}
+
+
+# -- listening no more
+
+
+def asks(sock: socket.socket, value: str) -> bool:
+    sock.sendall(text(value))
+    return recv_exactly(sock, len(text(value))) == text(value)
+
+
+def test_connections_stay_when_listening_stops(make_server: MakeServer, tmp_path: Path) -> None:
+    """Nobody is accepted any more; who is there is served on, and a stop is clean."""
+    server, address = make_server()
+    echo(server)
+    path = server.start(tmp_path / "tao.sock")
+    with socket.create_connection(address, PATIENCE) as sock:
+        assert asks(sock, "before")
+        server.stop_listening()
+        for family, where in ((socket.AF_INET, address), (socket.AF_UNIX, path)):
+            with socket.socket(family) as late, pytest.raises(OSError):
+                late.connect(where)
+        assert asks(sock, "after") and server.connection_count == 1
+        assert (server.running, server.address, server.addresses) == (True, None, [])
+        assert server.snapshot().state == "draining" and not os.listdir(tmp_path)
+        server.stop_listening()
+    wait_until(lambda: not server.connection_count)
+    assert server.stop().clean
+
+
+def test_listening_stops_at_one_address_and_begins_anew(make_server: MakeServer) -> None:
+    """The others go on; what has ended is forgotten."""
+    server, first = make_server()
+    echo(server)
+    second = server.start(("127.0.0.1", 0))
+    server.stop_listening(first)
+    assert server.addresses == [second] and echoes(second)
+    assert server.snapshot().state == "running"
+    with pytest.raises(ValueError, match="does not listen at"):
+        server.stop_listening(first)
+    for _ in range(5):
+        again = server.start(("127.0.0.1", 0))
+        assert echoes(again)
+        server.stop_listening(again)
+        wait_until(lambda: server._listeners[-1].ended)
+    assert len(server._listeners) <= 4 and echoes(second)
+
+
+def test_serve_forever_goes_on_when_listening_stops(make_server: MakeServer) -> None:
+    """Until the server is stopped; in a handler, and in a signal handler, it may be called too."""
+    server, address = make_server()
+
+    @server.handler(Text)
+    def last(ctx: Any, conn: Any) -> None:
+        server.stop_listening()
+        conn.write(ctx.message)
+
+    serving = threading.Thread(target=server.serve_forever, name="test-serving")
+    serving.start()
+    with socket.create_connection(address, PATIENCE) as sock:
+        assert asks(sock, "last") and asks(sock, "one more")
+        assert serving.is_alive() and server.running
+    server.stop()
+    serving.join(PATIENCE)
+    assert not serving.is_alive()
+
+
+def test_listening_stops_before_and_after_all(make_server: MakeServer) -> None:
+    """There is nothing to stop then."""
+    server = Server(registry=Registry())
+    server.stop_listening()
+    with pytest.raises(ValueError, match="does not listen"):
+        server.stop_listening(("127.0.0.1", 1))
+    server.stop()
+    server.stop_listening()
+
+
+def test_a_shared_socket_stays_open_for_others(make_server: MakeServer) -> None:
+    """Listening stops here only: another process, or server, goes on with it."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    one, address = make_server(sock.dup())
+    other, _ = make_server(sock)
+    echo(one)
+    echo(other)
+    one.stop_listening()
+    assert all(echoes(address) for _ in range(5))
+
+
+def test_listening_stops_at_any_moment_of_a_signal(make_server: MakeServer) -> None:
+    """While the main thread starts, stops, or asks."""
+    for delay in range(1, 25):
+        server, _ = make_server()
+        before = signal.signal(signal.SIGALRM, lambda *_, s=server: s.stop_listening())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, delay / 20_000, 0.001)
+            for _ in range(10):
+                server.stop_listening(server.start(("127.0.0.1", 0)))
+        except ValueError:
+            pass  # the handler was faster
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert server.running and server.stop(PATIENCE).clean

@@ -1,0 +1,199 @@
+"""The stop of a server: it takes no longer than it may, tells the truth, survives interruption."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from tao.errors import ServerClosed
+from tao.runtime.context import Context
+from tao.server.connection import ServerConn
+from tao.server.server import Server
+from tao.wire.message import Registry
+from tests.ends import MakeServer, Text, text
+from tests.injection import interrupting, opcodes
+from tests.programs import LONG
+from tests.support import PATIENCE, wait_until
+
+#: What a stop may take beyond its timeout, on a machine under load: a second was once granted.
+MOMENT = 0.9
+
+
+class Stuck:
+    """A server with a handler that does not return before the end of the ``with`` block."""
+
+    def __init__(self, make_server: MakeServer, **options: Any) -> None:
+        self.server, address = make_server(dispatch="pool", **options)
+        self.entered, self.leave = threading.Event(), threading.Event()
+
+        @self.server.handler(Text)
+        def stick(ctx: Context, conn: ServerConn) -> None:
+            self.entered.set()
+            self.leave.wait(PATIENCE)
+
+        self.sock = socket.create_connection(address)
+        self.sock.sendall(text("x"))
+        assert self.entered.wait(PATIENCE)
+
+    def __enter__(self) -> Stuck:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.leave.set()
+        self.sock.close()
+
+
+def took(function: Callable[[], object]) -> float:
+    started = monotonic()
+    function()
+    return monotonic() - started
+
+
+def test_a_stop_takes_no_longer_than_its_timeout(make_server: MakeServer) -> None:
+    """Whatever is stuck; what is cut off takes only a moment more."""
+    with Stuck(make_server) as stuck:
+        assert 0.2 <= took(lambda: stuck.server.stop(0.2)) < 0.2 + MOMENT
+        report = stuck.server.stop()
+        assert report.finished and not report.clean and "tao-worker_0" in report.threads
+
+
+def test_nothing_left_is_clean_without_any_time(make_server: MakeServer) -> None:
+    """stop(0) names neither idle workers nor threads that are about to end."""
+    server, _ = make_server()
+    server._pool.run(int)
+    assert server.stop(0).clean
+
+
+def test_a_callback_of_a_context_holds_up_no_stop(make_server: MakeServer) -> None:
+    """One that takes its time is told of like any other thread that does not end."""
+    server, _ = make_server()
+    gate = threading.Event()
+    server.context.after_cancel(lambda: gate.wait(PATIENCE))
+    assert took(lambda: server.stop(0.1)) < 0.1 + MOMENT
+    assert server.stop().threads == ["tao-after-cancel"]
+    gate.set()
+
+
+def test_after_an_interrupted_stop_the_next_waits(make_server: MakeServer) -> None:
+    """Ctrl-C in ``stop`` ends the waiting, not the stop; whoever calls again gets its report."""
+    with Stuck(make_server, drain_timeout=PATIENCE) as stuck:
+        with interrupting(lambda: stuck.server._stopping.done._waiting):
+            stuck.server.stop()
+        assert stuck.server._state == "stopping"
+        stuck.leave.set()
+        assert stuck.server.stop().clean
+
+
+def test_a_shorter_stop_shortens_a_longer_one(make_server: MakeServer) -> None:
+    """The second Ctrl-C may have less patience than the first."""
+    with Stuck(make_server) as stuck:
+        patient = threading.Thread(target=stuck.server.stop, args=[PATIENCE])
+        patient.start()
+        wait_until(lambda: not stuck.server.running)
+        assert took(lambda: stuck.server.stop(0.1)) < 0.1 + MOMENT
+        patient.join(PATIENCE / 2)
+        assert not patient.is_alive() and len(stuck.server.stop().abandoned) == 1
+
+
+def test_an_unfinished_stop_is_not_clean(make_server: MakeServer) -> None:
+    """A handler that stops its own server is told what is still to be done."""
+    server, address = make_server()
+    reports: list[Any] = []
+    server.handler(Text)(lambda ctx, conn: reports.append(conn.context.server.stop()))
+    with socket.create_connection(address) as sock:
+        sock.sendall(text("x"))
+        wait_until(lambda: reports)
+    assert not reports[0].finished and not reports[0].clean
+    assert [(type(conn), left) for conn, *left in reports[0].abandoned] == [(ServerConn, [1, 0])]
+    assert server.stop().clean
+
+
+# -- interrupted anywhere
+
+CALLS: dict[str, Callable[[Server], object]] = {
+    "start": lambda server: server.start(("127.0.0.1", 0)),
+    "stop": lambda server: server.stop(PATIENCE),
+    "broadcast": lambda server: server.broadcast(Text("x")),
+    "schedule": lambda server: server.cancel_schedule(server.schedule(1, lambda due, conn: None)),
+    "snapshot": lambda server: server.snapshot(),
+    "addresses": lambda server: (server.address, server.connections, server.conn(1)),
+}
+
+
+@pytest.fixture
+def warnings_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that was just made, and is held by nobody yet, is closed by the interpreter.
+
+    It warns of that. What pytest keeps of a warning holds all that was there at that moment.
+    """
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+
+
+INNER = {
+    "stop": CALLS["stop"],
+    "others": lambda server: [CALLS[each](server) for each in ("broadcast", "schedule")],
+}
+MODULES = (
+    "tao.server.server",
+    "tao.server.stopping",
+    "tao.server.connection",
+    "tao.server.resources",
+    "tao.server.listener",
+)
+
+
+@pytest.mark.usefixtures("warnings_not_kept")
+@pytest.mark.parametrize("inner", ["stop", "others"])
+@pytest.mark.parametrize("outer", CALLS)
+def test_any_call_may_come_in_the_midst_of_another(outer: str, inner: str) -> None:
+    """From a signal handler or a finalizer, at each bytecode: none waits for the other."""
+
+    def try_both() -> None:
+        for moment in opcodes(*MODULES):
+            server = Server(registry=Registry())
+            server.start(("127.0.0.1", 0))
+            with moment.calling(lambda server=server: INNER[inner](server)):
+                try:
+                    CALLS[outer](server)
+                except ServerClosed:
+                    assert outer == "start" and inner == "stop", moment
+            assert server.stop(PATIENCE).clean and not server._schedules, moment
+            assert outer == "start" or len(server._listeners) == 1, moment
+        gc.collect()
+
+    with ThreadPoolExecutor(1, "test-outer") as pool:
+        pool.submit(try_both).result(LONG)
+
+
+@pytest.mark.usefixtures("warnings_not_kept")
+@pytest.mark.parametrize("call", CALLS)
+def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
+    """The server works on as before, and its stop is clean, with no socket left."""
+    for moment in opcodes(*MODULES):
+        server = Server(registry=Registry())
+        address = server.start(("127.0.0.1", 0))
+        with moment.raising():
+            CALLS[call](server)
+        if call != "stop":
+            socket.create_connection(address).close()
+        assert server.stop(PATIENCE).clean and server._state == "stopped", moment
+        assert all(listener.closed.is_set() for listener in server._listeners), moment
+    gc.collect()
+
+
+def test_an_exception_at_any_bytecode_of_the_stopper(log_lines: list[Any]) -> None:
+    """The stop begins again, or the next who calls has another begin; none is left undone."""
+    for moment in opcodes("tao.server.stopping"):
+        server = Server(registry=Registry())
+        server.start(("127.0.0.1", 0))
+        with moment.raising(thread="tao-stopper"):
+            server.stop(0.2)
+        assert server.stop(PATIENCE).clean and server._state == "stopped", moment

@@ -1,0 +1,773 @@
+"""The helpers for tests of users: servers, recording clients, memory, the clock and the plugin."""
+
+from __future__ import annotations
+
+import configparser
+import inspect
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tao
+from tao import testing
+from tao.client.client import ClientConn
+from tao.connection.options import Reconnect
+from tao.errors import ConnectFailed, ConnectionClosed, WouldBlock
+from tao.runtime.context import background
+from tao.server.server import Server
+from tao.testing import (
+    Clock,
+    MemoryClient,
+    RecordingClient,
+    Unregistered,
+    memory_pair,
+    memory_transports,
+    running,
+    serving,
+)
+from tao.wire.message import Registry
+from tests.ends import MakeServer, Number, Seen, Text, frame
+from tests.support import PATIENCE, ends, together, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+def echo(registry: Registry) -> Registry:
+    """Have a registry answer each text with the same."""
+
+    @registry.handler(Text)
+    def answer(ctx: Any, conn: Any) -> None:
+        conn.write(ctx.message)
+
+    return registry
+
+
+def echo_server(**options: Any) -> Server:
+    return Server(registry=echo(Registry()), **options)
+
+
+def failure(function: Callable[..., Any], *args: Any, **keywords: Any) -> str:
+    """The text with which a check fails."""
+    with pytest.raises(AssertionError) as caught:
+        function(*args, **keywords)
+    return str(caught.value)
+
+
+# -- the examples
+
+
+def examples() -> list[Any]:
+    found = []
+    for name in testing.__all__:
+        thing = getattr(testing, name)
+        text = inspect.getdoc(thing) if callable(thing) else None
+        for code in re.findall(r"^::\n\n((?:    .*\n|\n)+)", text or "", re.MULTILINE):
+            found.append(pytest.param(textwrap.dedent(code), id=name))
+    return found
+
+
+@pytest.mark.parametrize("code", examples())
+def test_an_example_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code in a docstring does what it says."""
+    monkeypatch.setattr("tao.server.server.default_registry", Registry())
+    exec(compile(code, "example", "exec"), {"__name__": "example"})
+
+
+def test_each_helper_has_an_example() -> None:
+    """Whoever looks up one of the main helpers sees how it is used."""
+    shown = {example.id for example in examples()}
+    assert shown >= {"running", "serving", "RecordingClient", "memory_pair", "Clock"}
+
+
+# -- running a server
+
+
+def test_a_server_runs_for_the_length_of_a_block() -> None:
+    """Inside of the block it can be reached, afterwards it is stopped."""
+    server = echo_server()
+    with running(server) as address:
+        assert address == server.address and address[0] == "127.0.0.1"
+        with RecordingClient(server) as client:
+            client.send(Text("hello"))
+            client.expect(Text, text="hello")
+    assert not server.running
+
+
+def test_a_stop_that_is_not_clean_fails() -> None:
+    """A handler that does not end is told of, with its connection; or not, if that is allowed."""
+    for clean in (True, False):
+        entered, release = threading.Event(), threading.Event()
+        server = Server(registry=Registry(), drain_timeout=0.05)
+
+        @server.handler(Text, dispatch="pool")
+        def block(ctx: Any, conn: Any, entered: Any = entered, release: Any = release) -> None:
+            entered.set()
+            release.wait(PATIENCE)
+
+        def use(server: Server = server, clean: bool = clean, entered: Any = entered) -> None:
+            with running(server, clean=clean):
+                client = RecordingClient(server)
+                client.send(Text("x"))
+                assert entered.wait(PATIENCE)
+
+        try:
+            if clean:
+                text = failure(use)
+                assert "not stop cleanly" in text and "1 messages not handled" in text
+            else:
+                use()
+        finally:
+            release.set()
+
+
+def test_what_the_block_raises_comes_first() -> None:
+    """An exception in the block stops the server and is not hidden by what the stop reports."""
+    with pytest.raises(KeyError), serving(registry=Registry()) as server:
+        raise KeyError
+    assert not server.running
+
+
+# -- the recording client
+
+
+def test_expect_takes_messages_in_turn() -> None:
+    """Each one is seen once, in order, and returned."""
+    with serving(registry=echo(Registry())) as server, RecordingClient(server) as client:
+        for word in ("one", "two", "three"):
+            client.send(Text(word))
+        assert client.expect(Text).text == "one"
+        client.expect(Text, text="two")
+        assert [message.text for message in client.wait_for(3)] == ["one", "two", "three"]
+        assert client.wait_for(lambda message: message.text > "p").text == "two"
+        client.expect(Text, text="three")
+
+
+def test_expect_says_what_came_instead() -> None:
+    """Another class, another attribute, nothing at all: the text tells."""
+    with serving(registry=echo(Registry())) as server, RecordingClient(server) as client:
+        client.send(Text("one"))
+        client.send(Text("two"))
+        text = failure(client.expect, Number)
+        assert text == "expected a Number, but Text(text='one') came; before it: nothing"
+        text = failure(client.expect, Text, text="TWO")
+        assert text.startswith("expected Text(text='TWO'), but Text(text='two') came; before it: ")
+        text = failure(client.expect, Text, timeout=0.01)
+        assert "nothing more came within 0.01 s; received: Text(text='one'), Text(te" in text
+        assert "5 messages, but it did not come" in failure(client.wait_for, 5, timeout=0.01)
+        assert "<lambda> is true" in failure(client.wait_for, lambda message: 0, timeout=0.01)
+        assert "after 0.01 s it has not" in failure(client.expect_closed, timeout=0.01)
+
+
+def test_the_end_of_the_connection_ends_the_waiting() -> None:
+    """Nobody waits for what cannot come any more, and the reason is told."""
+    with serving(registry=echo(Registry())) as server, RecordingClient(server) as client:
+        client.send(Text("last"))
+        client.expect(Text)
+        server.connections[0].close()
+        text = failure(client.expect, Text)
+        assert text.endswith("the connection ended: peer closed; received: Text(text='last')")
+        assert client.expect_closed() == client.close_reason == "peer closed"
+        assert client.closed and "1 received" in repr(client)
+
+
+def test_messages_are_known_that_are_registered_later() -> None:
+    """Those of the server, without their handlers; others are recorded as bytes."""
+    server = Server(registry=Registry())
+    with running(server), RecordingClient(server) as client:
+        conn = server.connections[0]
+        conn.write(Text("unknown"))
+        unknown = client.expect(Unregistered, message_number=1, data=b"unknown")
+        echo(server.registry)
+        assert "data=b'unknown'" in failure(client.wait_for, 2, timeout=0.01)
+        conn.write(Text("known"))
+        client.expect(Text, text="known")
+        assert client.received[0] is unknown and not client.conn._core.counts().errors
+
+
+def test_a_client_of_an_address() -> None:
+    """It knows the message classes it is given."""
+    with serving(
+        registry=echo(Registry()), on_connect=lambda conn: conn.write(Number(7))
+    ) as server:
+        with RecordingClient(
+            server.address, messages=[Text, Number], registry=Registry()
+        ) as client:
+            client.expect(Number, value=7)
+            client.send_bytes(frame(1, b"by hand"))
+            client.expect(Text, text="by hand")
+        assert client.expect_closed() == "closed by this side"
+
+
+def test_a_client_needs_somewhere_to_go() -> None:
+    """A server that does not listen, and memory without a server, are refused with a reason."""
+    with pytest.raises(ValueError, match="does not listen"):
+        RecordingClient(Server())
+    with pytest.raises(TypeError, match="needs a Server"):
+        RecordingClient(("127.0.0.1", 1), memory=True)
+
+
+def test_a_long_record_is_shown_in_part() -> None:
+    """The last few messages, each cut short, are enough to see what is wrong."""
+    server = echo_server()
+    with running(server), RecordingClient(server) as client:
+        for number in range(20):
+            client.send(Text(f"{number:03}" * 50))
+        client.wait_for(20)
+        text = failure(client.wait_for, 21, timeout=0.01)
+        assert "15 messages, then Text(text='015015" in text and len(text) < 500
+
+
+@pytest.mark.parametrize("address", [("", 0), ("0.0.0.0", 0), ("::1", 0), "unix"])
+def test_a_client_finds_the_server(address: Any, tmp_path: Path) -> None:
+    """Wherever it listens; and it is there for the server when it is there for the test."""
+    address = str(tmp_path / "socket") if address == "unix" else address
+    with serving(address) as server, RecordingClient(server):
+        assert server.connection_count == 1
+
+
+def test_a_client_waits_for_on_connect() -> None:
+    """But not for one that refuses, nor without end, nor if it is not asked to."""
+    release = threading.Event()
+    server = Server(registry=Registry(), on_connect=lambda conn: release.wait(PATIENCE))
+    with running(server), RecordingClient(server, accepted=False):
+        assert not server.connections
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError, match="on_connect"):
+            patch.setattr("tao.testing.recording_client.PATIENCE", 0.01)
+            RecordingClient(server)
+        release.set()
+    with serving(on_connect=lambda conn: False) as server, RecordingClient(server) as client:
+        assert client.expect_closed() == "peer closed"
+
+
+# -- memory
+
+
+def test_a_memory_transport_takes_what_fits() -> None:
+    """It never blocks, returns 0 when it is full, and keeps the order."""
+    near, far = memory_transports(4)
+    assert near.send(b"abcdef") == 4 and near.send(memoryview(b"ef")) == 0
+    assert far.recv(3) == b"abc"
+    assert near.send(memoryview(b"ef")) == 2
+    assert far.recv(100) == b"def" and far.begun == 0
+    assert near.peer_certificate is None and near.tls_version is None
+
+
+def test_the_end_in_memory_comes_after_the_data() -> None:
+    """What was sent before it is read first; after it nothing can be sent."""
+    near, far = memory_transports()
+    near.send(b"last")
+    assert near.shutdown_write()
+    assert far.recv(10) == b"last" and far.recv(10) == b"" == far.recv(10)
+    with pytest.raises(BrokenPipeError):
+        near.send(b"more")
+    assert far.send(b"reply") == 5 and near.recv(10) == b"reply"
+
+
+@pytest.mark.parametrize("who", ["near", "far"])
+def test_an_abort_in_memory_wakes_everybody(who: str) -> None:
+    """Whichever side it comes from, and whatever they wait for."""
+    near, far = memory_transports(2)
+    near.send(b"xx")
+    aborted = near if who == "near" else far
+    both = threading.Barrier(3)
+
+    def wait_for(wait: Callable[[], object]) -> None:
+        both.wait(PATIENCE)
+        wait()
+
+    def abort() -> None:
+        both.wait(PATIENCE)
+        aborted.abort()
+        aborted.abort()
+
+    assert ends(
+        lambda: together(
+            lambda: wait_for(near.wait_writable), lambda: wait_for(lambda: near.recv(9)), abort
+        )
+    )
+    with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+        near.send(b"x")
+    near.close()
+    far.close()
+
+
+def test_a_writer_in_memory_waits_for_room() -> None:
+    """It is woken when the reader has made some."""
+    near, far = memory_transports(2)
+    near.send(b"xx")
+    together(near.wait_writable, lambda: far.recv(1))
+    assert near.send(b"yy") == 1
+
+
+@pytest.mark.parametrize("capacity", [0, -1, True, 1.5, "1"])
+def test_a_capacity_is_a_positive_number(capacity: Any) -> None:
+    """Anything else is refused at once, and names itself."""
+    with pytest.raises((TypeError, ValueError), match="capacity"):
+        memory_transports(capacity)
+    with pytest.raises((TypeError, ValueError), match="capacity"):
+        MemoryClient(Server(), capacity=capacity)
+
+
+@pytest.mark.parametrize("capacity", [1, 7, 64 * 1024])
+def test_messages_go_both_ways_in_memory(capacity: int) -> None:
+    """In order and whole, however little fits at a time, and nothing is lost at the end."""
+    seen = Seen()
+    registry = Registry()
+    registry.register(1, Text.deserialize, lambda ctx, conn: seen.add(ctx.message.text))
+    words = [f"{number} " * (number % 5) for number in range(200)]
+    with memory_pair(echo_server(), capacity=capacity, registry=registry) as pair:
+        for word in words:
+            pair.client.write(Text(word), timeout=PATIENCE)
+        assert seen.wait(len(words)) == words
+        assert pair.server.connections == [pair.conn]
+        assert pair.conn.remote_address == pair.client.local_address
+    assert pair.conn.close_reason == "peer closed" and not pair.server.running
+
+
+def test_back_pressure_in_memory() -> None:
+    """A peer that does not read fills pipe and queue, at the same message each time."""
+    release = threading.Event()
+    server = Server(registry=Registry(), queue_size=1)
+
+    @server.handler(Text, dispatch="inline")
+    def block(ctx: Any, conn: Any) -> None:
+        release.wait(PATIENCE)
+
+    with memory_pair(server, capacity=64, queue_size=4) as pair:
+        with pytest.raises(WouldBlock):
+            for _ in range(10_000):
+                pair.client.write(Text("x" * 100))
+        assert pair.client.send_queue_length == 4
+        release.set()
+        pair.client.write(Text("more"), timeout=PATIENCE)
+
+
+def test_a_pair_on_a_running_server() -> None:
+    """The server goes on after the pair, and counts its connections like any others."""
+    server = echo_server(max_connections=1)
+    with running(server):
+        with memory_pair(server) as pair:
+            with memory_pair(server) as second, pytest.raises(LookupError):
+                assert second.conn
+            assert second.client.close_reason == "peer closed"
+            assert pair.conn in server.connections
+        assert server.running
+        wait_until(lambda: not server.snapshot().connections)
+    with pytest.raises(ConnectFailed, match="the server is stopped"):
+        memory_pair(server)
+
+
+def test_a_pair_without_a_server() -> None:
+    """Both ends can be written to; a heartbeat is nothing special."""
+    with memory_pair(heartbeat=None) as pair:
+        pair.conn.write(Text("x"))
+        pair.client.write(Text("y"))
+        pair.conn.close()
+        assert pair.client.wait_closed(PATIENCE)
+        assert pair.client.close_reason == "peer closed"
+
+
+def test_on_connect_in_memory() -> None:
+    """It may refuse, and what it writes comes first; a pair does not wait for it forever."""
+    server = Server(registry=Registry(), on_connect=lambda conn: conn.write(Text("no")) or False)
+    with RecordingClient(server, memory=True, messages=[Text]) as client:
+        client.expect(Text, text="no")
+        assert client.expect_closed() == "peer closed"
+    assert server.stop().clean
+    release = threading.Event()
+    server = Server(registry=Registry(), on_connect=lambda conn: release.wait(PATIENCE))
+    with running(server), MemoryClient(server) as waiting:
+        with pytest.raises(TimeoutError, match="on_connect"):
+            waiting.wait_accepted(0.01)
+        release.set()
+        waiting.wait_accepted()
+
+
+def test_a_client_in_memory_comes_back() -> None:
+    """With ``reconnect`` it makes another connection to the same server."""
+    server, often = echo_server(), Reconnect(initial=0.001)
+    with running(server), RecordingClient(server, memory=True, reconnect=often) as client:
+        assert isinstance(client.conn, MemoryClient)
+        client.conn.wait_accepted()
+        first = client.conn.server_conn
+        assert first is not None
+        first.close()
+        wait_until(lambda: client.conn.reconnects == 1)
+        client.send(Text("again"))
+        client.expect(Text, text="again")
+        assert client.conn.server_conn is not first
+
+
+def test_memory_has_no_tls() -> None:
+    """Who asks for it is told."""
+    with pytest.raises(ValueError, match="tls"):
+        memory_pair(tls="anything")
+
+
+# -- the clock
+
+
+def test_a_clock_calls_what_is_due_in_order() -> None:
+    """Each at its time, a periodic timer each time, and nothing before or after."""
+    clock, calls = Clock(), []
+    clock.run_after(3, lambda due: calls.append(("once", clock.now())))
+    clock.run_every(2, lambda due: calls.append(("often", clock.now())))
+    cancelled = clock.run_after(1, lambda due: calls.append(("never", clock.now())))
+    assert clock.cancel(cancelled)
+    clock.advance(1.5)
+    assert calls == [] and clock.size == 2
+    clock.advance(4.5)
+    assert calls == [("often", 2), ("once", 3), ("often", 4), ("often", 6)]
+    assert "6 s, 1 timers" in repr(clock)
+
+
+def test_tenths_of_a_second_add_up() -> None:
+    """What a hundred steps of a tenth make is ten seconds, whatever floating point thinks."""
+    clock, calls = Clock(), []
+    clock.run_every(0.1, calls.append)
+    clock.advance(10)
+    assert len(calls) == 100
+    for _ in range(100):
+        clock.advance(0.1)
+    assert len(calls) == 200
+
+
+def test_callbacks_may_add_and_cancel_timers() -> None:
+    """What they add is called in the same step if it is due in it."""
+    clock, calls = Clock(), []
+
+    def first(due: datetime) -> None:
+        clock.cancel(second)
+        clock.run_after(1, lambda due: calls.append(clock.now()))
+        raise ValueError("which stops nobody")
+
+    clock.run_after(1, first)
+    second = clock.run_after(1, lambda due: calls.append("cancelled"))
+    clock.advance(5)
+    assert calls == [2] and clock.now() == 5
+
+
+def test_a_clock_has_a_time_of_day() -> None:
+    """It passes as the clock does, and what is due is told by it."""
+    start, dues = datetime(2030, 1, 1, tzinfo=timezone.utc), []
+    clock = Clock(start)
+    clock.run_at(start + timedelta(hours=1), dues.append)
+    clock.run_at((start - timedelta(hours=1)).timestamp(), dues.append)
+    clock.advance(3599)
+    assert dues == [start]
+    clock.advance(1)
+    assert dues == [start, start + timedelta(hours=1)]
+    with pytest.raises(ValueError, match="time zone"):
+        Clock(datetime(2030, 1, 1))  # noqa: DTZ001
+
+
+def test_time_does_not_go_back() -> None:
+    """A negative step, and no number at all, are refused."""
+    for seconds in (-1, float("nan")):
+        with pytest.raises(ValueError, match="go back"):
+            Clock().advance(seconds)
+
+
+def test_one_clock_is_in_force_at_a_time() -> None:
+    """A second one is refused; after the block another may come, and the real time is back."""
+    with Clock(), pytest.raises(RuntimeError, match="another clock"), Clock():
+        pass
+    with Clock() as clock, serving(registry=Registry()) as server:
+        assert server._wheel is clock
+    with serving(registry=Registry()) as server:
+        assert server._wheel is not clock
+
+
+def test_timers_of_connections_by_the_clock() -> None:
+    """Their callbacks have run when the clock has been advanced, one for each time."""
+    seen = Seen()
+    with Clock() as clock, memory_pair(Server(registry=Registry())) as pair:
+        pair.server.schedule(10, lambda due, conn: seen.add(("schedule", clock.now())))
+        pair.client.run_every(4, lambda due, conn: seen.add(("client", clock.now())))
+        pair.conn.run_at(clock.time_of_day() + 5, lambda due, conn: seen.add(("at", clock.now())))
+        clock.advance(3)
+        assert seen.items == []
+        clock.advance(9)
+        times = [("client", 4), ("at", 5), ("client", 8), ("schedule", 10), ("client", 12)]
+        assert [(name, round(when, 6)) for name, when in seen.items] == times
+
+
+def test_idle_connections_by_the_clock() -> None:
+    """One is closed when nothing came for so long, counted from when something last did."""
+    server = echo_server(idle_timeout=60, heartbeat=None)
+    with Clock() as clock, running(server), RecordingClient(server) as client:
+        for _ in range(5):
+            clock.advance(59)
+            client.send(Text("here"))
+            client.expect(Text)
+        clock.advance(59)
+        assert not client.closed
+        conn = server.connections[0]
+        assert conn.last_heartbeat == pytest.approx(clock.time_of_day() - 59)
+        clock.advance(1)
+        assert conn.close_reason == "idle for 60 s"
+        assert client.expect_closed() == "peer closed"
+
+
+def test_heartbeats_by_the_clock() -> None:
+    """One comes for each interval in which nothing else was sent, and keeps the peer alive."""
+    server = Server(registry=Registry(), heartbeat=10, idle_timeout=15)
+    with Clock() as clock, running(server), RecordingClient(server, heartbeat=10) as client:
+        conn = server.connections[0]
+        for beat in range(1, 21):
+            clock.advance(10)
+            wait_until(lambda beat=beat: client.heartbeats == beat)  # type: ignore[misc]
+            wait_until(lambda beat=beat: conn._core.counts().messages_in == beat)  # type: ignore[misc]
+        assert not client.closed and client.received == []
+
+
+def test_a_stuck_peer_by_the_clock() -> None:
+    """One that takes nothing is given up after ``write_timeout``."""
+    release = threading.Event()
+    registry = Registry()
+    registry.register(
+        1, Text.deserialize, lambda ctx, conn: release.wait(PATIENCE), dispatch="inline"
+    )
+    server = Server(registry=Registry(), write_timeout=5, drain_timeout=0.5)
+    with (
+        Clock() as clock,
+        memory_pair(server, capacity=16, registry=registry, queue_size=1) as pair,
+    ):
+        for _ in range(20):
+            pair.conn.write(Text("x" * 100))
+        wait_until(lambda: pair.conn._core.send_queue.blocked)
+        clock.advance(4.5)
+        assert not pair.conn.closed
+        clock.advance(5.5)
+        wait_until(lambda: pair.conn.closed)
+        assert pair.conn.close_reason == "the peer took nothing for 5 s"
+        release.set()
+
+
+def test_back_off_by_the_clock() -> None:
+    """Each wait is as long as the options say, none is waited for in reality."""
+    how = Reconnect(initial=1, factor=2, maximum=5, jitter=0)
+    with Clock() as clock:
+        with serving(registry=echo(Registry())) as server:
+            client = MemoryClient(server, reconnect=how).start()
+        for wait in (1, 2, 4, 5, 5):
+            assert clock.wait_for_back_off() == [wait]
+            clock.advance(wait - 0.5)
+            assert clock.wait_for_back_off() == [0.5]
+            clock.advance(0.5)
+        assert clock.wait_for_back_off() == [5]
+        with pytest.raises(TimeoutError, match="1 of 2 clients"):
+            clock.wait_for_back_off(2, timeout=0.01)
+        assert ends(client.close)  # which does not wait for the clock
+
+
+def test_a_client_comes_back_by_the_clock(make_server: MakeServer) -> None:
+    """Once the clock says so it dials again, and is connected."""
+    server, address = make_server()
+    with Clock() as clock, ClientConn(address, reconnect=Reconnect(initial=30, jitter=0)) as client:
+        wait_until(lambda: server.connections)
+        server.connections[0].close()
+        assert clock.wait_for_back_off() == [30]
+        clock.advance(30)
+        assert client.wait_connected(PATIENCE) and client.reconnects == 1
+
+
+def test_contexts_expire_by_the_clock() -> None:
+    """A deadline is reached when the clock is advanced to it."""
+    with Clock() as clock:
+        context = background().with_timeout(5)
+        clock.advance(4)
+        assert not context.cancelled
+        clock.advance(1)
+        assert "deadline" in str(context.error)
+
+
+def test_a_callback_that_does_not_return_is_told_of() -> None:
+    """A clock waits for the callbacks it brought about, but not forever."""
+    entered, release = threading.Event(), threading.Event()
+    with Clock() as clock, memory_pair(heartbeat=None) as pair:
+        pair.client.run_after(1, lambda due, conn: (entered.set(), release.wait(PATIENCE)))
+        with pytest.raises(TimeoutError, match="has not returned after"):
+            clock.advance(1, patience=0.01)
+        assert entered.wait(PATIENCE)
+        release.set()
+        clock.advance(0)
+
+
+def test_callbacks_that_are_dropped_are_not_waited_for() -> None:
+    """A connection that is closed forgets what waits for its turn, and the clock hears of it."""
+    entered, release = threading.Event(), threading.Event()
+    with Clock() as clock, memory_pair(Server(registry=Registry(), heartbeat=None)) as pair:
+        pair.client.run_after(1, lambda due, conn: (entered.set(), release.wait(PATIENCE)))
+        pair.client.run_after(2, lambda due, conn: pytest.fail("it was to be dropped"))
+        stepping = threading.Thread(target=clock.advance, args=(1,), name="test-advance")
+        stepping.start()
+        assert entered.wait(PATIENCE)
+        with pytest.raises(TimeoutError):
+            clock._wait_for_calls(0.01)
+        pair.client._core.begin_close("enough", drain=False)
+        release.set()
+        stepping.join(PATIENCE)
+        clock.advance(5)
+        with pytest.raises(ConnectionClosed):
+            pair.client.run_after(1, lambda due, conn: None)
+
+
+def test_no_callback_advances_the_clock() -> None:
+    """It would wait for itself, so it is told instead."""
+    errors = Seen()
+
+    def advance(due: Any, conn: Any) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            clock.advance(1)
+        errors.add(str(caught.value))
+
+    with Clock() as clock, memory_pair() as pair:
+        pair.client.run_after(1, advance)
+        clock.run_after(1, lambda due: advance(due, None))
+        clock.advance(1)
+    assert errors.items == ["a clock cannot be advanced by a handler or callback"] * 2
+
+
+def test_handlers_that_block_are_relieved_in_real_time() -> None:
+    """The clock stands still, and still another thread goes on reading."""
+    server, both = Server(registry=Registry()), threading.Barrier(2)
+    numbers = Seen()
+
+    @server.handler(Text, dispatch="inline")
+    def wait(ctx: Any, conn: Any) -> None:
+        both.wait(PATIENCE)
+
+    @server.handler(Number)
+    def note(ctx: Any, conn: Any) -> None:
+        numbers.add(ctx.message.value)
+
+    with Clock(), memory_pair(server) as pair:
+        pair.client.write(Text("block"))
+        pair.client.write(Number(1))
+        wait_until(lambda: pair.conn._core.counts().messages_in == 2)
+        both.wait(PATIENCE)
+        assert numbers.wait() == [1]
+
+
+# -- the plugin
+
+SUITE = """
+import socket, threading
+import pytest
+import tao, tao.testing.pytest_plugin
+
+class Line:
+    message_number = 1
+    def __init__(self, text): self.text = text
+    def serialize(self): return self.text.encode()
+    @classmethod
+    def deserialize(cls, data): return cls(data.decode())
+
+def test_all_of_them(tao_no_leaks, tao_clock, tao_server, tao_client):
+    server = tao_server(idle_timeout=60)
+    @server.handler(Line)
+    def shout(ctx, conn):
+        conn.write(Line(ctx.message.text.upper()))
+    client = tao_client(server)
+    client.send(Line("hello"))
+    client.expect(Line, text="HELLO")
+    tao_clock.advance(60)
+    assert client.expect_closed() == "peer closed"
+
+def test_a_server_that_is_there(tao_server, tao_client, tao_no_leaks):
+    server = tao.Server()
+    assert tao_server(server) is server
+    tao_client(server.address)
+    with pytest.raises(TypeError):
+        tao_server(server, workers=3)
+
+def test_a_leak(tao_no_leaks):
+    tao.testing.pytest_plugin._PATIENCE = 0.05
+    tao.kept = socket.socket()
+
+def test_no_leak_any_more():
+    tao.kept.close()
+
+def test_a_thread_left_behind(tao_no_leaks):
+    tao.kept = tao.Server()
+    tao.kept.start(("127.0.0.1", 0))
+
+def test_a_dirty_stop(tao_server, tao_client):
+    server = tao_server(drain_timeout=0.05)
+    entered, tao.release = threading.Event(), threading.Event()
+    @server.handler(Line, dispatch="pool")
+    def block(ctx, conn):
+        entered.set()
+        tao.release.wait(20)
+    tao_client(server).conn.write(Line("x"))
+    assert entered.wait(20)
+
+def test_the_end():
+    tao.kept.stop()
+    tao.release.set()
+"""
+
+
+def python(*arguments: str, cwd: Path = ROOT) -> str:
+    """Run Python and return what it printed, also if it failed."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=6 * PATIENCE,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200"},
+        check=False,
+    ).stdout
+
+
+def test_the_fixtures(tmp_path: Path) -> None:
+    """They give what they say; what is left behind, and a stop that is not clean, are errors."""
+    (tmp_path / "test_suite.py").write_text(SUITE, encoding="utf-8")
+    # By its module's name, whether or not it is installed under another.
+    plugin = ("-p", "no:tao", "-p", "tao.testing.pytest_plugin", "-p", "no:cacheprovider")
+    output = python("-m", "pytest", "-q", "-ra", *plugin, str(tmp_path), cwd=tmp_path)
+    assert "7 passed, 3 errors" in output, output
+    assert re.search(r"test_a_leak - AssertionError: sockets left behind", output)
+    assert re.search(
+        r"test_a_thread_left_behind - AssertionError: threads left behind: .*acceptor", output
+    )
+    assert re.search(r"test_a_dirty_stop - AssertionError: the server did not stop cleanly", output)
+
+
+def test_the_plugin_costs_nothing_at_the_start() -> None:
+    """With it pytest imports nothing of tao's that opens a socket or needs a certificate."""
+    code = "import sys, tao.testing.pytest_plugin\n"
+    code += "print(sorted(m for m in sys.modules if m[:3] == 'tao'))"
+    loaded = ["tao", "tao.runtime", "tao.runtime.log"]
+    loaded += ["tao.testing", "tao.testing.pytest_plugin", "tao.version"]
+    assert python("-c", code).strip() == str(loaded)
+
+
+def test_every_name_is_there() -> None:
+    """What ``import tao`` promises can be had, though nothing is imported before it is wanted."""
+    code = "import tao; print(set(tao.__all__) <= set(dir(tao)), [tao.Server, tao.errors])"
+    assert python("-c", code).startswith(
+        "True [<class 'tao.server.server.Server'>, <module 'tao.errors'"
+    )
+    code = "from tao import *; from tao import testing; print(Server, WouldBlock, testing.running)"
+    assert "WouldBlock" in python("-W", "error", "-c", code)
+    assert not hasattr(tao, "no_such_name")
+    assert all(getattr(tao, name) is getattr(tao.api, name) for name in tao.api.__all__)
+
+
+def test_the_plugin_is_installed() -> None:
+    """pytest finds it by the entry point."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert setup["options.entry_points"]["pytest11"].strip() == "tao = tao.testing.pytest_plugin"
