@@ -22,6 +22,7 @@ but threads of this name that are started inside the block.
 from __future__ import annotations
 
 import ctypes
+import dis
 import functools
 import gc
 import inspect
@@ -51,12 +52,15 @@ class Moment:
         number: counted from 0.
         struck: whether that many were executed, so that it has struck.
         place: where it struck, for people.
+        possible: whether an exception from outside can come there. The interpreter looks for
+            signals, and the like, only after calls, and where functions and loops begin.
     """
 
     def __init__(self, number: int, modules: tuple[str, ...]) -> None:
         self.number: int = number
         self.struck: bool = False
         self.place: str = "nowhere"
+        self.possible: bool = True
         self._modules: tuple[str, ...] = modules
         self._passed: int = 0
         self._strike: Callable[[], object] | None = None
@@ -97,12 +101,28 @@ class Moment:
             return strike is not None
         self._strike = None
         self.struck = True
+        self.possible = offset in _offsets_of_checks(code)
         self.place = f"{code.co_filename}:{lines} in {code.co_name}, {offset}"
         strike()
         return False
 
     def __repr__(self) -> str:
         return f"<bytecode {self.number}: {self.place}>"
+
+
+@functools.cache
+def _offsets_of_checks(code: CodeType) -> set[int]:
+    """Return before which bytecodes the interpreter looks for signals."""
+    offsets, before = set[int](), ""
+    for instruction in dis.get_instructions(code):
+        name = instruction.opname
+        if name == "CACHE":
+            continue
+        begins = name == "RESUME" or name.startswith(("JUMP_BACKWARD", "JUMP_ABSOLUTE"))
+        if begins or (before.startswith("CALL") and name != "PUSH_EXC_INFO"):
+            offsets.add(instruction.offset)
+        before = name
+    return offsets
 
 
 def opcodes(*modules: str, first: int = 0, most: int = 20_000, step: int = 1) -> Iterator[Moment]:

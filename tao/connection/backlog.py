@@ -93,11 +93,10 @@ class Backlog:
     def forget(self, taken: int) -> int:
         """Remove the frames that the kernel has got with these bytes; return how many."""
         left = taken + self.offset
-        if left == self.size:  # all, as a rule
-            count = len(self.ahead) + len(self.frames)
+        if left == self.size and not self.ahead:  # all, as a rule
+            count = len(self.frames)
             if self.tracked:
                 self.mark_sent()
-            self.ahead.clear()
             self.frames.clear()
             self.offset = self.size = 0
             self.journal = None

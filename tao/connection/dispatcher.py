@@ -278,6 +278,13 @@ class Dispatcher:
 
     def recover(self) -> None:
         """Let go of the turn, if an exception has hit the calling thread in the midst of it."""
+        try:
+            self._let_go()
+        except BaseException:
+            self._let_go()  # another exception has come in the midst of that
+            raise
+
+    def _let_go(self) -> None:
         while self._turn._is_owned():
             self._turn.release()
         self._watch.running.discard(self)
@@ -299,6 +306,11 @@ class Dispatcher:
         self._closed = self._discard = self._abandoned = True
         self._inline, self._pending, self._inbox = False, 0, None
         self._posted.clear()
+
+    @property
+    def interrupted_here(self) -> bool:
+        """Whether the calling thread has interrupted itself in the midst of its turn."""
+        return bool(self._turn._is_owned())
 
     @property
     def pending(self) -> int:
@@ -347,6 +359,13 @@ class Dispatcher:
 
         Something may have been lost: a callback, or that the other thread is to be started.
         """
+        try:
+            self._give_up(error)
+        except BaseException:
+            self._give_up(error)  # another exception has come in the midst of that
+            raise
+
+    def _give_up(self, error: BaseException) -> None:
         self.recover()
         if not self._closed:  # else it ends anyway
             self._host.collapse(error)

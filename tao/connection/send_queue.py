@@ -447,6 +447,13 @@ class SendQueue:
 
     def _recover(self) -> None:
         """Put right what an exception has interrupted on this thread, and let go of the turn."""
+        try:
+            self._put_right()
+        except BaseException:
+            self._put_right()  # another exception has come in the midst of that
+            raise
+
+    def _put_right(self) -> None:
         turn = self._turn
         if turn._is_owned():
             self._repair()

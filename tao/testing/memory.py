@@ -38,15 +38,21 @@ _numbers = itertools.count(1)
 class _Pipe:
     """Bytes on their way in one direction. Any thread may call any method."""
 
-    __slots__ = ("_bytes", "_capacity", "_changed", "_ended", "_unread")
+    __slots__ = ("_bytes", "_capacity", "_changed", "_ended", "_lock", "_unread")
 
     def __init__(self, capacity: int) -> None:
         self._capacity: int = capacity
         # Guards all below; notified when any of them changes.
-        self._changed = threading.Condition()
+        self._lock: Any = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._bytes = bytearray()
         self._ended: bool = False  # the writer has said that no more comes
         self._unread: bool = False  # the reader has gone
+
+    @property
+    def interrupted_here(self) -> bool:
+        """Whether the calling thread has interrupted one of the methods."""
+        return bool(self._lock._is_owned())
 
     def read(self, size: int) -> bytes:
         """Wait for bytes; ``b""`` at the end, and when the reader itself has gone."""
@@ -142,6 +148,10 @@ class MemoryTransport(Transport):
     @property
     def peer_is_near(self) -> bool:
         return True
+
+    @property
+    def interrupted_here(self) -> bool:
+        return any(pipe.interrupted_here for pipe in (self._inward, self._outward))
 
     def option(self, level: int, name: int, value: int | bytes | None, length: int) -> Any:
         raise OSError(errno.ENOTSOCK, "a connection in memory has no socket")

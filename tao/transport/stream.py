@@ -130,7 +130,7 @@ class Transport:
         self._sock = adapted(sock)
         # Guards _closed, so that no shutdown hits a descriptor number that is someone else's.
         # Reentrant, because a signal handler or a finalizer may abort, too.
-        self._closing = threading.RLock()
+        self._closing: Any = threading.RLock()
         self._closed: bool = False
         self.answers = []
         if sock.family in _TCP:
@@ -259,6 +259,11 @@ class Transport:
         except OSError:
             return False  # it has gone
         return self._sock.family == socket.AF_UNIX or here[0] == there[0]
+
+    @property
+    def interrupted_here(self) -> bool:
+        """Whether the calling thread has interrupted a method that keeps others out."""
+        return bool(self._closing._is_owned())
 
     def abort(self, *, reset: bool = False) -> None:
         """End both directions now and wake whoever waits. Any thread may call it, any time.
@@ -448,29 +453,43 @@ class TlsTransport(Transport):
         try:
             if not lock.acquire(timeout=_LOCK_PATIENCE):
                 return 0
-            try:
-                self._send_records(memoryview(data)[:_TLS_SEND])
-            except OSError:
-                if not self._progress[0]:
-                    raise
-                # First what the kernel has; a broken socket raises again the next time.
+            self._send_records(memoryview(data)[:_TLS_SEND])
             answers.append(self._progress[0])
-            self._progress = (0, self.begun)
+            self._progress = (0, self._progress[1])
             lock.release()
             return answers[-1]
-        except OSError:
-            lock.release()
+        except BaseException as error:
+            try:
+                self._leave(error)
+            finally:
+                # Here, as a call that was too deep for the interpreter's limit may be so again.
+                if lock._is_owned():
+                    lock.release()
             raise
+
+    def _leave(self, error: BaseException) -> None:
+        """After an exception give the stream up if need be, and let go of _lock."""
+        try:
+            self._let_go(error)
         except BaseException:
-            if lock._is_owned():
-                self._interrupted()
-                lock.release()
+            self._let_go(error)  # another exception has come in the midst of that
             raise
+
+    def _let_go(self, error: BaseException) -> None:
+        if self._lock._is_owned():
+            if not isinstance(error, OSError):
+                self._interrupted()
+            self._lock.release()
 
     def _send_records(self, data: memoryview) -> None:
         """Send as many records as the kernel takes. Needs _lock."""
-        while (rest := data[self._progress[0] :]) and self._send_record(rest):
-            pass
+        try:
+            while (rest := data[self._progress[0] :]) and self._send_record(rest):
+                pass
+        except OSError:
+            if not self._progress[0]:
+                raise
+            # First what the kernel has; a broken socket raises again the next time.
 
     def _interrupted(self) -> None:
         """Give the stream up: nobody knows any more what of it the kernel has. Needs _lock.
@@ -505,6 +524,10 @@ class TlsTransport(Transport):
     def begun(self) -> int:
         return self._progress[1]
 
+    @property
+    def interrupted_here(self) -> bool:
+        return bool(self._lock._is_owned()) or super().interrupted_here
+
     def shutdown_write(self) -> bool:
         lock = self._lock
         # As in send: this call may have interrupted another one, or who decrypts may wait for us.
@@ -519,12 +542,17 @@ class TlsTransport(Transport):
                     self._machine.unwrap()
                 except ssl.SSLError:
                     pass  # as a rule: it wants to read the peer's answer, for which nobody waits
-            if not self._flush():
-                return False
-        finally:
-            if lock._is_owned():
-                lock.release()
-        return super().shutdown_write()
+            flushed = self._flush()
+            lock.release()
+        except BaseException as error:
+            try:
+                self._leave(error)
+            finally:
+                # Here, as a call that was too deep for the interpreter's limit may be so again.
+                if lock._is_owned():
+                    lock.release()
+            raise
+        return flushed and super().shutdown_write()
 
     def _flush(self) -> bool:
         """Send what the machine has made, without blocking; tell whether all is gone.
@@ -555,13 +583,18 @@ class TlsTransport(Transport):
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
         # It may also come later (RFC 8446, 4.6.2).
-        if self._certificate is None and self._lock.acquire(timeout=_LOCK_PATIENCE):
-            try:
+        lock = self._lock
+        if lock._is_owned():
+            return self._certificate  # this call has interrupted another one
+        try:
+            if self._certificate is None and lock.acquire(timeout=_LOCK_PATIENCE):
                 self._certificate = self._machine.getpeercert() or None
-            except ValueError:
-                pass  # the handshake is not done yet
-            finally:
-                self._lock.release()
+                lock.release()
+        except BaseException as error:
+            if lock._is_owned():
+                lock.release()
+            if not isinstance(error, ValueError):  # the handshake is not done yet
+                raise
         return self._certificate
 
     @property

@@ -9,9 +9,11 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
+from tao.connection.backlog import Backlog
 from tao.connection.send_queue import SendQueue
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
 from tao.transport.stream import TlsTransport, Transport
@@ -39,7 +41,8 @@ _offsets = itertools.count()
 class Line:
     """A send queue with its writer on a real socket with small buffers, and the peer's socket."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, kind: type[Transport] = Transport, **options: object) -> None:
+        self.kind = kind
         self.writers: list[threading.Thread] = []
         self.queue = SendQueue(8, self._start_writer, **options)  # type: ignore[arg-type]
         self.ends: list[Transport | socket.socket] = []
@@ -54,7 +57,7 @@ class Line:
         ours, self.peer = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * KIB)
         self.peer.settimeout(PATIENCE)
-        self.transport = Transport(ours)
+        self.transport = self.kind(ours)
         self.ends += [self.transport, self.peer]
         self.queue.attach(self.transport)
         self.queue.open()
@@ -147,6 +150,71 @@ def test_an_exception_at_each_bytecode(
         assert with_after[:1] == [1] and set(with_after) <= {1, 2, 3, 9}, moment
         if line.queue.error is None and action is not sealed:
             assert with_after[-1] == 9, moment
+
+
+class Before(Transport):
+    """Raises once, in the second of its sends, when the kernel has taken nothing."""
+
+    sends = 0
+
+    def send(self, data: bytes | memoryview) -> int:
+        self.sends += 1
+        return self.interrupted(data) if self.sends == 2 else super().send(data)
+
+    def interrupted(self, data: bytes | memoryview) -> int:
+        raise KeyboardInterrupt
+
+
+class After(Before):
+    """... when it has taken all that it can."""
+
+    def interrupted(self, data: bytes | memoryview) -> int:
+        Transport.send(self, data)
+        raise KeyboardInterrupt
+
+
+class Unknown(Before):
+    """... when it has taken something of which nobody knows."""
+
+    def interrupted(self, data: bytes | memoryview) -> int:
+        self._sock.send(data[:10])
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", [Before, After, Unknown])
+@pytest.mark.parametrize("action", [small, large, batch, behind])
+def test_another_exception_at_each_bytecode(
+    interrupted: Callable[..., Iterator[tuple[Line, Moment]]],
+    action: Callable[[Line], None],
+    kind: type[Transport],
+) -> None:
+    """Also while what a first one has interrupted is being put right."""
+    for line, moment in interrupted(kind=kind):
+        line.queue.write(frame(1, 50))
+        with moment.raising(), suppress(KeyboardInterrupt):
+            action(line)
+        line.transport.sends = 2  # type: ignore[attr-defined]  # if it has not come so far
+        if not moment.possible:
+            continue
+        got = together(lambda line=line: after(line), line.frames)[1]
+        assert got == sorted(set(got)), moment
+        assert got[:1] == [1] and set(got) <= {1, 2, 3, 9}, moment
+        assert got[-1] == 9 or line.queue.error is not None, moment
+
+
+def test_both_lanes_are_forgotten_at_each_bytecode() -> None:
+    """What is repaired is right, also if the kernel has taken a preface together with the rest."""
+    for moment in opcodes("tao.connection.backlog"):
+        backlog = Backlog()
+        backlog.append(b"preface", ahead=True)
+        backlog.append(b"rest", ahead=False)
+        backlog.journal = True
+        with moment.raising():
+            backlog.forget(11)
+        if backlog.repair():
+            backlog.forget(11)
+        assert (len(backlog), backlog.offset, backlog.size) == (0, 0, 0), moment
+        assert backlog.journal is None, moment
 
 
 def submit(queue: SendQueue, frame: bytes) -> None:
@@ -249,6 +317,28 @@ def test_an_exception_at_each_bytecode_under_tls() -> None:
         for end in (transport, peer):
             end.abort()
             end.close()
+
+
+@pytest.mark.parametrize("name", ["send", "shutdown_write", "peer_certificate"])
+def test_the_lock_of_tls_is_let_go_of(name: str) -> None:
+    """Whatever bytecode is hit, and also if an error has come before."""
+    for broken in (False, True):
+        for moment in opcodes("tao.transport.stream"):
+            ours, theirs = socket.socketpair()
+            transport = TlsTransport(ours, CLIENT, server_side=False, server_hostname="localhost")
+            peer = TlsTransport(theirs, SERVER, server_side=True)
+            shake_hands(transport, peer)
+            transport._certificate = None
+            if broken:
+                transport.abort()
+            with moment.raising(), suppress(OSError):
+                transport.send(b"x") if name == "send" else getattr(transport, name)
+                if name == "shutdown_write":
+                    transport.shutdown_write()
+            assert not transport.interrupted_here or not moment.possible, moment
+            for end in (transport, peer):
+                end.abort()
+                end.close()
 
 
 def test_what_transport_send_raises_after_a_part_was_taken() -> None:
