@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import deque
 from time import monotonic
 from typing import Any, Protocol
 
 from tao.connection.slow_handlers import OverdueWatch
-from tao.runtime.forks import renew_after_fork
 from tao.runtime.timing_wheel import TimingWheel
 
 __all__ = ["GRACE", "BlockWatch", "Watched", "watch_on"]
@@ -129,24 +127,10 @@ class BlockWatch:
             self._token.append(None)
 
 
-# Guarded by the lock.
+# Changed in single steps only, as a finalizer may make a client at any moment.
 _watches: weakref.WeakKeyDictionary[TimingWheel, BlockWatch] = weakref.WeakKeyDictionary()
-_watches_lock = threading.Lock()
 
 
 def watch_on(wheel: TimingWheel) -> BlockWatch:
     """Return the watch that looks on this wheel: one for all who share it."""
-    with _watches_lock:
-        watch = _watches.get(wheel)
-        if watch is None:
-            watch = _watches[wheel] = BlockWatch(wheel)
-        return watch
-
-
-def _renew_lock(function: object, reason: str) -> None:
-    """In a child process: nobody is there to release the lock."""
-    global _watches_lock
-    _watches_lock = threading.Lock()
-
-
-renew_after_fork(watch_on, _renew_lock)
+    return _watches.get(wheel) or _watches.setdefault(wheel, BlockWatch(wheel))

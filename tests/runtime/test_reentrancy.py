@@ -24,6 +24,7 @@ import pytest
 
 from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
 from tao.connection.application import Application, ApplicationLink
+from tao.connection.block_watch import watch_on
 from tao.connection.options import Settings
 from tao.connection.recent_errors import Failures
 from tao.connection.statistics import Counts, Tally
@@ -410,6 +411,17 @@ def test_users_come_and_go_at_any_bytecode(raises: bool) -> None:
         shared.release("one")
         assert not shared._users and not shared._wheels, moment
     assert "tao-timing-wheel" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_all_who_share_a_wheel_get_the_same_watch() -> None:
+    """Also who asks in the midst of the asking, as a finalizer that makes a client does."""
+    for moment in opcodes("tao.connection.block_watch"):
+        other = TimingWheel("test-other")
+        seen: list[Any] = []
+        with moment.calling(lambda w=other, s=seen: s.append(watch_on(w))):
+            seen.append(watch_on(other))
+        assert len({id(each) for each in seen}) == 1, moment
+        other.stop()
 
 
 # -- the timers of a connection
