@@ -26,7 +26,7 @@ from tao.connection.lifecycle import Event, Phase
 from tao.connection.options import ClientSettings, Reconnect
 from tao.connection.statistics import Snapshot, Tally
 from tao.errors import ConnectFailed, ConnectionClosed
-from tao.runtime.context import background
+from tao.runtime.context import Context, background
 from tao.runtime.forks import renew_after_fork
 from tao.runtime.threads import as_tao_thread, in_tao_thread
 from tao.runtime.timing_wheel import shared_wheel
@@ -191,13 +191,14 @@ class ClientCore(ConnectionCore):
     def close_and_wait(self) -> None:
         """End the connection for good, and wait until it has ended."""
         self.close()
-        if self._see_off() or in_tao_thread():
-            return
+        if not self._see_off() and not in_tao_thread():
+            self.wait_closed(self.settings.drain_timeout + _SLACK)
+
+    @property
+    def interrupted_here(self) -> bool:
         claim = self._claims.get(_PLAYER)
         starting = claim is not None and claim.waits_for_this_thread
-        # Nor does a signal handler that has interrupted a write: it would wait for that.
-        if not starting and not self.send_queue.interrupted_here:
-            self.wait_closed(self.settings.drain_timeout + _SLACK)
+        return starting or super().interrupted_here
 
     def _see_off(self) -> bool:
         """Do the last steps of a client that has no thread; tell whether it has none."""
@@ -224,8 +225,11 @@ class ClientCore(ConnectionCore):
         return self._up.is_set() and self.lifecycle.close_reason is None
 
     def wait_connected(self, timeout: float | None = None) -> bool:
-        """Wait until there is a connection, or the client is closed; tell whether there is."""
-        self._up.wait(timeout)
+        """Wait until there is a connection, or the client is closed; tell whether there is.
+
+        As `wait_closed`, it does not wait in the midst of a call on this very connection.
+        """
+        self._up.wait(0 if self.interrupted_here else timeout)
         return self.connected
 
     def enter(self) -> None:
@@ -341,12 +345,19 @@ class ClientCore(ConnectionCore):
             return
         # Those of now: at any moment after this, the next ones may be there.
         context, transport = self.context, self.transport
-        before, now = self.lifecycle.apply(Event.LOSE, reason)
+        try:
+            before, now = self.lifecycle.apply(Event.LOSE, reason)
+            if now.close_reason is None and before.open:
+                self._leave_off(reason, context, transport)
+        except BaseException:  # once more, as whoever calls again finds it lost
+            if self.lifecycle.phase is Phase.LOST:
+                self._leave_off(reason, context, transport)
+            raise
         if now.close_reason is not None:
             super().drop(reason, ended=ended)
-            return
-        if not before.open:
-            return
+
+    def _leave_off(self, reason: str, context: Context, transport: Transport | None) -> None:
+        """Let nothing more go to, or come from, a lost transport."""
         context.cancel_aside(reason)
         # Nothing more goes where it would be lost; it waits for the next. Should that be there
         # already, it is given up as well: a transport that counts as lost is not read.

@@ -122,7 +122,9 @@ class Connection(HasTransport):
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until the connection is over and none of its threads is left; tell whether it is.
 
-        A handler that did not return within ``drain_timeout`` of a close is not waited for.
+        A handler that did not return within ``drain_timeout`` of a close is not waited for. Where a
+        signal handler or finalizer has interrupted a call on this very connection, it does not wait
+        at all: the connection cannot end before that call goes on.
 
         Not to be called by a handler of this connection: it would wait for itself.
         """

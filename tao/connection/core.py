@@ -25,8 +25,11 @@ Whichever thread completes a step starts the next.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import compress
+from operator import is_not
 from typing import Any
 
 from tao.connection.application import Application, ApplicationLink
@@ -139,13 +142,15 @@ class ConnectionCore:
         # No lock guards the fields below, as any thread may close a connection at any moment, also
         # one that is interrupted in the midst of closing it. Each is changed in one step.
         self._counted: bool = False  # what it did has been added to the tally's counts
-        self._unsent_counted: bool = False
+        self._unsent_told: bool = False
+        self._owed: deque[bool] = deque()  # not empty while on_close is to be called
         self._finisher: dict[str, int] = {}  # the thread that does the last steps: the first
         # Owned by the reading role, which one thread at a time plays.
         self.reader = Reader(self, settings)
         #: Whether the peer has ended its direction, and this side goes on (``half_close``).
         self.peer_finished: bool = False
-        self.unsent: int = 0  #: messages that were accepted and will never be sent
+        self.unsent: int = 0  #: messages for transports that were lost, never to be sent
+        self.left_over: int = 0  #: ... and those that waited in the end
         self._cut: bool = False  # it was aborted, as it did not end in time
         # What the kernel had taken when a handler's write last waited in vain.
         self._waited_in_vain: int = -1
@@ -211,11 +216,25 @@ class ConnectionCore:
 
     def wait_closed(self, timeout: float | None = None) -> bool:
         """See `Connection.wait_closed`."""
-        deadline = Deadline(timeout)
+        deadline = Deadline(0 if self.interrupted_here else timeout)
         if not self.finished.wait(deadline.remaining()):
             return False
         ending = [thread for thread in self.threads_now() if thread not in self.stuck]
         return not (gather(ending, deadline) or self.stuck)
+
+    @property
+    def interrupted_here(self) -> bool:
+        """Whether the calling thread has interrupted a call of its own on this connection.
+
+        It is a signal handler or a finalizer then, and until it returns, so that the call goes on,
+        the connection cannot end.
+        """
+        transport = self.transport
+        return (
+            self.send_queue.interrupted_here
+            or self.dispatcher.interrupted_here
+            or (transport is not None and transport.interrupted_here)
+        )
 
     @property
     def unhandled(self) -> int:
@@ -268,24 +287,44 @@ class ConnectionCore:
         """Have the handshake of a new transport done."""
         transport.handshake(self.settings.handshake_timeout)
 
+    # Each on_connect that agreed is followed by one on_close, whatever a signal handler or another
+    # thread raises in between. That an on_close is owed is noted in the same step of the
+    # interpreter in which on_connect returns; that it is not any more, in the one in which on_close
+    # begins: `map` and the like call them without a bytecode of ours before or after.
+
     def ask_on_connect(self) -> bool:
         """Call ``on_connect``; tell whether it agrees."""
-        return self._call("on_connect")
+        if not self._call("on_connect", self._make_on_connect):
+            self._owed.append(True)
+        return bool(self._owed)
 
-    def _call(self, what: str) -> bool:
-        """Call ``on_connect`` or ``on_close``; False if it returned that, or raised."""
+    def call_on_close(self) -> None:
+        """Call ``on_close`` if it is owed."""
+        self.lifecycle.on_close_called()
+        for _ in range(_TRIES):
+            if self._owed and not self._call("on_close", self._make_on_close):
+                self._owed.clear()
+
+    def _make_on_connect(self, callback: Callable[[Any], object], conn: Any) -> None:
+        self._owed.extend(filter(None, map(is_not, map(callback, (conn,)), (False,))))
+
+    def _make_on_close(self, callback: Callable[[Any], object], conn: Any) -> None:
+        deque(map(callback, compress((conn,), map(deque.pop, (self._owed,)))), maxlen=0)
+
+    def _call(self, what: str, make: Callable[..., None]) -> bool:
+        """Have the call of ``on_connect`` or ``on_close`` made; False if there is none to call."""
         application = self.application.find()
         callback = None if application is None else getattr(application, what)
         if application is None or callback is None:
-            return True
+            return False
         try:
             with telling_if_long(self, what):
-                return application.variables.run(callback, application.conn) is not False
+                application.variables.run(make, callback, application.conn)
         except BaseException as error:
             if not isinstance(error, Exception) and self.in_call_of_application():
                 raise
             self.report(error, f"in {what}")
-            return False
+        return True
 
     def in_call_of_application(self) -> bool:
         """Tell whether an exception that is raised here reaches a caller of the application's."""
@@ -334,39 +373,38 @@ class ConnectionCore:
 
     def begin(self, open_up: Callable[[], bool]) -> None:
         """A reading thread that has to ``open_up`` first, and ends here if that returns False."""
-        try:
-            opened = open_up()
-        except BaseException as error:
-            self.collapse(error)
-            opened = False
-        if opened:
-            self.play(reading=True)
-        else:
-            self.finish()
+        self.play(True, open_up)
 
-    def play(self, reading: bool) -> None:
+    def play(self, reading: bool, open_up: Callable[[], bool] = lambda: True) -> None:
         """A reading or handling thread, in the one role and then in the other."""
-        thread = threading.current_thread()
         failed: list[BaseException] = []
-        while len(failed) <= _TRIES:
-            try:
-                if failed:
-                    self.collapse(failed[-1])
+        try:
+            while len(failed) <= _TRIES:
+                try:
+                    if failed:
+                        self.collapse(failed[-1])
+                    elif open_up():
+                        while (reads := self._take_role(reading)) is not None:
+                            reading = reads
+                        return
                     if reading:
                         self.finish()
                     return
-                while True:
-                    thread.name = self.thread_name("reader" if reading else "handler")
-                    if not reading:
-                        if not self.dispatcher.handle():
-                            return
-                        reading = True
-                    elif self.reader.read():
-                        reading = False
-                    elif not self.renew():
-                        return
-            except BaseException as error:
-                failed.append(error)
+                except BaseException as error:
+                    failed.append(error)
+        except BaseException as error:  # another one, where the first was to be noted
+            self.collapse(error)
+            if reading:
+                self.finish()
+
+    def _take_role(self, reading: bool) -> bool | None:
+        """Read or handle; tell whether the thread is to read next. None: it is to end."""
+        threading.current_thread().name = self.thread_name("reader" if reading else "handler")
+        if not reading:
+            return True if self.dispatcher.handle() else None
+        if self.reader.read():
+            return False
+        return True if self.renew() else None
 
     def struck(self, error: BaseException) -> None:
         """End what a reading or handling thread has been kept from; it may have had either role."""
@@ -513,9 +551,10 @@ class ConnectionCore:
         idle = self._end_session()
         self.dispatcher.stop()
         frames, size = self.send_queue.stop()
-        if not self._unsent_counted:
-            self._unsent_counted = True
-            self._count_unsent(frames, size)
+        self.left_over = frames
+        if not self._unsent_told:
+            self._tell_of_rest(frames, size)
+            self._unsent_told = True
         self.timers.end()
         self.stuck = gather(self.threads_now(), Deadline(None if idle else _MOMENT))
         self.call_on_close()
@@ -527,10 +566,9 @@ class ConnectionCore:
         self.lifecycle.apply(Event.END)
         self.finished.set()
 
-    def _count_unsent(self, frames: int, size: int) -> None:
-        """Count, and tell of, what will not reach the peer."""
+    def _tell_of_rest(self, frames: int, size: int) -> None:
+        """Tell of what will not reach the peer."""
         if frames:
-            self.unsent += frames
             reason = self.lifecycle.close_reason
             self.tell_unsent(f"{frames} messages ({size} bytes) could not be sent: {reason}")
         elif self.in_flight:
@@ -548,12 +586,6 @@ class ConnectionCore:
         if not self._counted or self in self.tally.living():  # an interruption may have undone it
             self._counted = True
             self.tally.ended(self)
-
-    def call_on_close(self) -> None:
-        """Call ``on_close`` if it is owed."""
-        if self.lifecycle.status.on_close_owed:
-            self.lifecycle.on_close_called()
-            self._call("on_close")
 
     # -- errors and figures
 
@@ -578,7 +610,7 @@ class ConnectionCore:
             errors=self.reporter.errors,
             undefined=self.reporter.undefined,
             dropped=self.send_queue.dropped,
-            unsent=self.unsent,
+            unsent=self.unsent + self.left_over,
             over_rate=0 if intake is None else intake.over_rate,
             frame_timeouts=0 if intake is None else intake.frame_timeouts,
             overdue=self.reporter.overdue,
@@ -596,8 +628,9 @@ class ConnectionCore:
             transport.after_fork()
         self.lifecycle.apply(Event.CLOSE, reason)
         self.lifecycle.on_close_called()
+        self._owed.clear()
         self.lifecycle.apply(Event.END)
-        self._unsent_counted = True
+        self._unsent_told = True
         self.threads.clear()
         self.stuck = []
         self.timers.after_fork(reason)

@@ -398,8 +398,10 @@ class Server(HasCredentials, Reception):
                 well, is waited for for a second, or a twentieth of one if it is on this machine.
 
         Returns:
-            what could not be finished. If the stop is not over, because it was called by one of
-            tao's threads, or something takes longer than it may, ``finished`` is False.
+            what could not be finished. ``finished`` is False if the stop is not over: one of tao's
+            threads has called, something takes longer than it may, or this is a signal handler or
+            finalizer that has interrupted a call on a connection, which cannot end before that call
+            goes on. Called again afterwards, it waits for the end and returns the whole report.
 
         Raises:
             RuntimeError: no thread can be had, and one of tao's has called. The server runs on.

@@ -85,7 +85,8 @@ class Stopping:
                 more.
 
         Returns:
-            what could not be finished; if it is not over, what is still to be done.
+            what could not be finished; if it is not over, what is still to be done. A call that has
+            interrupted one on a connection, on the same thread, does not wait for that connection.
 
         Raises:
             RuntimeError: no thread can be had, and this one may not wait. The server runs on.
@@ -129,13 +130,25 @@ class Stopping:
         return True
 
     def _wait(self, end: float) -> None:
-        """Wait until all is over, or a moment after the time is."""
+        """Wait until all is over but what waits for this thread, or a moment after the time is."""
         while (left := end + 2 * _MOMENT - monotonic()) > 0:
-            if self.done.wait(min(left, _LOOK)):
+            if self.done.wait(min(left, _LOOK)) or self._held_up_here():
                 return
             thread = self._thread
             if thread is not None and not thread.is_alive():
                 self._ensure_thread(end)  # it has died
+
+    def _held_up_here(self) -> bool:
+        """Tell whether nothing more can end before the calling thread goes on.
+
+        It may be in a signal handler that has interrupted a write, say: that connection ends when
+        the write does, after the handler has returned.
+        """
+        parts = self._parts()
+        if parts is None or not all(listener.closed.is_set() for listener in parts.listeners):
+            return False
+        left = [core for core in map(core_of, parts.conns) if not core.finished.is_set()]
+        return bool(left) and all(core.interrupted_here for core in left)
 
     def _carry_out(self) -> None:
         """Stop, on a thread of its own as a rule."""

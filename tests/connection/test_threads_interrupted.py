@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import sys
 import threading
 from contextlib import suppress
 from itertools import islice
@@ -22,10 +23,13 @@ from tao.connection.application import Application, ApplicationLink
 from tao.connection.block_watch import BlockWatch
 from tao.connection.dispatcher import Dispatcher
 from tao.connection.inbox import Inbox
-from tao.connection.options import Settings
+from tao.connection.options import Reconnect, Settings
 from tao.connection.send_queue import SendQueue
+from tao.errors import ConnectionClosed
 from tao.runtime.context import Context
 from tao.runtime.timing_wheel import TimingWheel
+from tao.server.server import Server
+from tao.testing.memory import MemoryClient
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Seen, Text, text
 from tests.injection import Interruption, Moment, opcodes, raise_in
@@ -48,6 +52,7 @@ MODULES = (
 )
 # `make interrupt EACH=1` tries far more of the bytecodes.
 STEP = 5 if os.environ.get("EACH_BYTECODE") else 61
+AT_ONCE = Reconnect(initial=0.001, maximum=0.005)
 _offsets = itertools.count()
 
 
@@ -117,6 +122,96 @@ def test_the_last_steps_are_repeated(make_server: MakeServer) -> None:
         assert conn.wait_closed(PATIENCE)
     wait_until(lambda: not server.connections)
     assert closed.wait() == [conn]
+
+
+CALLING = (
+    "tao.connection.core", "tao.connection.connection", "tao.server.connection",
+    "tao.client.reconnect", "tao.client.client", "tao.connection.context_variables",
+    "tao.connection.slow_handlers", "tao.connection.lifecycle",
+)  # fmt: skip
+
+
+@pytest.fixture
+def warnings_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that was just made, and is held by nobody yet, is closed by the interpreter."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+
+
+class Pairs:
+    """Callbacks that count; each ``on_connect`` that returns is to be followed by ``on_close``."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.options: dict[str, Any] = {
+            "registry": Registry(),
+            "drain_timeout": 0.3,
+            "on_connect": lambda conn: self.calls.append("on_connect"),
+            "on_close": lambda conn: self.calls.append("on_close"),
+        }
+
+    def whole(self) -> bool:
+        return self.calls == ["on_connect", "on_close"] * (len(self.calls) // 2)
+
+
+def test_each_on_connect_is_followed_by_one_on_close_of_a_server() -> None:
+    """Whatever bytecode of the connection's thread is hit, from its first step to its last."""
+    # The very first belong to a thread that is only just beginning.
+    for moment in opcodes(*CALLING, "contextlib", first=60 + next(_offsets), step=7):
+        pairs = Pairs()
+        server = Server(**pairs.options)
+        client = MemoryClient(server, registry=Registry(), drain_timeout=0.3)
+        with moment.raising(thread="tao-reader-1"):
+            client.start()
+            conn = client.server_conn
+            client.close()
+            assert conn is not None and conn.wait_closed(PATIENCE), moment
+        server.stop(PATIENCE)
+        assert pairs.whole(), (moment, pairs.calls)
+        assert pairs.calls or moment.struck
+    assert moment.number > 200
+
+
+@pytest.mark.usefixtures("warnings_not_kept")
+def test_each_on_connect_is_followed_by_one_on_close_of_a_client() -> None:
+    """Whatever bytecode is hit of the calls that connect and close, again after that."""
+    for moment in opcodes(*CALLING, first=next(_offsets), step=STEP):
+        pairs = Pairs()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = ClientConn(listener.getsockname(), **pairs.options)
+            with moment.raising():
+                client.start()
+                listener.accept()[0].close()
+                client.close()
+            with suppress(RuntimeError, ConnectionClosed):
+                client.start()
+            client.close()
+        assert client.wait_closed(PATIENCE), moment
+        assert pairs.whole() and pairs.calls, (moment, pairs.calls)
+
+
+@pytest.mark.usefixtures("warnings_not_kept")
+def test_each_on_connect_is_followed_by_one_on_close_of_a_client_that_comes_back() -> None:
+    """Whatever bytecode is hit of the thread that connects again and again."""
+    for moment in opcodes(*CALLING, first=40 + next(_offsets), step=STEP):
+        pairs = Pairs()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(PATIENCE)
+            client = ClientConn(listener.getsockname(), reconnect=AT_ONCE, **pairs.options)
+            with moment.raising(thread=f"tao-reader-client-{client.net_id}"):
+                client.start(keep_trying=True)
+                wait_until(lambda c=client, p=pairs: p.calls or c.closed)
+                wait_until(lambda c=client, p=pairs: _lose(listener, c) or len(p.calls) >= 3)
+                client.close()
+            assert client.wait_closed(PATIENCE), moment
+        assert pairs.whole(), (moment, pairs.calls)
+
+
+def _lose(listener: socket.socket, client: ClientConn) -> bool:
+    """Close one connection that has come; tell whether none will come any more."""
+    listener.settimeout(0.01)
+    with suppress(OSError):
+        listener.accept()[0].close()
+    return client.closed
 
 
 class _Proxy:
@@ -190,6 +285,24 @@ def test_a_worker_that_is_hit_does_not_keep_the_turn(wheel: TimingWheel) -> None
         with moment.raising():
             dispatcher._done(1)
         assert free(dispatcher), moment
+
+
+def test_another_exception_does_not_keep_the_turn_either(wheel: TimingWheel) -> None:
+    """At each bytecode with which a dispatcher gets over a first one; the connection ends."""
+    for moment in opcodes("tao.connection.dispatcher"):
+        host, hits = Host(), iter([KeyboardInterrupt])
+        dispatcher = dispatcher_on(host, wheel)
+
+        def strike(hits: Any = hits) -> None:
+            for error in hits:
+                raise error
+
+        dispatcher._waiting.append(_Proxy(None, set=strike))  # type: ignore[arg-type]
+        with moment.raising(), suppress(KeyboardInterrupt):
+            dispatcher._settle()
+        if moment.possible:
+            assert free(dispatcher), moment
+            assert "collapsed" in host.told or list(hits), moment
 
 
 def test_a_watch_that_is_hit_ends_the_connection_it_looks_at(wheel: TimingWheel) -> None:

@@ -13,15 +13,18 @@ from typing import Any
 
 import pytest
 
+from tao.connection.dispatcher import Dispatcher
 from tao.errors import ServerClosed
 from tao.runtime.context import Context
+from tao.runtime.threads import in_tao_thread
 from tao.server.connection import ServerConn
 from tao.server.server import Server
+from tao.transport.stream import Transport
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Text, text
 from tests.injection import interrupting, opcodes
 from tests.programs import LONG
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, ends, recv_exactly, wait_until
 
 #: What a stop may take beyond its timeout, on a machine under load: a second was once granted.
 MOMENT = 0.9
@@ -114,6 +117,40 @@ def test_an_unfinished_stop_is_not_clean(make_server: MakeServer) -> None:
     assert not reports[0].finished and not reports[0].clean
     assert [(type(conn), left) for conn, *left in reports[0].abandoned] == [(ServerConn, [1, 0])]
     assert server.stop().clean
+
+
+@pytest.mark.parametrize("place", [Transport.send, Dispatcher._advance])
+def test_nobody_waits_for_what_he_has_interrupted(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, place: Callable[..., Any]
+) -> None:
+    """A signal handler's stop returns when only the connection is left whose write it interrupts.
+
+    Or whose close. When that has gone on, the connection ends in order, as without a signal.
+    """
+    server, address = make_server()
+    reports, name = list[Any](), place.__name__
+
+    def interrupt(*args: Any) -> Any:
+        if not (in_tao_thread() or reports):
+            reports.append(None)
+            assert not conn.wait_closed()
+            reports.append(server.stop(LONG))
+        return place(*args)
+
+    def call() -> None:
+        conn.write(Text("x" * 100_000))
+        conn.close()
+
+    with socket.create_connection(address, PATIENCE) as sock, socket.create_connection(address):
+        wait_until(lambda: server.connection_count == 2)
+        conn = server.conn(1) or pytest.fail("it is gone")
+        monkeypatch.setattr(Transport if name == "send" else Dispatcher, name, interrupt)
+        assert ends(call)
+        ((left, *counts),) = reports[1].abandoned
+        assert left is conn and not reports[1].finished
+        assert counts == [0, int(name == "send")]
+        assert recv_exactly(sock, 200_000) == text("x" * 100_000)
+    assert server.stop(PATIENCE).finished
 
 
 # -- interrupted anywhere
