@@ -8,9 +8,6 @@ still wants the connection.
 from __future__ import annotations
 
 import itertools
-import sys
-import threading
-import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +15,9 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from tao.client.developer_warnings import warn_unclosed, warn_unheard
 from tao.client.dialling import Reached
+from tao.client.start_claim import StartClaim
 from tao.connection.application import Application
 from tao.connection.block_watch import watch_on
 from tao.connection.core import ConnectionCore
@@ -40,44 +39,9 @@ __all__ = ["ClientCore"]
 _ids = itertools.count(1)
 # What closing in order may take beyond the drain timeout, before close() returns regardless.
 _SLACK = 5.0
-# Which warnings were shown, as the module warnings keeps that: once for each line of a program.
-_shown: dict[Any, Any] = {}
 _PLAYER = "player"
 # A connection that lasts for so many seconds, and longer than any wait of the back-off, is of use.
 _LASTING = 10.0
-
-
-class _Claim:
-    """Who plays the first role: a thread in `ClientCore.start`, then one that it starts.
-
-    Taking it over is one step of the interpreter, so that after an exception there is always one
-    who has it.
-    """
-
-    __slots__ = ("_ident", "_takers")
-
-    def __init__(self) -> None:
-        self._ident: int = threading.get_ident()
-        self._takers: dict[str, str] = {}  # under one key, who has taken it over: the first
-
-    def give_up(self) -> bool:
-        """Take it back, unless the thread has taken it over; again, too."""
-        return self._takers.setdefault("taker", "starter") == "starter"
-
-    @property
-    def given_up(self) -> bool:
-        """Whether it was taken back, maybe by one who was interrupted before the next step."""
-        return self._takers.get("taker") == "starter"
-
-    def hand_over(self, target: Callable[..., object], *args: Any) -> None:
-        """Play, on the thread that was started for it."""
-        if self._takers.setdefault("taker", "thread") == "thread":
-            target(*args)
-
-    @property
-    def waits_for_this_thread(self) -> bool:
-        """Whether it is this thread that has it, interrupted in the midst of starting."""
-        return not self._takers and self._ident == threading.get_ident()
 
 
 class ClientCore(ConnectionCore):
@@ -127,7 +91,7 @@ class ClientCore(ConnectionCore):
         self._made_at = made_at
         # Under one key, who plays the first role: starts the client, then reads, and sees to its
         # end; or only sees off one that was never started.
-        self._claims: dict[str, _Claim] = {}
+        self._claims: dict[str, StartClaim] = {}
         # Owned by the reading thread, once there is one.
         self._attempts: int = 0  # to connect, since a connection proved to be one
         self._came_up: float = monotonic()
@@ -138,7 +102,7 @@ class ClientCore(ConnectionCore):
         self.reconnects: int = 0
         renew_after_fork(self, ClientCore.renew_after_fork)
         if settings.on_message is None:
-            self.reporter.unheard = self._warn_unheard
+            self.reporter.unheard = partial(warn_unheard, made_at)
         self.tally.publish()
 
     # -- for the application, see ClientConn
@@ -147,7 +111,7 @@ class ClientCore(ConnectionCore):
         """Connect, or begin to."""
         if keep_trying and not self._reconnects:
             raise ValueError("keep_trying needs the option reconnect")
-        claim = _Claim()
+        claim = StartClaim()
         try:
             try:
                 self._start(claim, keep_trying)
@@ -158,22 +122,22 @@ class ClientCore(ConnectionCore):
             self._give_up(claim)  # again, as that may have been interrupted
             raise
 
-    def _start(self, claim: _Claim, keep_trying: bool) -> None:
+    def _start(self, claim: StartClaim, keep_trying: bool) -> None:
         self._raise_if_closed()
         if self._claims.setdefault(_PLAYER, claim) is not claim:
             self._raise_if_closed()
             raise RuntimeError("the client is started already")
         with as_tao_thread():  # a callback that closes must not wait for this thread
             if keep_trying:
-                self._launch(claim, self.begin, partial(self._come_back, first=True))
+                self._launch(claim, self.roles.begin, partial(self._come_back, first=True))
                 return
             self._connect_first()
             closed = self.lifecycle.close_reason
-            self._launch(claim, self.play, True)  # also then: it sees the connection off
+            self._launch(claim, self.roles.play, True)  # also then: it sees the connection off
         if closed is not None:
             raise ConnectionClosed(closed)
 
-    def _give_up(self, claim: _Claim) -> None:
+    def _give_up(self, claim: StartClaim) -> None:
         """Starting has failed or was interrupted: leave all as it was, unless a thread goes on."""
         if self._claims.get(_PLAYER) is not claim or not claim.give_up():
             return
@@ -202,7 +166,7 @@ class ClientCore(ConnectionCore):
 
     def _see_off(self) -> bool:
         """Do the last steps of a client that has no thread; tell whether it has none."""
-        claim = _Claim()
+        claim = StartClaim()
         try:
             first = self._claims.setdefault(_PLAYER, claim)
             if first is not claim and not first.given_up:
@@ -252,10 +216,7 @@ class ClientCore(ConnectionCore):
             self.wheel.in_real_time.run_clock(0.0, lambda due: close())
         except RuntimeError:
             pass  # the wheel has stopped, so it is over
-        text = f"unclosed {client!r}: whoever makes a client keeps it, and closes it in the end"
-        # Of an object that has a dict, tracemalloc does not know in CPython 3.11 where it was made.
-        source = application if sys.version_info[:2] == (3, 11) else client
-        warnings.warn_explicit(text, ResourceWarning, *self._made_at, source=source)
+        warn_unclosed(client, application, self._made_at)
 
     # -- getting connected
 
@@ -263,18 +224,18 @@ class ClientCore(ConnectionCore):
         claim = self._claims.get(_PLAYER)
         return claim is not None and claim.waits_for_this_thread
 
-    def _launch(self, claim: _Claim, target: Callable[..., object], *args: Any) -> None:
+    def _launch(self, claim: StartClaim, target: Callable[..., object], *args: Any) -> None:
         try:
             failed = partial(self._kept_from, claim)
-            self.thread("reader", failed, claim.hand_over, target, *args).start()
+            self.roles.thread("reader", failed, claim.hand_over, target, *args).start()
         except RuntimeError:  # there are too many
             self.begin_close("no thread could be started", drain=False)
             raise
 
-    def _kept_from(self, claim: _Claim, error: BaseException) -> None:
+    def _kept_from(self, claim: StartClaim, error: BaseException) -> None:
         """End what the first thread has been kept from, unless start() was, and took it back."""
         if self._claims.get(_PLAYER) is claim:
-            claim.hand_over(self.struck, error)
+            claim.hand_over(self.roles.struck, error)
 
     def _connect_first(self) -> None:
         """Connect; a server with which no connection comes to be is passed over for the next."""
@@ -472,24 +433,6 @@ class ClientCore(ConnectionCore):
             self.context.cancel_aside("refused by on_connect")
         return agreed
 
-    def _warn_unheard(self, number: int) -> None:
-        """Say that messages are skipped, where neither the log nor the application hears of it.
-
-        This is a mistake in the program, so it is a warning as Python has them, shown at the line
-        that made the client; it is shown unless the program says otherwise.
-        """
-        text = (
-            f"a client made here has received message number {number}, which its registry does "
-            "not know; such messages are skipped. Register its class with a handler, or give "
-            "on_message to silence this"
-        )
-        try:
-            warnings.warn_explicit(text, RuntimeWarning, *self._made_at, registry=_shown)
-        except RuntimeWarning as error:
-            # The program wants warnings to be errors, but on this thread there is nobody to raise
-            # it to. As an error of the connection's it would hide which error that really had.
-            warnings.showwarning(error, RuntimeWarning, *self._made_at)
-
     # -- ending
 
     def begin_close(
@@ -533,7 +476,7 @@ class ClientCore(ConnectionCore):
         if self.new:
             self.wheel = wheel = shared_wheel.wheel
             self.timers.use_wheel(wheel)
-            self.dispatcher.use_watch(watch_on(wheel))
+            self.runner.use_watch(watch_on(wheel))
             self.dispatcher.renew_turn()
             self.send_queue.renew_turn()
             return

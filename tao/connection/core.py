@@ -24,31 +24,31 @@ Whichever thread completes a step starts the next.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import compress
-from operator import is_not
+from time import monotonic
 from typing import Any
 
 from tao.connection.application import Application, ApplicationLink
 from tao.connection.block_watch import watch_on
 from tao.connection.dispatcher import Dispatcher
 from tao.connection.error_reporting import Reporter
+from tao.connection.greetings import Greetings
 from tao.connection.keepalive import KeepAlive
 from tao.connection.lifecycle import Event, Lifecycle
 from tao.connection.options import Settings
 from tao.connection.reading import Reader
+from tao.connection.reading_gate import ReadingGate
+from tao.connection.roles import Roles
 from tao.connection.send_queue import SendQueue
 from tao.connection.shutdown import EndClock
-from tao.connection.slow_handlers import telling_if_long
 from tao.connection.statistics import Counts, Tally
+from tao.connection.teardown import Teardown
 from tao.connection.timers import TimerSet
 from tao.errors import BadData, ConnectionClosed, WouldBlock
 from tao.runtime.context import ConnectionContext, Context
 from tao.runtime.deadline import Deadline
-from tao.runtime.threads import Joinable, gather, spawn
+from tao.runtime.threads import Joinable, gather
 from tao.runtime.timing_wheel import TimingWheel
 from tao.runtime.wakeup import Wakeup
 from tao.safe_text import safe_str
@@ -57,15 +57,10 @@ from tao.wire.codec import unintended
 
 __all__ = ["ABORTED", "ConnectionCore"]
 
-# Who sends more than so many bytes after the end may fill its receive window.
-_MUCH = 64 * 1024
-
 #: The close reason of `ConnectionCore.abort`.
 ABORTED = "aborted by this side"
-# So many times the end of a connection is tried again when that raises, too.
-_TRIES = 3
-# What a thread may take to end when a handler has been given up: that is one that runs no handler.
-_MOMENT = 0.05
+# Why reading pauses.
+_HALF_CLOSED = "half closed"
 
 
 class ConnectionCore:
@@ -114,53 +109,60 @@ class ConnectionCore:
         self._parent_context = parent
         #: Cancelled when the connection ends; what its handlers get are children of it.
         self.context: Context = self.new_context()
-        self.send_queue = SendQueue(
-            settings.queue_size,
-            self._start_writer,
-            limit_bytes=settings.queue_bytes,
-            slow_consumer=settings.slow_consumer,
-            keep=keep,
-        )
-        self.dispatcher = Dispatcher(
-            self,
-            self.application,
-            self.send_queue,
-            watch_on(wheel.in_real_time),
-            run=run,
-            mode=settings.dispatch,
-            limit=settings.queue_size,
-            latencies=tally.latencies,
-        )
-        self.send_queue.on_crowded = self.dispatcher.send_queue_filled
+        self.gate = ReadingGate()
+        self.roles = Roles(self, self.label.format(net_id), settings.cpus)
+        self.send_queue: SendQueue = self._new_send_queue(keep)
+        self.dispatcher: Dispatcher = self._new_dispatcher(run)
+        self.runner = self.dispatcher.runner
+        self.send_queue.on_crowded = self.runner.send_queue_filled
         self.timers = TimerSet(wheel, self.dispatcher.post, self.application)
         self.reporter = Reporter(self)
+        self.greetings = Greetings(self)
         self.end_clock = EndClock(self)
         #: The present transport. Changed by the thread that connects or reads.
         self.transport: Transport | None = None
-        #: What joins at the end: its threads.
-        self.threads: list[Joinable] = []
         # No lock guards the fields below, as any thread may close a connection at any moment, also
         # one that is interrupted in the midst of closing it. Each is changed in one step.
         self._counted: bool = False  # what it did has been added to the tally's counts
-        self._unsent_told: bool = False
-        self._owed: deque[bool] = deque()  # not empty while on_close is to be called
-        self._finisher: dict[str, int] = {}  # the thread that does the last steps: the first
         # Owned by the reading role, which one thread at a time plays.
         self.reader = Reader(self, settings)
         #: Whether the peer has ended its direction, and this side goes on (``half_close``).
         self.peer_finished: bool = False
         self.unsent: int = 0  #: messages for transports that were lost, never to be sent
         self.left_over: int = 0  #: ... and those that waited in the end
-        self._cut: bool = False  # it was aborted, as it did not end in time
+        self.was_cut_off: bool = False  #: whether it was aborted, as it did not end in time
         # What the kernel had taken when a handler's write last waited in vain.
         self._waited_in_vain: int = -1
         #: Bytes that were on their way to the peer when it was cut off.
         self.in_flight: int = 0
         self.keep_alive = KeepAlive(self, settings)
+        self.teardown = Teardown(self, settings.drain_timeout)
         #: Set when all is over but the last thread's last step; then `stuck` holds the threads
         #: whose handler never returned.
         self.finished = Wakeup()
         self.stuck: list[Joinable] = []
+
+    def _new_send_queue(self, keep: bool) -> SendQueue:
+        settings = self.settings
+        return SendQueue(
+            settings.queue_size,
+            self.start_writer,
+            limit_bytes=settings.queue_bytes,
+            slow_consumer=settings.slow_consumer,
+            keep=keep,
+        )
+
+    def _new_dispatcher(self, run: Callable[..., object] | None) -> Dispatcher:
+        return Dispatcher(
+            self,
+            self.application,
+            self.send_queue,
+            watch_on(self.wheel.in_real_time),
+            run=run,
+            mode=self.settings.dispatch,
+            limit=self.settings.queue_size,
+            latencies=self.tally.latencies,
+        )
 
     # -- what users ask for, see Connection
 
@@ -219,7 +221,7 @@ class ConnectionCore:
         deadline = Deadline(0 if self.interrupted_here else timeout)
         if not self.finished.wait(deadline.remaining()):
             return False
-        ending = [thread for thread in self.threads_now() if thread not in self.stuck]
+        ending = [thread for thread in self.roles.threads_now() if thread not in self.stuck]
         return not (gather(ending, deadline) or self.stuck)
 
     @property
@@ -239,7 +241,7 @@ class ConnectionCore:
     @property
     def unhandled(self) -> int:
         """How many messages were read and are not handled to the end, or not yet."""
-        return self.reader.messages_in - self.dispatcher.handled
+        return self.reader.messages_in - self.runner.handled
 
     # -- beginning
 
@@ -264,6 +266,7 @@ class ConnectionCore:
         if application is not None:
             application.decoder = application.new_decoder()
         self.peer_finished = False
+        self.gate.resume(_HALF_CLOSED)
         self.keep_alive.set_time()
         self.send_queue.attach(transport)
         if not self.ask_on_connect():
@@ -287,130 +290,27 @@ class ConnectionCore:
         """Have the handshake of a new transport done."""
         transport.handshake(self.settings.handshake_timeout)
 
-    # Each on_connect that agreed is followed by one on_close, whatever a signal handler or another
-    # thread raises in between. That an on_close is owed is noted in the same step of the
-    # interpreter in which on_connect returns; that it is not any more, in the one in which on_close
-    # begins: `map` and the like call them without a bytecode of ours before or after.
-
     def ask_on_connect(self) -> bool:
         """Call ``on_connect``; tell whether it agrees."""
-        if not self._call("on_connect", self._make_on_connect):
-            self._owed.append(True)
-        return bool(self._owed)
+        return self.greetings.ask_on_connect()
 
     def call_on_close(self) -> None:
         """Call ``on_close`` if it is owed."""
-        self.lifecycle.on_close_called()
-        for _ in range(_TRIES):
-            if self._owed and not self._call("on_close", self._make_on_close):
-                self._owed.clear()
-
-    def _make_on_connect(self, callback: Callable[[Any], object], conn: Any) -> None:
-        self._owed.extend(filter(None, map(is_not, map(callback, (conn,)), (False,))))
-
-    def _make_on_close(self, callback: Callable[[Any], object], conn: Any) -> None:
-        deque(map(callback, compress((conn,), map(deque.pop, (self._owed,)))), maxlen=0)
-
-    def _call(self, what: str, make: Callable[..., None]) -> bool:
-        """Have the call of ``on_connect`` or ``on_close`` made; False if there is none to call."""
-        application = self.application.find()
-        callback = None if application is None else getattr(application, what)
-        if application is None or callback is None:
-            return False
-        try:
-            with telling_if_long(self, what):
-                application.variables.run(make, callback, application.conn)
-        except BaseException as error:
-            if not isinstance(error, Exception) and self.in_call_of_application():
-                raise
-            self.report(error, f"in {what}")
-        return True
+        self.greetings.call_on_close()
 
     def in_call_of_application(self) -> bool:
         """Tell whether an exception that is raised here reaches a caller of the application's."""
         return False
 
-    # -- threads
+    # -- the roles that its threads play
 
-    def thread(
-        self,
-        role: str,
-        failed: Callable[[BaseException], object],
-        target: Callable[..., object],
-        *args: Any,
-    ) -> threading.Thread:
-        """Return a new thread of this connection, which is not started yet.
-
-        Args:
-            failed: called with what has kept the thread from its work.
-        """
-        name = self.thread_name(role)
-        thread = spawn(target, *args, name=name, cpus=self.settings.cpus, failed=failed)
-        self.threads.append(thread)
-        return thread
-
-    def thread_name(self, role: str) -> str:
-        """Return what its thread in a role is called."""
-        return f"tao-{role}-{self.label.format(self.net_id)}"
-
-    def threads_now(self) -> list[Joinable]:
-        """Return the threads that it has, or had."""
-        return list(self.threads)
-
-    def _start_writer(self) -> None:
+    def start_writer(self) -> None:
         """Start the third thread. Called by the send queue, in its turn."""
-        try:
-            self.thread("writer", self.collapse, self.send_queue.run_writer).start()
-        except RuntimeError as error:  # the peer can be sent no more than the kernel takes now
-            raise OSError(str(error)) from error
+        self.roles.start_writer(self.send_queue.run_writer)
 
     def start_handler(self) -> None:
         """Start the second thread; if none can be started, the connection is aborted."""
-        try:
-            self.thread("handler", self.struck, self.play, False).start()
-        except RuntimeError as error:
-            self.collapse(error)
-
-    def begin(self, open_up: Callable[[], bool]) -> None:
-        """A reading thread that has to ``open_up`` first, and ends here if that returns False."""
-        self.play(True, open_up)
-
-    def play(self, reading: bool, open_up: Callable[[], bool] = lambda: True) -> None:
-        """A reading or handling thread, in the one role and then in the other."""
-        failed: list[BaseException] = []
-        try:
-            while len(failed) <= _TRIES:
-                try:
-                    if failed:
-                        self.collapse(failed[-1])
-                    elif open_up():
-                        while (reads := self._take_role(reading)) is not None:
-                            reading = reads
-                        return
-                    if reading:
-                        self.finish()
-                    return
-                except BaseException as error:
-                    failed.append(error)
-        except BaseException as error:  # another one, where the first was to be noted
-            self.collapse(error)
-            if reading:
-                self.finish()
-
-    def _take_role(self, reading: bool) -> bool | None:
-        """Read or handle; tell whether the thread is to read next. None: it is to end."""
-        threading.current_thread().name = self.thread_name("reader" if reading else "handler")
-        if not reading:
-            return True if self.dispatcher.handle() else None
-        if self.reader.read():
-            return False
-        return True if self.renew() else None
-
-    def struck(self, error: BaseException) -> None:
-        """End what a reading or handling thread has been kept from; it may have had either role."""
-        if not self.finished.is_set():
-            self.collapse(error)
-            self.finish()
+        self.roles.start_handler()
 
     def renew(self) -> bool:
         """The transport has ended. Get another and return True, or finish."""
@@ -433,6 +333,7 @@ class ConnectionCore:
             and self.transport is not None
         ):
             self.peer_finished = True
+            self.gate.pause(_HALF_CLOSED)
             limit = self.settings.half_close_timeout
             if not self.transport.wait_hung_up(limit):
                 self.drop(f"peer closed, and this side did not within {limit:g} s")
@@ -442,6 +343,10 @@ class ConnectionCore:
             self.drop("peer closed", ended=True)
         else:  # it was this side that ended it, because sending failed
             self.fail(unsendable, explain(unsendable), ended=True)
+
+    def heard(self) -> None:
+        """Take the present for when something last came from the peer."""
+        self.reader.last_received = monotonic()
 
     def protocol_error(self, error: BaseException) -> None:
         """The decoder can make nothing of what the peer sends, or has a bug."""
@@ -515,66 +420,16 @@ class ConnectionCore:
 
     def cut_off(self) -> None:
         """Abort what does not end by itself."""
-        self._cut = True
+        self.was_cut_off = True
         self.in_flight = self.unacknowledged()
         self.send_queue.give_up(TimeoutError("the peer took too long"))
         transport = self.transport
         if transport is not None:
             transport.abort()
 
-    def _end_session(self) -> bool:
-        """After reading: see handlers and writer through; tell whether all handlers returned."""
-        idle = self.dispatcher.wait_idle()
-        if self.transport is not None:
-            deadline = self.end_clock.deadline or Deadline(self.settings.drain_timeout)
-            if not self.send_queue.wait_sent(deadline):
-                self.transport.abort()
-        return idle
-
     def finish(self) -> None:
-        """The last steps, by the reading thread; it repeats them if they are interrupted.
-
-        A thread that was relieved of the reading, and interrupted before it knew, may come here
-        too; only the first does them.
-        """
-        me = threading.get_ident()
-        try:
-            if self._finisher.setdefault("thread", me) == me:
-                self._take_last_steps()
-        except BaseException:
-            if self._finisher.get("thread") == me:
-                self._finisher.clear()  # so that it, or another, can begin anew
-            raise
-
-    def _take_last_steps(self) -> None:
-        self.lifecycle.apply(Event.TEAR_DOWN)
-        idle = self._end_session()
-        self.dispatcher.stop()
-        frames, size = self.send_queue.stop()
-        self.left_over = frames
-        if not self._unsent_told:
-            self._tell_of_rest(frames, size)
-            self._unsent_told = True
-        self.timers.end()
-        self.stuck = gather(self.threads_now(), Deadline(None if idle else _MOMENT))
-        self.call_on_close()
-        if self.transport is not None:
-            if self._cut and self.reader.discarded > _MUCH:
-                self.transport.reset()
-            self.transport.close()
-        self.leave_owner()
-        self.lifecycle.apply(Event.END)
-        self.finished.set()
-
-    def _tell_of_rest(self, frames: int, size: int) -> None:
-        """Tell of what will not reach the peer."""
-        if frames:
-            reason = self.lifecycle.close_reason
-            self.tell_unsent(f"{frames} messages ({size} bytes) could not be sent: {reason}")
-        elif self.in_flight:
-            self.tell_unsent(
-                f"{self.in_flight} bytes that were sent did not reach the peer in time"
-            )
+        """Do the last steps, by the reading thread; more than once does nothing."""
+        self.teardown.finish()
 
     def tell_unsent(self, what: str) -> None:
         """Warn of what will not reach the peer."""
@@ -605,8 +460,8 @@ class ConnectionCore:
             bytes_in=self.reader.bytes_in,
             messages_out=self.send_queue.frames_sent,
             bytes_out=self.send_queue.bytes_sent,
-            handled=self.dispatcher.handled,
-            handle_time=self.dispatcher.busy_time,
+            handled=self.runner.handled,
+            handle_time=self.runner.busy_time,
             errors=self.reporter.errors,
             undefined=self.reporter.undefined,
             dropped=self.send_queue.dropped,
@@ -627,11 +482,10 @@ class ConnectionCore:
         if transport is not None:
             transport.after_fork()
         self.lifecycle.apply(Event.CLOSE, reason)
-        self.lifecycle.on_close_called()
-        self._owed.clear()
+        self.greetings.after_fork()
         self.lifecycle.apply(Event.END)
-        self._unsent_told = True
-        self.threads.clear()
+        self.teardown.after_fork()
+        self.roles.threads.clear()
         self.stuck = []
         self.timers.after_fork(reason)
         self.send_queue.after_fork(reason)

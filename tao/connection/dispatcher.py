@@ -30,35 +30,26 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError
-from math import floor
-from operator import length_hint
-from threading import get_ident
-from time import monotonic
 from typing import Any
 
-from tao.connection.application import Application, ApplicationLink
+from tao.connection.application import ApplicationLink
 from tao.connection.block_watch import GRACE, BlockWatch
+from tao.connection.handler_runner import HandlerRunner
 from tao.connection.handler_trust import (
-    QUICK,
-    TRUST_MOST,
-    TRUST_NEEDED,
     DispatchHost,
-    call,
-    doing,
-    learn,
-    note,
 )
 from tao.connection.inbox import CALL, STOP, TAKE_OVER, Inbox
 from tao.connection.send_queue import SendQueue
-from tao.runtime.context import RequestContext
-from tao.runtime.histogram import NEAR, NEAR_PER_SECOND, Latencies
+from tao.runtime.histogram import Latencies
 from tao.runtime.wakeup import Wakeup
 from tao.wire.codec import Batch
-from tao.wire.message import HEARTBEAT, Handler, Registration
 
 __all__ = ["DispatchHost", "Dispatcher"]
+
+# Why reading pauses.
+_INBOX = "inbox"
 
 
 class Dispatcher:
@@ -76,10 +67,9 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_abandoned", "_application", "_cells", "_closed", "_discard", "_due", "_halt", "_host",
-        "_inbox", "_inline", "_latencies", "_limit", "_messages", "_mode", "_pending", "_posted",
-        "_relieved", "_run_on_pool", "_runs", "_seal", "_seen", "_seen_since", "_send_queue",
-        "_stuck", "_turn", "_waiting", "_watch", "busy_time", "handled", "waiting_for_room",
+        "_abandoned", "_application", "_closed", "_discard", "_due", "_host", "_inbox", "_inline",
+        "_limit", "_pending", "_posted", "_relieved", "_run_on_pool", "_seal", "_send_queue",
+        "_turn", "_waiting", "runner",
     )  # fmt: skip
 
     def __init__(
@@ -97,12 +87,12 @@ class Dispatcher:
         self._host = host
         self._application = application
         self._send_queue = send_queue
-        self._watch = watch
+        #: Calls the handlers.
+        self.runner = HandlerRunner(
+            host, self, send_queue, watch, mode=mode, latencies=latencies or Latencies()
+        )
         self._run_on_pool = run
-        self._mode: str = mode
         self._limit: int = limit
-        self._latencies: Latencies = latencies or Latencies()
-        self._cells = self._latencies.cells
         # Any thread appends to these, or assigns; each is one step. `_due` is set afterwards.
         self._posted: deque[Callable[[], object]] = deque()  # callbacks that wait to be queued
         self._waiting: deque[Wakeup] = deque()  # threads that wait until nothing is pending
@@ -118,20 +108,6 @@ class Dispatcher:
         self._pending: int = 0  # messages in the inbox, and those being run by the handling thread
         self._inline: bool = False  # the reading thread runs a batch
         self._relieved: bool = False  # ... and the other thread has taken over the reading
-        # Owned by who runs a batch, one at a time; read by the watch and for figures.
-        self._runs: int = 0  # batches begun
-        self._messages: Iterator[Any] = iter(())  # what is left of the current one
-        self._stuck: bool = False  # the watch found that it blocks; until that has ended
-        # After the present handler there is something to see to: it was stuck, or the send queue
-        # is more than half full. Set by any thread.
-        self._halt: bool = False
-        self.handled: int = 0
-        self.busy_time: float = 0.0  # seconds spent in handlers, but not in sending
-        # Owned by the watch: what it saw last, as (_runs, messages left), and since when.
-        self._seen: tuple[int, int] = (0, 0)
-        self._seen_since: float = 0.0
-        # Owned by the reading role.
-        self.waiting_for_room: bool = False
 
     # -- for the reading role
 
@@ -145,7 +121,8 @@ class Dispatcher:
             return True
         turn = self._turn
         turn.acquire()
-        if self._pending and not self._stuck and self._resolve(application, batch[0][0])[2]:
+        runner = self.runner
+        if self._pending and not runner.stuck and runner.trusts(application, batch[0][0]):
             # What runs elsewhere is about to end: once this thread has to queue, it would have to
             # for as long as messages keep coming, and a moment's wait ends that.
             self._release()
@@ -160,7 +137,7 @@ class Dispatcher:
             return True
         self._inline = True
         turn.release()
-        run = self._run_alone if len(batch) == 1 else self._run_inline
+        run = runner.run_alone if len(batch) == 1 else runner.run_inline
         # No callback of this connection runs now.
         rest = application.variables.enter(run, application, batch)
         turn.acquire()
@@ -202,11 +179,11 @@ class Dispatcher:
         self._release()
         if start:
             self._host.start_handler()
-        self.waiting_for_room = True
+        self._host.gate.pause(_INBOX)
         inbox.wait_for_room()
         turn.acquire()
         inbox.push(batch)
-        self.waiting_for_room = False
+        self._host.gate.resume(_INBOX)
         self._release()
 
     def _inbox_for_handler(self) -> tuple[Inbox, bool]:
@@ -247,7 +224,7 @@ class Dispatcher:
         self._closed = True
         if discard:
             self._discard = True
-            self._skip()
+            self.runner.discard()
         else:
             self._seal = True
         self._settle()
@@ -261,12 +238,8 @@ class Dispatcher:
     def abandon(self) -> None:
         """Have nobody wait for handlers that do not end. Any thread may call it."""
         self._closed = self._discard = self._abandoned = True
-        self._skip()
+        self.runner.discard()
         self._settle()
-
-    def _skip(self) -> None:
-        """Forget what is left of the current batch, by using up its iterator."""
-        deque(self._messages, maxlen=0)
 
     def stop(self) -> None:
         """End `handle`, when it gets there."""
@@ -287,18 +260,11 @@ class Dispatcher:
     def _let_go(self) -> None:
         while self._turn._is_owned():
             self._turn.release()
-        self._watch.running.discard(self)
-        application = self._application.find()
-        if application is not None and application.variables.entered_here:
-            application.variables.thread = None
+        self.runner.recover(self._application.find())
 
     def renew_turn(self) -> None:
         """In a child process: nobody has the turn."""
         self._turn = threading.RLock()
-
-    def use_watch(self, watch: BlockWatch) -> None:
-        """In a child process: be looked after by another watch, before anything is dispatched."""
-        self._watch = watch
 
     def after_fork(self) -> None:
         """In a child process: be the dispatcher of a connection that has ended."""
@@ -318,9 +284,9 @@ class Dispatcher:
         return self._pending + self._inline
 
     @property
-    def reading_stopped(self) -> bool:
-        """Whether nothing is read meanwhile: the reader runs handlers, or waits for room."""
-        return (self._inline and not self._relieved) or self.waiting_for_room
+    def occupies_reader(self) -> bool:
+        """Whether the reading thread runs handlers, so that nothing is read meanwhile."""
+        return self._inline and not self._relieved
 
     # -- taking turns: as in the send queue, nobody waits to have something done
 
@@ -454,7 +420,7 @@ class Dispatcher:
         try:
             application = self._application.find()
             if application is not None and not self._discard:
-                rest = application.variables.run(self._run, application, batch)
+                rest = application.variables.run(self.runner.run, application, batch)
                 self._send_queue.release()
         finally:
             self._done(len(batch) - len(rest))
@@ -471,182 +437,9 @@ class Dispatcher:
             self.recover()  # here, as it may be a worker's thread
             raise
 
-    # -- running
-
-    def _resolve(
-        self, application: Application, number: Any
-    ) -> tuple[Registration | None, Handler | None, bool]:
-        """Return registration and handler of a number, and whether the reader may run that."""
-        entry = application.entries.get(number)
-        if entry is None:
-            if number is CALL:
-                return None, call, False
-            undefined = self._host.undefined
-            return None, lambda context, conn: undefined(number), True
-        handler = entry.handler
-        if handler is None:
-            on_message = application.on_message
-            if number == HEARTBEAT or on_message is None:
-                return entry, None, True
-            handler = lambda context, conn: on_message(context.message, conn)  # noqa: E731
-        return entry, handler, entry.trust >= TRUST_NEEDED[entry.dispatch or self._mode]
-
-    def _run_alone(self, application: Application, batch: Batch) -> Batch:
-        """What `_run` does inline, for one message: only what it needs, as it bears all of it."""
-        number, message = batch[0]
-        entry = application.entries.get(number)
-        if entry is None or entry.handler is None:
-            return self._run_inline(application, batch)
-        if entry.trust < TRUST_NEEDED[entry.dispatch or self._mode]:
-            return batch
-        host, watch, variables = self._host, self._watch, application.variables
-        self._stuck = self._halt = False
-        self._runs += 1
-        variables.thread = get_ident()
-        watch.running.add(self)
-        if not watch.armed:
-            watch.arm()
-        started = monotonic() - self._send_queue.send_time
-        try:
-            entry.handler(RequestContext(host.context, message), application.conn)
-        except BaseException as error:
-            host.report(error, doing(number))
-        watch.running.discard(self)
-        variables.thread = None
-        self._account(entry, started, 1, number)
-        return []
-
-    def _run_inline(self, application: Application, batch: Batch) -> Batch:
-        """Run a batch on the reading thread, as far as its handlers are trusted."""
-        rest = self._run(application, batch, inline=True)
-        self._send_queue.release()
-        return rest
-
-    def _run(self, application: Application, batch: Batch, inline: bool = False) -> Batch:
-        """Handle a batch and return the part of it that is not for this thread, or not for now.
-
-        Messages of the same number in a row are a group, for which everything is looked up, timed
-        and counted once. It ends with a handler that the watch found to block.
-        """
-        host, send_queue, context = self._host, self._send_queue, self._host.context
-        group: Any = self  # no number is equal to it
-        entry: Registration | None = None
-        handle: Handler | None = None
-        collecting = False
-        count = 0
-        rest: Batch = []
-        self._stuck = self._halt = False
-        self._runs += 1
-        self._messages = messages = iter(batch)
-        watch, variables, conn = self._watch, application.variables, application.conn
-        variables.thread = get_ident()
-        watch.enter(self)
-        started = monotonic() - send_queue.send_time
-        try:
-            for number, message in messages:
-                if number != group:
-                    if count:
-                        started = self._account(entry, started, count, group)
-                        count = 0
-                    entry, handle, trusted = self._resolve(application, number)
-                    if (inline and not trusted) or self._discard:
-                        rest = [(number, message), *messages]
-                        break
-                    if collecting is not (trusted and len(batch) > 1):
-                        collecting = not collecting
-                        if collecting:
-                            send_queue.collect()
-                        else:
-                            send_queue.release()
-                    group = number
-                count += 1
-                if handle is None:
-                    continue
-                try:
-                    handle(RequestContext(context, message), conn)
-                except BaseException as error:
-                    host.report(error, doing(number))
-                if self._halt:
-                    self._halt = False
-                    if self._stuck:
-                        started = self._account(entry, started, count, group)
-                        group, count = self, 0
-                        watch.enter(self)  # which has lost interest in it
-                    if send_queue.crowded:
-                        rest = list(messages)
-                        break
-        finally:
-            watch.running.discard(self)
-            variables.thread = None
-        if count:
-            self._account(entry, started, count, group)
-        return [] if self._discard else rest
-
-    def _account(
-        self, entry: Registration | None, started: float, count: int, number: object
-    ) -> float:
-        """Learn from a group that was run; return the time now.
-
-        The time that counts is the clock's, less what was spent sending, where others may have
-        taken the interpreter lock. In the histogram each message of the group counts as the mean
-        of all, except one that blocks: since when, the watch knows to a few milliseconds.
-        """
-        now = monotonic() - self._send_queue.send_time
-        elapsed = now - started
-        self.busy_time += elapsed
-        stuck, self._stuck = self._stuck, False
-        if entry is not None:
-            mean = elapsed / count  # below zero when another thread was sending meanwhile
-            if 0.0 <= mean <= QUICK and entry.trust == TRUST_MOST and not stuck:
-                try:
-                    self._cells[entry.number][NEAR[floor(mean * NEAR_PER_SECOND)]] += count
-                    self.handled += count
-                    return now
-                except KeyError:
-                    pass  # the first of its number here
-            blocked = monotonic() - self._seen_since if stuck else None
-            mean = note(self._latencies, entry, elapsed, count, blocked)
-            learn(entry, mean, stuck, self._watch.lateness)
-        if number is not CALL:
-            self.handled += count  # last, so that whoever sees it finds the rest as well
-        return now
-
     # -- for the watch
 
-    @property
-    def host(self) -> DispatchHost:
-        """The connection's core."""
-        return self._host
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """How far it is: the batches begun, and the messages left of the present one.
-
-        How far a batch is, its iterator knows: nobody has to count for it.
-        """
-        return self._runs, length_hint(self._messages)
-
-    def since(self) -> tuple[tuple[int, int], float]:
-        """Return the progress that was seen last, and since when it has been the same."""
-        return self._seen, self._seen_since
-
-    def seen(self, progress: tuple[int, int], now: float) -> None:
-        """Note a progress that is new. By the watch."""
-        self._seen, self._seen_since = progress, now
-
-    def look(self, now: float, grace: float) -> None:
-        """See what became of the batch that was running at the last look, see `Watched`."""
-        seen = self.progress
-        before, self._seen = self._seen, seen
-        if before != seen:
-            self._seen_since = now
-            if before[0] == seen[0]:
-                # It goes on, but replies have waited for long enough.
-                self._send_queue.flush()
-        elif now - self._seen_since >= grace:
-            self._relieve()
-
-    def _relieve(self) -> None:
+    def relieve(self) -> None:
         """Have the other thread read on if a handler blocks the reader, and let replies go."""
         turn = self._turn
         if turn._is_owned():
@@ -654,8 +447,7 @@ class Dispatcher:
         try:
             if not turn.acquire(False):
                 return  # the next look will do; nobody has the turn for long
-            self._watch.blocks(self)  # before it may enter again
-            self._stuck = self._halt = True
+            self.runner.note_stuck()  # before it may enter again
             start = False
             if self._inline and not self._relieved:
                 self._relieved = True
@@ -670,7 +462,3 @@ class Dispatcher:
         except BaseException as error:
             self._fail(error)
             raise
-
-    def send_queue_filled(self) -> None:
-        """Note that the send queue is more than half full."""
-        self._halt = True

@@ -7,21 +7,33 @@ import threading
 from collections.abc import Callable
 from traceback import format_tb
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tao.atomic import AtomicInt64
+from tao.connection.application import ApplicationLink
+from tao.connection.lifecycle import Lifecycle
+from tao.connection.send_queue import SendQueue
+from tao.connection.slow_handlers import Running
+from tao.connection.statistics import Tally
 from tao.errors import BadData, ConnectionClosed, UndefinedMessage, WouldBlock
 from tao.runtime.log import logger
 from tao.transport.addresses import address_text
 
-if TYPE_CHECKING:
-    from tao.connection.core import ConnectionCore
-    from tao.connection.slow_handlers import Running
-
-__all__ = ["Reporter"]
+__all__ = ["Reporter", "ReporterHost"]
 
 # Unregistered numbers are logged once each, up to so many for a connection.
 _UNDEFINED_LOGGED = 16
+
+
+class ReporterHost(Protocol):
+    """What this asks of a connection's core."""
+
+    net_id: int
+    remote_address: Any
+    application: ApplicationLink
+    lifecycle: Lifecycle
+    send_queue: SendQueue
+    tally: Tally
 
 
 class Reporter:
@@ -33,7 +45,7 @@ class Reporter:
 
     __slots__ = ("_conn", "_errors", "_undefined", "overdue", "undefined", "unheard")
 
-    def __init__(self, conn: ConnectionCore) -> None:
+    def __init__(self, conn: ReporterHost) -> None:
         self._conn = conn
         # The count, made with the first error, as most connections have none. Should two threads
         # make one, the first in the list counts.

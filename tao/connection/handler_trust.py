@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from tao.connection.inbox import CALL
+from tao.connection.reading_gate import ReadingGate
+from tao.connection.slow_handlers import Watcher
 from tao.runtime.context import Context
 from tao.runtime.histogram import NEAR_MOST, Latencies
 from tao.safe_text import safe_str
@@ -23,10 +25,11 @@ TRUST_MOST = 8
 TRUST_NEEDED = {"inline": 0, "auto": 3, "pool": TRUST_MOST + 1}
 
 
-class DispatchHost(Protocol):
-    """What a dispatcher needs of its connection."""
+class DispatchHost(Watcher, Protocol):
+    """What a dispatcher asks of a connection's core."""
 
     context: Context
+    gate: ReadingGate
 
     def start_handler(self) -> None:
         """Start the second thread, in the handling role; never raises."""

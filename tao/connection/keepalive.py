@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from tao.connection.application import ApplicationLink
+from tao.connection.dispatcher import Dispatcher
+from tao.connection.lifecycle import Lifecycle
 from tao.connection.options import Settings
+from tao.connection.reading import Reader
+from tao.connection.reading_gate import ReadingGate
+from tao.connection.send_queue import SendQueue
+from tao.connection.timers import TimerSet
 from tao.errors import TaoError
+from tao.runtime.timing_wheel import TimingWheel
+from tao.transport.stream import Transport
 from tao.wire.codec_checks import checked_frame
-
-if TYPE_CHECKING:
-    from tao.connection.core import ConnectionCore
 
 __all__ = ["KeepAlive", "set_kernel_clocks"]
 
@@ -57,6 +63,26 @@ def _set(sock: socket.socket, option: int | None, value: int) -> None:
         pass  # the peer is gone already, or the kernel knows better: it is an extra
 
 
+class KeepAliveHost(Protocol):
+    """What this asks of a connection's core."""
+
+    application: ApplicationLink
+    dispatcher: Dispatcher
+    gate: ReadingGate
+    lifecycle: Lifecycle
+    reader: Reader
+    send_queue: SendQueue
+    timers: TimerSet
+    transport: Transport | None
+    wheel: TimingWheel
+
+    def drop(self, reason: str) -> None:
+        """Do without the peer."""
+
+    def report(self, error: BaseException, doing: str) -> None:
+        """Tell log and application of an error."""
+
+
 class KeepAlive:
     """The clocks of an established connection; they run on the timing wheel's thread.
 
@@ -70,7 +96,7 @@ class KeepAlive:
 
     __slots__ = ("_conn", "_last_told", "_made", "_options")
 
-    def __init__(self, conn: ConnectionCore, settings: Settings) -> None:
+    def __init__(self, conn: KeepAliveHost, settings: Settings) -> None:
         self._conn = conn
         self._options = settings
         # When the connection was made, by the monotonic clock and by the time of day.
@@ -147,12 +173,7 @@ class KeepAlive:
         assert limit is not None
         if not conn.lifecycle.open:
             return  # lost meanwhile; the next transport sets its own
-        intake, dispatcher = conn.reader.intake, conn.dispatcher
-        if (
-            dispatcher.reading_stopped
-            or conn.peer_finished
-            or (intake is not None and intake.paused)
-        ):
+        if conn.gate.paused or conn.dispatcher.occupies_reader:
             # Nothing is read: the reader is busy with handlers, these do not keep up, or a limit
             # says so. That is not silence.
             conn.reader.last_received = time.monotonic()

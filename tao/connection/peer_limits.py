@@ -17,22 +17,49 @@ which this side does not read counts for nobody.
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from tao.connection.dispatcher import Dispatcher
+from tao.connection.error_reporting import Reporter
+from tao.connection.lifecycle import Lifecycle
 from tao.connection.options import Settings
+from tao.connection.reading_gate import ReadingGate
+from tao.connection.timers import TimerSet
+from tao.runtime.context import Context
 from tao.runtime.rate_limits import TokenBucket
+from tao.runtime.timing_wheel import TimingWheel
 from tao.wire.codec import Batch
-
-if TYPE_CHECKING:
-    from tao.connection.core import ConnectionCore
 
 __all__ = ["Intake", "intake_for"]
 
 # Messages that wait go on in portions of about so many seconds of the rate, not one by one.
 _PORTION = 0.05
+# Why reading pauses.
+_RATE = "rate"
 
 
-def intake_for(conn: ConnectionCore, options: Settings) -> Intake | None:
+class PeerLimitsHost(Protocol):
+    """What this asks of a connection's core."""
+
+    context: Context
+    dispatcher: Dispatcher
+    gate: ReadingGate
+    lifecycle: Lifecycle
+    reporter: Reporter
+    timers: TimerSet
+    wheel: TimingWheel
+
+    def drop(self, reason: str) -> None:
+        """Do without the peer."""
+
+    def protocol_error(self, error: BaseException) -> None:
+        """End the connection, as the decoder has raised this."""
+
+    def heard(self) -> None:
+        """Take the present for when something last came."""
+
+
+def intake_for(conn: PeerLimitsHost, options: Settings) -> Intake | None:
     """Return an intake if an option asks for one."""
     if options.message_rate is None and options.byte_rate is None and options.frame_timeout is None:
         return None
@@ -49,10 +76,10 @@ class Intake:
 
     __slots__ = (
         "_armed", "_batch", "_begun", "_broken", "_bytes", "_close", "_conn", "_debt", "_held",
-        "_messages", "_timeout", "_transport", "frame_timeouts", "over_rate", "paused",
+        "_messages", "_timeout", "_transport", "frame_timeouts", "over_rate",
     )  # fmt: skip
 
-    def __init__(self, conn: ConnectionCore, options: Settings) -> None:
+    def __init__(self, conn: PeerLimitsHost, options: Settings) -> None:
         self._conn = conn
         self._close: bool = options.over_rate == "close"
         self._timeout: float | None = options.frame_timeout
@@ -73,8 +100,6 @@ class Intake:
         # Whether the clock is set. It is cleared *before* the clock looks whether a message has
         # begun, and read *after* one has: so of the two at least one sees the other.
         self._armed: bool = False
-        #: Whether reading pauses because of a rate.
-        self.paused: bool = False
         self.over_rate: int = 0  #: how many times a rate was exceeded
         self.frame_timeouts: int = 0
 
@@ -178,14 +203,15 @@ class Intake:
         """Read nothing until so many tokens are there, or the connection ends."""
         conn = self._conn
         started = monotonic()
-        self.paused = True
+        conn.gate.pause(_RATE)
         while (seconds := bucket.wait_for(wanted)) > 0 and not conn.context.wait(seconds):
             pass
-        now = conn.reader.last_received = monotonic()  # silence is this side's doing
+        now = monotonic()
+        conn.heard()  # silence is this side's doing
         begun = self._begun  # the clock may take it back at any moment
         if begun is not None:
             self._begun = begun + now - started
-        self.paused = False
+        conn.gate.resume(_RATE)
 
     # -- for the clock, on the timing wheel's thread
 
@@ -202,7 +228,7 @@ class Intake:
         if begun is None or not conn.lifecycle.open:
             return
         left = limit - conn.wheel.since(begun)
-        if self.paused or conn.dispatcher.waiting_for_room:
+        if conn.gate.paused:
             left = limit  # it is this side that does not read
         if left > 0:
             self._arm(left)

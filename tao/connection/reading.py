@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from tao.connection.application import ApplicationLink
 from tao.connection.options import Settings
-from tao.connection.peer_limits import Intake, intake_for
+from tao.connection.peer_limits import Intake, PeerLimitsHost, intake_for
+from tao.connection.send_queue import SendQueue
+from tao.transport.stream import Transport
 from tao.wire.codec import Batch
 
-if TYPE_CHECKING:
-    from tao.connection.core import ConnectionCore
-
-__all__ = ["Reader"]
+__all__ = ["Reader", "ReadingHost"]
 
 # How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
 # connection holds little memory.
@@ -26,6 +26,20 @@ _RECV_LEAST, _RECV_MOST = 4 * 1024, 256 * 1024
 # It does not grow beyond what so many messages take: a batch keeps its replies waiting, and other
 # connections too, as it is long before a thread that computes gives the interpreter lock away.
 _BATCH_MOST = 1024
+
+
+class ReadingHost(PeerLimitsHost, Protocol):
+    """What this asks of a connection's core."""
+
+    application: ApplicationLink
+    send_queue: SendQueue
+    transport: Transport | None
+
+    def transport_failed(self, error: OSError) -> None:
+        """Go on without the transport: receiving has raised this."""
+
+    def stream_ended(self) -> None:
+        """Go on after the end of the stream."""
 
 
 class Reader:
@@ -41,7 +55,7 @@ class Reader:
         "last_received", "messages_in", "on_batch",
     )  # fmt: skip
 
-    def __init__(self, conn: ConnectionCore, settings: Settings) -> None:
+    def __init__(self, conn: ReadingHost, settings: Settings) -> None:
         self._conn = conn
         # What the decoder has raised, until who goes on in the role has told the connection.
         self._broken: BaseException | None = None

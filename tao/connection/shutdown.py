@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import atexit
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from tao.connection.dispatcher import Dispatcher
+from tao.connection.reading import Reader
+from tao.connection.send_queue import SendQueue
 from tao.connection.statistics import tallies
+from tao.connection.timers import TimerSet
 from tao.runtime.deadline import Deadline
 from tao.runtime.log import logger
-
-if TYPE_CHECKING:
-    from tao.connection.core import ConnectionCore
+from tao.transport.stream import Transport
 
 __all__ = ["EndClock"]
 
 # How long a peer that was told the end may take to close as well, in seconds: one elsewhere, and a
 # silent one on this machine.
 _LINGER, _LINGER_NEAR = 1.0, 0.05
+
+
+class EndClockHost(Protocol):
+    """What this asks of a connection's core."""
+
+    dispatcher: Dispatcher
+    reader: Reader
+    send_queue: SendQueue
+    timers: TimerSet
+    transport: Transport | None
+
+    def cut_off(self) -> None:
+        """Abort what does not end by itself."""
+
+    def unacknowledged(self) -> int:
+        """How many bytes that the kernel took are still on their way to the peer."""
 
 
 class EndClock:
@@ -36,7 +54,7 @@ class EndClock:
 
     __slots__ = ("_conn", "_deadlines", "_step", "_told")
 
-    def __init__(self, conn: ConnectionCore) -> None:
+    def __init__(self, conn: EndClockHost) -> None:
         self._conn = conn
         # Those of all calls of start, of which the first to come counts.
         self._deadlines: list[Deadline] = []

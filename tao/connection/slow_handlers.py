@@ -14,26 +14,91 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from time import monotonic
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import CodeType, FrameType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+from tao.connection.options import Settings
 from tao.runtime.greenlets import add_frames
 from tao.runtime.timing_wheel import TimingWheel
 
-if TYPE_CHECKING:
-    from tao.connection.core import ConnectionCore
-    from tao.connection.dispatcher import Dispatcher
-
-__all__ = ["OverdueWatch", "Running", "current_frames", "running_in", "telling_if_long"]
+__all__ = [
+    "OverdueWatch",
+    "Running",
+    "Watched",
+    "Watcher",
+    "calls_handlers",
+    "current_frames",
+    "running_in",
+    "telling_if_long",
+]
 
 # How often to look after handlers that are known to block, in seconds.
 _STEP = 1.0
-# Where a dispatcher calls handlers.
-_MODULE, _CALLERS = "tao.connection.dispatcher", ("_run", "_run_alone")
+# The code that calls handlers, see `calls_handlers`.
+_callers: set[CodeType] = set()
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+WatchedT = TypeVar("WatchedT", bound="Watched")
+
+
+def calls_handlers(function: FunctionT) -> FunctionT:
+    """Mark a method of a `Watched` that calls handlers, so that it is recognised in a stack.
+
+    Its variables ``self`` and ``number`` say what runs: the `Watched`, and the message's number.
+    """
+    _callers.add(function.__code__)
+    return function
+
+
+class Watched(Protocol):
+    """What runs the handlers of one connection, one at a time."""
+
+    @property
+    def host(self) -> Watcher:
+        """The connection's core."""
+
+    @property
+    def pending(self) -> int:
+        """How many messages wait or are being handled."""
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far it is: the batches begun, and the messages left of the present one."""
+
+    def since(self) -> tuple[tuple[int, int], float]:
+        """Return the progress that was seen last, and since when it has been the same."""
+
+    def seen(self, progress: tuple[int, int], now: float) -> None:
+        """Note a progress that is new."""
+
+
+class SlowHandlerReports(Protocol):
+    """Where handlers and callbacks that run for too long are reported."""
+
+    def overdue_handler(self, running: Running, stack: str) -> None:
+        """Warn of a handler."""
+
+    def overdue_callback(self, what: str, seconds: float, ident: int, stack: str) -> None:
+        """Warn of a callback."""
+
+
+class Watcher(Protocol):
+    """What this asks of a connection's core."""
+
+    settings: Settings
+    wheel: TimingWheel
+
+    @property
+    def reporter(self) -> SlowHandlerReports:
+        """Where to report."""
+
+    @property
+    def runner(self) -> Watched:
+        """What runs the handlers."""
 
 
 def current_frames() -> dict[int, FrameType]:
@@ -55,13 +120,13 @@ class Running(NamedTuple):
     ident: int
 
 
-def running_in(dispatchers: Collection[Dispatcher]) -> dict[Dispatcher, Running]:
-    """Return what the dispatchers run now; those that run nothing are left out.
+def running_in(runners: Collection[WatchedT]) -> dict[WatchedT, Running]:
+    """Return what the runners run now; those that run nothing are left out.
 
     Any thread may call it. It looks through the stacks of all threads, once, if any of the
-    dispatchers has something to do: better ask for many at a time.
+    runners has something to do: better ask for many at a time.
     """
-    busy = {each for each in dispatchers if each.pending}
+    busy = {each for each in runners if each.pending}
     return {each: found.running for each, found in _find(busy).items()}
 
 
@@ -70,19 +135,19 @@ class _Found(NamedTuple):
     stack: str  # from the dispatcher's call on
 
 
-def _find(dispatchers: Collection[Dispatcher], *, stacks: bool = False) -> dict[Any, _Found]:
-    """Find what dispatchers run now, with the stack if wanted."""
+def _find(runners: Collection[Watched], *, stacks: bool = False) -> dict[Any, _Found]:
+    """Find what runners run now, with the stack if wanted."""
     found: dict[Any, _Found] = {}
-    if not dispatchers:
+    if not runners:
         return found
     now = monotonic()
     for ident, top in current_frames().items():
         frame: FrameType | None = top
         while frame is not None:
-            if frame.f_code.co_name in _CALLERS and frame.f_globals.get("__name__") == _MODULE:
+            if frame.f_code in _callers:
                 names = frame.f_locals
                 each, number = names.get("self"), names.get("number")
-                if each is not None and each in dispatchers and number is not None:
+                if each is not None and each in runners and number is not None:
                     running = Running(
                         number if isinstance(number, int) else None, _since(each, now), ident
                     )
@@ -91,10 +156,10 @@ def _find(dispatchers: Collection[Dispatcher], *, stacks: bool = False) -> dict[
     return found
 
 
-def _since(dispatcher: Dispatcher, now: float) -> float:
+def _since(runner: Watched, now: float) -> float:
     """For how long it has run the same."""
-    seen, since = dispatcher.since()
-    return now - since if seen == dispatcher.progress else 0.0
+    seen, since = runner.since()
+    return now - since if seen == runner.progress else 0.0
 
 
 def _stack(top: FrameType | None, end: FrameType | None) -> str:
@@ -121,13 +186,13 @@ class OverdueWatch:
         self._wheel = wheel
         # Connections that run something that blocks, maybe not any more; and whether it was told
         # of. They are held weakly: when the wheel stops, nobody looks after them any more.
-        self._told: weakref.WeakKeyDictionary[ConnectionCore, bool] = weakref.WeakKeyDictionary()
+        self._told: weakref.WeakKeyDictionary[Watcher, bool] = weakref.WeakKeyDictionary()
         self._armed: bool = False
         self._next: int = 0  # the id of the next look, the highest
 
-    def add(self, dispatcher: Dispatcher) -> None:
+    def add(self, runner: Watched) -> None:
         """Look after what the dispatcher runs now."""
-        host: Any = dispatcher.host
+        host: Any = runner.host
         if _limit(host) is not None:
             self._told[host] = False
             if not self._armed:
@@ -157,9 +222,9 @@ class OverdueWatch:
 
     def _look_now(self) -> None:
         now = monotonic()
-        overdue: dict[Dispatcher, ConnectionCore] = {}
+        overdue: dict[Watched, Watcher] = {}
         for conn, told in list(self._told.items()):
-            each = conn.dispatcher
+            each = conn.runner
             (before, since), state = each.since(), each.progress
             if state[0] != before[0] or not each.pending:
                 del self._told[conn]  # it has ended; what came after is found by itself
@@ -177,12 +242,12 @@ class OverdueWatch:
                 del self._told[conn]  # what is pending there waits for a worker
 
 
-def _limit(conn: ConnectionCore) -> float | None:
+def _limit(conn: Watcher) -> float | None:
     return conn.settings.handler_warn_after
 
 
 @contextmanager
-def telling_if_long(conn: ConnectionCore, what: str) -> Iterator[None]:
+def telling_if_long(conn: Watcher, what: str) -> Iterator[None]:
     """Tell of a callback, like of a handler, if what is in the ``with`` block runs for long."""
     limit = _limit(conn)
     if limit is None:

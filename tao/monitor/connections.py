@@ -159,12 +159,8 @@ def _seen(owners: list[Tally]) -> list[_Seen]:
 
 def _running(found: list[_Seen]) -> dict[Any, Running]:
     """Return what the connections run now; those that run nothing are left out."""
-    running = running_in([each.conn.dispatcher for each in found])
-    return {
-        each.conn: running[each.conn.dispatcher]
-        for each in found
-        if each.conn.dispatcher in running
-    }
+    running = running_in([each.conn.runner for each in found])
+    return {each.conn: running[each.conn.runner] for each in found if each.conn.runner in running}
 
 
 def _searched(seen: _Seen) -> str:

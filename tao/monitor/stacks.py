@@ -55,9 +55,9 @@ def stacks() -> str:
 def _by_connection() -> Iterator[tuple[str, Iterable[threading.Thread]]]:
     for tally in tallies():
         living = sorted(tally.living(), key=lambda each: each.net_id)
-        running_now = running_in([conn.dispatcher for conn in living])
+        running_now = running_in([conn.runner for conn in living])
         for conn in living:
-            running = running_now.get(conn.dispatcher)
+            running = running_now.get(conn.runner)
             title = f"{tally.name}, connection {conn.net_id}, {peer_of(conn)}"
             name = name_of(conn)
             if name != str(conn.net_id):
@@ -67,7 +67,7 @@ def _by_connection() -> Iterator[tuple[str, Iterable[threading.Thread]]]:
                 what = "a timer" if running.number is None else f"message {running.number}"
                 title += f"  runs the handler of {what} for {running.seconds:.3f} s,"
                 title += f" on {_name_of(running.ident)}\n"
-            yield title, conn.threads_now()
+            yield title, conn.roles.threads_now()
 
 
 def _name_of(ident: int) -> str:

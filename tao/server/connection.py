@@ -85,9 +85,9 @@ class ServerConnCore(ConnectionCore):
             proxied: whether that begins with a PROXY header.
         """
         self._socket, self._proxied = sock, proxied
-        name = self.thread_name("reader")
-        run = Run(lambda: self.begin(self._open), name, self._abandon)
-        self.threads.append(run)
+        name = self.roles.name("reader")
+        run = Run(lambda: self.roles.begin(self._open), name, self._abandon)
+        self.roles.threads.append(run)
         found.append(run)
 
     def _abandon(self, error: BaseException) -> None:
@@ -109,7 +109,7 @@ class ServerConnCore(ConnectionCore):
         Raises:
             RuntimeError: none can be had.
         """
-        self.thread("reader", self.struck, self.begin, self._open).start()
+        self.roles.thread("reader", self.roles.struck, self.roles.begin, self._open).start()
 
     def _open(self) -> bool:
         """From the first byte to the first message; False if it does not get there."""

@@ -184,7 +184,7 @@ class Stopping:
             core = core_of(conn)
             stuck = list(core.stuck)
             threads += stuck
-            threads += gather([each for each in core.threads_now() if each not in stuck], end)
+            threads += gather([each for each in core.roles.threads_now() if each not in stuck], end)
         for listener in parts.listeners:
             threads += listener.join(end, threads)
         if parts.pool is not None:

@@ -22,6 +22,9 @@ MODULES = (
     "tao.client.client",
     "tao.client.reconnect",
     "tao.connection.core",
+    "tao.connection.roles",
+    "tao.connection.teardown",
+    "tao.connection.greetings",
     "tao.connection.lifecycle",
 )
 

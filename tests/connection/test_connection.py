@@ -740,5 +740,5 @@ def test_small_messages_after_large_ones(open_end: OpenEnd) -> None:
     reader = end.conn._core.reader
     reader._recv_size = 256 * 1024
     end.send(text("") * 16_000)
-    wait_until(lambda: end.conn._core.dispatcher.handled == 16_000)
+    wait_until(lambda: end.conn._core.runner.handled == 16_000)
     assert reader._recv_size <= 16 * 1024

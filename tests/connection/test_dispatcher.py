@@ -285,7 +285,7 @@ def test_a_full_inbox_pushes_back(open_end: OpenEnd) -> None:
             sent += end.peer.send(block)
     end.peer.settimeout(PATIENCE)
     assert end.conn._core.dispatcher.pending < sent / 16
-    assert end.conn._core.dispatcher.waiting_for_room
+    assert end.conn._core.gate.paused
     gate.leave.set()
     end.peer.close()
 
@@ -307,14 +307,14 @@ def test_one_that_blocks_does_not_hide_among_quick_ones(open_end: OpenEnd, mode:
     end = open_end(registry=registry, dispatch=mode)
     end.send(b"".join(number(i) for i in range(20)))
     dispatcher = end.conn._core.dispatcher
-    wait_until(lambda: dispatcher._stuck)
+    wait_until(lambda: dispatcher.runner.stuck)
     gate.wait(0.1)
     gate.set()
-    wait_until(lambda: dispatcher.handled == 20)
+    wait_until(lambda: dispatcher.runner.handled == 20)
     latency = summed(end.conn._core.tally.latencies.copies()[Number.message_number])
     assert latency.count == 20
     assert latency.most > 0.09 and latency.p90 < latency.most / 2
-    assert dispatcher.busy_time > 0.09
+    assert dispatcher.runner.busy_time > 0.09
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -168,7 +168,7 @@ def test_a_handler_that_hangs_is_told_of(
     assert f"on connection {end.conn.net_id} from 127.0.0.1:" in line
     assert "in thread tao-" in line and name not in line
     assert "in hang_about\n" in line and "_run" not in line
-    watch = end.conn._core.dispatcher._watch._overdue
+    watch = end.conn._core.runner._watch._overdue
     looks = Seen()
     watch._look_later = lambda look=watch._look_later: (looks.add(1), look())  # type: ignore[method-assign]
     looks.wait(3)
@@ -229,8 +229,8 @@ def test_no_warning_if_none_is_wanted(open_end: OpenEnd) -> None:
     end = open_end(registry=blocker.registry, handler_warn_after=None)
     end.send(number(1))
     blocker.entered.wait()
-    wait_until(lambda: end.conn._core.dispatcher._stuck)
-    assert not end.conn._core.dispatcher._watch._overdue._told
+    wait_until(lambda: end.conn._core.runner.stuck)
+    assert not end.conn._core.runner._watch._overdue._told
     blocker.leave.release()
 
 
@@ -248,7 +248,7 @@ def test_who_waits_for_a_worker_does_not_hang(
             sock.sendall(number(1))
         wait_until(lambda: all(conn._core.dispatcher.pending for conn in server.connections))
         wait_until(lambda: server.snapshot().overdue)
-        assert len(running_in([conn._core.dispatcher for conn in server.connections])) == 1
+        assert len(running_in([conn._core.runner for conn in server.connections])) == 1
         assert server.snapshot().overdue == 1
         blocker.leave.release()
         wait_until(lambda: server.snapshot().overdue == 2)
@@ -264,18 +264,18 @@ def test_what_runs_can_be_listed(open_end: OpenEnd, dispatch: str) -> None:
     """With the number of its message, for how long, and in which thread; else nothing is."""
     blocker = Blocker(dispatch)
     end = open_end(registry=blocker.registry)
-    dispatcher = end.conn._core.dispatcher
-    assert running_in([dispatcher]) == {}
+    runner = end.conn._core.runner
+    assert running_in([runner]) == {}
     end.send(number(1))
     (ident,) = blocker.entered.wait()
-    found = running_in([dispatcher])[dispatcher]
+    found = running_in([runner])[runner]
     assert (found.number, found.ident) == (2, ident)
-    wait_until(lambda: running_in([dispatcher])[dispatcher].seconds > found.seconds)
+    wait_until(lambda: running_in([runner])[runner].seconds > found.seconds)
     blocker.leave.release()
-    wait_until(lambda: running_in([dispatcher]) == {})
+    wait_until(lambda: running_in([runner]) == {})
     end.conn.run_after(0, lambda due, conn: blocker.wait())
     blocker.entered.wait(2)
-    listed: Running = running_in([dispatcher])[dispatcher]
+    listed: Running = running_in([runner])[runner]
     assert listed.number is None
     blocker.leave.release()
 

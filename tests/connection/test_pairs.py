@@ -370,7 +370,7 @@ def test_a_full_inbox_does_not_hold_the_end(open_end: OpenEnd) -> None:
     end.send(number(1))
     wait_until(lambda: end.conn._core.dispatcher.inbox.full())
     end.send(number(2))
-    wait_until(lambda: end.conn._core.dispatcher.waiting_for_room)
+    wait_until(lambda: end.conn._core.gate.paused)
     end.conn.close()
     wait_until(end.conn._core.finished.is_set)
     assert closed.items == [end.conn.net_id]

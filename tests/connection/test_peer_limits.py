@@ -216,7 +216,7 @@ def test_messages_above_the_rate_wait(open_end: OpenEnd, log_lines: list[Any]) -
     registry, seen = numbers()
     end = open_end(registry=registry, message_rate=NEVER, message_burst=5, idle_timeout=60)
     end.send(b"".join(map(number, range(20))))
-    wait_until(lambda: intake(end).paused)
+    wait_until(lambda: end.conn._core.gate.paused)
     assert seen.wait(5) == [0, 1, 2, 3, 4]
     assert (end.conn._core.counts().over_rate, end.conn._core.counts().messages_in) == (1, 20)
     assert not end.conn.closed
@@ -291,7 +291,7 @@ def test_bytes_above_the_rate_wait(open_end: OpenEnd) -> None:
     end = open_end(registry=registry, byte_rate=NEVER, byte_burst=48)
     end.send(b"".join(map(number, range(20))))
     wait_until(lambda: end.conn._core.counts().bytes_in == 96)
-    wait_until(lambda: intake(end).paused)
+    wait_until(lambda: end.conn._core.gate.paused)
     assert seen.wait(6) == [0, 1, 2, 3, 4, 5]
     assert end.conn._core.counts().bytes_in == 96
     end.peer.close()
@@ -315,7 +315,7 @@ def test_who_is_held_back_is_not_idle(open_end: OpenEnd) -> None:
     """While nothing is read because of a rate, the peer cannot be heard."""
     end = open_end(message_rate=NEVER, message_burst=1, idle_timeout=3600)
     end.send(number(1) + number(2))
-    wait_until(lambda: intake(end).paused)
+    wait_until(lambda: end.conn._core.gate.paused)
     for _ in range(3):
         end.conn._core.reader.last_received = 0.0  # for hours nothing came, and the clock goes off
         end.conn._core.keep_alive._set("idle", 0.0)
@@ -401,7 +401,7 @@ def test_time_in_which_nothing_is_read_does_not_count(open_end: OpenEnd) -> None
         registry=registry, byte_rate=NEVER, byte_burst=20, frame_timeout=0.02, idle_timeout=60
     )
     end.send(number(1) + number(2))
-    wait_until(lambda: intake(end).paused)
+    wait_until(lambda: end.conn._core.gate.paused)
     began = intake(end)._begun
     clock = end.conn._core.timers._clocks["frame"]
     intake(end)._begun = 0.0  # as if a message had been waited for since long ago
@@ -514,7 +514,7 @@ def test_a_reconnected_client_begins_anew(make_server: MakeServer) -> None:
             ups.wait(2)
             second.sendall(number(3) + number(4) + number(5))
             assert seen.wait(3) == [1, 3, 4]
-            wait_until(lambda: client._core.reader.intake.paused)  # type: ignore[union-attr]
+            wait_until(lambda: client._core.gate.paused)
         assert ends(client.close)
 
 

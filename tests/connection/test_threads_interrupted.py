@@ -24,6 +24,7 @@ from tao.connection.block_watch import BlockWatch
 from tao.connection.dispatcher import Dispatcher
 from tao.connection.inbox import Inbox
 from tao.connection.options import Reconnect, Settings
+from tao.connection.reading_gate import ReadingGate
 from tao.connection.send_queue import SendQueue
 from tao.errors import ConnectionClosed
 from tao.runtime.context import Context
@@ -39,7 +40,11 @@ pytestmark = pytest.mark.interrupted
 
 MODULES = (
     "tao.connection.dispatcher",
+    "tao.connection.handler_runner",
     "tao.connection.core",
+    "tao.connection.roles",
+    "tao.connection.teardown",
+    "tao.connection.greetings",
     "tao.connection.lifecycle",
     "tao.connection.reading",
     "tao.connection.inbox",
@@ -236,6 +241,7 @@ class Host:
         self.settings = SimpleNamespace(handler_warn_after=None)
         self.application: Any = None
         self.told: list[str] = []
+        self.gate = ReadingGate()
         self.dispatcher: Any = None
 
     def start_handler(self) -> None:
@@ -279,7 +285,7 @@ def wheel() -> Any:
 
 def test_a_worker_that_is_hit_does_not_keep_the_turn(wheel: TimingWheel) -> None:
     """At each bytecode with which it reports what it has done."""
-    for moment in opcodes("tao.connection.dispatcher"):
+    for moment in opcodes("tao.connection.dispatcher", "tao.connection.handler_runner"):
         dispatcher = dispatcher_on(Host(), wheel)
         dispatcher._pending = 2
         with moment.raising():
@@ -289,7 +295,7 @@ def test_a_worker_that_is_hit_does_not_keep_the_turn(wheel: TimingWheel) -> None
 
 def test_another_exception_does_not_keep_the_turn_either(wheel: TimingWheel) -> None:
     """At each bytecode with which a dispatcher gets over a first one; the connection ends."""
-    for moment in opcodes("tao.connection.dispatcher"):
+    for moment in opcodes("tao.connection.dispatcher", "tao.connection.handler_runner"):
         host, hits = Host(), iter([KeyboardInterrupt])
         dispatcher = dispatcher_on(host, wheel)
 
@@ -307,12 +313,12 @@ def test_another_exception_does_not_keep_the_turn_either(wheel: TimingWheel) -> 
 
 def test_a_watch_that_is_hit_ends_the_connection_it_looks_at(wheel: TimingWheel) -> None:
     """Or it has relieved the reader, or has not; and nobody keeps the turn."""
-    for moment in opcodes("tao.connection.dispatcher"):
+    for moment in opcodes("tao.connection.dispatcher", "tao.connection.handler_runner"):
         host = Host()
         dispatcher = dispatcher_on(host, wheel)
         dispatcher._inline = True
         with moment.raising():
-            dispatcher._relieve()
+            dispatcher.relieve()
         assert free(dispatcher), moment
         whole = dispatcher._relieved and "start" in host.told
         assert whole or not dispatcher._relieved or "collapsed" in host.told, moment
@@ -355,7 +361,7 @@ def test_a_clock_that_is_hit_rings_again(make_server: MakeServer) -> None:
 
 def test_an_end_that_is_noted_during_a_dispatch_is_seen(wheel: TimingWheel) -> None:
     """By another thread, at each bytecode: when all is handled, the connection is told."""
-    for moment in opcodes("tao.connection.dispatcher"):
+    for moment in opcodes("tao.connection.dispatcher", "tao.connection.handler_runner"):
         host = Host()
         dispatcher = dispatcher_on(host, wheel)
         with moment.calling(lambda d=dispatcher: ends(d.finish)):
@@ -365,11 +371,11 @@ def test_an_end_that_is_noted_during_a_dispatch_is_seen(wheel: TimingWheel) -> N
 
 def test_who_waits_for_room_is_let_in_when_handlers_are_given_up(wheel: TimingWheel) -> None:
     """Also if that was noted while the reader had the turn."""
-    for moment in opcodes("tao.connection.dispatcher"):
+    for moment in opcodes("tao.connection.dispatcher", "tao.connection.handler_runner"):
         dispatcher = dispatcher_on(Host(), wheel)
         inbox, waits = Inbox(1), list[bool]()
         room = _Proxy(inbox, wait_for_room=lambda i=inbox, w=waits: w.append(i.full()))
-        dispatcher._inbox, dispatcher._pending, dispatcher._stuck = room, 1, True
+        dispatcher._inbox, dispatcher._pending, dispatcher.runner.stuck = room, 1, True
         inbox.push([(1, Text("x"))])
         given_up = list[bool]()
 
@@ -388,8 +394,12 @@ def test_a_close_that_is_interrupted_ends_the_connection() -> None:
     """Whatever is raised inside it, the connection is open as before, or it ends in time."""
     for moment in opcodes(
         "tao.connection.core",
+        "tao.connection.roles",
+        "tao.connection.teardown",
+        "tao.connection.greetings",
         "tao.connection.lifecycle",
         "tao.connection.dispatcher",
+        "tao.connection.handler_runner",
         "tao.connection.timers",
         step=7,
     ):

@@ -1,0 +1,90 @@
+"""Calling ``on_connect`` and ``on_close``: one of the latter for each of the former that agreed.
+
+That holds whatever a signal handler or another thread raises in between. That an ``on_close`` is
+owed is noted in the same step of the interpreter in which ``on_connect`` returns; that it is not
+owed any more, in the step in which ``on_close`` begins: `map` and the like call them without a
+bytecode of this module before or after.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import compress
+from operator import is_not
+from typing import Any, Protocol
+
+from tao.connection.application import ApplicationLink
+from tao.connection.lifecycle import Lifecycle
+from tao.connection.slow_handlers import Watcher, telling_if_long
+
+__all__ = ["Greetings", "GreetingsHost"]
+
+# So many times ``on_close`` is called if exceptions from outside keep it from beginning.
+_TRIES = 3
+
+
+class GreetingsHost(Watcher, Protocol):
+    """What this asks of a connection's core."""
+
+    application: ApplicationLink
+    lifecycle: Lifecycle
+
+    def report(self, error: BaseException, doing: str) -> None:
+        """Tell log and application of an error."""
+
+    def in_call_of_application(self) -> bool:
+        """Tell whether an exception that is raised here reaches a caller of the application's."""
+
+
+class Greetings:
+    """The two callbacks of one connection. Used by the thread that connects, and the one that ends.
+
+    Args:
+        host: the connection's core.
+    """
+
+    __slots__ = ("_host", "_owed")
+
+    def __init__(self, host: GreetingsHost) -> None:
+        self._host = host
+        self._owed: deque[bool] = deque()  # not empty while on_close is to be called
+
+    def ask_on_connect(self) -> bool:
+        """Call ``on_connect``; tell whether it agrees."""
+        if not self._call("on_connect", self._make_on_connect):
+            self._owed.append(True)
+        return bool(self._owed)
+
+    def call_on_close(self) -> None:
+        """Call ``on_close`` if it is owed."""
+        self._host.lifecycle.on_close_called()
+        for _ in range(_TRIES):
+            if self._owed and not self._call("on_close", self._make_on_close):
+                self._owed.clear()
+
+    def _make_on_connect(self, callback: Callable[[Any], object], conn: Any) -> None:
+        self._owed.extend(filter(None, map(is_not, map(callback, (conn,)), (False,))))
+
+    def _make_on_close(self, callback: Callable[[Any], object], conn: Any) -> None:
+        deque(map(callback, compress((conn,), map(deque.pop, (self._owed,)))), maxlen=0)
+
+    def _call(self, what: str, make: Callable[..., None]) -> bool:
+        """Have the call of ``on_connect`` or ``on_close`` made; False if there is none to call."""
+        host, application = self._host, self._host.application.find()
+        callback = None if application is None else getattr(application, what)
+        if application is None or callback is None:
+            return False
+        try:
+            with telling_if_long(host, what):
+                application.variables.run(make, callback, application.conn)
+        except BaseException as error:
+            if not isinstance(error, Exception) and host.in_call_of_application():
+                raise
+            host.report(error, f"in {what}")
+        return True
+
+    def after_fork(self) -> None:
+        """In a child process: nothing is owed."""
+        self._host.lifecycle.on_close_called()
+        self._owed.clear()

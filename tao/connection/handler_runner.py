@@ -1,0 +1,308 @@
+"""Calling the handlers of one connection: batch by batch, on whatever thread has that to do.
+
+How quick a handler is, is learned here (``handler_trust.py``), and with it which handlers the
+reading thread may run itself. The replies to a run of quick handlers are collected and leave
+together; before a handler not known to be quick, and when one of them gets stuck after all, what is
+there leaves at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from math import floor
+from operator import length_hint
+from threading import get_ident
+from time import monotonic
+from typing import Any, Protocol
+
+from tao.connection.application import Application
+from tao.connection.block_watch import BlockWatch
+from tao.connection.handler_trust import (
+    QUICK,
+    TRUST_MOST,
+    TRUST_NEEDED,
+    DispatchHost,
+    call,
+    doing,
+    learn,
+    note,
+)
+from tao.connection.inbox import CALL
+from tao.connection.send_queue import SendQueue
+from tao.connection.slow_handlers import calls_handlers
+from tao.runtime.context import RequestContext
+from tao.runtime.histogram import NEAR, NEAR_PER_SECOND, Latencies
+from tao.wire.codec import Batch
+from tao.wire.message import HEARTBEAT, Handler, Registration
+
+__all__ = ["HandlerRunner", "RunnerOwner"]
+
+
+class RunnerOwner(Protocol):
+    """What this asks of the dispatcher."""
+
+    @property
+    def pending(self) -> int:
+        """How many messages wait or are being handled."""
+
+    def relieve(self) -> None:
+        """Have the other thread read on, as a handler blocks."""
+
+
+class HandlerRunner:
+    """Calls handlers, one at a time. What is not noted otherwise is for the thread that does so.
+
+    Args:
+        host: the connection's core.
+        owner: the dispatcher.
+        send_queue: the connection's.
+        watch: finds handlers that are stuck.
+        mode: ``"auto"``, ``"pool"`` or ``"inline"``, for handlers that do not say.
+        latencies: where to note how long handlers take.
+    """
+
+    __slots__ = (
+        "_cells", "_discard", "_halt", "_host", "_latencies", "_messages", "_mode", "_owner",
+        "_runs", "_seen", "_seen_since", "_send_queue", "_watch", "busy_time", "handled", "stuck",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        host: DispatchHost,
+        owner: RunnerOwner,
+        send_queue: SendQueue,
+        watch: BlockWatch,
+        *,
+        mode: str,
+        latencies: Latencies,
+    ) -> None:
+        self._host = host
+        self._owner = owner
+        self._send_queue = send_queue
+        self._watch = watch
+        self._mode: str = mode
+        self._latencies: Latencies = latencies
+        self._cells = latencies.cells
+        self._discard: bool = False  # nothing more is run; set by any thread
+        # Owned by the thread that runs a batch, one at a time; others read them.
+        self._runs: int = 0  # batches begun
+        self._messages: Iterator[Any] = iter(())  # what is left of the current one
+        self.handled: int = 0
+        self.busy_time: float = 0.0  #: seconds spent in handlers, but not in sending
+        #: Whether the watch found that a handler blocks; until that has ended. Set by the watch.
+        self.stuck: bool = False
+        # Whether there is something to see to after the present handler: it was stuck, or the send
+        # queue is more than half full. Set by any thread.
+        self._halt: bool = False
+        # Owned by the watch: what it saw last, as (_runs, messages left), and since when.
+        self._seen: tuple[int, int] = (0, 0)
+        self._seen_since: float = 0.0
+
+    # -- for any thread
+
+    def discard(self) -> None:
+        """Run nothing more, and forget what is left of the current batch."""
+        self._discard = True
+        deque(self._messages, maxlen=0)  # its iterator is used up
+
+    def send_queue_filled(self) -> None:
+        """Note that the send queue is more than half full."""
+        self._halt = True
+
+    def recover(self, application: Application | None) -> None:
+        """Run nothing, as an exception has hit the calling thread."""
+        self._watch.running.discard(self)
+        if application is not None and application.variables.entered_here:
+            application.variables.thread = None
+
+    def use_watch(self, watch: BlockWatch) -> None:
+        """In a child process: be looked after by another watch, before anything is run."""
+        self._watch = watch
+
+    # -- running
+
+    def trusts(self, application: Application, number: Any) -> bool:
+        """Whether the reading thread may run the handler of a number."""
+        return self._resolve(application, number)[2]
+
+    def _resolve(
+        self, application: Application, number: Any
+    ) -> tuple[Registration | None, Handler | None, bool]:
+        """Return registration and handler of a number, and whether the reader may run that."""
+        entry = application.entries.get(number)
+        if entry is None:
+            if number is CALL:
+                return None, call, False
+            undefined = self._host.undefined
+            return None, lambda context, conn: undefined(number), True
+        handler = entry.handler
+        if handler is None:
+            on_message = application.on_message
+            if number == HEARTBEAT or on_message is None:
+                return entry, None, True
+            handler = lambda context, conn: on_message(context.message, conn)  # noqa: E731
+        return entry, handler, entry.trust >= TRUST_NEEDED[entry.dispatch or self._mode]
+
+    @calls_handlers
+    def run_alone(self, application: Application, batch: Batch) -> Batch:
+        """What `run` does inline, for one message: only what it needs, as it bears all of it."""
+        number, message = batch[0]
+        entry = application.entries.get(number)
+        if entry is None or entry.handler is None:
+            return self.run_inline(application, batch)
+        if entry.trust < TRUST_NEEDED[entry.dispatch or self._mode]:
+            return batch
+        host, watch, variables = self._host, self._watch, application.variables
+        self.stuck = self._halt = False
+        self._runs += 1
+        variables.thread = get_ident()
+        watch.running.add(self)
+        if not watch.armed:
+            watch.arm()
+        started = monotonic() - self._send_queue.send_time
+        try:
+            entry.handler(RequestContext(host.context, message), application.conn)
+        except BaseException as error:
+            host.report(error, doing(number))
+        watch.running.discard(self)
+        variables.thread = None
+        self._account(entry, started, 1, number)
+        return []
+
+    def run_inline(self, application: Application, batch: Batch) -> Batch:
+        """Run a batch on the reading thread, as far as its handlers are trusted."""
+        rest = self.run(application, batch, inline=True)
+        self._send_queue.release()
+        return rest
+
+    @calls_handlers
+    def run(self, application: Application, batch: Batch, inline: bool = False) -> Batch:
+        """Handle a batch and return the part of it that is not for this thread, or not for now.
+
+        Messages of the same number in a row are a group, for which everything is looked up, timed
+        and counted once. It ends with a handler that the watch found to block.
+        """
+        host, send_queue, context = self._host, self._send_queue, self._host.context
+        group: Any = self  # no number is equal to it
+        entry: Registration | None = None
+        handle: Handler | None = None
+        collecting, count = False, 0
+        rest: Batch = []
+        self.stuck = self._halt = False
+        self._runs += 1
+        self._messages = messages = iter(batch)
+        watch, variables, conn = self._watch, application.variables, application.conn
+        variables.thread = get_ident()
+        watch.enter(self)
+        started = monotonic() - send_queue.send_time
+        try:
+            for number, message in messages:
+                if number != group:
+                    if count:
+                        started = self._account(entry, started, count, group)
+                        count = 0
+                    entry, handle, trusted = self._resolve(application, number)
+                    if (inline and not trusted) or self._discard:
+                        rest = [(number, message), *messages]
+                        break
+                    if collecting is not (trusted and len(batch) > 1):
+                        collecting = not collecting
+                        (send_queue.collect if collecting else send_queue.release)()
+                    group = number
+                count += 1
+                if handle is None:
+                    continue
+                try:
+                    handle(RequestContext(context, message), conn)
+                except BaseException as error:
+                    host.report(error, doing(number))
+                if self._halt:
+                    self._halt = False
+                    if self.stuck:
+                        started = self._account(entry, started, count, group)
+                        group, count = self, 0
+                        watch.enter(self)  # which has lost interest in it
+                    if send_queue.crowded:
+                        rest = list(messages)
+                        break
+        finally:
+            watch.running.discard(self)
+            variables.thread = None
+        if count:
+            self._account(entry, started, count, group)
+        return [] if self._discard else rest
+
+    def _account(
+        self, entry: Registration | None, started: float, count: int, number: object
+    ) -> float:
+        """Learn from a group that was run; return the time now.
+
+        The time that counts is the clock's, less what was spent sending, where others may have
+        taken the interpreter lock. In the histogram each message of the group counts as the mean
+        of all, except one that blocks: since when, the watch knows to a few milliseconds.
+        """
+        now = monotonic() - self._send_queue.send_time
+        elapsed = now - started
+        self.busy_time += elapsed
+        stuck, self.stuck = self.stuck, False
+        if entry is not None:
+            mean = elapsed / count  # below zero when another thread was sending meanwhile
+            if 0.0 <= mean <= QUICK and entry.trust == TRUST_MOST and not stuck:
+                try:
+                    self._cells[entry.number][NEAR[floor(mean * NEAR_PER_SECOND)]] += count
+                    self.handled += count
+                    return now
+                except KeyError:
+                    pass  # the first of its number here
+            blocked = monotonic() - self._seen_since if stuck else None
+            mean = note(self._latencies, entry, elapsed, count, blocked)
+            learn(entry, mean, stuck, self._watch.lateness)
+        if number is not CALL:
+            self.handled += count  # last, so that whoever sees it finds the rest as well
+        return now
+
+    # -- for the watch
+
+    @property
+    def host(self) -> DispatchHost:
+        """The connection's core."""
+        return self._host
+
+    @property
+    def pending(self) -> int:
+        """How many messages wait or are being handled."""
+        return self._owner.pending
+
+    def note_stuck(self) -> None:
+        """Note that the present handler blocks, so that it is not looked at until the next."""
+        self._watch.blocks(self)
+        self.stuck = self._halt = True
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far it is: the batches begun, and the messages left of the present one.
+
+        How far a batch is, its iterator knows: nobody has to count for it.
+        """
+        return self._runs, length_hint(self._messages)
+
+    def since(self) -> tuple[tuple[int, int], float]:
+        """Return the progress that was seen last, and since when it has been the same."""
+        return self._seen, self._seen_since
+
+    def seen(self, progress: tuple[int, int], now: float) -> None:
+        """Note a progress that is new. By the watch."""
+        self._seen, self._seen_since = progress, now
+
+    def look(self, now: float, grace: float) -> None:
+        """See what became of the batch that was running at the last look, see `Watched`."""
+        seen = self.progress
+        before, self._seen = self._seen, seen
+        if before != seen:
+            self._seen_since = now
+            if before[0] == seen[0]:
+                # It goes on, but replies have waited for long enough.
+                self._send_queue.flush()
+        elif now - self._seen_since >= grace:
+            self._owner.relieve()

@@ -1,0 +1,132 @@
+"""The last steps of a connection, taken by its reading thread once the stream has ended."""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from tao.connection.dispatcher import Dispatcher
+from tao.connection.lifecycle import Event, Lifecycle
+from tao.connection.reading import Reader
+from tao.connection.roles import Roles
+from tao.connection.send_queue import SendQueue
+from tao.connection.shutdown import EndClock
+from tao.connection.timers import TimerSet
+from tao.runtime.deadline import Deadline
+from tao.runtime.threads import Joinable, gather
+from tao.runtime.wakeup import Wakeup
+from tao.transport.stream import Transport
+
+__all__ = ["Teardown", "TeardownHost"]
+
+# A peer that sends more than so many bytes after the end may fill its receive window.
+_MUCH = 64 * 1024
+# How long threads are joined when a handler has been given up, in seconds: that one runs on, and
+# the others need no longer than this.
+_MOMENT = 0.05
+
+
+class TeardownHost(Protocol):
+    """What this asks of a connection's core."""
+
+    dispatcher: Dispatcher
+    end_clock: EndClock
+    finished: Wakeup
+    in_flight: int
+    left_over: int
+    lifecycle: Lifecycle
+    reader: Reader
+    roles: Roles
+    send_queue: SendQueue
+    stuck: list[Joinable]
+    timers: TimerSet
+    transport: Transport | None
+    was_cut_off: bool
+
+    def call_on_close(self) -> None:
+        """Call ``on_close`` if it is owed."""
+
+    def leave_owner(self) -> None:
+        """Have the owner forget the connection."""
+
+    def tell_unsent(self, what: str) -> None:
+        """Warn of what will not reach the peer."""
+
+
+class Teardown:
+    """Sees handlers, writer and peer off, and frees what the connection has.
+
+    Args:
+        host: the connection's core.
+        drain_timeout: seconds that sending may take if nobody has limited it.
+    """
+
+    __slots__ = ("_drain_timeout", "_finisher", "_host", "_told")
+
+    def __init__(self, host: TeardownHost, drain_timeout: float) -> None:
+        self._host = host
+        self._drain_timeout = drain_timeout
+        # Each is changed in one step, by any thread.
+        self._finisher: dict[str, int] = {}  # the thread that takes the steps: the first
+        self._told: bool = False  # what will not be sent has been logged
+
+    def finish(self) -> None:
+        """Take the last steps; if that is interrupted, it may be called again.
+
+        A thread that was relieved of the reading, and interrupted before it knew, may come here
+        too; only the first takes the steps.
+        """
+        me = threading.get_ident()
+        try:
+            if self._finisher.setdefault("thread", me) == me:
+                self._take_steps()
+        except BaseException:
+            if self._finisher.get("thread") == me:
+                self._finisher.clear()  # so that it, or another, can begin anew
+            raise
+
+    def _take_steps(self) -> None:
+        host = self._host
+        host.lifecycle.apply(Event.TEAR_DOWN)
+        idle = self._wait_for_parts()
+        host.dispatcher.stop()
+        frames, size = host.send_queue.stop()
+        host.left_over = frames
+        if not self._told:
+            self._tell_of_rest(frames, size)
+            self._told = True
+        host.timers.end()
+        host.stuck = gather(host.roles.threads_now(), Deadline(None if idle else _MOMENT))
+        host.call_on_close()
+        if host.transport is not None:
+            if host.was_cut_off and host.reader.discarded > _MUCH:
+                host.transport.reset()
+            host.transport.close()
+        host.leave_owner()
+        host.lifecycle.apply(Event.END)
+        host.finished.set()
+
+    def _wait_for_parts(self) -> bool:
+        """Wait for handlers and for the send queue; tell whether all handlers returned."""
+        host = self._host
+        idle = host.dispatcher.wait_idle()
+        if host.transport is not None:
+            deadline = host.end_clock.deadline or Deadline(self._drain_timeout)
+            if not host.send_queue.wait_sent(deadline):
+                host.transport.abort()
+        return idle
+
+    def _tell_of_rest(self, frames: int, size: int) -> None:
+        """Tell of what will not reach the peer."""
+        host = self._host
+        if frames:
+            reason = host.lifecycle.close_reason
+            host.tell_unsent(f"{frames} messages ({size} bytes) could not be sent: {reason}")
+        elif host.in_flight:
+            host.tell_unsent(
+                f"{host.in_flight} bytes that were sent did not reach the peer in time"
+            )
+
+    def after_fork(self) -> None:
+        """In a child process: what waits there is the parent's to send."""
+        self._told = True
