@@ -6,7 +6,8 @@ import socket
 import ssl
 
 from tao.transport.certificates import DevelopmentCA
-from tao.transport.stream import TlsTransport, Transport
+from tao.transport.stream import Transport
+from tao.transport.tls_stream import TlsTransport
 from tests.support import PATIENCE, together
 
 CA = DevelopmentCA()

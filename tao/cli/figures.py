@@ -18,7 +18,7 @@ from tao.cli.common import Failed, harmless, size_text
 from tao.cli.dialling import reach
 from tao.runtime.deadline import Deadline
 from tao.transport.addresses import address_text
-from tao.transport.stream import explain
+from tao.transport.error_text import explain
 
 __all__ = ["GAP", "Frame", "Table", "Watch"]
 

@@ -22,7 +22,7 @@ from tao.cli.common import Address, Failed
 from tao.cli.dialling import reach
 from tao.runtime.deadline import Deadline
 from tao.transport.addresses import address_text
-from tao.transport.stream import explain
+from tao.transport.error_text import explain
 from tao.wire.message import HEARTBEAT
 
 __all__ = ["Histogram", "Load", "ReplyCounter"]

@@ -28,7 +28,9 @@ from tao.errors import ConnectFailed, ConnectionClosed
 from tao.runtime.helper_threads import Bell, Errand, Helpers
 from tao.safe_text import safe_str
 from tao.transport.addresses import Target, normalized
-from tao.transport.stream import TlsTransport, Transport, explain
+from tao.transport.error_text import explain
+from tao.transport.stream import Transport
+from tao.transport.tls_stream import TlsTransport
 
 __all__ = ["Dialler", "Reached", "Source"]
 

@@ -13,7 +13,7 @@ from tao.callables import check_callable
 from tao.client.happy_eyeballs import Memory
 from tao.connection.options import ClientSettings
 from tao.transport.addresses import address_text, parse
-from tao.transport.stream import explain
+from tao.transport.error_text import explain
 
 __all__ = ["Place", "check_options", "places_of", "why_not_connected"]
 

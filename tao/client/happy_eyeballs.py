@@ -26,7 +26,7 @@ from tao.connection.options import ClientSettings
 from tao.runtime.forks import renew_after_fork
 from tao.runtime.helper_threads import Bell, Errand, Helpers
 from tao.transport.addresses import Target, address_text, resolve, resolve_literal
-from tao.transport.stream import explain
+from tao.transport.error_text import explain
 
 __all__ = ["Memory", "Race", "set_options"]
 

@@ -52,7 +52,8 @@ from tao.runtime.threads import Joinable, gather
 from tao.runtime.timing_wheel import TimingWheel
 from tao.runtime.wakeup import Wakeup
 from tao.safe_text import safe_str
-from tao.transport.stream import Transport, explain
+from tao.transport.error_text import explain
+from tao.transport.stream import Transport
 from tao.wire.codec import unintended
 
 __all__ = ["ABORTED", "ConnectionCore"]

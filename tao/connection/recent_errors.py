@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from tao.atomic import AtomicInt64
 from tao.errors import BadData, ConnectFailed, ConnectionClosed, HandshakeFailed, TaoError
 from tao.safe_text import safe_str
-from tao.transport.stream import explain
+from tao.transport.error_text import explain
 
 __all__ = ["Failure", "Failures", "reason_of"]
 

@@ -44,7 +44,8 @@ from tao.connection.backlog import UNCOUNTED, Backlog, TrackedFrame, move
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
 from tao.runtime.deadline import Deadline
 from tao.runtime.wakeup import Wakeup
-from tao.transport.stream import Transport, explain
+from tao.transport.error_text import explain
+from tao.transport.stream import Transport
 
 __all__ = ["SendQueue", "Ticket"]
 
@@ -750,7 +751,7 @@ class SendQueue:
     def _first_untouched(self) -> int:
         """The index of the first frame of which nothing has left. Needs the turn."""
         transport = self._transport
-        return self._backlog.first_untouched(0 if transport is None else transport.begun)
+        return self._backlog.first_untouched(0 if transport is None else transport.committed_bytes)
 
     def _would_block(self) -> WouldBlock:
         what = "" if self._limit_bytes is None else f" with {self.bytes_waiting} bytes"

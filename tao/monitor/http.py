@@ -32,7 +32,7 @@ from tao.runtime.deadline import Deadline
 from tao.runtime.log import logger
 from tao.runtime.threads import gather, spawn
 from tao.runtime.wakeup import Wakeup
-from tao.transport.stream import explain
+from tao.transport.error_text import explain
 
 __all__ = ["BACKLOG", "PATIENCE", "HttpServer"]
 

@@ -22,7 +22,8 @@ from tao.server.admission import Admission
 from tao.server.connection import ServerConn
 from tao.server.listener import Listener
 from tao.transport.addresses import address_text, host_of, unix_address
-from tao.transport.stream import TlsTransport, Transport
+from tao.transport.stream import Transport
+from tao.transport.tls_stream import TlsTransport
 from tao.wire.proxy_protocol import ProxyNetworks
 
 __all__ = ["Reception"]

@@ -15,7 +15,8 @@ from tao.errors import ConnectionClosed, HandshakeFailed
 from tao.runtime.deadline import Deadline
 from tao.runtime.leader_followers import Run
 from tao.server.first_bytes import PeerLeft, read_proxy_header, wait_for_first_byte
-from tao.transport.stream import TlsTransport, Transport
+from tao.transport.stream import Transport
+from tao.transport.tls_stream import TlsTransport
 
 if TYPE_CHECKING:
     from tao.server.server import Server

@@ -11,7 +11,7 @@ import socket
 
 from tao.errors import HandshakeFailed
 from tao.runtime.deadline import Deadline
-from tao.transport.stream import explain
+from tao.transport.error_text import explain
 from tao.wire.proxy_protocol import LONGEST, BadHeader, HeaderReader
 
 __all__ = ["PeerLeft", "read_proxy_header", "wait_for_first_byte"]

@@ -28,7 +28,7 @@ from tao.runtime.threads import Joinable
 from tao.runtime.wakeup import Wakeup
 from tao.server.tls_reload import Credentials
 from tao.transport.addresses import Address, Target, address_text, normalized, parse, resolve
-from tao.transport.stream import explain
+from tao.transport.error_text import explain
 from tao.transport.unix_sockets import SocketFile, bind_unix
 
 __all__ = ["Bound", "Listener", "listen"]

@@ -1,7 +1,9 @@
 """Byte streams: sockets, TLS on top of them, and the addresses they have.
 
-In order: ``addresses.py``, ``unix_sockets.py``, ``stream.py`` with plain and TLS streams behind the
-same few methods, and ``certificates.py``, which makes TLS contexts and certificates for tests.
+In order: ``addresses.py`` and ``unix_sockets.py``; ``nonblocking.py``, the socket calls, and
+``error_text.py``, what their errors mean; ``stream.py`` and ``tls_stream.py``, plain and TLS
+streams with the same few methods; ``certificates.py``, which makes TLS contexts, and certificates
+for tests.
 """
 
 from tao.transport.certificates import (
@@ -11,7 +13,8 @@ from tao.transport.certificates import (
     load_tls_config,
     self_signed_certificate,
 )
-from tao.transport.stream import TlsTransport, Transport
+from tao.transport.stream import Transport
+from tao.transport.tls_stream import TlsTransport
 
 __all__ = [
     "Certificate",

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tao.connection.send_queue import SendQueue
 from tao.errors import ConnectionClosed, WouldBlock
 from tao.runtime.deadline import Deadline
-from tao.transport.stream import TlsTransport, Transport
+from tao.transport.stream import Transport
+from tao.transport.tls_stream import TlsTransport
 from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
 from tests.tls_pairs import CLIENT, SERVER, shake_hands
 

@@ -16,7 +16,8 @@ import pytest
 from tao.connection.backlog import Backlog
 from tao.connection.send_queue import SendQueue
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
-from tao.transport.stream import TlsTransport, Transport
+from tao.transport.stream import Transport
+from tao.transport.tls_stream import TlsTransport
 from tests.injection import Moment, opcodes
 from tests.support import PATIENCE, recv_exactly, together, wait_until
 from tests.tls_pairs import CLIENT, SERVER, shake_hands
@@ -26,7 +27,9 @@ pytestmark = pytest.mark.interrupted
 MODULES = (
     "tao.connection.send_queue",
     "tao.connection.backlog",
+    "tao.transport.nonblocking",
     "tao.transport.stream",
+    "tao.transport.tls_stream",
     "tao.runtime.wakeup",
 )
 KIB = 1024
@@ -323,7 +326,7 @@ def test_an_exception_at_each_bytecode_under_tls() -> None:
 def test_the_lock_of_tls_is_let_go_of(name: str) -> None:
     """Whatever bytecode is hit, and also if an error has come before."""
     for broken in (False, True):
-        for moment in opcodes("tao.transport.stream"):
+        for moment in opcodes("tao.transport.nonblocking", "tao.transport.tls_stream"):
             ours, theirs = socket.socketpair()
             transport = TlsTransport(ours, CLIENT, server_side=False, server_hostname="localhost")
             peer = TlsTransport(theirs, SERVER, server_side=True)

@@ -14,7 +14,8 @@ from tao.runtime.context import Context
 from tao.server.connection import ServerConn
 from tao.server.server import Server
 from tao.transport.certificates import self_signed_certificate
-from tao.transport.stream import TlsTransport, Transport
+from tao.transport.stream import Transport
+from tao.transport.tls_stream import TlsTransport
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Seen, Text, text
 from tests.support import PATIENCE, wait_until

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from tao.errors import ConnectionClosed, HandshakeFailed
 from tao.transport.certificates import DevelopmentCA, self_signed_certificate
-from tao.transport.stream import TlsTransport, Transport, explain
+from tao.transport.error_text import explain
+from tao.transport.stream import Transport
+from tao.transport.tls_stream import TlsTransport
 from tests.support import PATIENCE, ends, together, wait_until
 from tests.tls_pairs import (
     ALICE,
@@ -216,7 +218,7 @@ def test_a_plain_transport_has_no_tls() -> None:
     """Its handshake is nothing, and there is nobody it proved to be."""
     a, b = plain_pair()
     a.handshake(0.0)
-    assert (a.peer_certificate, a.tls_version, a.begun) == (None, None, 0)
+    assert (a.peer_certificate, a.tls_version, a.committed_bytes) == (None, None, 0)
     close(a, b)
 
 
@@ -510,7 +512,7 @@ def test_the_end_behind_a_full_socket() -> None:
     server, client = encrypted_pair()
     sent = fill(client)
     # The peer only gets to know the end together with the record that is under way.
-    assert client.begun and not client.shutdown_write()
+    assert client.committed_bytes and not client.shutdown_write()
 
     received = bytearray()
 
@@ -584,7 +586,7 @@ def test_nothing_overtakes_what_the_machine_made() -> None:
         pass
     with client._lock:
         client._machine.write(b"stands for the answer to a key update")
-    assert (client.send(b"data"), client.begun) == (0, 0)
+    assert (client.send(b"data"), client.committed_bytes) == (0, 0)
     close(server, client)
 
 
@@ -688,25 +690,3 @@ def test_full_duplex() -> None:
     end(server)
     assert client.recv(1) == b""
     close(server, client)
-
-
-# -- words for errors
-
-
-def test_explain() -> None:
-    """Each kind of error is said in a few words that a person understands."""
-    ssl_error = ssl.SSLError(1, "[SSL] something (_ssl.c:1)")
-    ssl_error.reason = "HTTP_REQUEST"
-    assert explain(ssl_error) == "the peer does not speak TLS (HTTP_REQUEST)"
-    ssl_error.reason = "TLSV1_ALERT_UNKNOWN_CA"
-    assert explain(ssl_error) == "tlsv1 alert unknown ca"
-    refused = ssl.SSLCertVerificationError(1, "x")
-    refused.verify_message = "certificate has expired"
-    assert explain(refused) == "the peer's certificate is refused: certificate has expired"
-    name = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    assert explain(name) == "the name cannot be resolved (Name or service not known)"
-    assert explain(OSError(errno.ECONNRESET, "")) == "connection reset by peer"
-    assert explain(OSError(errno.EPIPE, "")) == "peer closed"
-    assert explain(OSError(errno.ECONNREFUSED, "")) == "connection refused"
-    assert explain(TimeoutError("too slow")) == "too slow"
-    assert explain(TimeoutError()) == "TimeoutError"

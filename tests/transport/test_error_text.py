@@ -1,0 +1,28 @@
+"""What errors of sockets and of TLS are called."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+
+from tao.transport.error_text import explain
+
+
+def test_explain() -> None:
+    """Each kind of error is described in a few words that a person understands."""
+    ssl_error = ssl.SSLError(1, "[SSL] something (_ssl.c:1)")
+    ssl_error.reason = "HTTP_REQUEST"
+    assert explain(ssl_error) == "the peer does not speak TLS (HTTP_REQUEST)"
+    ssl_error.reason = "TLSV1_ALERT_UNKNOWN_CA"
+    assert explain(ssl_error) == "tlsv1 alert unknown ca"
+    refused = ssl.SSLCertVerificationError(1, "x")
+    refused.verify_message = "certificate has expired"
+    assert explain(refused) == "the peer's certificate is refused: certificate has expired"
+    name = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert explain(name) == "the name cannot be resolved (Name or service not known)"
+    assert explain(OSError(errno.ECONNRESET, "")) == "connection reset by peer"
+    assert explain(OSError(errno.EPIPE, "")) == "peer closed"
+    assert explain(OSError(errno.ECONNREFUSED, "")) == "connection refused"
+    assert explain(TimeoutError("too slow")) == "too slow"
+    assert explain(TimeoutError()) == "TimeoutError"
