@@ -34,7 +34,7 @@ class Application:
     """
 
     __slots__ = (
-        "__weakref__", "_conn", "codec", "decoder", "encode", "entries", "on_close",
+        "__weakref__", "codec", "decoder", "encode", "entries", "find_conn", "on_close",
         "on_connect", "on_error", "on_message", "reconnect", "registry", "source", "timers",
         "values", "variables",
     )  # fmt: skip
@@ -46,7 +46,8 @@ class Application:
         registry: Registry,
         context: contextvars.Context | None = None,
     ) -> None:
-        self._conn: Callable[[], Any] = weakref.ref(conn)
+        #: Returns the application's object; None if it is gone, and nothing of it runs any more.
+        self.find_conn: Callable[[], Any] = weakref.ref(conn)
         self.registry = registry
         #: Registrations by number.
         self.entries: dict[int, Registration] = registry.entries
@@ -68,14 +69,9 @@ class Application:
         self.timers: dict[int, Callable[..., object]] = {}
         self.values: dict[Hashable, Any] = {}
 
-    @property
-    def conn(self) -> Any:
-        """The application's object; None if it is gone."""
-        return self._conn()
-
     def hold(self, conn: Any) -> None:
         """Keep the application's object alive from now on."""
-        self._conn = lambda: conn
+        self.find_conn = lambda: conn
 
     def new_decoder(self) -> Decoder:
         """Return a decoder for a new transport, whose results are checked."""
@@ -102,5 +98,7 @@ class ApplicationLink:
     def release(self) -> None:
         """Let go of them: the connection has ended."""
         application = self.find()
-        if application is not None:
+        conn = None if application is None else application.find_conn()
+        if application is not None and conn is not None:
+            application.find_conn = weakref.ref(conn)
             self.find = weakref.ref(application)

@@ -171,7 +171,7 @@ class ConnectionCore:
     def conn(self) -> Any:
         """The application's object; None if it is gone."""
         application = self.application.find()
-        return None if application is None else application.conn
+        return None if application is None else application.find_conn()
 
     def reply(self, frame: bytes) -> None:
         """Send or queue the frame of a handler once there is room again.

@@ -106,7 +106,7 @@ class Reporter:
         if application is None or application.on_error is None:
             return
         try:
-            application.variables.run(application.on_error, application.conn, error)
+            application.variables.run(application.on_error, application.find_conn(), error)
         except BaseException as another:
             self.log().exception("on_error raised")
             self._count(another, "in on_error")

@@ -77,7 +77,7 @@ class Greetings:
             return False
         try:
             with telling_if_long(host, what):
-                application.variables.run(make, callback, application.conn)
+                application.variables.run(make, callback, application.find_conn())
         except BaseException as error:
             if not isinstance(error, Exception) and host.in_call_of_application():
                 raise

@@ -154,6 +154,7 @@ class HandlerRunner:
         if entry.trust < TRUST_NEEDED[entry.dispatch or self._mode]:
             return batch
         host, watch, variables = self._host, self._watch, application.variables
+        conn = application.find_conn()
         self.stuck = self._halt = False
         self._runs += 1
         variables.thread = get_ident()
@@ -162,7 +163,7 @@ class HandlerRunner:
             watch.arm()
         started = monotonic() - self._send_queue.send_time
         try:
-            entry.handler(RequestContext(host.context, message), application.conn)
+            entry.handler(RequestContext(host.context, message), conn)
         except BaseException as error:
             host.report(error, doing(number))
         watch.running.discard(self)
@@ -192,7 +193,7 @@ class HandlerRunner:
         self.stuck = self._halt = False
         self._runs += 1
         self._messages = messages = iter(batch)
-        watch, variables, conn = self._watch, application.variables, application.conn
+        watch, variables, conn = self._watch, application.variables, application.find_conn()
         variables.thread = get_ident()
         watch.enter(self)
         started = monotonic() - send_queue.send_time

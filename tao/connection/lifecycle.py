@@ -139,10 +139,12 @@ class Lifecycle:
     replaced in one step, and nobody waits.
     """
 
-    __slots__ = ("_status",)
+    __slots__ = ("_status", "ended")
 
     def __init__(self) -> None:
         self._status: AtomicReference[Status] = AtomicReference(Status())
+        #: As `Status.ended`, for the reading thread, which asks with each receive.
+        self.ended: bool = False
 
     @property
     def status(self) -> Status:
@@ -151,7 +153,12 @@ class Lifecycle:
 
     def apply(self, event: Event, reason: str | None = None) -> tuple[Status, Status]:
         """Apply an event, and return the status before and after it."""
-        return self._status.update(lambda status: after(status, event, reason))
+        change = self._status.update(lambda status: after(status, event, reason))
+        while True:
+            status = self._status.get()
+            self.ended = status.ended
+            if self._status.get() is status:  # else another thread has applied an event meanwhile
+                return change
 
     def on_close_called(self) -> None:
         """Note that on_close is not owed any more."""

@@ -77,7 +77,7 @@ class Reader:
         conn, dispatch = self._conn, self._conn.dispatcher.dispatch
         transport, intake, lifecycle = conn.transport, self.intake, conn.lifecycle
         assert transport is not None
-        recv = transport.recv
+        recv, find_application = transport.recv, conn.application.find
         if self._broken is not None:
             self._break()  # the other thread has taken over in the midst of what came before
         if intake is not None and not intake.resume(transport):
@@ -95,11 +95,18 @@ class Reader:
             self.last_received = monotonic()
             size = len(data)
             self.bytes_in += size
-            if lifecycle.status.ended:
+            if lifecycle.ended:
                 self.discarded += size
                 continue  # only waiting for the end
             batch: Batch = []
-            broken = self._decode(data, batch)
+            broken: BaseException | None = None
+            application = find_application()
+            if application is not None:
+                try:
+                    application.decoder.feed(data, batch)
+                except BaseException as error:
+                    broken = error
+                application = None  # which may not be held while this waits
             if size == self._recv_size or len(batch) > _BATCH_MOST:
                 enough = max(_RECV_LEAST, size * _BATCH_MOST // (len(batch) or 1))
                 self._recv_size = min(4 * size, enough, self._recv_most)
@@ -126,18 +133,6 @@ class Reader:
         broken, self._broken = self._broken, None
         if broken is not None:
             self._conn.protocol_error(broken)
-
-    # The decoder is the application's: it is taken hold of only while it works.
-
-    def _decode(self, data: bytes, batch: Batch) -> BaseException | None:
-        """Add to a batch what became whole; return what the decoder raised."""
-        application = self._conn.application.find()
-        if application is not None:
-            try:
-                application.decoder.feed(data, batch)
-            except BaseException as error:
-                return error
-        return None
 
     def _held(self) -> int:
         """How many bytes of a message that is not whole the decoder has, if it says so."""

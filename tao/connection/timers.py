@@ -232,7 +232,7 @@ class TimerSet:
         find = application.timers.get if timer.periodic else application.timers.pop
         callback = find(timer.timer_id, None)
         if callback is not None:
-            callback(due, application.conn)
+            callback(due, application.find_conn())
 
     # -- after a fork
 
