@@ -115,7 +115,7 @@ class ConnectionCore:
         self.send_queue: SendQueue = self._new_send_queue(keep)
         self.dispatcher: Dispatcher = self._new_dispatcher(run)
         self.runner = self.dispatcher.runner
-        self.send_queue.on_crowded = self.runner.send_queue_filled
+        self.send_queue.on_crowded = self._note_crowded
         self.timers = TimerSet(wheel, self.dispatcher.post, self.application)
         self.reporter = Reporter(self)
         self.greetings = Greetings(self)
@@ -200,6 +200,12 @@ class ConnectionCore:
             and self.send_queue.crowded
             and self._waited_in_vain != self.send_queue.frames_sent
         )
+
+    def _note_crowded(self) -> None:
+        """A write has found the send queue more than half full: is it a handler's?"""
+        application = self.application.find()
+        if application is not None and application.variables.entered_here:
+            self.runner.note_replies_wait()
 
     def lend_worker(self) -> AbstractContextManager[object]:
         """While a handler waits in this, it does not count as one of the workers."""

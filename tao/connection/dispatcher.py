@@ -5,8 +5,8 @@ Guarantees, for each connection:
 - Handlers and timer callbacks run in order of arrival, one at a time, whatever thread they run on.
 - A handler that blocks never stops its connection from being read.
 - What waits is bounded: a full inbox blocks the reading thread, and TCP pushes back on the peer.
-- While the send queue is more than half full, no message is handed to a handler: so a peer that
-  does not read is held back in the end, and its replies are not lost. It costs no worker.
+- While replies fill more than half of the send queue, no message is handed to a handler: so a peer
+  that does not read is held back in the end, and its replies are not lost. It costs no worker.
 - `post`, `finish` and `abandon` never wait, wherever they are called.
 
 Two roles are played by two threads, and the threads may swap them. The *reading* role decodes
@@ -131,7 +131,7 @@ class Dispatcher:
         if self._closed:
             self._release()
             return True
-        if self._pending or self._inline or self._send_queue.crowded:
+        if self._pending or self._inline or (runner.replies_wait and runner.held_back):
             self._pending += len(batch)
             self._enqueue(batch)
             return True
@@ -389,11 +389,12 @@ class Dispatcher:
     def _run_pooled(self, batch: Batch) -> None:
         """Run a batch that counts as pending, on the pool if there is one.
 
-        It is not begun, and not continued after a handler, while the send queue is more than half
-        full. That is waited for here, so it costs none of the workers.
+        It is not begun, and not continued after a handler, while replies fill more than half of the
+        send queue. That is waited for here, so it costs none of the workers.
         """
         while batch:
-            self._send_queue.wait_uncrowded()
+            while self.runner.held_back:
+                self._send_queue.wait_uncrowded()
             if self._run_on_pool is None:
                 batch = self._run_pending(batch)
                 continue
@@ -420,8 +421,7 @@ class Dispatcher:
         try:
             application = self._application.find()
             if application is not None and not self._discard:
-                rest = application.variables.run(self.runner.run, application, batch)
-                self._send_queue.release()
+                rest = application.variables.run(self.runner.run_pooled, application, batch)
         finally:
             self._done(len(batch) - len(rest))
         return rest

@@ -64,7 +64,8 @@ class HandlerRunner:
 
     __slots__ = (
         "_cells", "_discard", "_halt", "_host", "_latencies", "_messages", "_mode", "_owner",
-        "_runs", "_seen", "_seen_since", "_send_queue", "_watch", "busy_time", "handled", "stuck",
+        "_runs", "_seen", "_seen_since", "_send_queue", "_watch", "busy_time", "handled",
+        "replies_wait", "stuck",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +93,8 @@ class HandlerRunner:
         self.busy_time: float = 0.0  #: seconds spent in handlers, but not in sending
         #: Whether the watch found that a handler blocks; until that has ended. Set by the watch.
         self.stuck: bool = False
+        #: Whether a handler's write has found the send queue more than half full, see `held_back`.
+        self.replies_wait: bool = False
         # Whether there is something to see to after the present handler: it was stuck, or the send
         # queue is more than half full. Set by any thread.
         self._halt: bool = False
@@ -106,9 +109,21 @@ class HandlerRunner:
         self._discard = True
         deque(self._messages, maxlen=0)  # its iterator is used up
 
-    def send_queue_filled(self) -> None:
-        """Note that the send queue is more than half full."""
-        self._halt = True
+    def note_replies_wait(self) -> None:
+        """Note that a handler's write has found the send queue more than half full."""
+        self.replies_wait = self._halt = True
+
+    @property
+    def held_back(self) -> bool:
+        """Whether the next message has to wait, as replies do.
+
+        Only what handlers of this connection have written counts. If a message had to wait for what
+        other threads write, two ends that send to each other without a pause would both stop
+        reading, for ever.
+        """
+        if self.replies_wait and not self._send_queue.crowded:
+            self.replies_wait = False
+        return self.replies_wait
 
     def recover(self, application: Application | None) -> None:
         """Run nothing, as an exception has hit the calling thread."""
@@ -175,6 +190,13 @@ class HandlerRunner:
         """Run a batch on the reading thread, as far as its handlers are trusted."""
         rest = self.run(application, batch, inline=True)
         self._send_queue.release()
+        application.variables.thread = None
+        return rest
+
+    def run_pooled(self, application: Application, batch: Batch) -> Batch:
+        """Run a batch on the handling thread or on a worker; return what is left of it."""
+        rest = self.run(application, batch)
+        self._send_queue.release()
         return rest
 
     @calls_handlers
@@ -224,12 +246,11 @@ class HandlerRunner:
                         started = self._account(entry, started, count, group)
                         group, count = self, 0
                         watch.enter(self)  # which has lost interest in it
-                    if send_queue.crowded:
+                    if self.held_back:
                         rest = list(messages)
                         break
         finally:
             watch.running.discard(self)
-            variables.thread = None
         if count:
             self._account(entry, started, count, group)
         return [] if self._discard else rest

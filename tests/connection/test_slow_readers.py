@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tao.client.client import ClientConn
 from tao.errors import WouldBlock
 from tao.runtime.context import Context
 from tao.server.connection import ServerConn
@@ -200,3 +201,25 @@ def test_others_writes_raise_as_before(make_server: MakeServer, dispatch: str) -
                 conn.write(Text("x" * 100_000))
         wait_until(lambda: server.connections)
         assert [each for each, _ in server.broadcast(Text("x")).failed] == [conn]
+
+
+def test_two_ends_that_send_without_a_pause_do_not_stop_each_other(
+    make_server: MakeServer, dispatch: str
+) -> None:
+    """A client's thread sends as fast as there is room, and its handlers hear all replies."""
+    server, address = make_server(dispatch=dispatch, registry=Registry())
+    server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
+    registry, all_in, count = Registry(), threading.Event(), 0
+
+    @registry.handler(Text)
+    def hear(ctx: Context, conn: ClientConn) -> None:
+        nonlocal count
+        count += 1
+        if count == MANY:
+            all_in.set()
+
+    with ClientConn(address, registry=registry, dispatch=dispatch) as client:
+        message = Text("x" * SIZE)
+        for _ in range(MANY):
+            client.write(message, timeout=PATIENCE)
+        assert all_in.wait(PATIENCE), count
