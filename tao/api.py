@@ -4,7 +4,7 @@ from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
 from tao.client.client import ClientConn, ClientOptions, connect
 from tao.connection.connection import Connection
 from tao.connection.options import Reconnect
-from tao.connection.send_queue import Ticket
+from tao.connection.ticket import Ticket
 from tao.errors import (
     AlreadyRegistered,
     BadData,

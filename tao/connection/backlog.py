@@ -1,15 +1,15 @@
-"""The frames that wait to be sent on one connection, and how much of them is gone.
+"""The frames that wait to be sent on one connection, and how much of the first one has been sent.
 
 Pure bookkeeping: no I/O, no locks, no threads. One thread at a time may use it, see
-``send_queue.py``; whoever reads figures may do so at any time.
+``send_queue.py``; any thread may read the figures.
 
-There are two lanes. The frames of the preface, which `SendQueue.attach` explains, go ahead of all
-others. A frame is removed only when the kernel has taken all of it; until then ``offset`` says how
-much of the first one it has.
+There are two lanes. The frames of the preface, see `SendQueue.attach`, precede all others. A frame
+is removed only when the kernel has accepted all of it; until then ``offset`` says how much of the
+first one it has.
 
-An exception may be raised between any two bytecodes, by a signal handler, say. Therefore a removal
-is noted in one assignment before it begins, in a form that can be continued: an iterator that takes
-one frame from its lane in each step and itself knows how far it got. To remove all can be repeated.
+A signal handler may raise an exception between any two bytecodes. Therefore a removal is noted in
+one assignment before it begins, in a form that can be continued: an iterator that takes one frame
+from its lane in each step and remembers how far it got. Removing all frames can simply be repeated.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from typing import Any
 
 __all__ = ["UNCOUNTED", "Backlog", "TrackedFrame", "move"]
 
-#: The size of a backlog whose frames are still to be counted: nobody takes it for empty.
+#: The size of a backlog whose bytes are still to be counted. It is not 0, which means empty.
 UNCOUNTED = -1
 
-# One send is given at most about so many bytes: more than a socket buffer takes is copied in vain.
+# How many bytes one send gets, roughly: what a socket buffer does not accept is copied in vain.
 _SEND_BYTES = 256 * 1024
-# What no frame is equal to, as none is empty: the end of `_removing`, which is never reached. Bytes
-# are compared with bytes faster than with anything else.
+# The sentinel of `_removing`, which no frame equals, as none is empty. Bytes are compared with
+# bytes faster than with anything else.
 _END = b""
 # Runs an iterator to its end in one step.
 _exhaust = deque[Any](maxlen=0).extend
 
 
 class TrackedFrame(bytes):
-    """A frame whose fate somebody wants to know. It is itself, whatever is equal to it."""
+    """A frame that knows whether it has been sent. It is found by identity, not by equality."""
 
-    #: Whether the kernel has taken all of it.
+    #: Whether the kernel has accepted all of it.
     sent: bool = False
 
 
 class Backlog:
-    """Frames in the order in which they leave."""
+    """Frames in the order in which they are sent."""
 
-    __slots__ = ("ahead", "frames", "journal", "offset", "size", "tracked")
+    __slots__ = ("frames", "journal", "offset", "preface_frames", "size", "tracked")
 
     def __init__(self) -> None:
-        self.ahead: deque[bytes] = deque()  #: those of the preface
+        self.preface_frames: deque[bytes] = deque()  #: those of the preface
         self.frames: deque[bytes] = deque()  #: the others
         self.offset: int = 0  #: bytes of the first frame that the kernel has
         self.size: int = 0  #: bytes in all frames, ``offset`` included, or UNCOUNTED
@@ -56,32 +56,51 @@ class Backlog:
         self.journal: tuple[Iterator[bytes], int, int] | bool | None = None
 
     def __len__(self) -> int:
-        return len(self.ahead) + len(self.frames)
+        return len(self.preface_frames) + len(self.frames)
 
     @property
     def waiting(self) -> int:
-        """How many bytes the kernel does not have."""
+        """How many bytes the kernel has not accepted."""
         return max(0, self.size - self.offset)
 
-    def append(self, frame: bytes, *, ahead: bool) -> None:
+    def append(self, frame: bytes, *, preface: bool) -> None:
         """Add a frame at the end of its lane."""
-        (self.ahead if ahead else self.frames).append(frame)
+        (self.preface_frames if preface else self.frames).append(frame)
         self.size += len(frame)
 
-    def lane_size(self, ahead: bool) -> int:
+    def take(self, source: deque[bytes]) -> None:
+        """Move all frames of a deque to the end of ``frames``."""
+        nothing = not self.size
+        count = move(source, self.frames)
+        if nothing:
+            self.size = sum(map(len, self.frames))
+        else:
+            self.size += sum(len(self.frames[-1 - back]) for back in range(count))
+
+    def take_back(self, frame: bytes) -> None:
+        """Remove a frame if it is the last one of its lane."""
+        for lane in (self.preface_frames, self.frames):
+            if lane and lane[-1] is frame:
+                lane.pop()
+                break
+        if not self:
+            self.offset = 0
+        self.recount()
+
+    def lane_size(self, preface: bool) -> int:
         """Return how many bytes wait in one lane."""
-        if not self.ahead:
-            return 0 if ahead else self.waiting
-        size = sum(map(len, self.ahead)) - self.offset
-        return size if ahead else self.waiting - size
+        if not self.preface_frames:
+            return 0 if preface else self.waiting
+        size = sum(map(len, self.preface_frames)) - self.offset
+        return size if preface else self.waiting - size
 
     def next_bytes(self, preface_only: bool) -> bytes | memoryview:
-        """Return what to give to the kernel next: the first frames, joined; ``b""`` if none."""
-        frames: Any = self.ahead if preface_only else self.frames
-        if self.ahead and self.frames and not preface_only:
-            frames = list(chain(self.ahead, self.frames))
+        """Return what to send next: the first frames, joined; ``b""`` if there are none."""
+        frames: Any = self.preface_frames if preface_only else self.frames
+        if self.preface_frames and self.frames and not preface_only:
+            frames = list(chain(self.preface_frames, self.frames))
         elif not frames:
-            frames = self.ahead
+            frames = self.preface_frames
         if not frames:
             return b""
         first = frames[0]
@@ -90,10 +109,10 @@ class Backlog:
         data = b"".join(frames if self.size <= _SEND_BYTES else _some(frames))
         return memoryview(data)[self.offset :] if self.offset else data
 
-    def forget(self, taken: int) -> int:
-        """Remove the frames that the kernel has got with these bytes; return how many."""
-        left = taken + self.offset
-        if left == self.size and not self.ahead:  # all, as a rule
+    def forget(self, accepted: int) -> int:
+        """Remove the frames that the kernel has completely with these bytes; return how many."""
+        left = accepted + self.offset
+        if left == self.size and not self.preface_frames:  # usually: all
             count = len(self.frames)
             if self.tracked:
                 self.mark_sent()
@@ -102,93 +121,104 @@ class Backlog:
             self.journal = None
             return count
         count = 0
-        for frame in chain(self.ahead, self.frames):
+        for frame in chain(self.preface_frames, self.frames):
             if left < len(frame):
                 break
             left -= len(frame)
             count += 1
         if self.tracked:
             self.mark_sent(count)
-        ahead = min(count, len(self.ahead))
-        removing = chain(_removing(self.ahead, ahead), _removing(self.frames, count - ahead))
-        self.journal = removing, left, self.size - (taken + self.offset - left)
+        preface = min(count, len(self.preface_frames))
+        removing = chain(
+            _removing(self.preface_frames, preface), _removing(self.frames, count - preface)
+        )
+        self.journal = removing, left, self.size - (accepted + self.offset - left)
         self._remove()
         return count
 
     def mark_sent(self, count: int | None = None) -> None:
-        """Tell the tracked ones among the first frames, None: all, that they are gone."""
-        for frame in islice(chain(self.ahead, self.frames), count):
+        """Mark the tracked frames among the first ``count`` (None for all) as sent."""
+        for frame in islice(chain(self.preface_frames, self.frames), count):
             if type(frame) is TrackedFrame:
                 frame.sent = True
 
     def _remove(self) -> None:
-        """Do what the journal says, or the rest of it."""
+        """Do the removal that the journal describes, or the rest of it."""
         assert isinstance(self.journal, tuple)
         removing, self.offset, self.size = self.journal
         _exhaust(removing)
         self.journal = None
 
     def repair(self) -> bool:
-        """Put right what was interrupted; tell whether `forget` has to be called for that."""
+        """Finish what was interrupted; return whether `forget` has to be called for that."""
         if isinstance(self.journal, tuple):
             self._remove()
         self.recount()
-        if not self:  # all that the kernel was given has been removed
+        if not self:  # everything has been removed
             self.offset = 0
             self.journal = None
         return self.journal is not None
 
     def recount(self) -> None:
-        """Count the bytes anew, after an interruption."""
-        self.size = sum(map(len, self.ahead)) + sum(map(len, self.frames))
+        """Count the bytes again."""
+        self.size = sum(map(len, self.preface_frames)) + sum(map(len, self.frames))
 
     def rewind(self) -> int:
-        """Begin anew, for another transport: nothing is gone, and there is no preface yet.
+        """Prepare for another transport: nothing has been sent, and there is no preface yet.
 
         Returns:
             how many frames of a preface were dropped.
         """
-        dropped = len(self.ahead)
-        self.ahead.clear()
+        dropped = len(self.preface_frames)
+        self.preface_frames.clear()
         self.offset = 0
         self.recount()
         return dropped
 
     def first_untouched(self, committed: int) -> int:
-        """Return the index among ``frames`` of the first that has not begun to leave.
+        """Return the index of the first of ``frames`` of which nothing has been sent.
 
         Args:
-            committed: bytes beyond ``offset`` that have to leave, too.
+            committed: how many bytes beyond ``offset`` have to be sent as well.
         """
-        begun = self.offset + committed - sum(map(len, self.ahead))
+        sent = self.offset + committed - sum(map(len, self.preface_frames))
         index = 0
-        while begun > 0:
-            begun -= len(self.frames[index])
+        while sent > 0:
+            sent -= len(self.frames[index])
             index += 1
         return index
 
     def would_fit(self, size: int, limit: int | None, kept: int) -> bool:
-        """Whether a frame would fit into ``limit`` bytes if only the first ``kept`` were left."""
+        """Whether ``size`` bytes fit into ``limit`` beside the first ``kept`` of ``frames``."""
         if limit is None or not kept:
             return True
-        left = sum(map(len, islice(self.frames, kept))) - (0 if self.ahead else self.offset)
+        left = sum(map(len, islice(self.frames, kept))) - (
+            0 if self.preface_frames else self.offset
+        )
         return left + size <= limit
 
     def remove(self, index: int) -> None:
-        """Remove one of ``frames`` that has not begun to leave."""
+        """Remove one of ``frames`` of which nothing has been sent."""
         size = self.size - len(self.frames[index])
         del self.frames[index]
         self.size = size
 
+    def clear(self) -> None:
+        """Forget all frames."""
+        self.preface_frames.clear()
+        self.frames.clear()
+        self.offset = self.size = 0
+        self.journal = None
+
     def find(self, wanted: bytes) -> int | None:
-        """Return the index of a frame among ``frames``; None if it is not there."""
+        """Return the index of a frame among ``frames``, None if it is not there."""
         return next((at for at, frame in enumerate(self.frames) if frame is wanted), None)
 
 
 def move(source: deque[bytes], target: deque[bytes]) -> int:
-    """Move all that waits to the end of another deque, in one step; return how many that were.
+    """Move all frames to the end of another deque, in one step; return how many there were.
 
-    Any thread may append to the source meanwhile.
+    Other threads may append to the source meanwhile.
     """
     count = len(source)
     target.extend(_removing(source, count))
@@ -196,12 +226,12 @@ def move(source: deque[bytes], target: deque[bytes]) -> int:
 
 
 def _removing(frames: deque[bytes], count: int) -> Iterator[bytes]:
-    """Return an iterator that takes so many frames out, and may be interrupted and continued."""
+    """Return an iterator that removes ``count`` frames; it can be interrupted and continued."""
     return islice(iter(frames.popleft, _END), count)
 
 
 def _some(frames: Any) -> list[bytes]:
-    """Return the first frames, about as many as one send takes."""
+    """Return the first frames, about as many as one send gets."""
     some, size = [], 0
     for frame in frames:
         some.append(frame)

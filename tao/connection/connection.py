@@ -11,8 +11,8 @@ from tao.connection.application import Application
 from tao.connection.backlog import TrackedFrame
 from tao.connection.core import ConnectionCore
 from tao.connection.lifecycle import Phase
-from tao.connection.send_queue import Ticket
 from tao.connection.socket_access import HasTransport
+from tao.connection.ticket import Ticket
 from tao.connection.timers import ConnectionTimer
 from tao.errors import WouldBlock
 from tao.runtime.context import Context

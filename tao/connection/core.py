@@ -423,7 +423,7 @@ class ConnectionCore:
         transport = self.transport
         count = 0 if transport is None else transport.unacknowledged()
         # The end itself (FIN), which comes last, counts for one.
-        return max(0, count - self.send_queue.shut)
+        return max(0, count - self.send_queue.fin_sent)
 
     def cut_off(self) -> None:
         """Abort what does not end by itself."""

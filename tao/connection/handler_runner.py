@@ -176,7 +176,7 @@ class HandlerRunner:
         watch.running.add(self)
         if not watch.armed:
             watch.arm()
-        started = monotonic() - self._send_queue.send_time
+        started = monotonic() - self._send_queue.transmitter.send_time
         try:
             entry.handler(RequestContext(host.context, message), conn)
         except BaseException as error:
@@ -218,7 +218,7 @@ class HandlerRunner:
         watch, variables, conn = self._watch, application.variables, application.find_conn()
         variables.thread = get_ident()
         watch.enter(self)
-        started = monotonic() - send_queue.send_time
+        started = monotonic() - send_queue.transmitter.send_time
         try:
             for number, message in messages:
                 if number != group:
@@ -264,7 +264,7 @@ class HandlerRunner:
         taken the interpreter lock. In the histogram each message of the group counts as the mean
         of all, except one that blocks: since when, the watch knows to a few milliseconds.
         """
-        now = monotonic() - self._send_queue.send_time
+        now = monotonic() - self._send_queue.transmitter.send_time
         elapsed = now - started
         self.busy_time += elapsed
         stuck, self.stuck = self.stuck, False

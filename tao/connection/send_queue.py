@@ -1,84 +1,96 @@
-"""The send queue of one connection: order, bounds, and as few system calls as can be.
+"""The send queue of one connection: order, limits, and as few system calls as possible.
 
 Guarantees:
 
-- Frames leave in the order of `SendQueue.write` calls, each whole; bytes of two never mix.
-- The queue never holds more frames than its limit, nor more bytes unless it is one frame that does;
-  those of a preface (see `SendQueue.attach`) have as much room of their own. Threads that write at
-  the very same moment may exceed the limit by one frame each.
-- `write` does not block unless it is given time to.
-- A frame is forgotten only when the kernel has taken all of it. If the transport breaks, what is
-  left is kept, from the first frame that is not wholly gone, for the next transport or the report.
-- A write may be called from anywhere, also by a signal handler or a finalizer that interrupts
-  another one, and an exception may be raised between any two bytecodes of it. Afterwards its frame
-  is queued or sent as a whole, or it is not; or else the connection is given up, with the reason.
+- Frames are sent in the order of the calls of `SendQueue.write`, each as a whole; the bytes of two
+  never mix.
+- The queue never holds more frames than its limit, nor more bytes except for a single frame that is
+  larger. A preface (see `SendQueue.attach`) has limits of its own. Threads that write at the very
+  same moment may exceed the limit by one frame each.
+- `write` does not block unless it is given a timeout.
+- A frame is forgotten only when the kernel has accepted all of it. If the transport breaks, what is
+  left is kept, from the first frame that is not completely sent, for the next transport or for the
+  report.
+- A write may be called from anywhere, even by a signal handler or a finalizer that interrupts
+  another one, and an exception may be raised between any two of its bytecodes. Afterwards its frame
+  is queued or sent as a whole, or not at all, or the connection is aborted with that as its reason.
 
-Mechanism: *flat combining* (Hendler, Incze, Shavit and Tzafrir, 2010). What a thread wants is first
-noted where any thread may note it, in one step: a frame in ``_intake``, the wish to end in
-``_seal``. Then the thread *tries* to take the turn. If it gets it, it does all that is due, by
-`_advance`, for itself and for others, and looks once more after it has let go of the turn. If it
-does not get it, the thread whose turn it is will see what was noted, and nobody waits. That thread
-may be this one, interrupted in the midst of its turn.
+Mechanism: flat combining, see ``runtime/combining.py``. What a thread wants is noted in one step: a
+frame in ``_intake``, the end in ``_seal``, a failure in ``_failures``. Then the thread tries to get
+the turn, and `_advance` does whatever is due.
 
-Who writes while nothing waits sends at once, without blocking, and is done. Only what the kernel
-does not take is left to the writer thread, which waits for the socket outside of any turn; from
-then on all frames line up behind. While a batch of messages is being handled, small frames are only
-collected in the intake, so that the replies leave together.
+A thread that writes while nothing waits sends at once, without blocking. Only what the kernel does
+not accept is left to the writer thread, which waits for the socket outside of any turn; from then
+on all frames queue up. While a batch of messages is handled, small frames are only collected in
+``_intake``, so that the replies are sent together.
 
-What an exception interrupts is repaired by the thread that it hits, or if that cannot even do so
-(the stack is full), by the next that gets the turn: the backlog's journal says what
-was under way, and `Transport.settle` how much the kernel has taken.
+What an exception interrupted is repaired by the thread that it hit or, if not even that is possible
+because the stack is full, by the next thread that has the turn: the backlog's journal says what was
+being done, and `Transport.settle` how much the kernel has accepted.
 """
 
 from __future__ import annotations
 
-import queue
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
-from typing import Any, TypeVar
 
-from tao.connection.backlog import UNCOUNTED, Backlog, TrackedFrame, move
+from tao.connection.backlog import UNCOUNTED, TrackedFrame, move
+from tao.connection.send_limits import COLLECTED_FRAME, SendLimits
+from tao.connection.transmitter import Transmitter
+from tao.connection.writer import Writer
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
+from tao.runtime.combining import Combiner
 from tao.runtime.deadline import Deadline
-from tao.runtime.wakeup import Wakeup
+from tao.runtime.wakeup import Notifier
 from tao.transport.error_text import explain
 from tao.transport.stream import Transport
 
-__all__ = ["SendQueue", "Ticket"]
+__all__ = ["SendQueue"]
 
-T = TypeVar("T")
-
-# So many frames are collected at most, each shorter than so many bytes.
-_COLLECT_FRAMES, _COLLECT_BYTES = 128, 16 * 1024
-_INTERRUPTED = "a write was interrupted, and what the kernel took of it is not known"
+_INTERRUPTED = "a write was interrupted, and it is not known how much of it was sent"
 
 
 class SendQueue:
     """A queue of frames that empties itself into a transport.
 
-    Any thread may call `write`, `withdraw`, `seal`, `give_up`, `release` and `flush`. The others
-    are for the connection's own threads.
+    Any thread may call `write`, `withdraw`, `seal`, `give_up`, `release` and `flush`. The other
+    methods are for the connection's own threads.
 
     Args:
         limit: how many frames may wait.
-        start_writer: starts the thread that runs `run_writer`; called when that is first needed,
-            and again only if it raised.
-        slow_consumer: what a write does when the queue is full: ``"raise"`` raises `WouldBlock`,
-            ``"drop_newest"`` and ``"drop_oldest"`` drop a frame and count it, ``"close"`` seals the
-            queue and gives up.
-        keep: frames written while there is no transport wait for the next one.
-        limit_bytes: how many bytes may wait, beside ``limit``; None: any number.
+        start_writer: starts the thread that runs `run_writer`; called when it is first needed, and
+            again only if it raised.
+        slow_consumer: what a write to a full queue does: ``"raise"`` raises `WouldBlock`,
+            ``"drop_newest"`` and ``"drop_oldest"`` drop a frame and count it, ``"close"`` aborts
+            the connection.
+        keep: whether frames written without a transport wait for the next one.
+        limit_bytes: how many bytes may wait, as well as ``limit``; None for any number.
     """
 
     __slots__ = (
-        "_backlog", "_blocked", "_collect_most", "_collecting", "_due", "_failures", "_final",
-        "_holds_back", "_intake", "_intake_ahead", "_keep", "_limit", "_limit_bytes", "_open",
-        "_polling", "_preface", "_seal", "_shut", "_slow_consumer", "_start_writer",
-        "_transport", "_turn", "_waiters", "_writable", "_writer_started", "_writer_wanted",
-        "bytes_sent", "dropped", "error", "frames_sent", "last_sent", "on_crowded", "send_time",
+        "_backlog",
+        "_blocked",
+        "_collect_most",
+        "_collecting",
+        "_combiner",
+        "_failures",
+        "_fin_sent",
+        "_final",
+        "_intake",
+        "_keep",
+        "_limits",
+        "_open",
+        "_preface_intake",
+        "_preface_thread",
+        "_room",
+        "_seal",
+        "_writable",
+        "_writer",
+        "dropped",
+        "error",
+        "on_crowded",
+        "transmitter",
     )  # fmt: skip
 
     def __init__(
@@ -90,52 +102,33 @@ class SendQueue:
         keep: bool = False,
         limit_bytes: int | None = None,
     ) -> None:
-        self._limit: int = limit
-        self._limit_bytes: int | None = limit_bytes
-        self._slow_consumer: str = slow_consumer
-        self._holds_back: bool = slow_consumer == "raise"
-        self._start_writer = start_writer
+        self._limits = SendLimits(limit, limit_bytes, slow_consumer)
+        self._collect_most: int = self._limits.collected
         self._keep: bool = keep
-        # Any thread appends to these, or assigns; each is one step. `_due` is set afterwards.
+        self._room = Notifier()  # for threads that wait for room, or for the end
+        self._combiner = Combiner(self._advance, self._repair, self._room.notify_all)
+        # Any thread appends to these or assigns them, in one step, and settles afterwards.
         self._intake: deque[bytes] = deque()
-        self._intake_ahead: deque[bytes] = deque()  # of the preface
+        self._preface_intake: deque[bytes] = deque()
         self._failures: deque[tuple[OSError, Transport | None]] = deque()  # see give_up
         self._seal: str | None = None  # why nothing may be written
-        self._final: bool = False  # ... nor on another transport
-        self._writable: Transport | None = None  # the writer has waited for it
+        self._final: bool = False  # whether that holds for the next transport as well
+        self._writable: Transport | None = None  # the transport that the writer last waited for
         self._collecting: bool = False
-        self._waiters: deque[Wakeup] = deque()  # threads that wait for room, or for the end
-        self._due: bool = False  # whether there may be something to do
-        # Its owner has the turn, and owns all below. It is reentrant only so that the owner is
-        # known, and is waited for only by the connection's own threads.
-        self._turn: Any = threading.RLock()
-        self._backlog = Backlog()
-        self._transport: Transport | None = None
-        self._open: bool = False  # there is one, no preface is under way, and nothing sealed
-        self._blocked: bool = False  # the kernel did not take all: the writer is on it
-        self._preface: int | None = None  # the thread whose frames go ahead, see attach
-        self._shut: bool = False  # the peer has been told the end
-        self._writer_started: bool = False
-        self._polling: bool = False  # whether the writer thread is in the transport; its own
-        # Joins this queue with the writer thread: a transport to wait for, or None for the end.
-        # It is a SimpleQueue because only that one's put may be called by a finalizer that
-        # interrupts get.
-        self._writer_wanted: queue.SimpleQueue[Transport | None] = queue.SimpleQueue()
+        # The thread that has the turn owns all fields below.
+        self.transmitter = Transmitter()  #: has the figures and the transport
+        self._backlog = self.transmitter.backlog
+        self._open: bool = False  # whether there is a transport, after its preface, and no seal
+        self._blocked: bool = False  # whether the kernel is full, and the writer waits for it
+        self._preface_thread: int | None = None  # the thread that writes the preface, see attach
+        self._fin_sent: bool = False
         self.error: OSError | None = None  #: what broke the transport
-        #: When the kernel last took bytes, or began to refuse them.
-        self.last_sent: float = monotonic()
-        self.send_time: float = 0.0  #: seconds that the kernel needed to take them
-        self.frames_sent: int = 0
-        self.bytes_sent: int = 0
-        self.dropped: int = 0
-        #: Called when the queue is more than half full, by any thread; it must do no more than note
-        #: that.
+        self.dropped: int = 0  #: how many frames the policy has dropped
+        #: Called by any thread when the queue is more than half full. It may only note that.
         self.on_crowded: Callable[[], object] = bool
-        self._collect_most: int = min(limit // 2, _COLLECT_FRAMES)
-        if limit_bytes is not None:
-            self._collect_most = min(self._collect_most, limit_bytes // _COLLECT_BYTES)
+        self._writer = Writer(start_writer, self.transmitter, self._now_writable, self._room)
 
-    # -- for everyone
+    # -- for any thread
 
     def write(self, frame: bytes, timeout: float | None = None) -> None:
         """Send or queue a frame.
@@ -143,7 +136,7 @@ class SendQueue:
         Args:
             frame: one whole message.
             timeout: seconds to wait for room; None does not wait. A call that interrupts another
-                one on the same thread does not wait either: only that one could make room.
+                one on the same thread does not wait either: only the other one could make room.
 
         Raises:
             WouldBlock: there was no room, or not in time; the frame was not queued.
@@ -151,21 +144,22 @@ class SendQueue:
         """
         if (
             self._collecting
-            and 0 < len(frame) < _COLLECT_BYTES
+            and 0 < len(frame) < COLLECTED_FRAME
             and len(self._intake) < self._collect_most
         ):
             self._intake.append(frame)
-            if not self._collecting:  # somebody has ended that, and may not have seen the frame
+            if not self._collecting:  # it ended meanwhile, and the frame may have been overlooked
                 self._check_sealed(frame, self._intake)  # type: ignore[unreachable]
-                self._settle()
+                self._combiner.settle()
             return
         if timeout:
             self._write_patiently(frame, Deadline(timeout))
             return
-        turn = self._turn
-        if turn._is_owned():  # by a write that this one has interrupted, and which goes on later
+        combiner = self._combiner
+        turn = combiner.turn
+        if turn._is_owned():  # by a write that this call has interrupted, and which will go on
             self._hand_in(frame)
-            self._due = True
+            combiner.due = True
             return
         try:
             if turn.acquire(False):
@@ -173,31 +167,33 @@ class SendQueue:
                 if self._open and frame and not backlog.size and not self._intake:
                     backlog.size = UNCOUNTED
                     backlog.frames.append(frame)
-                    if not self._send_all(frame):  # as a rule it is sent
+                    if not self.transmitter.send_all(frame):
+                        self._send_rest()
                         self._check_broken(frame)
                 else:
                     self._write_in_turn(frame)
                 turn.release()
-                if not (self._due or self._intake or self._failures):
+                if not (combiner.due or self._intake or self._failures):
                     return
             else:
                 self._hand_in(frame)
-            self._settle()
+            combiner.settle()
         except BaseException:
             try:
-                self._recover()
+                combiner.recover()
             finally:
-                # Here, as a call that was too deep for the interpreter's limit may be so again.
+                # Released here as well: if the stack is full, a call would fail again.
                 if turn._is_owned():
                     turn.release()
             raise
 
     def reply(self, frame: bytes, timeout: float) -> None:
-        """Write, and wait for room as long as there is a transport; for a handler.
+        """Write for a handler: wait for room, but only as long as there is a transport.
 
-        Without one there is no room before the next, which is not made while a handler runs.
+        Without one, room comes with the next transport, which is not made while a handler runs.
         """
-        self._write_patiently(frame, Deadline(timeout), lambda: self._transport is not None)
+        connected = lambda: self.transmitter.transport is not None  # noqa: E731
+        self._write_patiently(frame, Deadline(timeout), connected)
 
     def tracked(self, frame: bytes) -> TrackedFrame:
         """Return a frame for `write` that can be withdrawn."""
@@ -205,319 +201,252 @@ class SendQueue:
         return TrackedFrame(frame)
 
     def withdraw(self, frame: TrackedFrame) -> bool:
-        """Take a frame back; True if the kernel does not have all of it, and never will.
+        """Take a frame back; return whether the kernel does not have all of it, and never will.
 
-        Called by a signal handler or finalizer that interrupts this thread in the midst of a
-        write to the same connection, it changes nothing and returns False.
+        A signal handler or finalizer that calls it in the midst of a write to the same connection
+        on this thread changes nothing and gets False.
         """
-        return not self._turn._is_owned() and self._in_turn(self._withdraw, frame)
+        combiner = self._combiner
+        return not combiner.interrupted_here and combiner.run(self._withdraw, frame)
 
     def _withdraw(self, frame: TrackedFrame) -> bool:
         self._take_in()
         index = self._backlog.find(frame)
-        if index is not None and self._transport is None:
+        if index is not None and self.transmitter.transport is None:
             self._backlog.rewind()
-        if index is not None and index >= self._first_untouched():
+        if index is not None and index >= self.transmitter.first_untouched():
             self._backlog.remove(index)
             index = None
-        self._wake()
+        self._room.notify_all()
         return index is None and not frame.sent
 
     @property
     def waiting(self) -> int:
         """How many frames wait."""
-        return len(self._backlog) + len(self._intake) + len(self._intake_ahead)
+        return len(self._backlog) + len(self._intake) + len(self._preface_intake)
 
     @property
     def bytes_waiting(self) -> int:
-        """How many bytes of the frames that wait the kernel does not have."""
+        """How many bytes wait in the backlog that the kernel has not accepted."""
         return self._backlog.waiting
 
     @property
     def crowded(self) -> bool:
-        """Whether the queue is more than half full, and a peer there that could change that.
+        """Whether the queue is more than half full, and there is a peer that can change that.
 
-        It never is if a full queue drops frames, or closes the connection.
+        Always false if a full queue drops frames or closes the connection.
         """
         if (
-            not self._holds_back
+            not self._limits.raises
             or not (self._backlog.size or self._intake)
-            or self._transport is None
+            or self.transmitter.transport is None
         ):
             return False
-        most = self._limit_bytes
-        return self.waiting > self._limit // 2 or (
-            most is not None and self._backlog.waiting > most // 2
-        )
+        return self._limits.more_than_half(self.waiting, self._backlog.waiting)
 
     @property
     def interrupted_here(self) -> bool:
-        """Whether the calling thread has interrupted itself in the midst of its turn."""
-        return bool(self._turn._is_owned())
+        """Whether the calling code has interrupted this thread in the midst of its turn."""
+        return self._combiner.interrupted_here
 
     @property
     def waiters(self) -> int:
         """How many threads wait for room in the queue, or for its end."""
-        return len(self._waiters)
+        return self._room.waiting
 
     def wait_uncrowded(self) -> None:
-        """Wait while the queue is more than half full. It may end at any time."""
-        self._wait(lambda: not self.crowded, Deadline(None))
+        """Wait while the queue is more than half full. It may return early."""
+        self._room.wait_for(lambda: not self.crowded)
+
+    @property
+    def frames_sent(self) -> int:
+        """How many frames the kernel has accepted."""
+        return self.transmitter.frames_sent
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes the kernel has accepted."""
+        return self.transmitter.bytes_sent
+
+    @property
+    def last_sent(self) -> float:
+        """When the kernel last accepted bytes, or began to refuse them (``time.monotonic``)."""
+        return self.transmitter.last_sent
 
     # -- for the thread that handles a batch
 
     def collect(self) -> None:
-        """Hold frames back until `release`, or until they are many."""
+        """Collect small frames until `release`, or until there are many."""
         # Where frames wait already, the writer sends them together anyway.
         self._collecting = self._open and not self._blocked
-        if self._seal is not None:  # meanwhile
+        if self._seal is not None:  # it was sealed meanwhile
             self._collecting = False
 
     def release(self) -> None:
-        """Send what was held back and hold nothing more."""
+        """Send what was collected, and collect nothing more."""
         self._collecting = False
         if self._intake:
-            self._settle()
+            self._combiner.settle()
 
     def flush(self) -> None:
-        """Send what was held back so far."""
+        """Send what was collected so far."""
         if self._intake:
-            self._settle()
+            self._combiner.settle()
 
     # -- for the connection
 
     def attach(self, transport: Transport) -> None:
         """Send into this transport from now on.
 
-        Until `open`, only frames that the calling thread writes go out, the preface, ahead of those
-        that wait: on a new connection, who talks first must not be overtaken by the backlog.
+        Until `open`, only frames that the calling thread writes are sent: the preface. It precedes
+        all frames that wait, so that a login, say, is the first message on every new connection.
         """
-        self._in_turn(self._attach, transport)
+        self._combiner.run(self._attach, transport)
 
     def _attach(self, transport: Transport) -> None:
-        self._transport = transport
-        self._preface = threading.get_ident()
-        self.error = None
+        self.transmitter.transport = transport
+        self._preface_thread = threading.get_ident()
+        self.error = self.transmitter.failure = None
 
     def open(self) -> None:
         """End the preface and send what waits."""
-        self._in_turn(self._open_up)
+        self._combiner.run(self._end_preface)
 
-    def _open_up(self) -> None:
-        self._preface = None
-        self._open = self._transport is not None and self._seal is None
+    def _end_preface(self) -> None:
+        self._preface_thread = None
+        self._open = self.transmitter.transport is not None and self._seal is None
         self._advance()
 
     def detach(self) -> int:
-        """Take an aborted transport away; when this returns, no thread is in it.
+        """Take away an aborted transport; when this returns, no thread is in it.
 
-        What is not wholly sent is kept, but nothing of the preface: on the next connection, there
-        will be a new one.
+        Frames that are not completely sent are kept, except those of the preface: the next
+        transport begins with a new one.
 
         Returns:
             how many frames of the preface were dropped.
         """
         self._leave()
-        dropped = self._in_turn(self._backlog.rewind)
+        dropped = self._combiner.run(self._backlog.rewind)
         if not self._final:
             self._seal = None
         return dropped
 
     def seal(self, reason: str) -> None:
-        """Let nothing more be written; when all is sent, tell the peer so."""
+        """Refuse further writes; when everything is sent, tell the peer that no more follows."""
         if self._seal is None:
             self._seal = reason
         self._final = True
         self._collecting = self._open = False
-        self._settle()
+        self._combiner.settle()
 
     def wait_sent(self, deadline: Deadline) -> bool:
-        """Wait until all is sent and the peer told, or nothing can be; tell whether it is."""
-        self._wait(lambda: self._shut or self._transport is None, deadline)
-        return self._shut
+        """Wait until everything is sent and the peer has been told, or nothing can be sent.
+
+        Returns:
+            whether everything is sent.
+        """
+        transmitter = self.transmitter
+        self._room.wait_for(
+            lambda: self._fin_sent or transmitter.transport is None, deadline.remaining()
+        )
+        return self._fin_sent
 
     def give_up(self, error: OSError, transport: Transport | None = None) -> None:
-        """Note that the transport is broken, or that the peer takes nothing, and abort it.
+        """Abort the transport, because it is broken or the peer accepts nothing.
 
-        If the transport is named, one that came after it is left alone.
+        If a transport is given, nothing happens to another one that came after it.
         """
         self._failures.append((error, transport))
-        self._settle()
+        self._combiner.settle()
 
     @property
     def blocked(self) -> bool:
-        """Whether the kernel has not taken all: the peer does not read, or not fast enough."""
+        """Whether the kernel is full: the peer reads too slowly, or not at all."""
         return self._blocked
 
     @property
-    def shut(self) -> bool:
-        """Whether all is sent and the peer has been told that nothing more comes."""
-        return self._shut
+    def fin_sent(self) -> bool:
+        """Whether everything is sent, and the peer has been told that nothing more follows."""
+        return self._fin_sent
 
     def stop(self) -> tuple[int, int]:
-        """End the writer thread and return the number of frames, and of bytes, never sent.
+        """End the writer thread; return how many frames, and bytes, were never sent.
 
-        All is sent, or the transport is aborted already, and no thread is in it afterwards.
+        Everything is sent, or the transport is aborted. Afterwards no thread is in the transport.
         """
-        self._writer_wanted.put(None)
+        self._writer.stop()
         self._leave()
         return len(self._backlog), self._backlog.waiting
 
     def run_writer(self) -> None:
-        """The writer thread: send what the kernel did not take at once."""
-        try:
-            self._run_writer()
-        except BaseException:
-            self._polling = False  # as nobody is in the transport; `_leave` waits for that
-            self._wake()
-            raise
+        """The function of the writer thread: send what the kernel did not accept at once."""
+        self._writer.run()
 
-    def _run_writer(self) -> None:
-        wanted = self._writer_wanted
-        while True:
-            transport = wanted.get()
-            if transport is None:
-                # If an interrupted write has started another writer, that ends too.
-                wanted.put(None)
-                return
-            # In this order: `_leave` takes the transport away, and then looks whether this is set.
-            self._polling = True
-            try:
-                if transport is self._transport:
-                    transport.wait_writable()
-            finally:
-                self._polling = False
-                self._wake()
-            self._writable = transport
-            self._settle()
+    def _now_writable(self, transport: Transport) -> None:
+        self._writable = transport
+        self._combiner.settle()
 
     def renew_turn(self) -> None:
-        """In a child process: nobody has the turn."""
-        self._turn = threading.RLock()
+        """In a child process: no thread has the turn."""
+        self._combiner.after_fork()
 
     def after_fork(self, reason: str) -> None:
-        """In a child process: be the send queue of a connection that has ended."""
+        """In a child process: become the send queue of a connection that has ended."""
         self.renew_turn()
-        self._transport = self._writable = None
+        self.transmitter.transport = self._writable = None
         self._collecting = self._open = self._blocked = False
         self._seal, self._final = self._seal or reason, True
-        for frames in (self._intake, self._intake_ahead, self._waiters, self._failures):
+        for frames in (self._intake, self._preface_intake, self._failures):
             frames.clear()
-        self._backlog = Backlog()
+        self._backlog.clear()
 
-    # -- taking turns
-
-    def _settle(self) -> None:
-        """Have all that was noted be done: here and now, or by the thread that has the turn."""
-        self._due = True
-        turn = self._turn
-        if turn._is_owned():
-            return  # this call has interrupted it
-        try:
-            while self._due and turn.acquire(False):
-                self._due = False
-                self._advance()
-                turn.release()
-        except BaseException:
-            try:
-                self._recover()
-            finally:
-                # Here, as a call that was too deep for the interpreter's limit may be so again.
-                if turn._is_owned():
-                    turn.release()
-            raise
-
-    def _in_turn(self, function: Callable[..., T], *args: Any) -> T:
-        """Wait for the turn, and call a function in it. Not for a call that interrupts a turn."""
-        turn = self._turn
-        try:
-            turn.acquire()
-            result = function(*args)
-            turn.release()
-            if self._due or self._intake or self._failures:
-                self._settle()
-            return result
-        except BaseException:
-            try:
-                self._recover()
-            finally:
-                # Here, as a call that was too deep for the interpreter's limit may be so again.
-                if turn._is_owned():
-                    turn.release()
-            raise
-
-    def _recover(self) -> None:
-        """Put right what an exception has interrupted on this thread, and let go of the turn."""
-        try:
-            self._put_right()
-        except BaseException:
-            self._put_right()  # another exception has come in the midst of that
-            raise
-
-    def _put_right(self) -> None:
-        turn = self._turn
-        if turn._is_owned():
-            self._repair()
-            turn.release()
-        if not isinstance(sys.exc_info()[1], TaoError):
-            self._wake()  # there may be room, of which nobody has told
-        self._settle()
+    # -- in the turn
 
     def _repair(self) -> None:
         """Finish the step that was interrupted, or give the transport up. Needs the turn."""
-        backlog, transport = self._backlog, self._transport
-        if backlog.repair():
-            taken = None if transport is None else transport.settle()
-            if taken is None:
-                self._break(ConnectionAbortedError(_INTERRUPTED))
-                backlog.journal = None
-            else:
-                self.bytes_sent += taken
-                self.frames_sent += backlog.forget(taken)
-
-    # -- in the turn
+        if not self.transmitter.repair():
+            self._break(ConnectionAbortedError(_INTERRUPTED))
+            self._backlog.journal = None
 
     def _advance(self) -> None:
         """Do all that is due. Needs the turn."""
         intake, backlog = self._intake, self._backlog
-        if self._open and not backlog.size and 0 < len(intake) <= self._limit:  # a batch's replies
+        # Usually these are the replies of a batch.
+        if self._open and not backlog.size and 0 < len(intake) <= self._limits.frames:
             backlog.size = UNCOUNTED
             move(intake, backlog.frames)
-            self._send_all(b"".join(backlog.frames))
+            if not self.transmitter.send_all(b"".join(backlog.frames)):
+                self._send_rest()
         self._take_in()
         while self._failures:
             error, transport = self._failures[0]
-            if transport is None or transport is self._transport:
+            if transport is None or transport is self.transmitter.transport:
                 self._break(error)
             self._failures.popleft()
         if self._seal is not None:
-            self._wake()
-        if not self._blocked or self._writable is self._transport:
+            self._room.notify_all()
+        if not self._blocked or self._writable is self.transmitter.transport:
             self._send()
 
     def _take_in(self) -> None:
-        """Queue what others have noted, or a batch collected. Needs the turn."""
+        """Queue what was noted or collected. Needs the turn."""
         backlog = self._backlog
         if backlog.journal is not None or backlog.size < 0:
-            self._repair()  # who was interrupted could not do so
-        if self._intake_ahead:
-            move(self._intake_ahead, backlog.ahead)
+            self._repair()  # the thread that was interrupted could not do so
+        if self._preface_intake:
+            move(self._preface_intake, backlog.preface_frames)
             backlog.recount()
         if self._intake:
-            if self._slow_consumer != "raise" and self.waiting > self._limit:
+            if not self._limits.raises and self.waiting > self._limits.frames:
                 self._take_in_singly()
                 return
-            nothing = not backlog.size
-            count = move(self._intake, backlog.frames)
-            if nothing:
-                backlog.size = sum(map(len, backlog.frames))
-            else:
-                backlog.size += sum(len(backlog.frames[-1 - back]) for back in range(count))
+            backlog.take(self._intake)
             if self.crowded:
                 self.on_crowded()
 
     def _take_in_singly(self) -> None:
-        """Queue what others have noted, as far as there is room. Needs the turn."""
+        """Queue what was noted, as far as there is room. Needs the turn."""
         while self._intake:
             try:
                 self._line_up(self._intake.popleft())
@@ -525,154 +454,105 @@ class SendQueue:
                 self.dropped += 1
 
     def _send(self) -> None:
-        """Give the kernel what it takes, and leave the rest to the writer. Needs the turn."""
-        transport, backlog = self._transport, self._backlog
+        """Send what the kernel accepts, and leave the rest to the writer. Needs the turn."""
+        transmitter, backlog = self.transmitter, self._backlog
+        transport = transmitter.transport
         if transport is None:
             return
         try:
-            while data := backlog.next_bytes(self._preface is not None):
-                if not self._give(transport, data):
+            while data := backlog.next_bytes(self._preface_thread is not None):
+                if not transmitter.send_some(transport, data):
                     self._block(transport)
                     return
-            if self._seal is not None and not backlog and not self._shut:
+                self._room.notify_all()
+            if self._seal is not None and not backlog and not self._fin_sent:
                 if not transport.shutdown_write():
                     self._block(transport)
                     return
-                self._shut = True
-                self._wake()
+                self._fin_sent = True
+                self._room.notify_all()
             self._blocked = False
         except OSError as error:
             self._break(error)
 
-    def _give(self, transport: Transport, data: bytes | memoryview) -> int:
-        """Have the kernel take what it can, and forget that. Needs the turn."""
-        transport.answers.clear()
-        started = monotonic()
-        self._backlog.journal = True
-        try:
-            taken = transport.send(data)
-        except OSError:
-            self._backlog.journal = None
-            raise
-        sent = self._backlog.forget(taken)
-        now = monotonic()
-        self.send_time += now - started
-        if taken:
-            self.last_sent = now
-            self.bytes_sent += taken
-            self.frames_sent += sent
-            if self._waiters:
-                self._wake()
-        return taken
+    def _send_rest(self) -> None:
+        """Go on after `Transmitter.send_all` did not send everything. Needs the turn."""
+        error = self.transmitter.failure
+        if error is not None:
+            self._break(error)
+            self.transmitter.failure = None
+            return
+        self._send()
+        if self.crowded:
+            self.on_crowded()
 
     def _block(self, transport: Transport) -> None:
         """Leave the rest to the writer thread. Needs the turn."""
-        if not self._writer_started:
-            self._start_writer()  # if no thread can be had, the next to write tries again
-            self._writer_started = True
+        self._writer.start()  # if that raises, the next write tries again
         self._collecting = False
         self._writable = None
-        # Either the wait begins now, or the socket was writable a moment ago: under TLS, the kernel
-        # may take bytes for long before it has all that a frame became.
-        self.last_sent = monotonic()
-        self._writer_wanted.put(transport)
+        # Either the wait begins now, or the socket was writable a moment ago: with TLS, the kernel
+        # may accept bytes for a long time before it has all that a frame was encrypted to.
+        self.transmitter.wait_begins()
+        self._writer.wait_for(transport)
         self._blocked = True
 
     def _break(self, error: OSError) -> None:
-        """Be done with a transport that takes nothing any more. Needs the turn."""
+        """Abort the transport, which accepts nothing any more. Needs the turn."""
         if self.error is None:
             self.error = error
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transmitter.transport is not None:
+            self.transmitter.transport.abort()
         self._blocked = False
         self._collecting = self._open = False
         if not self._keep and self._seal is None:
             self._seal = explain(error)
-        self._transport = None
-        self._wake()
+        self.transmitter.transport = None
+        self._room.notify_all()
 
     def _leave(self) -> None:
-        """Let no thread be in the transport; wait for the writer, which is in it for a moment."""
-        self._in_turn(self._let_go)
-        self._wait(lambda: not self._polling, Deadline(None))
+        """Take the transport away, and wait for the writer thread, which may still be in it."""
+        self._combiner.run(self._let_go)
+        self._writer.wait_left()
 
     def _let_go(self) -> None:
-        self._transport = None
-        self._preface = None
+        self.transmitter.transport = None
+        self._preface_thread = None
         self._collecting = self._open = False
         self._take_in()
         self._blocked = False
-        self._wake()
+        self._room.notify_all()
 
     # -- writing
 
-    def _send_all(self, data: bytes) -> bool:
-        """Send all that waits, when nothing else did before, and tell whether the kernel took it.
-
-        It is what `_send` does, for that case: only what it needs, as each reply bears the cost.
-        Needs the turn.
+    def _write_in_turn(self, frame: bytes, patiently: bool = False) -> None:
+        """Queue a frame, and send what can be sent. Needs the turn.
 
         Args:
-            data: the frames of the backlog, joined. Their size is not counted yet.
-        """
-        backlog, transport = self._backlog, self._transport
-        assert transport is not None
-        backlog.size = size = len(data)
-        transport.answers.clear()
-        started = monotonic()
-        backlog.journal = True
-        try:
-            taken = transport.send(data)
-        except OSError as error:
-            backlog.journal = None
-            self._break(error)
-            return False
-        if taken == size:
-            if backlog.tracked:
-                backlog.mark_sent()
-            count = len(backlog.frames)
-            backlog.frames.clear()
-            backlog.size = 0
-            backlog.journal = None
-            self.last_sent = now = monotonic()
-            self.send_time += now - started
-            self.bytes_sent += size
-            self.frames_sent += count
-            return True
-        self.frames_sent += backlog.forget(taken)
-        self.bytes_sent += taken
-        self._send()
-        if self.crowded:
-            self.on_crowded()
-        return False
-
-    def _write_in_turn(self, frame: bytes, patiently: bool = False) -> None:
-        """Queue a frame, and send what can be sent; if ``patiently``, raise in place of any policy.
-
-        Needs the turn.
+            patiently: whether to raise `WouldBlock` if there is no room, whatever the policy is.
         """
         self._take_in()
         self._line_up(frame, patiently)
         self._check_broken(frame)
 
     def _check_broken(self, frame: bytes) -> None:
-        """Raise if the frame added last cannot be sent any more. Needs the turn."""
+        """Raise if the frame that was added last cannot be sent any more. Needs the turn."""
         if self.error is not None and not self._keep:
-            self._take_back(frame)
+            self._backlog.take_back(frame)
             raise ConnectionClosed(self._seal or "connection broken")
 
     def _hand_in(self, frame: bytes) -> None:
         """Note a frame for the thread that has the turn."""
         if self._seal is not None:
             raise ConnectionClosed(self._seal)
-        ahead = self._preface == threading.get_ident()
-        if self._slow_consumer == "raise":
-            if self._full(len(frame), ahead):
+        preface = self._preface_thread == threading.get_ident()
+        if self._limits.raises:
+            if self._full(len(frame), preface):
                 raise self._would_block()
-        elif len(self._intake) >= self._limit:
+        elif len(self._intake) >= self._limits.frames:
             self.dropped += 1
             return
-        intake = self._intake_ahead if ahead else self._intake
+        intake = self._preface_intake if preface else self._intake
         if frame:
             intake.append(frame)
             self._check_sealed(frame, intake)
@@ -680,7 +560,7 @@ class SendQueue:
                 self.on_crowded()
 
     def _check_sealed(self, frame: bytes, intake: deque[bytes]) -> None:
-        """Raise if a frame was noted too late: nothing may be written any more."""
+        """Raise if a frame was noted too late, after nothing may be written any more."""
         if self._seal is not None:
             try:
                 intake.remove(frame)
@@ -689,146 +569,77 @@ class SendQueue:
             raise ConnectionClosed(self._seal)
 
     def _line_up(self, frame: bytes, patiently: bool = False) -> None:
-        """Queue a frame behind those that wait, or drop one. Needs the turn."""
-        size, ahead = len(frame), self._preface == threading.get_ident()
-        while self._seal is None and self._full(size, ahead):
-            if self._transport is not None and self._preface is None and not self._blocked:
-                self._send()  # what a batch held back; whatever comes of it, this is not so again
+        """Add a frame to the backlog, or drop one. Needs the turn."""
+        size, preface = len(frame), self._preface_thread == threading.get_ident()
+        while self._seal is None and self._full(size, preface):
+            can_send = self.transmitter.transport is not None and self._preface_thread is None
+            if can_send and not self._blocked:
+                self._send()  # what was collected; afterwards it is sent, blocked or broken
             elif patiently:
                 raise self._would_block()
-            elif not self._overflow(size):
+            elif not self._make_room(size):
                 return
         if self._seal is not None:
             raise ConnectionClosed(self._seal)
         if not frame:
-            return  # a kernel that takes nothing of it would look like one that is full
-        self._backlog.append(frame, ahead=ahead)
+            return  # if the kernel accepts nothing of it, that would look like a full one
+        self._backlog.append(frame, preface=preface)
         if not self._blocked:
             self._send()
         if self.crowded:
             self.on_crowded()
 
-    def _take_back(self, frame: bytes) -> None:
-        """Forget the frame added last: whoever wrote it is told that it cannot be sent."""
-        backlog = self._backlog
-        for lane in (backlog.ahead, backlog.frames):
-            if lane and lane[-1] is frame:
-                lane.pop()
-                break
-        if not backlog:
-            backlog.offset = 0
-        backlog.recount()
-
-    def _full(self, size: int, ahead: bool) -> bool:
-        """Whether a limit is reached: of the preface for the thread that writes it, or the rest."""
-        backlog = self._backlog
-        lane, intake = (
-            (backlog.ahead, self._intake_ahead) if ahead else (backlog.frames, self._intake)
+    def _full(self, size: int, preface: bool) -> bool:
+        """Whether there is no room for a frame, in the preface or after it."""
+        backlog, limits = self._backlog, self._limits
+        waiting, intake = (
+            (backlog.preface_frames, self._preface_intake)
+            if preface
+            else (backlog.frames, self._intake)
         )
-        count = len(lane) + len(intake)
-        if count >= self._limit:
-            return True
-        if self._limit_bytes is None or not count:
-            return False
-        return backlog.lane_size(ahead) + size > self._limit_bytes
+        lane_size = 0 if limits.size is None else backlog.lane_size(preface)
+        return limits.exceeded(len(waiting) + len(intake), lane_size, size)
 
-    def _overflow(self, size: int) -> bool:
-        """Do what is to be done with a consumer too slow; False: drop the new frame."""
-        policy, backlog = self._slow_consumer, self._backlog
-        if policy in ("drop_oldest", "drop_newest"):
+    def _make_room(self, size: int) -> bool:
+        """Do what the policy says about a full queue; False: drop the new frame. Needs the turn."""
+        limits, backlog = self._limits, self._backlog
+        if limits.drops:
             self.dropped += 1
-            last = len(backlog.frames)
-            oldest = self._first_untouched() if policy == "drop_oldest" else last
-            if oldest == last or not backlog.would_fit(size, self._limit_bytes, oldest):
+            if not limits.drops_oldest:
+                return False
+            oldest = self.transmitter.first_untouched()
+            if oldest == len(backlog.frames) or not backlog.would_fit(size, limits.size, oldest):
                 return False
             backlog.remove(oldest)
             return True
-        if policy == "close" and self._transport is not None:
+        if not limits.raises and self.transmitter.transport is not None:
             self._break(TimeoutError("send queue full: the peer reads too slowly"))
             return True
         raise self._would_block()
 
-    def _first_untouched(self) -> int:
-        """The index of the first frame of which nothing has left. Needs the turn."""
-        transport = self._transport
-        return self._backlog.first_untouched(0 if transport is None else transport.committed_bytes)
-
     def _would_block(self) -> WouldBlock:
-        what = "" if self._limit_bytes is None else f" with {self.bytes_waiting} bytes"
-        return WouldBlock(f"the send queue is full: {self.waiting} messages wait{what}")
-
-    # -- waiting
+        return self._limits.would_block(self.waiting, self.bytes_waiting)
 
     def _write_patiently(
         self, frame: bytes, deadline: Deadline, hopeful: Callable[[], bool] = lambda: True
     ) -> None:
-        """Write as soon as there is room; at the deadline, or without hope, do as without it."""
-        while hopeful() and not deadline.expired and not self._turn._is_owned():
-            room = Wakeup()
-            self._waiters.append(room)  # before it is tried, so that room made since is noticed
-            try:
-                if self._write_if_room(frame):
-                    return
-                room.wait(deadline.remaining())
-            finally:
-                self._no_longer(room)
-        self.write(frame)
+        """Write as soon as there is room; at the deadline, or without hope, as `write` does."""
+        written = False
+
+        def done() -> bool:
+            nonlocal written
+            written = written or (hopeful() and self._write_if_room(frame))
+            return written or not hopeful()
+
+        if not self._combiner.interrupted_here:
+            self._room.wait_for(done, deadline.remaining())
+        if not written:
+            self.write(frame)
 
     def _write_if_room(self, frame: bytes) -> bool:
-        """Write a frame; False: there was no room."""
+        """Write a frame; return False if there was no room."""
         try:
-            self._in_turn(self._write_in_turn, frame, True)
+            self._combiner.run(self._write_in_turn, frame, True)
             return True
         except WouldBlock:
             return False
-
-    def _wait(self, condition: Callable[[], bool], deadline: Deadline) -> None:
-        """Wait until a condition holds, which `_wake` follows, or the deadline has passed."""
-        while not condition() and not deadline.expired:
-            changed = Wakeup()
-            self._waiters.append(changed)
-            try:
-                if not condition():
-                    changed.wait(deadline.remaining())
-            finally:
-                self._no_longer(changed)
-
-    def _no_longer(self, wakeup: Wakeup) -> None:
-        try:
-            self._waiters.remove(wakeup)
-        except ValueError:
-            pass  # it has been woken
-
-    def _wake(self) -> None:
-        """Have all that wait look again."""
-        waiters = self._waiters
-        while waiters:
-            try:
-                waiters.popleft().set()
-            except IndexError:
-                return
-
-
-class Ticket:
-    """Of one message that was submitted. Any thread may use it."""
-
-    __slots__ = ("_frame", "_send_queue")
-
-    def __init__(self, send_queue: SendQueue, frame: TrackedFrame) -> None:
-        self._send_queue = send_queue
-        self._frame = frame
-
-    @property
-    def sent(self) -> bool:
-        """Whether the kernel has taken the last byte of the message."""
-        return self._frame.sent
-
-    def withdraw(self) -> bool:
-        """Take the message back if it has not been sent.
-
-        Returns:
-            True if it was not sent and never will be: it is certain that the peer does not handle
-            it, and to write it again is safe. False if the kernel has it, or a part of it: the peer
-            may have handled it, or may yet do so.
-        """
-        return self._send_queue.withdraw(self._frame)

@@ -98,7 +98,7 @@ class EndClock:
             conn.dispatcher.abandon()
             conn.cut_off()
             return
-        if self._told is None and conn.send_queue.shut:
+        if self._told is None and conn.send_queue.fin_sent:
             self._told, self._step = monotonic(), _LINGER_NEAR
         elif self._told is not None and self._has_lingered(self._told):
             conn.cut_off()

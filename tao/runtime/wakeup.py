@@ -46,6 +46,11 @@ class Notifier:
         # single steps of the interpreter, as is the copy that `notify_all` takes.
         self._waiting: list[threading.Lock] = []
 
+    @property
+    def waiting(self) -> int:
+        """How many threads wait."""
+        return len(self._waiting)
+
     def notify_all(self) -> None:
         """Have all threads that wait look again."""
         if self._waiting:

@@ -281,14 +281,14 @@ def test_no_thread_to_be_had() -> None:
     """If the writer thread cannot be started, the next write tries again; nothing is lost."""
     failures = [RuntimeError("can't start new thread")]
     it = Line()
-    start, it.box._start_writer = it.box._start_writer, lambda: None
+    start, it.box._writer._start = it.box._writer._start, lambda: None
 
     def start_at_last() -> None:
         if failures:
             raise failures.pop()
         start()
 
-    it.box._start_writer = start_at_last
+    it.box._writer._start = start_at_last
     it.open()
     with pytest.raises(RuntimeError):
         it.box.write(b"1" * BIG)
@@ -387,9 +387,9 @@ def test_seal_ends_after_the_last_byte(line: MakeLine) -> None:
     it.box.seal("another reason")
     with pytest.raises(ConnectionClosed, match="closed by this side"):
         it.box.write(b"too late")
-    assert not it.box.shut
+    assert not it.box.fin_sent
     assert it.read_to_end() == big + b"last"
-    assert it.box.wait_sent(Deadline(PATIENCE)) and it.box.shut
+    assert it.box.wait_sent(Deadline(PATIENCE)) and it.box.fin_sent
     assert it.box.stop() == (0, 0)
 
 
@@ -400,7 +400,7 @@ def test_seal_sends_what_is_held_back(line: MakeLine) -> None:
     it.box.collect()
     it.box.write(b"held back")
     it.box.seal("over")
-    assert it.box.shut
+    assert it.box.fin_sent
     assert it.read_to_end() == b"held back"
 
 
@@ -429,7 +429,7 @@ def test_wait_sent_ends_when_nothing_can_be_sent(line: MakeLine, how: str) -> No
             it.lose()
 
     assert together(lambda: it.box.wait_sent(Deadline(PATIENCE)), break_off)[0] is False
-    assert not it.box.shut
+    assert not it.box.fin_sent
 
 
 def test_give_up(line: MakeLine) -> None:
@@ -506,7 +506,7 @@ def test_stop_while_the_writer_waits(line: MakeLine) -> None:
     transport.abort()
     frames, _ = it.box.stop()
     transport.close()
-    assert frames == 1 and not it.box._polling
+    assert frames == 1 and not it.box._writer._polling
     it.writers[0].join(PATIENCE)
     assert not it.writers[0].is_alive()
 
@@ -807,9 +807,9 @@ def test_sealed_in_the_preface(line: MakeLine) -> None:
     it.attach()
     it.box.write(b"hello ")
     it.box.seal("over")
-    assert not it.box.shut
+    assert not it.box.fin_sent
     it.box.open()
-    assert it.box.shut
+    assert it.box.fin_sent
     assert it.read_to_end() == b"hello backlog"
 
 

@@ -26,7 +26,11 @@ pytestmark = pytest.mark.interrupted
 
 MODULES = (
     "tao.connection.send_queue",
+    "tao.connection.send_limits",
+    "tao.connection.transmitter",
+    "tao.connection.writer",
     "tao.connection.backlog",
+    "tao.runtime.combining",
     "tao.transport.nonblocking",
     "tao.transport.stream",
     "tao.transport.tls_stream",
@@ -209,8 +213,8 @@ def test_both_lanes_are_forgotten_at_each_bytecode() -> None:
     """What is repaired is right, also if the kernel has taken a preface together with the rest."""
     for moment in opcodes("tao.connection.backlog"):
         backlog = Backlog()
-        backlog.append(b"preface", ahead=True)
-        backlog.append(b"rest", ahead=False)
+        backlog.append(b"preface", preface=True)
+        backlog.append(b"rest", preface=False)
         backlog.journal = True
         with moment.raising():
             backlog.forget(11)
@@ -232,9 +236,9 @@ def after(line: Line) -> None:
     try:
         line.queue.write(frame(9, 50), PATIENCE)
     except ConnectionClosed:
-        wait_until(lambda: line.queue.error is not None or line.queue.shut)
+        wait_until(lambda: line.queue.error is not None or line.queue.fin_sent)
     line.queue.seal("over")
-    wait_until(lambda: line.queue.shut or line.queue.error)
+    wait_until(lambda: line.queue.fin_sent or line.queue.error)
 
 
 @pytest.mark.parametrize("action", [small, large, batch, behind, in_time])
@@ -378,10 +382,10 @@ def test_a_full_queue_never_makes_an_interrupting_call_wait() -> None:
     line.queue.write(frame(1, 60 * KIB))
     for _ in range(7):
         line.queue.write(b"x")
-    line.queue._turn.acquire()
+    line.queue._combiner.turn.acquire()
     with pytest.raises(WouldBlock):
         line.queue.write(b"x", PATIENCE)
-    line.queue._turn.release()
+    line.queue._combiner.turn.release()
     line.close()
 
 
