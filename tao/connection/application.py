@@ -1,10 +1,10 @@
-"""What an application has given to a connection, and how the connection finds it.
+"""What an application gives to a connection, and how the connection finds it.
 
 The threads of a connection hold its core (``core.py``); the application holds a `Connection`,
 which holds the core and an `Application`. The core has only weak references to these two: a
-handler, a callback, a codec or a value may refer to the connection, and must not keep a client
-alive that nobody else refers to. So a thread takes hold of the `Application` when it has something
-to run, and never while it waits.
+handler, a callback, a codec or a value may refer to the connection, and must not keep alive a
+client that is otherwise unreachable. So a thread takes a strong reference to the `Application` when
+it has something to run, and never while it waits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Application:
         conn: the application's object.
         settings: the options.
         registry: messages and handlers.
-        context: what the context variables of its callbacks begin with; None: the caller's.
+        context: the initial context variables of its callbacks; None: the caller's.
     """
 
     __slots__ = (
@@ -46,7 +46,7 @@ class Application:
         registry: Registry,
         context: contextvars.Context | None = None,
     ) -> None:
-        #: Returns the application's object; None if it is gone, and nothing of it runs any more.
+        #: Returns the application's object; None if it is gone, so that nothing may be called.
         self.find_conn: Callable[[], Any] = weakref.ref(conn)
         self.registry = registry
         #: Registrations by number.
@@ -54,7 +54,7 @@ class Application:
         self.codec = settings.codec
         #: Returns the bytes of a message; the result is checked.
         self.encode = checked_encoder(settings.codec)
-        #: Of the present transport. Used by the reading role.
+        #: Decodes the present transport. Used by the reading role.
         self.decoder: Decoder = self.new_decoder()
         self.variables = Variables(context)
         self.on_connect = settings.on_connect
@@ -74,7 +74,7 @@ class Application:
         self.find_conn = lambda: conn
 
     def new_decoder(self) -> Decoder:
-        """Return a decoder for a new transport, whose results are checked."""
+        """Return a decoder for a new transport; its results are checked."""
         return checked_decoder(self.codec, self.registry)
 
 
@@ -82,7 +82,7 @@ class ApplicationLink:
     """The way from a core to its application. Any thread may use it.
 
     Attributes:
-        find: returns the `Application`; None if it is gone, and so nothing of it runs any more.
+        find: returns the `Application`; None if it is gone, so that nothing may be called.
     """
 
     __slots__ = ("find",)
@@ -96,7 +96,7 @@ class ApplicationLink:
         self.find = lambda: application
 
     def release(self) -> None:
-        """Let go of them: the connection has ended."""
+        """Hold them weakly again, as the connection has ended."""
         application = self.find()
         conn = None if application is None else application.find_conn()
         if application is not None and conn is not None:

@@ -14,11 +14,11 @@ __all__ = ["GRACE", "BlockWatch", "Watched", "watch_on"]
 
 #: A reader that runs a handler for longer than this is relieved of the reading, in seconds.
 GRACE = 5e-3
-# When threads wait for the interpreter lock, a look of the watch comes late, as late as a handler
-# may be held up; who is only held up must not be taken for stuck. That many times its lateness is
-# added to the grace, and the lateness, forgotten by a tenth with each look, is bounded (seconds).
+# When threads wait for the interpreter lock, a look of the watch is late, and a handler may be held
+# up for as long; it must not count as stuck then. So many times the lateness is added to the grace.
+# The lateness decays by a tenth with each look, and is bounded (seconds).
 _PATIENCE, _LATENESS_MOST = 4, 1.0
-# After so many looks that found nothing to do the watch sleeps. To wake it costs more than a look.
+# After so many looks that found nothing the watch sleeps. Waking it costs more than a look.
 _LOOKS_IN_VAIN = 20
 
 
@@ -42,8 +42,8 @@ class BlockWatch:
 
     def __init__(self, wheel: TimingWheel) -> None:
         self._wheel = weakref.ref(wheel)
-        # Those who run a batch now. Each adds and removes itself, a look copies it; all
-        # three are atomic in CPython, also without the GIL.
+        # The runners that run a batch now. Each adds and removes itself, and a look copies the set;
+        # all three are atomic in CPython, also without the GIL.
         self.running: set[Watched] = set()
         # Whether there will be another look. Set by the thread that takes the token. It is cleared
         # *before* the watch looks a last time whether anything runs, and read by whatever runs
@@ -55,7 +55,7 @@ class BlockWatch:
         self.lateness: float = 0.0
         # Owned by the wheel's thread.
         self._due: float = 0.0  # when the next is due; written before it can be
-        self._next: int = 0  # the id of the next look, the highest; written by whoever arms, too
+        self._next: int = 0  # the id of the next look, the highest; also written by `arm`
         self._in_vain: int = 0  # looks that found nothing, in a row
 
     def arm(self) -> None:
@@ -132,5 +132,5 @@ _watches: weakref.WeakKeyDictionary[TimingWheel, BlockWatch] = weakref.WeakKeyDi
 
 
 def watch_on(wheel: TimingWheel) -> BlockWatch:
-    """Return the watch that looks on this wheel: one for all who share it."""
+    """Return the watch of this wheel; all connections on a wheel share one."""
     return _watches.get(wheel) or _watches.setdefault(wheel, BlockWatch(wheel))

@@ -1,4 +1,4 @@
-"""A connection, as the application holds it: a thin face of its core (``core.py``)."""
+"""The connection object that applications hold: a thin facade over its core (``core.py``)."""
 
 from __future__ import annotations
 
@@ -27,38 +27,39 @@ __all__ = ["Connection", "core_of"]
 class Connection(HasTransport):
     """One end of a connection. All public methods may be called from any thread, at any time.
 
-    What users meet are its subclasses `ServerConn` and `ClientConn`.
+    Applications use its subclasses `ServerConn` and `ClientConn`.
 
     Args:
-        application: what the application has given; held here, and here alone.
-        core: what does the work.
+        application: handlers, callbacks and values; this is the only strong reference to it.
+        core: does the work.
     """
 
     def __init__(self, application: Application, core: ConnectionCore) -> None:
         self._application = application
         self._core = core
-        # Bound here, as they are called for each message.
+        # Looked up once, as they are used for each message.
         self._encode = application.encode
         self._send_queue = core.send_queue
 
     # -- writing
 
     def write(self, message: Message, timeout: float | None = None) -> None:
-        """Send a message, or queue it behind those that wait. What it takes is sent in order.
+        """Send a message, or queue it behind the messages that wait. Accepted messages keep order.
 
-        The peer handles the messages of one connection in that order; those of a connection before,
-        of a client that has come back, may still be handled beside them.
+        The peer handles the messages of one connection in that order. After a client has
+        reconnected, messages from its previous connection may still be handled at the same time.
 
         Args:
             message: anything with a ``message_number`` and a ``serialize()``; it is encoded here,
                 in the caller's thread.
-            timeout: seconds to wait for room in the send queue. None does not wait, but in a
-                handler or timer of this same connection up to ``reply_timeout``.
+            timeout: seconds to wait for room in the send queue. With None the call does not wait,
+                except in a handler or timer of this same connection: there up to
+                ``reply_timeout``.
 
         Raises:
             WouldBlock: the send queue is full; the message was not queued.
             ConnectionClosed: the connection is closed; the message was not queued.
-            Exception: whatever ``serialize()`` raises; nothing was sent.
+            Exception: what ``serialize()`` raises; nothing was sent.
         """
         frame = self._encode(message)
         try:
@@ -69,7 +70,7 @@ class Connection(HasTransport):
             self._core.reply(frame)
 
     def write_frame(self, frame: bytes, timeout: float | None = None) -> None:
-        """Send bytes that the codec made before, for many receivers of one; else as `write`.
+        """Send a message that is encoded already, for instance for many receivers; see `write`.
 
         Args:
             frame: one whole message. A ``bytearray`` or ``memoryview`` is copied.
@@ -86,10 +87,10 @@ class Connection(HasTransport):
             self._core.reply(frame)
 
     def submit(self, message: Message, timeout: float | None = None) -> Ticket:
-        """Send or queue a message as `write` does, and return a `Ticket` that can take it back.
+        """Send or queue a message as `write` does, and return a `Ticket` that can withdraw it.
 
-        For a message that must not be sent any more once its caller has given up, a request say:
-        ``ticket.withdraw()`` is True if it was not sent and never will be.
+        Use it for a message that must not be sent once its caller has given up, such as a request:
+        ``ticket.withdraw()`` returns True if the message was not sent and never will be.
         """
         frame = self._send_queue.tracked(self._encode(message))
         self.write_frame(frame, timeout)
@@ -103,19 +104,19 @@ class Connection(HasTransport):
     # -- ending
 
     def close(self) -> None:
-        """Close the connection gracefully; return at once, see `wait_closed`.
+        """Close the connection gracefully. Returns at once; see `wait_closed`.
 
-        What was written before is sent if the peer reads it; what came and was not handled yet is
-        dropped. Closing twice is harmless.
+        Messages written before are sent if the peer reads them; received messages that were not
+        handled yet are dropped. Closing twice is harmless.
         """
         self._core.close()
 
     def abort(self) -> None:
-        """End the connection now, for good; return at once, see `wait_closed`.
+        """End the connection now, for good. Returns at once; see `wait_closed`.
 
-        What waits to be sent is discarded, here and in the kernel, and the peer sees a reset or the
-        end of the stream. Handlers that run have ``drain_timeout`` to return, as after `close`.
-        Aborting what is closing already, or twice, is harmless.
+        Unsent data is discarded, here and in the kernel, and the peer sees a reset or the end of
+        the stream. Running handlers have ``drain_timeout`` to return, as after `close`. Aborting a
+        connection that is closing, or aborting twice, is harmless.
         """
         self._core.abort()
 
@@ -132,12 +133,12 @@ class Connection(HasTransport):
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is over or about to be: nothing new is read or may be written."""
+        """Whether the connection is closed or closing: it reads and accepts nothing new."""
         return self._core.lifecycle.close_reason is not None
 
     @property
     def close_reason(self) -> str | None:
-        """Why the connection ended or is ending, in words; None while it lives."""
+        """Why the connection ended or is ending, in words; None while it is open."""
         status = self._core.lifecycle.status
         return status.close_reason or status.disconnect_reason
 
@@ -150,7 +151,7 @@ class Connection(HasTransport):
 
     @property
     def name(self) -> Any:
-        """What the connection is called in logs; its number, unless it is set to something else."""
+        """The name of the connection in logs; settable. Its number by default."""
         return self._core.name
 
     @name.setter
@@ -159,7 +160,7 @@ class Connection(HasTransport):
 
     @property
     def remote_address(self) -> Any:
-        """The peer's address. It may be set, where a callback knows better, behind a proxy say."""
+        """The peer's address; settable, for instance where a proxy tells a better one."""
         return self._core.remote_address
 
     @remote_address.setter
@@ -177,39 +178,39 @@ class Connection(HasTransport):
 
     @property
     def context(self) -> Context:
-        """Cancelled when the connection ends; what its handlers get are children of it."""
+        """Cancelled when the connection ends; the contexts of its handlers are children of it."""
         return self._core.context
 
     @property
     def last_heartbeat(self) -> float:
-        """When something last came from the peer, in seconds since the Unix epoch.
+        """When data last arrived from the peer, in seconds since the Unix epoch.
 
-        The time of day is read when the connection is made, and goes on by the monotonic clock:
-        setting the system's clock does not move it. How long ago that was, `idle_time` tells.
+        The time of day is read once, when the connection is made, and advanced by the monotonic
+        clock: setting the system's clock does not move it. See also `idle_time`.
         """
         return self._core.keep_alive.last_heartbeat
 
     @property
     def idle_time(self) -> float:
-        """For how long nothing has come from the peer, in seconds."""
+        """Seconds since data last arrived from the peer."""
         return self._core.keep_alive.idle_time
 
     @property
     def unhandled(self) -> int:
-        """How many messages were read and are not handled to the end, or not yet."""
+        """How many messages were read but not completely handled."""
         return self._core.unhandled
 
     @property
     def peer_finished(self) -> bool:
-        """Whether the peer has ended its direction, and this side goes on (``half_close``)."""
+        """Whether the peer has ended its direction and this side still sends (``half_close``)."""
         return self._core.peer_finished
 
     def value(self, key: Hashable) -> Any:
-        """Return what was set for ``key``, or None."""
+        """Return the value set for ``key``, or None."""
         return self._application.values.get(key)
 
     def set_value(self, key: Hashable, value: Any) -> None:
-        """Keep something with the connection."""
+        """Store a value with the connection."""
         self._application.values[key] = value
 
     def __repr__(self) -> str:
@@ -232,8 +233,8 @@ class Connection(HasTransport):
     def run_after(self, delay: float, callback: ConnectionTimer) -> int:
         """Call ``callback(due, conn)`` in ``delay`` seconds, and return the timer's id.
 
-        Callbacks take their turn among the messages of the connection: never two at a time, never
-        one beside a handler. They go with the connection.
+        Callbacks are queued with the messages of the connection: they never run at the same time as
+        another callback or a handler of it. Timers end with the connection.
 
         Raises:
             ConnectionClosed: the connection is closed.
@@ -243,32 +244,32 @@ class Connection(HasTransport):
         return self._core.timers.add(delay, callback, periodic=False)
 
     def run_every(self, interval: float, callback: ConnectionTimer) -> int:
-        """Call ``callback(due, conn)`` every ``interval`` seconds; else as `run_after`.
+        """Call ``callback(due, conn)`` every ``interval`` seconds; see `run_after`.
 
-        A call that is due while the one before still waits for its turn is left out.
+        A call that is due while the previous one still waits to run is skipped.
         """
         check_timer(callback)
         check_callable("callback", callback, "due", "conn")
         return self._core.timers.add(interval, callback, periodic=True)
 
     def cancel_timer(self, timer_id: int) -> bool:
-        """Cancel a timer of this connection; tell whether it was pending."""
+        """Cancel a timer of this connection; return whether it was pending."""
         return self._core.timers.cancel(timer_id)
 
 
 def core_of(conn: Connection) -> Any:
-    """Return the core of a connection: for tests, and for tools that look inside."""
+    """Return the core of a connection, for the server, for tests and for tools."""
     return conn._core
 
 
 def check_timer(callback: Any) -> None:
-    """Raise a ``TypeError`` if something is no callback of a timer."""
+    """Raise a ``TypeError`` if a timer's callback cannot be called."""
     if not callable(callback):
         raise TypeError(f"a timer's callback must be callable, not {callback!r}")
 
 
 def _own_bytes(frame: Any) -> bytes:
-    """Return a frame as bytes that nobody can change."""
+    """Return a frame as immutable bytes."""
     if type(frame) is bytes or type(frame) is TrackedFrame:
         return frame
     if isinstance(frame, (bytes, bytearray, memoryview)):

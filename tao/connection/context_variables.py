@@ -27,7 +27,7 @@ class Variables:
     def __init__(self, context: contextvars.Context | None = None) -> None:
         self._context = contextvars.copy_context() if context is None else context.copy()
         #: Calls a function with these variables; RuntimeError if a thread is inside already. For
-        #: whoever knows that none is, and sees to `thread`: it costs next to nothing.
+        #: a caller that knows that none is, and maintains `thread`: it costs next to nothing.
         self.enter = self._context.run
         #: The thread that runs a callback inside; written by that thread alone.
         self.thread: int | None = None

@@ -1,23 +1,22 @@
 """The core of a connection: what both ends share, from the socket to the handler and back.
 
 Users hold a `Connection`; the threads of a connection, the server and the monitor hold its core.
-The core makes the parts of the connection and passes on what one part has to tell the others. What
-state it is in, the lifecycle knows (``lifecycle.py``).
+The core makes the parts of the connection and connects them. The state of the connection is kept
+in its lifecycle (``lifecycle.py``).
 
 Three threads belong to it: one reads, one handles, one writes; reading and handling are roles that
 two of the threads may swap (see ``dispatcher.py``), and only the first is started before it is
 needed.
 
-How it ends, whoever begins it:
+How a connection ends, whichever side begins it:
 
-1. `ConnectionCore.begin_close` notes the reason, of which the first counts, cancels the context and
-   the timers.
-2. When the last handler that is still to run has returned, the send queue is sealed. ``close()``
-   seals it at once.
-3. When the send queue is empty, the peer is sent the end (FIN), and reads everything before it.
-4. The peer closes too, which the reading thread sees. If it does not, or will not take what waits,
-   the timing wheel aborts the connection after a while.
-5. The reading thread sees the others leave, calls ``on_close``, frees the socket, and is gone.
+1. `ConnectionCore.begin_close` records the reason (the first one counts) and cancels the context
+   and the timers.
+2. When the last handler has returned, the send queue is sealed. ``close()`` seals it at once.
+3. When the send queue is empty, a FIN is sent; the peer reads everything before it.
+4. The peer closes as well, which the reading thread notices. If the peer does not close, or does
+   not read what waits for it, the timing wheel aborts the connection after a while.
+5. The reading thread joins the others, calls ``on_close``, frees the socket, and ends.
 
 Whichever thread completes a step starts the next.
 """
@@ -71,14 +70,14 @@ class ConnectionCore:
 
     Args:
         net_id: the number of the connection, unique within its server or the process's clients.
-        settings: checked. For a client without what belongs to the application.
-        application: what that has given.
+        settings: the checked options; a client's hold nothing of the application's.
+        application: handlers, callbacks and codec.
         wheel: for heartbeats, timeouts and timers, and to find handlers that block.
         run: runs a function on the workers and waits for it; None: on the handling thread.
         parent: the context above the connection's.
-        tally: where the connection's counts go when it ends.
+        tally: receives the connection's counts when it ends.
         server: what `tao.server_from` finds in the context; None for a client.
-        keep: whether what is written without a transport waits for the next.
+        keep: whether messages written without a transport wait for the next one.
     """
 
     label: str = "{}"  #: how threads are numbered
@@ -97,7 +96,7 @@ class ConnectionCore:
         keep: bool = False,
     ) -> None:
         self.net_id: int = net_id
-        #: What the connection is called in logs; the application may change it, and the next two.
+        #: The name in logs; the application may set it, and the next two.
         self.name: Any = str(net_id)
         self.remote_address: Any = None
         self.local_address: Any = None
@@ -108,7 +107,7 @@ class ConnectionCore:
         self.lifecycle = Lifecycle()
         self._server = server
         self._parent_context = parent
-        #: Cancelled when the connection ends; what its handlers get are children of it.
+        #: Cancelled when the connection ends; the contexts of its handlers are children of it.
         self.context: Context = self.new_context()
         self.gate = ReadingGate()
         self.roles = Roles(self, self.label.format(net_id), settings.cpus)
@@ -122,24 +121,24 @@ class ConnectionCore:
         self.end_clock = EndClock(self)
         #: The present transport. Changed by the thread that connects or reads.
         self.transport: Transport | None = None
-        # No lock guards the fields below, as any thread may close a connection at any moment, also
-        # one that is interrupted in the midst of closing it. Each is changed in one step.
+        # No lock guards the fields below: any thread may close a connection at any moment, even one
+        # that was interrupted while closing it. Each field is changed in one step.
         self._counted: bool = False  # what it did has been added to the tally's counts
         # Owned by the reading role, which one thread at a time plays.
         self.reader = Reader(self, settings)
-        #: Whether the peer has ended its direction, and this side goes on (``half_close``).
+        #: Whether the peer has closed its direction while this side still sends (``half_close``).
         self.peer_finished: bool = False
         self.unsent: int = 0  #: messages for transports that were lost, never to be sent
         self.left_over: int = 0  #: ... and those that waited in the end
         self.was_cut_off: bool = False  #: whether it was aborted, as it did not end in time
-        # What the kernel had taken when a handler's write last waited in vain.
+        # How many frames were sent when a handler's write last timed out.
         self._waited_in_vain: int = -1
         #: Bytes that were on their way to the peer when it was cut off.
         self.in_flight: int = 0
         self.keep_alive = KeepAlive(self, settings)
         self.teardown = Teardown(self, settings.drain_timeout)
-        #: Set when all is over but the last thread's last step; then `stuck` holds the threads
-        #: whose handler never returned.
+        #: Set when only the last thread's return is left; `stuck` then holds the threads whose
+        #: handlers never returned.
         self.finished = Wakeup()
         self.stuck: list[Joinable] = []
 
@@ -165,7 +164,7 @@ class ConnectionCore:
             latencies=self.tally.latencies,
         )
 
-    # -- what users ask for, see Connection
+    # -- the work behind Connection's methods
 
     @property
     def conn(self) -> Any:
@@ -202,13 +201,13 @@ class ConnectionCore:
         )
 
     def _note_crowded(self) -> None:
-        """A write has found the send queue more than half full: is it a handler's?"""
+        """A write has found the send queue more than half full; note it if it is a handler's."""
         application = self.application.find()
         if application is not None and application.variables.entered_here:
             self.runner.note_replies_wait()
 
     def lend_worker(self) -> AbstractContextManager[object]:
-        """While a handler waits in this, it does not count as one of the workers."""
+        """Return a context in which a waiting handler does not count as one of the workers."""
         return nullcontext()
 
     def close(self) -> None:
@@ -247,7 +246,7 @@ class ConnectionCore:
 
     @property
     def unhandled(self) -> int:
-        """How many messages were read and are not handled to the end, or not yet."""
+        """How many messages were read but not completely handled."""
         return self.reader.messages_in - self.runner.handled
 
     # -- beginning
@@ -257,16 +256,16 @@ class ConnectionCore:
         return ConnectionContext(self._parent_context, self.net_id, self._server)
 
     def establish(self, transport: Transport) -> None:
-        """Make a transport the connection's: handshake, ``on_connect``, clocks.
+        """Adopt a transport: handshake, ``on_connect``, clocks.
 
         Called by the thread that will read, or by the one that starts a client.
 
         Raises:
             HandshakeFailed: TLS was not agreed upon.
-            ConnectionClosed: refused by ``on_connect``, or closed before that was asked.
+            ConnectionClosed: ``on_connect`` refused it, or it was closed before that was called.
         """
         self.transport = transport
-        self.move(Event.ATTACH)  # whoever closes later finds the transport, and aborts it
+        self.move(Event.ATTACH)  # a close from now on finds the transport, and aborts it
         self.shake_hands(transport)
         self.move(Event.SECURED)
         application = self.application.find()
@@ -284,21 +283,21 @@ class ConnectionCore:
         self.keep_alive.start()
 
     def move(self, event: Event) -> None:
-        """Apply an event of a connection that is coming to be.
+        """Apply an event of a connection that is being established.
 
         Raises:
-            ConnectionClosed: somebody has closed it.
+            ConnectionClosed: it has been closed.
         """
         status = self.lifecycle.apply(event)[1]
         if status.close_reason is not None:
             raise ConnectionClosed(status.close_reason)
 
     def shake_hands(self, transport: Transport) -> None:
-        """Have the handshake of a new transport done."""
+        """Complete the handshake of a new transport."""
         transport.handshake(self.settings.handshake_timeout)
 
     def ask_on_connect(self) -> bool:
-        """Call ``on_connect``; tell whether it agrees."""
+        """Call ``on_connect``; return whether it agrees."""
         return self.greetings.ask_on_connect()
 
     def call_on_close(self) -> None:
@@ -306,7 +305,7 @@ class ConnectionCore:
         self.greetings.call_on_close()
 
     def in_call_of_application(self) -> bool:
-        """Tell whether an exception that is raised here reaches a caller of the application's."""
+        """Whether an exception raised on this thread reaches a caller in the application."""
         return False
 
     # -- the roles that its threads play
@@ -320,19 +319,19 @@ class ConnectionCore:
         self.roles.start_handler()
 
     def renew(self) -> bool:
-        """The transport has ended. Get another and return True, or finish."""
+        """Replace a transport that has ended and return True, or finish."""
         self.finish()
         return False
 
     # -- ending
 
     def transport_failed(self, error: OSError) -> None:
-        """Reading has failed. Called by the reading role, as are the next two."""
+        """Handle a failed receive. Called by the reading role, as are the next two."""
         self.send_queue.give_up(error)
         self.fail(error, explain(error), ended=True)
 
     def stream_ended(self) -> None:
-        """The peer has sent the end, or this side has ended the transport itself."""
+        """Handle the end of the stream, whichever side has ended it."""
         if (
             self.settings.half_close
             and not self.lifecycle.status.ended
@@ -352,37 +351,37 @@ class ConnectionCore:
             self.fail(unsendable, explain(unsendable), ended=True)
 
     def heard(self) -> None:
-        """Take the present for when something last came from the peer."""
+        """Count the present as the time when data last arrived."""
         self.reader.last_received = monotonic()
 
     def protocol_error(self, error: BaseException) -> None:
-        """The decoder can make nothing of what the peer sends, or has a bug."""
+        """End the connection: the decoder rejects the peer's bytes, or has a bug."""
         if not isinstance(error, BadData):
             error = unintended(f"the decoder raised {type(error).__name__}", error)
         self.fail(error, f"protocol error: {safe_str(error)}")
 
     def fail(self, error: Exception, reason: str, *, ended: bool = False) -> None:
-        """Give the peer up because of an error: its own, the network's or the decoder's."""
-        # Nobody needs to hear what a peer does wrong to a connection that ends anyway.
+        """Give the peer up because of an error of its own, of the network or of the decoder."""
+        # What a peer does wrong on a connection that is ending anyway is not worth a report.
         if not self.lifecycle.status.ended or getattr(error, "unintended", False):
             self.reporter.lost(reason, error)
             self.reporter.tell(error)
         self.drop(reason, ended=ended)
 
     def drop(self, reason: str, *, ended: bool = False) -> None:
-        """Do without this transport, which may have ``ended`` already."""
+        """Give up this transport, which may have ``ended`` already."""
         self.begin_close(reason, drain=True, ended=ended)
 
     def begin_close(
         self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False
     ) -> None:
-        """Start the graceful end, or make a draining one hasty.
+        """Begin to close, or close a draining connection at once.
 
         Args:
             drain: handle what was received first.
-            timeout: seconds that all of it may take; None: what the options say.
-            ended: the transport has ended. Then nobody needs to see to that, and a handler of the
-                last messages may take its time.
+            timeout: seconds until the connection is aborted; None: ``drain_timeout``.
+            ended: the transport has ended already, so no clock is needed to end it, and handlers of
+                the last messages may take their time.
         """
         seconds = self.settings.drain_timeout if timeout is None else timeout
         try:
@@ -391,7 +390,7 @@ class ConnectionCore:
             if not ended:
                 self.end_clock.start(seconds)
         except BaseException:
-            if not ended:  # whatever was left out, it ends
+            if not ended:  # whatever step was skipped, the connection ends in time
                 self.end_clock.start(seconds)
             raise
 
@@ -408,25 +407,25 @@ class ConnectionCore:
             self.drained()
 
     def collapse(self, error: BaseException) -> None:
-        """End at once, for lack of a thread or because of an error that nobody foresaw."""
+        """Abort because of an unforeseen error, or because no thread could be started."""
         self.dispatcher.recover()
         self.report(error, "which ends the connection")
         self.begin_close(f"error: {explain(error)}", drain=False, timeout=0)
 
     def drained(self) -> None:
-        """Have the peer told the end, as all is handled. Called by the dispatcher."""
+        """Seal the send queue, as everything is handled. Called by the dispatcher."""
         status = self.lifecycle.apply(Event.SEAL)[1]
         self.send_queue.seal(status.close_reason or "closed")
 
     def unacknowledged(self) -> int:
-        """How many bytes that the kernel took are still on their way to the peer."""
+        """How many bytes in the kernel's send buffer the peer has not acknowledged."""
         transport = self.transport
         count = 0 if transport is None else transport.unacknowledged()
-        # The end itself (FIN), which comes last, counts for one.
+        # The FIN, which comes last, counts as one byte.
         return max(0, count - self.send_queue.fin_sent)
 
     def cut_off(self) -> None:
-        """Abort what does not end by itself."""
+        """Abort the connection, as it does not end by itself."""
         self.was_cut_off = True
         self.in_flight = self.unacknowledged()
         self.send_queue.give_up(TimeoutError("the peer took too long"))
@@ -435,17 +434,17 @@ class ConnectionCore:
             transport.abort()
 
     def finish(self) -> None:
-        """Do the last steps, by the reading thread; more than once does nothing."""
+        """Take the last steps, on the reading thread; once only."""
         self.teardown.finish()
 
     def tell_unsent(self, what: str) -> None:
-        """Warn of what will not reach the peer."""
-        if self.lifecycle.close_reason != ABORTED:  # else that was the purpose
+        """Warn that messages will not reach the peer."""
+        if self.lifecycle.close_reason != ABORTED:  # else that was the intention
             self.reporter.undelivered(ConnectionClosed(what), "closing")
 
     def leave_owner(self) -> None:
-        """Have the owner forget the connection."""
-        if not self._counted or self in self.tally.living():  # an interruption may have undone it
+        """Remove the connection from its owner's books."""
+        if not self._counted or self in self.tally.living():  # an interrupted call left it there
             self._counted = True
             self.tally.ended(self)
 
@@ -456,11 +455,11 @@ class ConnectionCore:
         self.reporter.raised(error, doing)
 
     def undefined(self, number: int) -> None:
-        """Count a message whose number is not registered, and log the first of each number."""
+        """Count a message with an unregistered number, and log the first of each number."""
         self.reporter.unregistered(number)
 
     def counts(self) -> Counts:
-        """Return what this connection has done so far."""
+        """Return the counts of this connection."""
         intake = self.reader.intake
         return Counts(
             messages_in=self.reader.messages_in,
@@ -481,9 +480,9 @@ class ConnectionCore:
     # -- after a fork
 
     def after_fork(self, reason: str) -> None:
-        """In a child process: be the core of a connection that has ended, without telling the peer.
+        """In a child process: count as closed, without a word to the peer.
 
-        It must not wait for anything, as nobody is there to release a lock.
+        It must not wait for a lock: the thread that holds it does not exist in the child.
         """
         transport, self.transport = self.transport, None
         if transport is not None:

@@ -1,4 +1,4 @@
-"""From decoded batches to handlers: in order, one at a time, on the thread that costs least.
+"""From decoded batches to handlers: in order, one at a time, on the cheapest thread.
 
 Guarantees, for each connection:
 
@@ -15,15 +15,15 @@ waits in the inbox and has it run, on the shared pool for a server. Handing a ba
 more than a quick handler does, so:
 
 - If nothing waits and nothing runs, a batch is run by the reader itself, as far as its handlers are
-  known to be quick. That is learned, for each message number: a handler starts in the pool, is
-  trusted after a few quick runs, and no longer after slow ones.
+  known to be quick. This is learned for each message number: a handler starts in the pool, is
+  trusted after a few quick runs, and loses that trust by slow ones.
 - A wrong guess costs speed only. The watch (``block_watch.py``) finds a reader that is stuck in a
   handler after a few milliseconds and tells the handling thread to take over the reading; the stuck
   thread finishes its batch and takes the other role. This is Leader/Followers (Schmidt et al.,
   Pattern-Oriented Software Architecture 2, 2000) with one follower.
 
 The replies to a run of quick handlers are collected and leave together; before a handler not known
-to be quick, and when one of them gets stuck after all, what is there leaves at once.
+to be quick, and when one of them gets stuck after all, the collected replies leave at once.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Dispatcher:
         self._waiting: deque[Wakeup] = deque()  # threads that wait until nothing is pending
         self._closed: bool = False  # batches are not taken any more
         self._discard: bool = False  # ... and those that wait are not run
-        self._seal: bool = False  # the host is to be told once nothing is pending any more
-        self._abandoned: bool = False  # nobody waits for what is still pending
+        self._seal: bool = False  # call the host's `drained` once nothing is pending
+        self._abandoned: bool = False  # pending messages are not waited for
         self._due: bool = False  # whether there may be something to do
         # Its owner has the turn, and owns the fields below. It is reentrant only so that the owner
         # is known. It is waited for by the connection's own threads alone.
@@ -112,9 +112,11 @@ class Dispatcher:
     # -- for the reading role
 
     def dispatch(self, batch: Batch) -> bool:
-        """Run a batch, or queue it; False if meanwhile the other thread has taken over the reading.
+        """Run a batch, or queue it. Blocks while the inbox is full.
 
-        The caller then owes a call of `handle`. Blocks while the inbox is full.
+        Returns:
+            False if the other thread has taken over reading meanwhile; the caller must then call
+            `handle`.
         """
         application = self._application.find()
         if application is None:
@@ -123,8 +125,8 @@ class Dispatcher:
         turn.acquire()
         runner = self.runner
         if self._pending and not runner.stuck and runner.trusts(application, batch[0][0]):
-            # What runs elsewhere is about to end: once this thread has to queue, it would have to
-            # for as long as messages keep coming, and a moment's wait ends that.
+            # The other thread is about to become idle. If this one queued the batch, it would have
+            # to queue all later ones as well while messages keep coming; a short wait avoids that.
             self._release()
             self._wait_idle(GRACE)
             turn.acquire()
@@ -150,7 +152,7 @@ class Dispatcher:
         return self._end_inline(rest)
 
     def _end_inline(self, rest: Batch) -> bool:
-        """See to what was left or came up while the reader ran a batch. Has, and ends, the turn."""
+        """Queue what was left or arrived while the reader ran a batch. Has, and ends, the turn."""
         relieved, self._relieved = self._relieved, False
         if relieved:
             # The batch counted as pending from then on; what is left of it is to be run here,
@@ -217,9 +219,9 @@ class Dispatcher:
         """Take no more batches. Any thread may call it, also again.
 
         Args:
-            discard: forget what waits; only what runs now is finished. Otherwise, when all that was
-                taken has been handled, the host is told that it is `DispatchHost.drained`: maybe at
-                once, in this thread, and maybe more than once.
+            discard: forget what waits; only the running handler is finished. Otherwise
+                `DispatchHost.drained` is called when all accepted messages have been handled:
+                maybe at once, in this thread, and maybe more than once.
         """
         self._closed = True
         if discard:
@@ -236,7 +238,7 @@ class Dispatcher:
         return not self._busy
 
     def abandon(self) -> None:
-        """Have nobody wait for handlers that do not end. Any thread may call it."""
+        """Stop waiting for handlers that do not return. Any thread may call it."""
         self._closed = self._discard = self._abandoned = True
         self.runner.discard()
         self._settle()
@@ -263,7 +265,7 @@ class Dispatcher:
         self.runner.recover(self._application.find())
 
     def renew_turn(self) -> None:
-        """In a child process: nobody has the turn."""
+        """In a child process: no thread has the turn."""
         self._turn = threading.RLock()
 
     def after_fork(self) -> None:
@@ -288,7 +290,7 @@ class Dispatcher:
         """Whether the reading thread runs handlers, so that nothing is read meanwhile."""
         return self._inline and not self._relieved
 
-    # -- taking turns: as in the send queue, nobody waits to have something done
+    # -- taking turns: as in the send queue, no call waits to have something done
 
     @property
     def _busy(self) -> bool:
@@ -446,7 +448,7 @@ class Dispatcher:
             return
         try:
             if not turn.acquire(False):
-                return  # the next look will do; nobody has the turn for long
+                return  # the next look will do; the turn is never held for long
             self.runner.note_stuck()  # before it may enter again
             start = False
             if self._inline and not self._relieved:

@@ -50,7 +50,7 @@ class Reporter:
         # The count, made with the first error, as most connections have none. Should two threads
         # make one, the first in the list counts.
         self._errors: list[AtomicInt64] = []
-        # Owned by who handles messages, one at a time.
+        # Owned by the thread that handles messages.
         self._undefined: set[int] = set()
         self.undefined: int = 0
         #: Called with the first number that is not registered, if the log does not say so.
@@ -68,7 +68,7 @@ class Reporter:
 
         A bug of the decoder's is an error of the application's; all else is the peer's fault or the
         network's. The cause's text is left out above TRACE: it may quote what the peer has sent, as
-        that of ``int()`` does. What TLS has raised, the reason tells; where, nobody wants to know.
+        that of ``int()`` does. For an error of TLS the reason says enough.
         """
         cause, tell = error.__cause__, self.log()
         if cause is None or isinstance(cause, ssl.SSLError):
@@ -180,7 +180,7 @@ class _Noticed:
 
 
 class _Place:
-    """Where an exception was raised; formatted only if somebody keeps the line."""
+    """Where an exception was raised; formatted only if a sink keeps the line."""
 
     __slots__ = ("_error",)
 

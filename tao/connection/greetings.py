@@ -1,9 +1,9 @@
 """Calling ``on_connect`` and ``on_close``: one of the latter for each of the former that agreed.
 
-That holds whatever a signal handler or another thread raises in between. That an ``on_close`` is
-owed is noted in the same step of the interpreter in which ``on_connect`` returns; that it is not
-owed any more, in the step in which ``on_close`` begins: `map` and the like call them without a
-bytecode of this module before or after.
+This holds whatever a signal handler or another thread raises in between. An ``on_close`` becomes
+owed in the same step of the interpreter in which ``on_connect`` returns, and ceases to be owed in
+the step in which ``on_close`` begins: `map` and the like call them without a bytecode of this
+module before or after.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tao.connection.slow_handlers import Watcher, telling_if_long
 
 __all__ = ["Greetings", "GreetingsHost"]
 
-# So many times ``on_close`` is called if exceptions from outside keep it from beginning.
+# How often a call of ``on_close`` is attempted if exceptions from outside keep it from beginning.
 _TRIES = 3
 
 
@@ -70,7 +70,7 @@ class Greetings:
         deque(map(callback, compress((conn,), map(deque.pop, (self._owed,)))), maxlen=0)
 
     def _call(self, what: str, make: Callable[..., None]) -> bool:
-        """Have the call of ``on_connect`` or ``on_close`` made; False if there is none to call."""
+        """Call ``on_connect`` or ``on_close`` by ``make``; return False if there is no callback."""
         host, application = self._host, self._host.application.find()
         callback = None if application is None else getattr(application, what)
         if application is None or callback is None:

@@ -1,9 +1,9 @@
-"""Calling the handlers of one connection: batch by batch, on whatever thread has that to do.
+"""Calling the handlers of one connection, batch by batch, on the thread that handles.
 
-How quick a handler is, is learned here (``handler_trust.py``), and with it which handlers the
+Here is learned how quick each handler is (``handler_trust.py``), and thus which handlers the
 reading thread may run itself. The replies to a run of quick handlers are collected and leave
-together; before a handler not known to be quick, and when one of them gets stuck after all, what is
-there leaves at once.
+together. They leave at once before a handler that is not known to be quick, and when a handler gets
+stuck.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RunnerOwner(Protocol):
 
 
 class HandlerRunner:
-    """Calls handlers, one at a time. What is not noted otherwise is for the thread that does so.
+    """Calls handlers, one at a time. Unless noted otherwise, methods are for the handling thread.
 
     Args:
         host: the connection's core.
@@ -95,8 +95,8 @@ class HandlerRunner:
         self.stuck: bool = False
         #: Whether a handler's write has found the send queue more than half full, see `held_back`.
         self.replies_wait: bool = False
-        # Whether there is something to see to after the present handler: it was stuck, or the send
-        # queue is more than half full. Set by any thread.
+        # Whether to stop and look after the present handler: it was stuck, or replies wait. Set by
+        # any thread.
         self._halt: bool = False
         # Owned by the watch: what it saw last, as (_runs, messages left), and since when.
         self._seen: tuple[int, int] = (0, 0)
@@ -117,9 +117,9 @@ class HandlerRunner:
     def held_back(self) -> bool:
         """Whether the next message has to wait, as replies do.
 
-        Only what handlers of this connection have written counts. If a message had to wait for what
-        other threads write, two ends that send to each other without a pause would both stop
-        reading, for ever.
+        Only messages written by handlers of this connection count. If a message had to wait for
+        those of other threads, two ends that send to each other without a pause would both stop
+        reading for ever.
         """
         if self.replies_wait and not self._send_queue.crowded:
             self.replies_wait = False
@@ -260,9 +260,9 @@ class HandlerRunner:
     ) -> float:
         """Learn from a group that was run; return the time now.
 
-        The time that counts is the clock's, less what was spent sending, where others may have
-        taken the interpreter lock. In the histogram each message of the group counts as the mean
-        of all, except one that blocks: since when, the watch knows to a few milliseconds.
+        Time spent sending does not count, as other threads may have taken the interpreter lock
+        then. In the histogram each message of the group counts with the mean of all, except one
+        that blocks: the watch knows its start to a few milliseconds.
         """
         now = monotonic() - self._send_queue.transmitter.send_time
         elapsed = now - started
@@ -281,7 +281,7 @@ class HandlerRunner:
             mean = note(self._latencies, entry, elapsed, count, blocked)
             learn(entry, mean, stuck, self._watch.lateness)
         if number is not CALL:
-            self.handled += count  # last, so that whoever sees it finds the rest as well
+            self.handled += count  # last, so that a reader of it finds the rest updated
         return now
 
     # -- for the watch
@@ -305,7 +305,7 @@ class HandlerRunner:
     def progress(self) -> tuple[int, int]:
         """How far it is: the batches begun, and the messages left of the present one.
 
-        How far a batch is, its iterator knows: nobody has to count for it.
+        The batch's iterator knows its position, so no counting is needed.
         """
         return self._runs, length_hint(self._messages)
 

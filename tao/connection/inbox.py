@@ -10,7 +10,7 @@ from tao.wire.codec import Batch
 
 __all__ = ["CALL", "STOP", "TAKE_OVER", "Inbox"]
 
-#: In place of a message number: who gets this is to take over the reading.
+#: In place of a message number: the thread that gets this takes over reading.
 TAKE_OVER: Any = object()
 #: In place of a message number: a function is to be called, a timer's callback.
 CALL: Any = object()
@@ -33,7 +33,7 @@ class Inbox:
     def __init__(self, limit: int) -> None:
         self._limit: int = limit
         self._batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
-        self._put: int = 0  # messages ever put; written by whoever has the dispatcher's turn
+        self._put: int = 0  # messages ever put; written by the thread that has the turn
         self._taken: int = 0  # messages ever taken; written by the handling thread
         self._unbound: bool = False
         # Replaced by each thread that waits for room, which is one at a time.
@@ -75,6 +75,6 @@ class Inbox:
                 room.wait()
 
     def unbind(self) -> None:
-        """Let the last batch in: who waits for room would wait for a handler that never returns."""
+        """Have room from now on: a waiting reader would wait for a handler that never returns."""
         self._unbound = True
         self._room.set()

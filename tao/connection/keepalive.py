@@ -102,7 +102,7 @@ class KeepAlive:
         # When the connection was made, by the monotonic clock and by the time of day.
         self._made: tuple[float, float]
         self.set_time()
-        # Likewise of what last came, as somebody was told. Replaced in one step by any thread.
+        # The same of the last receive, as last returned to a caller. Replaced in one step.
         self._last_told: tuple[float, float] = 0.0, 0.0
 
     def set_time(self) -> None:

@@ -1,8 +1,9 @@
 """The life of a connection as a state machine: its phases, and what moves it from one to another.
 
 No I/O, no threads, no clock. `TRANSITIONS` is the whole machine; `after` applies one event to a
-`Status`; `Lifecycle` holds the status that counts. The parts of a connection are told through
-their own methods; none of them works out from fields of another whether the connection is open.
+`Status`; `Lifecycle` holds the present status. The parts of a connection are told of changes
+through their own methods; none of them infers from fields of another whether the connection is
+open.
 
 ::
 
@@ -30,7 +31,7 @@ __all__ = ["TRANSITIONS", "Event", "Lifecycle", "Phase", "Status", "after"]
 
 
 class Phase(enum.Enum):
-    """Where in its life a connection is."""
+    """The phase that a connection is in."""
 
     NEW = "new"
     CONNECTING = "connecting"
@@ -45,7 +46,7 @@ class Phase(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What moves a connection on."""
+    """What moves a connection to another phase."""
 
     DIAL = enum.auto()  # a client begins to connect
     ATTACH = enum.auto()  # there is a transport
@@ -83,7 +84,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
 
 
 class Status(NamedTuple):
-    """All that is known of the life of a connection at one moment. It never changes."""
+    """The state of a connection at one moment; immutable."""
 
     phase: Phase = Phase.NEW
     #: Why it ends, once it does: the first reason given.
@@ -102,7 +103,7 @@ class Status(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        """Whether what the peer still sends is of no use: it is only waited for the end."""
+        """Whether further data from the peer is discarded, as only the end is awaited."""
         return self.close_reason is not None or self.disconnect_reason is not None
 
 
@@ -135,15 +136,15 @@ def after(status: Status, event: Event, reason: str | None = None) -> Status:
 class Lifecycle:
     """The status of one connection.
 
-    Any thread may call any method at any moment, a signal handler or a finalizer too: a status is
-    replaced in one step, and nobody waits.
+    Any thread may call any method at any moment, also in a signal handler or a finalizer: a status
+    is replaced in one step, and no call waits.
     """
 
     __slots__ = ("_status", "ended")
 
     def __init__(self) -> None:
         self._status: AtomicReference[Status] = AtomicReference(Status())
-        #: As `Status.ended`, for the reading thread, which asks with each receive.
+        #: The same as `Status.ended`, for the reading thread, which reads it with each receive.
         self.ended: bool = False
 
     @property

@@ -11,7 +11,7 @@ A message that has begun must be whole in time, whatever else comes: a peer that
 and then is not idle, but holds a place for nothing (R. Hansen's "Slowloris", 2009). The clock is
 set while the decoder says that it holds a part of one. As with the other clocks it is not set anew
 for each message: when it is due it looks since when the present one has been waited for. Time in
-which this side does not read counts for nobody.
+which this side does not read does not count.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Reader:
 
     def __init__(self, conn: ReadingHost, settings: Settings) -> None:
         self._conn = conn
-        # What the decoder has raised, until who goes on in the role has told the connection.
+        # What the decoder has raised, until the thread that reads on reports it to the connection.
         self._broken: BaseException | None = None
         #: What limits the peer, or None if no option does.
         self.intake: Intake | None = intake_for(conn, settings)
@@ -66,7 +66,7 @@ class Reader:
         self._recv_size: int = min(_RECV_LEAST, self._recv_most)
         #: When something last came, monotonic.
         self.last_received: float = monotonic()
-        #: Called with each batch before it is dispatched, if not None; whoever sets it clears it.
+        #: Called with each batch before it is dispatched, unless it is None.
         self.on_batch: Callable[[Batch], object] | None = None
         self.bytes_in: int = 0
         self.discarded: int = 0  #: bytes that came when the connection was ending
@@ -129,7 +129,7 @@ class Reader:
                 self._break()
 
     def _break(self) -> None:
-        """Give the peer up, after what came before the error."""
+        """Report what the decoder raised, once the messages before it are dispatched."""
         broken, self._broken = self._broken, None
         if broken is not None:
             self._conn.protocol_error(broken)
@@ -140,7 +140,7 @@ class Reader:
         return 0 if application is None else getattr(application.decoder, "pending", 0)
 
     def _check_end(self) -> None:
-        """See whether the peer may end the stream here; if it is this side that did, it may."""
+        """Have the decoder check that the stream may end here, unless this side has ended it."""
         conn, application = self._conn, self._conn.application.find()
         end = None if application is None else getattr(application.decoder, "end", None)
         if end is None or conn.lifecycle.status.ended or conn.send_queue.error is not None:

@@ -41,11 +41,11 @@ class RolesHost(Protocol):
 
 
 class Roles:
-    """Starts and names the threads, and has them play their roles. Any thread may call it.
+    """Starts, names and runs the threads of a connection. Any thread may call it.
 
     Args:
         host: the connection's core.
-        label: what the threads of this connection are called by.
+        label: the part of the threads' names that identifies the connection.
         cpus: the processors that they may run on; None: any.
     """
 
@@ -72,7 +72,7 @@ class Roles:
         """Return a new thread of this connection, which is not started yet.
 
         Args:
-            failed: called with what has kept the thread from its work.
+            failed: called with an exception that keeps the thread from its work.
         """
         thread = spawn(target, *args, name=self.name(role), cpus=self._cpus, failed=failed)
         self.threads.append(thread)
@@ -137,7 +137,7 @@ class Roles:
         return True if self._host.renew() else None
 
     def struck(self, error: BaseException) -> None:
-        """End the connection, as a thread that had to read or handle was kept from it."""
+        """End the connection, as an exception kept a thread from its role."""
         if not self._host.finished.is_set():
             self._host.collapse(error)
             self._host.finish()

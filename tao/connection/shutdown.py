@@ -1,4 +1,4 @@
-"""The end of a connection, seen to: it comes in order if it can, and in time in any case."""
+"""The clock of a closing connection: it ends gracefully if possible, and in time in any case."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tao.transport.stream import Transport
 
 __all__ = ["EndClock"]
 
-# How long a peer that was told the end may take to close as well, in seconds: one elsewhere, and a
-# silent one on this machine.
+# How long a peer may take to close after our FIN, in seconds: a remote peer, and a silent one on
+# this machine.
 _LINGER, _LINGER_NEAR = 1.0, 0.05
 
 
@@ -39,14 +39,14 @@ class EndClockHost(Protocol):
 
 
 class EndClock:
-    """Cuts a connection off that does not end by itself; runs on the timing wheel's thread.
+    """Aborts a connection that does not end by itself; runs on the timing wheel's thread.
 
-    A peer that has been told the end, and does not close as well, is cut off before the deadline,
-    once its machine has all that was sent. It is given a second for that, as it may be about to
-    send something, a heartbeat say: a socket that is closed answers that with a reset, and there
-    are systems that forget then what was received and not yet read. Linux is not one of them: who
-    has received the end reads all that came before it, and then the end, whatever comes after. So
-    where the peer's machine is this one, and it runs Linux, nobody has to wait for that.
+    A peer that does not close after our FIN is cut off before the deadline, once its machine has
+    acknowledged everything. It is given a second, as it may be about to send something, such as a
+    heartbeat: a closed socket answers that with a reset, and on some systems a reset discards
+    received data that was not read yet. Linux does not: a peer that has received the FIN reads
+    everything before it, and then the end, whatever arrives later. So there is no need to wait if
+    the peer is on this machine, and the machine runs Linux.
 
     Args:
         conn: the connection.
@@ -56,15 +56,15 @@ class EndClock:
 
     def __init__(self, conn: EndClockHost) -> None:
         self._conn = conn
-        # Those of all calls of start, of which the first to come counts.
+        # The deadlines of all calls of start; the earliest counts.
         self._deadlines: list[Deadline] = []
-        # Owned by whoever looks, on the wheel's thread but for the last time.
+        # Owned by the thread that looks: the wheel's, except for the last look.
         self._step: float = _LINGER_NEAR  # until the next look
-        self._told: float | None = None  # when the peer was found to have been told the end
+        self._told: float | None = None  # when the FIN was found to have been sent
 
     @property
     def deadline(self) -> Deadline | None:
-        """When the orderly end has to be over; None: it has not begun."""
+        """When the graceful end must be over; None: it has not begun."""
         first: Deadline | None = None
         for deadline in list(self._deadlines):
             if first is None or deadline.before(first):
@@ -72,7 +72,7 @@ class EndClock:
         return first
 
     def start(self, timeout: float) -> None:
-        """Grant the end ``timeout`` seconds, or what is left of those granted before."""
+        """Allow ``timeout`` seconds from now, unless an earlier deadline is set."""
         deadline = Deadline(timeout)
         self._deadlines.append(deadline)
         self._step = _LINGER_NEAR
@@ -82,14 +82,14 @@ class EndClock:
             self._look_later()
 
     def _look_later(self) -> None:
-        """Look again after a while, which is longer each time, but not longer than need be."""
+        """Look again after an interval that grows with each look, within the deadlines."""
         step, self._step = self._step, min(2 * self._step, _LINGER)
         told, deadline = self._told, self.deadline
         if told is not None and (left := told + _LINGER - monotonic()) > 0:
             step = min(step, left)
         if deadline is not None and (remaining := deadline.remaining()) is not None:
             step = min(step, remaining)
-        # The peer is another program, and lives by real time.
+        # The peer is another program, so real time counts, whatever kind of wheel this is.
         self._conn.timers.set_clock("end", step, self._look, real=True)
 
     def _look(self) -> None:
@@ -105,7 +105,7 @@ class EndClock:
         self._look_later()
 
     def _has_lingered(self, told: float) -> bool:
-        """Tell whether the peer has all, and had the time that it needs."""
+        """Whether the peer has received everything, and had time enough to close."""
         conn, waited = self._conn, monotonic() - told
         transport = conn.transport
         if transport is None or waited < _LINGER_NEAR:
@@ -117,7 +117,7 @@ class EndClock:
 
 
 def _tell_what_is_dropped() -> None:
-    """At the end of the process: log what its connections have not done."""
+    """When the process ends: log what its connections leave undone."""
     for tally in tallies():
         conns = list(tally.living())
         unhandled = sum(conn.unhandled for conn in conns)

@@ -1,11 +1,13 @@
 """Handlers that run now, and those that run for too long.
 
-Who runs a handler notes nothing for this: that would be done for every message. What runs where is
-read from the stacks of the threads (``sys._current_frames``), when somebody asks, or when a handler
-is told of. For how long is known to the watch (``block_watch.py``), to a few milliseconds.
+Running a handler records nothing for this, as that would cost time with every message. What runs
+where is read from the stacks of the threads (``sys._current_frames``) when it is asked for, or when
+a slow handler is reported. How long it has been running, the watch (``block_watch.py``) knows to a
+few milliseconds.
 
-Without the interpreter lock nobody may look: the stack of a thread that runs changes meanwhile, and
-the interpreter crashes (its manual warns of it, under "free threading"). There nothing is told.
+Without the interpreter lock the stacks must not be read: they change while their threads run, and
+the interpreter crashes (its manual warns of this under "free threading"). There nothing is
+reported.
 """
 
 from __future__ import annotations
@@ -176,7 +178,7 @@ def _stack(top: FrameType | None, end: FrameType | None) -> str:
 class OverdueWatch:
     """Looks after the handlers that a `BlockWatch` has found to block. All on the wheel's thread.
 
-    Each has an option ``handler_warn_after``; after that it is told of, once.
+    A handler that runs for longer than the option ``handler_warn_after`` is reported, once.
 
     Args:
         wheel: what it looks on.
@@ -184,8 +186,8 @@ class OverdueWatch:
 
     def __init__(self, wheel: weakref.ref[TimingWheel]) -> None:
         self._wheel = wheel
-        # Connections that run something that blocks, maybe not any more; and whether it was told
-        # of. They are held weakly: when the wheel stops, nobody looks after them any more.
+        # Connections with a handler that blocks, or did at the last look, and whether it was
+        # reported. They are held weakly: when the wheel stops, they are not looked at any more.
         self._told: weakref.WeakKeyDictionary[Watcher, bool] = weakref.WeakKeyDictionary()
         self._armed: bool = False
         self._next: int = 0  # the id of the next look, the highest

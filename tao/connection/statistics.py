@@ -161,7 +161,7 @@ class Tally:
         self._accept_delays = AtomicInt64()
 
     def publish(self) -> None:
-        """Have it shown by those who look at all. Its owner is complete now, and can be asked."""
+        """Include it in `tallies`. Its owner must be completely set up by now."""
         _all[weakref.ref(self, _all.pop)] = None
 
     def established(self, conn: Counting) -> None:

@@ -54,11 +54,11 @@ class TeardownHost(Protocol):
 
 
 class Teardown:
-    """Sees handlers, writer and peer off, and frees what the connection has.
+    """Waits for handlers, writer and peer, and frees the resources of a connection.
 
     Args:
         host: the connection's core.
-        drain_timeout: seconds that sending may take if nobody has limited it.
+        drain_timeout: seconds that sending may take if no deadline is set.
     """
 
     __slots__ = ("_drain_timeout", "_finisher", "_host", "_told")
@@ -71,10 +71,10 @@ class Teardown:
         self._told: bool = False  # what will not be sent has been logged
 
     def finish(self) -> None:
-        """Take the last steps; if that is interrupted, it may be called again.
+        """Take the last steps. If it is interrupted, it may be called again.
 
-        A thread that was relieved of the reading, and interrupted before it knew, may come here
-        too; only the first takes the steps.
+        A thread whose reading role was taken over may get here as well, if it was interrupted
+        before it noticed; only the first thread takes the steps.
         """
         me = threading.get_ident()
         try:
@@ -117,7 +117,7 @@ class Teardown:
         return idle
 
     def _tell_of_rest(self, frames: int, size: int) -> None:
-        """Tell of what will not reach the peer."""
+        """Report messages and bytes that will not reach the peer."""
         host = self._host
         if frames:
             reason = host.lifecycle.close_reason
@@ -128,5 +128,5 @@ class Teardown:
             )
 
     def after_fork(self) -> None:
-        """In a child process: what waits there is the parent's to send."""
+        """In a child process: report nothing, as the parent sends what waits."""
         self._told = True

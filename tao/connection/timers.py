@@ -164,7 +164,7 @@ class TimerSet:
             self._raise_if_closed()
             return timer_id
         except BaseException as error:
-            # Whoever does not learn of the timer must not have it either.
+            # A caller that does not get the timer's id must not leave a timer behind.
             self._wheel.cancel(timer_id)
             self._timers.pop(timer_id, None)
             self._drop_callback(timer_id)
@@ -190,7 +190,7 @@ class TimerSet:
         return None if application is None else application.timers.pop(timer_id, None)
 
     def close(self, reason: str) -> None:
-        """Cancel the user's timers and take no more; clocks go on, for the end to be in order."""
+        """Cancel the user's timers and accept no more; clocks run on, for a graceful end."""
         if self._closed is None:
             self._closed = reason
         for timer_id in list(self._timers):
@@ -198,7 +198,7 @@ class TimerSet:
 
     def end(self) -> None:
         """Cancel all that is left."""
-        self.close("closed")  # whoever begins the end may not have come to that yet
+        self.close("closed")  # the thread that began to close may not have done so yet
         self._over = True
         for clock in list(self._clocks.values()):
             timer = clock.get()
