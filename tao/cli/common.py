@@ -63,7 +63,7 @@ Address = tuple[str, int] | str
 
 # The most that is taken for a count, and for seconds: 30 years, which any clock can wait for.
 _MOST_COUNT, _MOST_SECONDS = 10**15, 1e9
-# How much is repeated of what somebody has typed, in characters.
+# How much of the user's input an error message repeats, in characters.
 _LONGEST_QUOTE = 60
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -154,7 +154,7 @@ def parse_address(text: str) -> Address:
         raise argparse.ArgumentTypeError(f"write [{host}]:{port} for an IPv6 address and a port")
     number = parse_port(port)
     if not number:
-        raise argparse.ArgumentTypeError("nobody listens at port 0")
+        raise argparse.ArgumentTypeError("port 0 is not an address to connect to")
     return host or "127.0.0.1", number
 
 
@@ -184,7 +184,7 @@ def parse_whole(text: str, least: int, most: int, wanted: str) -> int:
 
 
 def quoted(text: str) -> str:
-    """Return what somebody has typed, as part of a line that says what is wrong with it."""
+    """Return the user's input for an error message."""
     return repr(text) if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]!r}..."
 
 

@@ -1,7 +1,7 @@
 """``tao --print-completion SHELL``: what makes a shell complete commands and options.
 
 The scripts are written from the parser, so they know what it knows, and nothing of tao runs while
-somebody types.
+the user types.
 """
 
 from __future__ import annotations

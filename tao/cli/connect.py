@@ -49,7 +49,7 @@ _QUEUE = 16
 _PATIENCE = 30.0
 # How long the end may take, for what waits to be sent, in seconds.
 _DRAIN = 2.0
-# How often the main thread is told that the connection is lost, in seconds.
+# How often the main thread looks whether the connection is lost, in seconds.
 _NUDGE = 0.1
 
 _HELP = """\
@@ -100,7 +100,7 @@ class _Console:
         self._reason: str | None = None  # why the connection is over
         self._silent: bool = True  # no message has ever come
         self._told: bool = False  # that the connection is over, or no need to know any more
-        self._unheard: bool = False  # nobody reads the output any more
+        self._unheard: bool = False  # the reader of the output has gone
 
     def talk(self, tls: ssl.SSLContext | None) -> int:
         """Connect, and read lines until the end of input; return the exit status."""
@@ -245,7 +245,7 @@ class _Console:
         try:
             readline.read_history_file(file)
         except OSError:
-            pass  # there is none yet, as a rule; if it cannot be written, that is told below
+            pass  # usually there is none yet; a failure to write it is reported below
         try:
             yield
         finally:

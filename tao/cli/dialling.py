@@ -21,7 +21,7 @@ def reach(address: Address, timeout: float) -> socket.socket:
     address that it has.
 
     Raises:
-        OSError: nobody is there, or not in time; the text says why.
+        OSError: no connection, or none in time; the text says why.
         ValueError: it is no address.
     """
     options = ClientSettings(connect_timeout=timeout)

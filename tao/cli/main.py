@@ -2,7 +2,7 @@
 
 Each command is a module of its own, imported when it is asked for. What is wrong with the call is
 said in one line on stderr, and the exit status is 2; what could not be done, likewise, is 1. Ctrl-C
-ends quietly with 130, but a server in order, with 0. ``tao COMMAND --help`` tells more.
+ends quietly with 130; a server shuts down gracefully, with 0. See ``tao COMMAND --help``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has gone; Python would complain at the end that it cannot flush.
+        # The reader of the output has gone; Python would complain at exit that it cannot flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
 

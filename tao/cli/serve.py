@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         return _serve(options, link)
     except KeyboardInterrupt:
-        # Handlers may be running still; nobody wants to wait for them any more.
+        # Handlers may still be running; they are not waited for any longer.
         complain("ended at once")
         leave(INTERRUPTED)
 

@@ -42,7 +42,7 @@ class Raw(NamedTuple):
 
 
 class RawCodec(TypeLengthValueCodec):
-    """The default framing for who wants to see the messages rather than to have them handled.
+    """The default framing, for a program that looks at messages instead of handling them.
 
     Args:
         came: called with each message as it comes, by the connection's reading thread.
@@ -55,7 +55,7 @@ class RawCodec(TypeLengthValueCodec):
         self._beat = beat
 
     def decoder(self, registry: Registry) -> Any:
-        """Return a decoder that hands every message to ``came``, and on to nobody."""
+        """Return a decoder that passes every message to ``came``, and appends none."""
         return RawDecoder(self._came, self.max_bytes)
 
     def heartbeat(self, nanoseconds: int) -> bytes:
@@ -161,7 +161,7 @@ def _shown(value: bytes, limit: int) -> str:
 
 
 def _made(deserialize: Callable[[bytes], Any], value: bytes) -> str:
-    """Show what somebody's code makes of a value."""
+    """Return the text that an application's code makes of a value."""
     try:
         message = deserialize(value)
         text = _repr(message)

@@ -131,8 +131,7 @@ class ConnectionCore:
         self.unsent: int = 0  #: messages for transports that were lost, never to be sent
         self.left_over: int = 0  #: ... and those that waited in the end
         self.was_cut_off: bool = False  #: whether it was aborted, as it did not end in time
-        # How many frames were sent when a handler's write last timed out.
-        self._waited_in_vain: int = -1
+        self._waited_in_vain: int = -1  # frames sent when a handler's write last timed out
         #: Bytes that were on their way to the peer when it was cut off.
         self.in_flight: int = 0
         self.keep_alive = KeepAlive(self, settings)

@@ -1,7 +1,7 @@
 """From the head of an HTTP request to the answer, as bytes: no socket, no waiting.
 
 Guarantee: `respond` always returns an answer. What fails in a page is logged with its traceback and
-answered with 500, so that whoever asks is not left with a closed connection and no reason.
+answered with 500, so that the client gets a reason and not just a closed connection.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Pages(Protocol):
         ...
 
     def join_stream(self) -> bool:
-        """Reserve a place among those who get events; False: there is none."""
+        """Reserve a place for a subscriber to events; return False if there is none."""
         ...
 
     def leave_stream(self) -> None:

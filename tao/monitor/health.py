@@ -42,7 +42,7 @@ def health(query: Mapping[str, str]) -> Answer:
 
 
 def _health_of(port: str, servers: list[Snapshot]) -> Answer:
-    """Tell whether somebody listens at a port."""
+    """Whether a port is listened at."""
     if not (port.isascii() and port.isdigit() and len(port) <= 5):
         return Answer(400, TEXT, "port is a number\n")
     there = [each for each in servers if any(_port(text) == port for text in _addresses(each))]

@@ -238,7 +238,7 @@ class HttpServer:
             self._closing.wait(_BACKOFF)
 
     def _turn(self) -> None:
-        """Wait for something to happen, and see to it."""
+        """Wait for events, and handle them."""
         now = time.monotonic()
         poll = select.poll()
         poll.register(self._woken, select.POLLIN)
@@ -433,7 +433,7 @@ class HttpServer:
             logger.warning("{}: no news: {}", self._name, explain(error))
 
     def _tell(self, news: Reply | None) -> None:
-        """Send an event to all that have read the one before; None: to nobody any more."""
+        """Send an event to all clients that have read the one before; None: end all streams."""
         for peer in self._streams():
             if news is None:
                 self._drop(peer, "there is no news")  # it may ask why

@@ -1,7 +1,7 @@
 """What the live page is fed with: once a second, what the servers and clients do at that moment.
 
-Nothing runs as long as nobody looks. While somebody does, what is sent is made once a second, by
-the first thread that needs it, and all who look get the same.
+Nothing runs while no page is open. While one is, the update is made once a second, by the first
+thread that needs it, and all pages get the same one.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Feed:
             return self._news
 
     def history(self) -> str:
-        """Return as JSON what the charts of one who looks from the start on would show."""
+        """Return as JSON the history that the charts of a new page begin with."""
         with self._lock:
             return as_json(list(self._history))
 
@@ -141,7 +141,7 @@ class Feed:
         window = next(each for each in kept if now - each.when <= _WINDOW + PERIOD / 2)
         for each in kept:
             if each.when < window.when:
-                each.cells = {}  # nobody compares with those any more
+                each.cells = {}  # not compared with any more
         recent = {
             key: difference(cells, dense(window.cells.get(key, {})))
             for key, cells in end.cells.items()

@@ -12,7 +12,7 @@
 - ``/healthz``: whether this process serves, see `tao.monitor.health`.
 
 A server or client is shown as long as the program refers to it. What messages say is shown nowhere.
-Whoever can connect can read all this, so the monitor listens at localhost unless told otherwise.
+Every client that can connect can read all this, so the monitor listens at localhost by default.
 Nobody can hold it up, see `tao.monitor.http`; so many may look at the live page, and the next is
 told so.
 """
@@ -122,7 +122,7 @@ class _Site:
         self.local: bool = local
         self.feed = Feed()
         self._rate = _Rate(_handled(_snapshots()))
-        # What entitles to a place among those who look at the live page.
+        # Tokens for the places of open live pages.
         self._places: deque[None] = deque([None] * _STREAMS)
 
     def page(self, path: str, query: Mapping[str, str]) -> Answer:
@@ -150,7 +150,7 @@ class _Site:
         return _event(self.feed.news())
 
     def join_stream(self) -> bool:
-        """Reserve a place among those who look at the live page; False: there is none."""
+        """Reserve a place for a live page; return False if there is none."""
         try:
             self._places.pop()
         except IndexError:
@@ -163,7 +163,7 @@ class _Site:
 
 
 class _Rate:
-    """How fast a count grows, for whoever reads it whenever. Any thread may call it."""
+    """The rate at which a count grows. Any thread may read it, at any time."""
 
     def __init__(self, count: int) -> None:
         # When, and what; the first is the newest that fills the window.

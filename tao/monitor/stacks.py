@@ -23,7 +23,7 @@ _ROLES = (
     ("tao-timing-wheel", "runs timers, heartbeats and timeouts"),
     ("tao-stopper", "stops a server"),
     ("tao-after-cancel", "runs what after_cancel was given"),
-    ("tao-monitor", "answers who looks at this"),
+    ("tao-monitor", "serves the monitor's pages"),
 )
 
 

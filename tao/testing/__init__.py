@@ -3,7 +3,7 @@
 - `serving` and `running` have a server run for the length of a ``with`` block.
 - `RecordingClient` talks to it, keeps what comes, and says what came instead.
 - `memory_pair` connects a client and a server without sockets.
-- `Clock` is a clock that the test advances: nobody waits for a heartbeat.
+- `Clock` is a clock that the test advances: no test waits for a heartbeat.
 - `FaultProxy` sits between the two and breaks connections in any way they can break.
 
 With pytest the fixtures ``tao_server``, ``tao_client``, ``tao_clock`` and ``tao_no_leaks`` are

@@ -1,4 +1,4 @@
-"""A clock that a test advances, so that nobody waits for heartbeats, timeouts, timers and back-off.
+"""A clock that a test advances instead of waiting for heartbeats, timeouts, timers and back-off.
 
 It is a timing wheel that is turned by hand. Servers and clients that come to life while it is in
 force take it for theirs. What stamps the hot path sets (when bytes last came, when some were last
@@ -107,7 +107,7 @@ class Clock(TimingWheel):
                 self._changed.wait_for(lambda: self._advancer.setdefault("thread", me) == me)
                 self._turned.rebuild(
                     self._timers
-                )  # somebody may have been interrupted at its work on the heap
+                )  # a thread may have been interrupted while it changed the heap
                 target = self._time + seconds
                 while self._go_on(target):
                     self._wait_for_calls(patience)
@@ -187,7 +187,7 @@ class Clock(TimingWheel):
             raise
 
     def _tell(self, due: float, timer_id: int) -> None:
-        self._turned.add(due, timer_id)  # it is turned by who advances it
+        self._turned.add(due, timer_id)  # the thread that advances the clock turns it
 
     # -- inside
 

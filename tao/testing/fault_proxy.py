@@ -113,7 +113,7 @@ class FaultProxy:
         self._switching = threading.Lock()
         self._listener: Listener | None = None
         self._hang_up: bool = False
-        # Keeps the port while nobody listens there.
+        # Keeps the port while it is not listened at.
         self._place = socket.socket()
         self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._place.bind(("127.0.0.1", 0))
@@ -132,10 +132,10 @@ class FaultProxy:
         return len(self._links)
 
     def refuse(self, hang_up: bool = False) -> None:
-        """Let nobody in until `accept`; connections that exist go on.
+        """Accept no connections until `accept`; existing ones go on.
 
         Args:
-            hang_up: who comes is accepted and reset at once, rather than refused.
+            hang_up: connections are accepted and reset at once, rather than refused.
         """
         with self._switching:
             self._hang_up = hang_up
@@ -151,7 +151,7 @@ class FaultProxy:
                 self._listener.start()
 
     def cut(self) -> None:
-        """End all connections of now in order, as far as the bytes have come."""
+        """End all present connections gracefully, after the bytes that have arrived."""
         for link in self._living():
             link.end()
 
@@ -212,7 +212,7 @@ class FaultProxy:
             # By pairs, because a second thread that is not alive may be about to start.
             alive = [pair for pair in self._threads if any(each.is_alive() for each in pair)]
             self._threads = [*alive, link.threads]
-        if self._hang_up:  # since a moment ago: who says so may have looked for links before this
+        if self._hang_up:  # since a moment ago: `refuse` may have looked for links before this one
             link.end(reset=True)  # type: ignore[unreachable]  # says mypy, but threads
         link.threads[0].start()
 
@@ -249,7 +249,7 @@ class _Link:
         self._left: int = 0  # threads that have left
         self._over: bool = False
         self._reset: bool = False
-        # Readable once it is over; closed, like the others, by who leaves last.
+        # Readable once it is over; closed, like the others, by the thread that leaves last.
         self._bell, self._ring = socket.socketpair()
 
     def pump(
@@ -444,7 +444,7 @@ def _connected_to(target: Target) -> socket.socket:
 
 
 def _close(sock: socket.socket, reset: bool) -> None:
-    """Close a socket, in order or not."""
+    """Close a socket, gracefully or by a reset."""
     try:
         if reset:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

@@ -107,7 +107,7 @@ class _Pipe:
 
 
 class MemoryTransport(Transport):
-    """One end of two pipes; see `Transport` for who calls what.
+    """One end of two pipes; see `Transport` for which thread calls what.
 
     Args:
         inward, outward: what this end reads from, and writes to.

@@ -118,7 +118,7 @@ def open_sockets() -> set[str]:
 
 def _left(look: Callable[[], set[Any]], before: set[Any]) -> set[Any]:
     """Return what is there that was not before, once nothing is or after a while."""
-    # What ends by itself takes a moment to, and nobody tells when: so this looks again and again.
+    # Threads that are ending take a moment, without a signal: so this looks repeatedly.
     never, looks = threading.Event(), int(_PATIENCE / 0.01)
     while (left := look() - before) and looks:
         never.wait(0.01)

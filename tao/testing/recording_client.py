@@ -31,7 +31,7 @@ MessageT = TypeVar("MessageT")
 
 
 class Unregistered:
-    """Stands for a message that came with a number nobody has registered.
+    """Stands for a message that arrived with an unregistered number.
 
     Attributes:
         message_number: the number.
@@ -139,7 +139,7 @@ class RecordingClient:
         self.conn.write_frame(data)
 
     def close(self) -> None:
-        """Close in order and wait for the end. Closing twice is harmless."""
+        """Close gracefully and wait for the end. Closing twice is harmless."""
         self.conn.close()
 
     def __enter__(self) -> RecordingClient:
@@ -152,7 +152,7 @@ class RecordingClient:
 
     @property
     def received(self) -> list[Any]:
-        """All messages that have come so far, in order, but heartbeats."""
+        """All messages that have arrived so far, in order, except heartbeats."""
         with self._changed:
             return list(self._received)
 
@@ -163,7 +163,7 @@ class RecordingClient:
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is over or about to be, whoever closed it."""
+        """Whether the connection is closed or closing, whichever side closed it."""
         return self.conn.closed
 
     @property
@@ -258,7 +258,7 @@ class RecordingClient:
     def _wait_accepted(self, server: Server) -> None:
         """Wait until the server has done all it does before it reads, or has refused."""
         conn, never, deadline = self.conn, threading.Event(), Deadline(PATIENCE)
-        # Nobody tells when, as nobody but a test asks.
+        # There is no signal for this, as only tests need it.
         while conn.connected and not any(
             core_of(each).welcomed and _port(each.remote_address) == _port(conn.local_address)
             for each in server.connections

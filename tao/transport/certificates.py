@@ -1,4 +1,4 @@
-"""Who is trusted and who one is: ``ssl`` contexts with secure defaults, and certificates to try it.
+"""Trust and identity: ``ssl`` contexts with secure defaults, and certificates for development.
 
 What every context made here is:
 
@@ -6,7 +6,7 @@ What every context made here is:
 - A client checks the server's certificate and its hostname, always against some authority.
 - A server given ``client_ca`` accepts only clients that show a certificate of that authority
   (mutual TLS). There is no way to ask for certificates and to accept any.
-- A file that cannot be used is told at once, in one line with its name and its fault: an
+- A file that cannot be used is an error at once, in one line with its name and fault: an
   ``OSError`` if it cannot be read, else a ``ValueError``.
 
 The standard library reads a certificate's key from files only. Where one is made in memory it is
@@ -196,7 +196,7 @@ class Certificate:
     certificate: bytes
     #: Its private key, PEM, not encrypted.
     private_key: bytes = field(repr=False)
-    #: The certificate of who issued it, PEM: what a peer must trust. Its own if self-signed.
+    #: The issuer's certificate, PEM, which a peer must trust. Its own if self-signed.
     authority: bytes
 
     def write(self, certfile: StrPath, keyfile: StrPath) -> None:

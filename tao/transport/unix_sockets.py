@@ -1,7 +1,8 @@
 """Unix sockets that listen, and the files they leave in the file system.
 
-Binding a Unix socket makes a file, which stays when its process is killed: nobody listens there,
-and nobody can bind to it. So a file that is in the way is probed, and replaced if nobody answers.
+Binding a Unix socket makes a file, which stays when its process is killed. Then it has no listener,
+and its path cannot be bound. So a file that is in the way is probed, and replaced if there is no
+answer.
 
 A file is removed only by the server that has made it, which knows it by device and inode: another
 server may have the path by now. The inode of a bound socket is not used again until the socket is
@@ -87,10 +88,10 @@ def bind_unix(sock: socket.socket, address: str, backlog: int) -> SocketFile | N
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket file at ``path`` if nobody listens there any more.
+    """Remove the socket file at ``path`` if it has no listener any more.
 
     Raises:
-        OSError: somebody does, it is no socket, or it cannot be removed.
+        OSError: it has a listener, is no socket, or cannot be removed.
     """
     try:
         found = os.lstat(path)

@@ -185,7 +185,7 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
         ("connect nowhere", "a port is wanted as well, as in nowhere:12345"),
         ("connect nowhere:", "a port is a number from 0 to 65535, not ''"),
         ("connect ::1:80", "write [::1]:80 for an IPv6 address and a port"),
-        ("connect :0", "nobody listens at port 0"),
+        ("connect :0", "port 0 is not an address to connect to"),
         ("connect :1 --ca ca.pem", "--ca needs --tls"),
         ("connect :1 --server-name x", "--server-name needs --tls"),
         ("connect :1 --tls --key key.pem", "--key needs --cert"),
