@@ -544,6 +544,7 @@ def test_the_peer_closes_in_the_midst_of_a_message(open_end: OpenEnd) -> None:
     end = open_end(
         on_close=lambda conn: closed.add(conn.close_reason),
         on_error=lambda conn, error: errors.add(str(error)),
+        on_message=lambda message, conn: None,
     )
     end.peer.sendall(text("whole") + text("torn")[:-1])
     end.peer.close()

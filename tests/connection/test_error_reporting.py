@@ -147,7 +147,7 @@ def test_looking_after_handlers_goes_on_after_an_error(open_end: OpenEnd) -> Non
     wheel = TimingWheel("test-wheel")
     try:
         watch, end = Watch(weakref.ref(wheel)), open_end(handler_warn_after=0.004)
-        watch.add(end.conn._core.dispatcher)
+        watch.add(end.conn._core.runner)
         looks.wait(3)
     finally:
         wheel.stop()

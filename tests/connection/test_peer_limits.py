@@ -313,7 +313,8 @@ def test_too_many_bytes_may_end_the_connection(open_end: OpenEnd) -> None:
 
 def test_who_is_held_back_is_not_idle(open_end: OpenEnd) -> None:
     """While nothing is read because of a rate, the peer cannot be heard."""
-    end = open_end(message_rate=NEVER, message_burst=1, idle_timeout=3600)
+    registry, _ = numbers()
+    end = open_end(registry=registry, message_rate=NEVER, message_burst=1, idle_timeout=3600)
     end.send(number(1) + number(2))
     wait_until(lambda: end.conn._core.gate.paused)
     for _ in range(3):

@@ -368,7 +368,7 @@ def test_a_pair_on_a_running_server() -> None:
 
 def test_a_pair_without_a_server() -> None:
     """Both ends can be written to; a heartbeat is nothing special."""
-    with memory_pair(heartbeat=None) as pair:
+    with memory_pair(heartbeat=None, on_message=lambda message, conn: None) as pair:
         pair.conn.write(Text("x"))
         pair.client.write(Text("y"))
         pair.conn.close()

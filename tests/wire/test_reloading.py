@@ -227,7 +227,7 @@ def test_a_number_can_be_given_back(open_end: Callable[..., End]) -> None:
     """Its messages are skipped from then on, and another class may have it."""
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
-    end = open_end(registry=registry)
+    end = open_end(registry=registry, on_message=lambda message, conn: None)
     registry.unregister(1)
     assert 1 not in registry
     end.send(text("hello"))
