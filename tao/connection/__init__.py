@@ -7,8 +7,8 @@ In order:
 - ``reading.py`` and ``peer_limits.py`` take in bytes, unless ``reading_gate.py`` is closed;
 - ``inbox.py``, ``dispatcher.py``, ``handler_runner.py`` and ``handler_trust.py`` bring messages to
   handlers, watched by ``block_watch.py`` and ``slow_handlers.py``;
-- ``send_queue.py`` sends, with ``backlog.py``, ``send_limits.py``, ``transmitter.py`` and
-  ``writer.py``; ``ticket.py`` tracks one submitted message;
+- ``send_queue.py`` sends: ``intake.py`` and ``send_limits.py`` let frames into ``backlog.py``,
+  ``transmitter.py`` and ``writer.py`` empty it; ``ticket.py`` tracks one submitted message;
 - ``greetings.py`` calls ``on_connect`` and ``on_close``; ``timers.py``, ``keepalive.py``,
   ``shutdown.py`` and ``teardown.py`` see to time and to the end;
 - ``options.py`` has every option (with ``option_fields.py``, ``option_types.py`` and

@@ -114,7 +114,7 @@ class ConnectionCore:
         self.send_queue: SendQueue = self._new_send_queue(keep)
         self.dispatcher: Dispatcher = self._new_dispatcher(run)
         self.runner = self.dispatcher.runner
-        self.send_queue.on_crowded = self._note_crowded
+        self.send_queue.when_crowded(self._note_crowded)
         self.timers = TimerSet(wheel, self.dispatcher.post, self.application)
         self.reporter = Reporter(self)
         self.greetings = Greetings(self)

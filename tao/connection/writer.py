@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 
-from tao.connection.transmitter import Transmitter
 from tao.runtime.wakeup import Notifier
 from tao.transport.stream import Transport
 
@@ -17,7 +16,7 @@ class Writer:
 
     Args:
         start: starts the thread that calls `run`; called again only if it raised.
-        transmitter: has the transport in use; no other is waited for.
+        uses: returns whether a transport is the one in use; no other is waited for.
         on_writable: called by the writer thread when a transport may accept more.
         left: notified when the thread has left a transport.
     """
@@ -28,19 +27,19 @@ class Writer:
         "_polling",
         "_start",
         "_started",
-        "_transmitter",
+        "_uses",
         "_wanted",
     )
 
     def __init__(
         self,
         start: Callable[[], None],
-        transmitter: Transmitter,
+        uses: Callable[[Transport], bool],
         on_writable: Callable[[Transport], None],
         left: Notifier,
     ) -> None:
         self._start = start
-        self._transmitter = transmitter
+        self._uses = uses
         self._on_writable = on_writable
         self._left = left
         self._started: bool = False
@@ -81,7 +80,7 @@ class Writer:
             # In this order: who takes the transport away does so before `wait_left`.
             self._polling = True
             try:
-                if transport is self._transmitter.transport:
+                if self._uses(transport):
                     transport.wait_writable()
             finally:
                 self._polling = False

@@ -281,14 +281,14 @@ def test_no_thread_to_be_had() -> None:
     """If the writer thread cannot be started, the next write tries again; nothing is lost."""
     failures = [RuntimeError("can't start new thread")]
     it = Line()
-    start, it.box._writer._start = it.box._writer._start, lambda: None
+    start, it.box.transmitter.writer._start = it.box.transmitter.writer._start, lambda: None
 
     def start_at_last() -> None:
         if failures:
             raise failures.pop()
         start()
 
-    it.box._writer._start = start_at_last
+    it.box.transmitter.writer._start = start_at_last
     it.open()
     with pytest.raises(RuntimeError):
         it.box.write(b"1" * BIG)
@@ -506,7 +506,7 @@ def test_stop_while_the_writer_waits(line: MakeLine) -> None:
     transport.abort()
     frames, _ = it.box.stop()
     transport.close()
-    assert frames == 1 and not it.box._writer._polling
+    assert frames == 1 and not it.box.transmitter.writer._polling
     it.writers[0].join(PATIENCE)
     assert not it.writers[0].is_alive()
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.interrupted
 
 MODULES = (
     "tao.connection.send_queue",
+    "tao.connection.intake",
     "tao.connection.send_limits",
     "tao.connection.transmitter",
     "tao.connection.writer",
