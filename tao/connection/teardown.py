@@ -19,8 +19,9 @@ from tao.transport.stream import Transport
 
 __all__ = ["Teardown", "TeardownHost"]
 
-# A peer that sends more than so many bytes after the end may fill its receive window.
-_MUCH = 64 * 1024
+# A peer that sends more than so many bytes after the end may be about to fill its window, and would
+# then wait for a minute until the kernel tells it. It is more than a heartbeat or two.
+_MUCH = 4 * 1024
 # How long threads are joined when a handler has been given up, in seconds: that one runs on, and
 # the others need no longer than this.
 _MOMENT = 0.05
