@@ -1,16 +1,16 @@
 """tao: TCP messaging for synchronous Python.
 
-Declare messages and handlers, start a server or a client, and framing, order, heartbeats, timers,
-reconnecting, TLS, back-pressure, limits and a graceful stop are there.
+Declare messages and handlers and start a server or a client. tao provides framing, ordering,
+heartbeats, timers, reconnection, TLS, back-pressure, limits and graceful shutdown.
 
-The names are those of ``api.py``, which is imported when the first of them is used: the command
-line and the plugin for pytest come with the package, and should not wait for what they do not need.
+The public names come from ``api.py``, which is imported when the first of them is used. So the
+command line and the pytest plugin start without loading modules that they do not need.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# At once, because it silences the log until the application says otherwise.
+# Imported at once, because it disables logging until the application enables it.
 import tao.runtime.log  # noqa: F401
 from tao.version import __version__ as __version__
 

@@ -1,4 +1,4 @@
-"""Everything that ``import tao`` gives, gathered from the modules."""
+"""The public names of ``import tao``, collected from the modules."""
 
 from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
 from tao.client.client import ClientConn, ClientOptions, connect

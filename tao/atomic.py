@@ -1,19 +1,19 @@
-"""Values that several threads may change at once.
+"""Values that several threads may change concurrently.
 
 Python has no atomic read-modify-write, with the GIL or without it: ``x += 1`` loses updates. A lock
-would help against other threads, but a signal handler or a finalizer that changes a value in the
-midst of another change on the same thread would wait for that lock for ever.
+would protect against other threads. But a signal handler or a finalizer that interrupts a change
+and changes the same value would wait for that lock for ever.
 
-So nothing here has a lock. The states of a value form a chain, and a change appends the next state
-to the last: to a list, in one step of the interpreter, and of those appended to one state the first
-counts. Whoever was not first tries again from there. (Every object can be made lock-free in that
-way; Maurice Herlihy, Wait-Free Synchronization, 1991.)
+So nothing here uses a lock. The states of a value form a chain, and each state is a list. A change
+appends the next state to the last one, in one step of the interpreter. If several threads append to
+one state, the first entry counts; the other threads retry from there. (Every object can be made
+lock-free in this way; Maurice Herlihy, Wait-Free Synchronization, 1991.)
 
-Guarantees: any method may be called from any thread, a signal handler or a finalizer, in the midst
-of any other. None waits. After an exception that was raised inside a call, between any two
-bytecodes, the change is either made or not.
+Guarantees: any method may be called from any thread, signal handler or finalizer, even during
+another call. None blocks. If an exception is raised inside a call, between any two bytecodes, the
+change has either been made completely or not at all.
 
-The integers wrap around in two's complement, as the Go original's do, so a counter shared with a Go
+The integers wrap around in two's complement, as in the Go original, so a counter shared with a Go
 program overflows the same way.
 """
 
@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 
 class AtomicReference(Generic[T]):
-    """A reference to a value that itself never changes: each change puts another in its place."""
+    """A reference to an immutable value: each change replaces the value."""
 
     __slots__ = ("_state",)
 
     def __init__(self, value: T) -> None:
-        # A state is a list: the value, then the state that follows, then what came too late to be
-        # that. This is the last state, or one a few steps before.
+        # A state is a list: the value, then the next state, then states that were appended too
+        # late and do not count. This is the last state, or one a few steps before it.
         self._state: list[Any] = [value]
 
     def get(self) -> T:
@@ -49,9 +49,9 @@ class AtomicReference(Generic[T]):
         return value
 
     def update(self, change: Callable[[T], T]) -> tuple[T, T]:
-        """Put ``change(value)`` in place of the value; return the value before and after.
+        """Replace the value by ``change(value)``; return the value before and after.
 
-        ``change`` may be called several times, and must do nothing but work the new value out.
+        ``change`` may be called several times, so it must have no side effects.
         """
         state = self._state
         while True:
@@ -65,7 +65,7 @@ class AtomicReference(Generic[T]):
 
 
 class _AtomicInteger:
-    """What both widths share."""
+    """The base class of both integer widths."""
 
     __slots__ = ("_value",)
     _bits = 64
@@ -86,7 +86,7 @@ class _AtomicInteger:
         self.get_and_set(value)
 
     def get_and_set(self, value: int) -> int:
-        """Replace the value and return the one before."""
+        """Replace the value and return the previous one."""
         new = self._wrap(value)
         return self._value.update(lambda _: new)[0]
 
@@ -95,7 +95,7 @@ class _AtomicInteger:
         return self._value.update(lambda before: self._wrap(before + delta))[1]
 
     def get_and_add(self, delta: int) -> int:
-        """Add ``delta`` and return the value before."""
+        """Add ``delta`` and return the previous value."""
         return self._value.update(lambda before: self._wrap(before + delta))[0]
 
     def increment_and_get(self) -> int:
@@ -103,7 +103,7 @@ class _AtomicInteger:
         return self.add_and_get(1)
 
     def get_and_increment(self) -> int:
-        """Add one and return the value before."""
+        """Add one and return the previous value."""
         return self.get_and_add(1)
 
     def decrement_and_get(self) -> int:
@@ -111,11 +111,11 @@ class _AtomicInteger:
         return self.add_and_get(-1)
 
     def get_and_decrement(self) -> int:
-        """Subtract one and return the value before."""
+        """Subtract one and return the previous value."""
         return self.get_and_add(-1)
 
     def compare_and_set(self, expected: int, value: int) -> bool:
-        """Replace the value if it is ``expected``; tell whether it was."""
+        """Replace the value if it equals ``expected``; return whether it did."""
         old, new = self._wrap(expected), self._wrap(value)
         return self._value.update(lambda before: new if before == old else before)[0] == old
 
@@ -156,12 +156,12 @@ class AtomicBoolean:
         self.get_and_set(value)
 
     def get_and_set(self, value: bool) -> bool:
-        """Replace the flag and return the one before."""
+        """Replace the flag and return the previous one."""
         new = bool(value)
         return self._value.update(lambda _: new)[0]
 
     def compare_and_set(self, expected: bool, value: bool) -> bool:
-        """Replace the flag if it is ``expected``; tell whether it was."""
+        """Replace the flag if it equals ``expected``; return whether it did."""
         old, new = bool(expected), bool(value)
         return self._value.update(lambda before: new if before is old else before)[0] is old
 
@@ -173,12 +173,12 @@ class AtomicBoolean:
 
 
 def pop_and_call(table: dict[K, Any], key: K, method: str, *args: object) -> None:
-    """Call a method of what a dict has under a key, and remove that; or nothing, if it is gone.
+    """Remove the value stored under a key and call one of its methods; do nothing without a value.
 
-    Both are one step of the interpreter: of several threads one makes the call, and an exception
-    that is raised before it, between two bytecodes, leaves the entry in its place.
+    Removal and call are one step of the interpreter: only one of several threads makes the call,
+    and an exception that is raised before it, between two bytecodes, leaves the entry in the dict.
     """
     entry = iter(partial(table.pop, key, None), None)
-    # A function of C's that calls its first argument with its second.
+    # A C function that calls its first argument with its second.
     call: Callable[[Any, Any], Any] = partial.__call__
     reduce(call, entry, partial(methodcaller(method, *args)))

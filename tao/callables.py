@@ -1,9 +1,9 @@
-"""Checking callbacks where they are declared, whatever kind of callable they are.
+"""Check callbacks where they are declared, whatever kind of callable they are.
 
-What counts is how a callable can really be called. ``inspect.signature`` answers another question:
-what a decorator would have people believe, by ``__wrapped__`` (as ``functools.wraps`` sets it) or
-``__signature__``. So a callable is followed to the Python function that is called first, and the
-code of that function is asked.
+The check must know which arguments a callable really accepts. ``inspect.signature`` does not tell:
+it reports the signature that a decorator advertises by ``__wrapped__`` (set by ``functools.wraps``)
+or ``__signature__``. So the check finds the Python function that is called first, and reads the
+signature from its code object.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tao.safe_text import safe_repr, safe_str
 __all__ = ["check_callable", "check_quickly", "name_of"]
 
 _NOTHING = object()
-# CPython 3.14 has a way to leave gaps among the arguments of a partial.
+# CPython 3.14 can leave gaps among the positional arguments of a partial.
 _GAP = getattr(functools, "Placeholder", _NOTHING)
-# Marks functions whose call runs nothing of them yet.
+# The flags of functions whose body does not run when they are called.
 _NOT_RUN = (
     inspect.CO_COROUTINE
     | inspect.CO_ITERABLE_COROUTINE
@@ -30,13 +30,13 @@ _NOT_RUN = (
 
 
 def check_callable(what: str, value: object, *arguments: str) -> None:
-    """Raise a ``TypeError`` unless ``value`` can be called with these arguments, for its effect.
+    """Raise ``TypeError`` unless ``value`` is a plain function of these arguments.
 
-    What cannot be known, as of a callable written in C that does not tell, is let through.
+    A callable whose signature cannot be determined, as with some written in C, is accepted.
 
     Args:
         what: the name of the option or argument.
-        value: what was given for it.
+        value: its value.
         arguments: the names of the positional arguments that tao will pass.
     """
     if _is_plainly_right(value, len(arguments)):
@@ -47,7 +47,7 @@ def check_callable(what: str, value: object, *arguments: str) -> None:
     called, positional, named = _called_first(value, arguments)
     if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(called):
         raise TypeError(
-            f"{_describe(value, called)} is asynchronous, and {call} is called in a thread, not "
+            f"{_describe(value, called)} is asynchronous, but {call} is called in a thread and not "
             "awaited: write it with def, or hand over to an event loop from there"
         )
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
@@ -67,19 +67,19 @@ def check_callable(what: str, value: object, *arguments: str) -> None:
 
 
 def check_quickly(what: str, value: object, *arguments: str) -> None:
-    """As `check_callable`, for what is declared often: only functions and methods are judged."""
+    """Check like `check_callable`, but only functions and methods, as this is called often."""
     function = value.__func__ if type(value) is MethodType else value
     if type(function) is FunctionType or not callable(value):
         check_callable(what, value, *arguments)
 
 
 def name_of(thing: Any) -> str:
-    """Name a class or a callable for people."""
+    """Return a readable name of a class or a callable."""
     return getattr(thing, "__qualname__", None) or safe_repr(thing)
 
 
 def _is_plainly_right(value: Any, count: int) -> bool:
-    """Tell, for next to nothing, whether an ordinary function or method takes so many arguments."""
+    """Return True, quickly, for an ordinary function or method of ``count`` arguments."""
     if type(value) is MethodType:
         value, count = value.__func__, count + 1
     if type(value) is not FunctionType or value.__dict__:
@@ -97,7 +97,7 @@ def _is_plainly_right(value: Any, count: int) -> bool:
 def _called_first(
     value: Any, positional: tuple[Any, ...]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Return what a call with these arguments really calls, and with what."""
+    """Return what such a call really calls, with its positional and keyword arguments."""
     named: dict[str, Any] = {}
     while True:
         kind = type(value)
@@ -121,22 +121,22 @@ def _called_first(
 
 
 def _filled(given: tuple[Any, ...], further: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of a partial, gaps filled with further ones, and the rest of these."""
+    """Return the arguments of a partial with gaps filled from ``further``, then the rest of it."""
     rest = iter(further)
     return (*(next(rest, _GAP) if each is _GAP else each for each in given), *rest)
 
 
 def _signature(called: Any) -> inspect.Signature | None:
-    """Return how something can be called, or None if nobody can tell."""
+    """Return the signature of a callable, or None if it cannot be determined."""
     if type(called) is FunctionType:
-        # One of the same code, without the attributes by which decorators pretend.
+        # A function with the same code, but without attributes that override the signature.
         bare = FunctionType(
             called.__code__, {}, called.__name__, called.__defaults__, called.__closure__
         )
         bare.__kwdefaults__ = called.__kwdefaults__
         return inspect.signature(bare)
     if inspect.getattr_static(called, "__wrapped__", None) is not None:
-        return None  # a decorator written in C, which may pass on what it likes
+        return None  # a decorator written in C, which may pass on any arguments
     try:
         return inspect.signature(called)
     except (TypeError, ValueError):
@@ -144,12 +144,12 @@ def _signature(called: Any) -> inspect.Signature | None:
 
 
 def _describe(value: Any, called: Any) -> str:
-    """Name the callable to blame: of a decorated function, what the decorator has made of it."""
+    """Name the callable at fault; for a decorated function, that is the decorator's wrapper."""
     code = getattr(called, "__code__", None)
     for each in (called, value):
         wrapped = inspect.getattr_static(each, "__wrapped__", None)
         if code is not None and callable(wrapped):
-            # A function that wraps another has taken over its name, but for that of its code.
+            # A wrapper has the name of the function that it wraps; its code keeps its own name.
             own = getattr(code, "co_qualname", code.co_name)
             wrapper = own if each is called else called.__qualname__
             return f"{wrapper}, which decorates {name_of(wrapped)},"

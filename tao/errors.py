@@ -2,21 +2,21 @@
 
     TaoError
     ├── WouldBlock                the send queue is full; nothing was queued
-    ├── ProtocolError             the peer and this side do not agree about the bytes
-    │   ├── BadData               bytes that are no message, or a message that is no bytes
-    │   └── UndefinedMessage      a message number that nothing was registered for
+    ├── ProtocolError             the peer violated the protocol
+    │   ├── BadData               bytes cannot be decoded, or a message cannot be encoded
+    │   └── UndefinedMessage      the message number is not registered
     ├── RegistrationError
-    │   ├── AlreadyRegistered     a message number has one owner
-    │   └── NotRegistered         a handler for a number that has no deserializer
-    ├── ConnectionClosed          also a ConnectionError: the connection is over
-    │   ├── ConnectFailed         it never came to be
-    │   └── HandshakeFailed       TLS was not agreed upon
-    ├── ServerClosed              the server is not running (any more)
+    │   ├── AlreadyRegistered     the message number is already taken
+    │   └── NotRegistered         the registry does not know the message number
+    ├── ConnectionClosed          also a ConnectionError: the connection is closed or closing
+    │   ├── ConnectFailed         the connection could not be established
+    │   └── HandshakeFailed       the TLS handshake failed or timed out
+    ├── ServerClosed              the server has stopped, or was never started
     ├── Cancelled                 a context was cancelled
-    │   └── DeadlineExceeded      ... by its deadline; also a TimeoutError
+    │   └── DeadlineExceeded      its deadline expired; also a TimeoutError
     └── TooManyTimers             a timing wheel is full
 
-A wrong argument is a plain ``TypeError`` or ``ValueError`` that names it, as everywhere in Python.
+An invalid argument raises ``TypeError`` or ``ValueError``; the message names the argument.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class TaoError(Exception):
-    """The root of the tree: ``except TaoError`` catches whatever tao itself raises."""
+    """The base class of all errors that tao raises itself."""
 
 
 class WouldBlock(TaoError):
@@ -49,25 +49,26 @@ class WouldBlock(TaoError):
 
 
 class ProtocolError(TaoError):
-    """The peer sent what the protocol does not allow; its connection is closed."""
+    """The peer violated the protocol; its connection is closed."""
 
 
 class BadData(ProtocolError, ValueError):
     """Bytes that cannot be decoded, or a message that cannot be encoded.
 
     Attributes:
-        unintended: a decoder or deserializer raised something else, the ``__cause__``: rather a bug
-            of its own than the peer's fault. False for a ``BadData`` that was raised on purpose.
+        unintended: True if a decoder or deserializer raised another exception, kept as
+            ``__cause__``: probably a bug of its own, not invalid data. False for a ``BadData``
+            that was raised on purpose.
     """
 
     unintended: bool = False
 
 
 class UndefinedMessage(ProtocolError):
-    """A message number without registration arrived, or was asked for."""
+    """An unregistered message number was received or looked up."""
 
     def __init__(self, number: int) -> None:
-        # What __init__ is called with again when the error is copied or unpickled.
+        # Copying and unpickling call __init__ with these arguments again.
         super().__init__(number)
         self.number: int = number
 
@@ -76,11 +77,11 @@ class UndefinedMessage(ProtocolError):
 
 
 class RegistrationError(TaoError):
-    """A registry was asked for something that would make it ambiguous."""
+    """A registration was refused because it would contradict the registry."""
 
 
 class AlreadyRegistered(RegistrationError):
-    """The message number, or its handler, is taken."""
+    """The message number is already registered, or already has a handler."""
 
 
 class NotRegistered(RegistrationError):
@@ -88,11 +89,11 @@ class NotRegistered(RegistrationError):
 
 
 class ConnectionClosed(TaoError, ConnectionError):
-    """The connection is closed or closing; its ``close_reason`` tells why."""
+    """The connection is closed or closing; its ``close_reason`` says why."""
 
 
 class ConnectFailed(ConnectionClosed):
-    """No address of the peer answered, or the connection was refused on the way up."""
+    """No address of the peer accepted a connection, or the connection could not be set up."""
 
 
 class HandshakeFailed(ConnectionClosed):
@@ -104,12 +105,12 @@ class ServerClosed(TaoError):
 
 
 class Cancelled(TaoError):
-    """The context was cancelled; the text is the reason."""
+    """The context was cancelled; the message is the reason."""
 
 
 class DeadlineExceeded(Cancelled, TimeoutError):
-    """The context ran into its deadline."""
+    """The deadline of the context expired."""
 
 
 class TooManyTimers(TaoError):
-    """The timing wheel holds as many timers as it is allowed to."""
+    """The timing wheel has reached its limit of pending timers."""

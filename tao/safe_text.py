@@ -1,7 +1,7 @@
-"""Text of objects that are not tao's, whose ``__str__`` and ``__repr__`` may raise.
+"""Format foreign objects, whose ``__str__`` and ``__repr__`` may raise.
 
-Errors are reported in texts that name an address, a callback, a message or another error. None of
-these may keep the report from being made.
+Error messages name addresses, callbacks, messages and other errors. A failure to format one of
+these must not prevent the report.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ __all__ = ["safe_repr", "safe_str"]
 
 
 def safe_str(value: object) -> str:
-    """Return ``str(value)``, or what stands for it if that raises."""
+    """Return ``str(value)``, or a placeholder if that raises."""
     try:
         return str(value)
     except Exception as error:
@@ -18,7 +18,7 @@ def safe_str(value: object) -> str:
 
 
 def safe_repr(value: object) -> str:
-    """Return ``repr(value)``, or what stands for it if that raises."""
+    """Return ``repr(value)``, or a placeholder if that raises."""
     try:
         return repr(value)
     except Exception as error:

@@ -1,3 +1,3 @@
-"""The version of tao, in the one place that the package and setup.cfg read it from."""
+"""The version of tao, read by the package and by setup.cfg."""
 
 __version__ = "1.0.0"

@@ -123,7 +123,7 @@ REFUSED = [
     (functools.partial(two, 1), "cannot be called as handler(ctx, conn): too many"),
     (functools.partial(asynchronous), "is asynchronous"),
     (with_database, "with_database cannot be called"),
-    (asynchronous, "asynchronous is asynchronous, and handler(ctx, conn) is called in a thread"),
+    (asynchronous, "asynchronous is asynchronous, but handler(ctx, conn) is called in a thread"),
     (streams, "streams is a generator function"),
     (generates, "generates is a generator function: handler(ctx, conn) would return a generator"),
     (functools.partial(generates), "is a generator function"),

@@ -48,9 +48,9 @@ def test_an_asynchronous_handler() -> None:
             """So is it."""
 
     for handler in (answer, partial(answer), Answer()):
-        with pytest.raises(TypeError, match=r"is asynchronous, and handler\(ctx, conn\) is called"):
+        with pytest.raises(TypeError, match=r"is asynchronous, but handler\(ctx, conn\) is called"):
             server.handler(Text)(handler)
-    with pytest.raises(TypeError, match=r"answer is asynchronous, and on_message\(message, conn\)"):
+    with pytest.raises(TypeError, match=r"answer is asynchronous, but on_message\(message, conn\)"):
         tao.Server(on_message=answer)
 
 
