@@ -1,9 +1,9 @@
 """Bytes and messages: no I/O, no threads, no clock.
 
-In order: ``message.py`` has messages and the registry that knows them by number (``reloading.py``
-tells a module that is executed again from a contradiction), ``codec.py`` makes frames of messages
-and messages of frames, ``codec_checks.py`` checks codecs of users, and ``proxy_protocol.py`` reads
-the headers of load balancers.
+Read ``message.py`` first: messages and the registry that maps their numbers (``reloading.py`` tells
+a reloaded module from conflicting declarations). ``codec.py`` turns messages into frames and back,
+``codec_checks.py`` checks user-defined codecs, and ``proxy_protocol.py`` parses the headers that
+load balancers send.
 """
 
 from tao.wire.codec import Batch, Codec, Decoder, TypeLengthValueCodec

@@ -1,13 +1,13 @@
-"""Framing: from a stream of bytes to messages and back, with no I/O inside.
+"""Framing: from a stream of bytes to messages and back, without I/O.
 
-A *codec* is shared by all connections and keeps no state. Its *decoder* belongs to one connection
-and keeps what an incomplete message needs. The reader gives it whatever the socket gave, a byte or
-a thousand messages, and the decoder appends each message that became whole to a batch.
+A *codec* is stateless and shared by all connections. Its *decoder* belongs to one connection and
+holds the bytes of an incomplete message. The reader feeds it the data that the socket returned,
+from a single byte to a thousand messages. The decoder appends each completed message to a batch.
 
-Strategy of the TLV decoder: what lies whole in the data is cut out of it, which is one copy of each
-value. The beginning of a message that is not whole is held, and joined with the end when that has
-come; if it comes in more than two pieces, they are collected in a buffer that grows in place. So no
-byte is copied more often than a constant number of times however small the pieces are.
+Strategy of the TLV decoder: a value that is complete in the data is sliced out of it, which copies
+it once. The beginning of an incomplete message is kept and joined with the rest when that arrives.
+If it arrives in more than two pieces, they are collected in a buffer that grows in place. So each
+byte is copied a constant number of times, however small the pieces are.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tao.wire.message import HeartbeatMessage, Message, Registry
 
 __all__ = ["Batch", "Codec", "Decoder", "TypeLengthValueCodec", "unintended"]
 
-#: Decoded messages in order of arrival, each with its number; None stands for the value of a
-#: number that is not registered.
+#: Decoded messages in order of arrival, each with its number. The message of an unregistered
+#: number is None.
 Batch = list[tuple[int, Any]]
 
 _HEADER = struct.Struct("<iI")
@@ -33,25 +33,25 @@ _SPEAKS_TLS = "the peer speaks TLS, but this side does not"
 
 
 class Decoder(Protocol):
-    """One connection's way from bytes to messages. Used by one thread at a time.
+    """Decode the bytes of one connection into messages. Used by one thread at a time.
 
-    It may have an attribute ``pending``: how many bytes it holds of a message that has begun and is
-    not whole yet. Without it, the option ``frame_timeout`` does nothing. And it may have a method
-    ``end()``, called when the peer has ended the stream, which raises as `feed` does if that must
-    not end there.
+    A decoder may have an attribute ``pending``: the number of bytes that it holds of an incomplete
+    message. Without it, the option ``frame_timeout`` has no effect. It may also have a method
+    ``end()``, called at the end of the stream, which raises as `feed` does if the stream must not
+    end there.
     """
 
     def feed(self, data: bytes, batch: Batch) -> None:
         """Append to ``batch`` every message that ``data`` completes, as ``(number, message)``.
 
         Args:
-            data: the next bytes of the stream, as many as there happened to be.
-            batch: what was whole before an error stays in it and is handled.
+            data: the next bytes of the stream, in a chunk of any size.
+            batch: messages appended before an error are still handled.
 
         Raises:
-            BadData: the stream is broken; the connection is closed with this text as the reason. As
-                that is logged, nothing secret should be in it. Anything else that is raised closes
-                the connection as well, and is logged as an error of the decoder's.
+            BadData: the stream is invalid; the connection is closed with this text as the reason.
+                The text is logged, so it must not contain secrets. Any other exception closes the
+                connection too, and is logged as an error in the decoder.
         """
         ...
 
@@ -61,19 +61,19 @@ class Codec(Protocol):
 
     @abstractmethod
     def encode(self, message: Message) -> bytes:
-        """Return the whole frame of ``message``; what this raises, ``write()`` raises."""
+        """Return the complete frame of ``message``; ``write()`` raises what this raises."""
         ...
 
     @abstractmethod
     def decoder(self, registry: Registry) -> Decoder:
-        """Return a new decoder, for one connection, that knows the messages of ``registry``."""
+        """Return a new decoder for one connection that decodes the messages of ``registry``."""
         ...
 
     def heartbeat(self, nanoseconds: int) -> bytes:
         """Return the frame of a heartbeat, or ``b""`` if the protocol has none.
 
         Args:
-            nanoseconds: the time of sending, since the Unix epoch.
+            nanoseconds: the time of sending, in nanoseconds since the Unix epoch.
         """
         return b""
 
@@ -83,7 +83,7 @@ class TypeLengthValueCodec(Codec):
 
     Args:
         max_bytes: the longest value allowed, in bytes, for reading and for writing. A header that
-            announces more is an error before any of its value is read.
+            announces a longer value is rejected before the value is read.
     """
 
     def __init__(self, max_bytes: int = 8 * 1024 * 1024) -> None:
@@ -129,17 +129,17 @@ class TypeLengthValueDecoder:
     def __init__(self, registry: Registry, max_bytes: int) -> None:
         self._entries = registry.entries
         self._max_bytes: int = max_bytes
-        self._header: bytes = b""  # of a message that is not whole yet, or the beginning of one
-        self._value: bytes | bytearray = b""  # as much as there is; a bytearray from two pieces on
-        self._missing: int = 0  # bytes of it; 0: the header is not whole either
+        self._header: bytes = b""  # of the incomplete message; may be incomplete itself
+        self._value: bytes | bytearray = b""  # received so far; a bytearray from two pieces on
+        self._missing: int = 0  # bytes of the value; 0: the header is incomplete, too
 
     @property
     def pending(self) -> int:
-        """How many bytes it holds of a message that is not whole yet."""
+        """The number of bytes held of an incomplete message."""
         return len(self._header) + len(self._value)
 
     def feed(self, data: bytes, batch: Batch) -> None:
-        start = 0  # of the message looked at
+        start = 0  # offset of the current message
         if self._missing:
             if len(data) < self._missing:
                 self._missing -= len(data)
@@ -181,7 +181,7 @@ class TypeLengthValueDecoder:
             self._header = data[start:]
 
     def _complete(self, data: bytes, batch: Batch) -> None:
-        """Append the message that ``data`` begins with the rest of."""
+        """Append the message whose remaining bytes ``data`` begins with."""
         number, _ = _HEADER.unpack(self._header)
         value = b"".join((self._value, memoryview(data)[: self._missing]))
         self._header = self._value = b""
@@ -193,7 +193,7 @@ class TypeLengthValueDecoder:
             raise _not_deserialized(number, error) from error
 
     def end(self) -> None:
-        """Refuse a stream that ends in the midst of a message."""
+        """Reject a stream that ends within a message."""
         if self._header[:3] in _TLS_RECORDS:
             raise BadData(_SPEAKS_TLS)
         if self._header:
@@ -206,20 +206,20 @@ class TypeLengthValueDecoder:
 
 
 def _is_client_hello(header: bytes) -> bool:
-    """Tell whether what looks like the header of a short message begins a short ClientHello.
+    """Return whether a TLV header is really the beginning of a short TLS ClientHello.
 
-    A longer one announces too much anyway. This is a record, and in it a handshake message of type
-    1 that is shorter than 256 bytes and fills it (RFC 8446, 4 and 5.1).
+    A longer ClientHello exceeds ``max_bytes`` when it is read as a header. A short one is a record
+    that is filled by a handshake message of type 1 under 256 bytes (RFC 8446, 4 and 5.1).
     """
     return header[:3] in _TLS_RECORDS and header[5:] == b"\1\0\0" and header[3:5] < b"\1\4"
 
 
 def unintended(text: str, cause: BaseException) -> BadData:
-    """Return the error for a connection whose decoder has the bug that ``cause`` tells of.
+    """Return the error for a connection whose decoder has failed with ``cause``.
 
     Args:
-        text: why the connection is closed. The cause is better named by its class: what it says may
-            quote the peer's bytes.
+        text: why the connection is closed. It should name only the class of the cause, whose
+            message may quote the peer's bytes.
     """
     error = BadData(text)
     error.__cause__ = cause
@@ -235,7 +235,7 @@ def _not_deserialized(number: int, error: Exception) -> BadData:
 
 
 def _check_message(message: Any) -> None:
-    """Raise a ``TypeError`` that says what a message is, unless this is one."""
+    """Raise a ``TypeError`` that says what a message must have, unless this is a message."""
     if isinstance(message, type):
         wrong = f"the class {message.__name__} itself"
     elif not hasattr(message, "serialize"):
@@ -248,7 +248,7 @@ def _check_message(message: Any) -> None:
 
 
 def _as_bytes(message: Any, value: Any) -> bytes:
-    # Nothing else with a length will do: that of an array counts its items, not its bytes.
+    # Other types with a length are refused: the length of an array counts items, not bytes.
     if not isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError(
             f"{type(message).__name__}.serialize() must return bytes, not {type(value).__name__}"
@@ -257,9 +257,9 @@ def _as_bytes(message: Any, value: Any) -> bytes:
 
 
 def _why_not(message: Any) -> Exception:
-    """Say what is wrong with the number of a message that would not go into a header."""
+    """Return the error for a message number that cannot be packed into a header."""
     name = type(message).__name__
     number = getattr(message, "message_number", None)
     if not isinstance(number, int):
-        return TypeError(f"{name} needs an int as message_number, it has {safe_repr(number)}")
+        return TypeError(f"{name}.message_number must be an int, not {safe_repr(number)}")
     return BadData(f"{name}: message_number {number} does not fit an int32")

@@ -1,8 +1,8 @@
-"""Checking codecs: their methods when a server or client is made, their results as they come.
+"""Check user-defined codecs: the methods when a server or client is made, the results at run time.
 
-A codec of one's own is tried when it is declared, as far as that can be done without messages. What
-only use can show raises a `TypeError` from ``write``, or closes the connection with an error that
-names the method. tao's own codec needs none of it, and pays nothing.
+Everything that can be checked without messages is checked when the codec is declared. A wrong
+result at run time raises `TypeError` from ``write``, or closes the connection with an error that
+names the method. tao's own codec is not checked, so it costs nothing extra.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["check_codec", "check_decoder", "checked_decoder", "checked_encoder",
 
 
 def check_codec(codec: Any, registry: Registry) -> None:
-    """Check what can be checked before there is a connection.
+    """Check a codec before there is a connection.
 
     Raises:
-        TypeError: naming the method that is missing or wrong.
-        Exception: what ``decoder()`` raises, unless it misses messages that may be declared later.
+        TypeError: a method is missing or wrong; the text names it.
+        Exception: what ``decoder()`` raises, unless it lacks messages that may be declared later.
     """
     if isinstance(codec, type):
         raise TypeError(f"codec must be an object, not a class; write {codec.__name__}()")
@@ -40,7 +40,7 @@ def check_codec(codec: Any, registry: Registry) -> None:
     for name, argument in (("encode", "message"), ("decoder", "registry")):
         method = getattr(codec, name, None)
         if not callable(method) or _is_inherited(codec, name):
-            raise TypeError(f"codec must have {name}(), {safe_repr(codec)} has not")
+            raise TypeError(f"codec must have {name}(), but {safe_repr(codec)} has none")
         check_callable(f"codec.{name}", method, argument)
     heartbeat = getattr(codec, "heartbeat", None)  # a codec may have none
     if heartbeat is not None:
@@ -48,14 +48,14 @@ def check_codec(codec: Any, registry: Registry) -> None:
     try:
         check_decoder(codec, registry)
     except (NotRegistered, LookupError):
-        pass  # it looks for messages that may be declared before the start
+        pass  # it looks up messages that may still be declared before the start
 
 
 def check_decoder(codec: Codec, registry: Registry) -> None:
-    """Make a decoder, for no connection, and check it.
+    """Make a decoder for no connection and check it.
 
     Raises:
-        TypeError: naming the method that is missing or wrong.
+        TypeError: a method is missing or wrong; the text names it.
         Exception: what ``decoder()`` raises.
     """
     if type(codec) is TypeLengthValueCodec:
@@ -79,7 +79,7 @@ def check_decoder(codec: Codec, registry: Registry) -> None:
     try:
         returned = decoder.feed(b"", [])
     except Exception:
-        return  # which it need not be able to take
+        return  # a decoder need not accept empty data
     if returned is not None:
         raise TypeError(_wrong_return(decoder, returned))
 
@@ -98,28 +98,28 @@ def checked_encoder(codec: Codec) -> Callable[[Message], bytes]:
 
 
 def checked_frame(codec: Codec, method: str, frame: Any) -> bytes:
-    """Return what a codec has made as bytes of tao's own.
+    """Return the result of a codec method as ``bytes``.
 
     Raises:
-        TypeError: it is nothing of the kind.
+        TypeError: it is not bytes-like.
     """
     if type(frame) is bytes:
         return frame
     if isinstance(frame, (bytes, bytearray, memoryview)):
-        return bytes(frame)  # what may be changed later is copied
+        return bytes(frame)  # a copy, as the codec may change its buffer later
     raise TypeError(
         f"{type(codec).__name__}.{method}() must return bytes, not {type(frame).__name__}"
     )
 
 
 def checked_decoder(codec: Codec, registry: Registry) -> Decoder:
-    """Return a new decoder, with its results checked if it is not tao's."""
+    """Return a new decoder; one that is not tao's is wrapped to check its results."""
     decoder = codec.decoder(registry)
     return decoder if type(decoder) is TypeLengthValueDecoder else _CheckedDecoder(decoder)
 
 
 class _CheckedDecoder:
-    """A decoder that is told what it does wrong, where that would be found far from its cause."""
+    """Wraps a decoder to report misuse where it happens, not where it would surface later."""
 
     __slots__ = ("_decoder", "_feed")
 
@@ -131,7 +131,7 @@ class _CheckedDecoder:
         try:
             returned = self._feed(data, batch)
         except BaseException:
-            del batch[_well_formed(batch) :]  # what was raised is what counts
+            del batch[_well_formed(batch) :]  # the exception is reported, not a malformed entry
             raise
         good = _well_formed(batch)
         if good < len(batch):
@@ -145,15 +145,15 @@ class _CheckedDecoder:
             raise _misuse(_wrong_return(self._decoder, returned))
 
     def __getattr__(self, name: str) -> Any:
-        """Find ``pending`` and ``end``, if the decoder has them."""
+        """Return ``pending`` and ``end`` of the decoder, if it has them."""
         return getattr(self._decoder, name)
 
 
 def _well_formed(batch: list[Any]) -> int:
-    """Return how many of a batch, from its beginning, are a hashable number and a message."""
+    """Return how many leading entries are a pair of a hashable number and a message."""
     try:
         dict(batch)
-        if not {str, bytes} & {*map(type, batch)}:  # two letters would do otherwise
+        if not {str, bytes} & {*map(type, batch)}:  # dict() takes a two-letter string as a pair
             return len(batch)
     except (TypeError, ValueError):
         pass
@@ -176,11 +176,11 @@ def _wrong_return(decoder: Any, returned: object) -> str:
 
 
 def _misuse(text: str) -> Exception:
-    """Return the error for a decoder that does not keep to its contract."""
+    """Return the error for a decoder that violates its contract."""
     return unintended(text, TypeError(text))
 
 
 def _is_inherited(codec: Any, name: str) -> bool:
-    """Tell whether a method is the empty one of the protocol."""
+    """Return whether a method is the empty one inherited from the protocol."""
     own = name in getattr(codec, "__dict__", ())
     return getattr(type(codec), name, None) is getattr(Codec, name) and not own

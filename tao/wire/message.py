@@ -1,12 +1,12 @@
-"""Messages, and the registry that knows them by number.
+"""Messages, and the registry that maps their numbers.
 
-A message is any object with a ``message_number`` and a ``serialize()``; for reading there is a
-function that makes one from bytes. A registry joins the three: number, deserializer, handler.
+A message is any object with a ``message_number`` and a ``serialize()``. A deserializer is a
+function that makes a message from bytes. A registry maps a number to a deserializer and a handler.
 
-Registries form layers. Every server and client has one of its own above the default registry, so
-what the whole program declares is known to all of them, and what one server declares stays its
-own. A layer keeps a flat copy of all that it inherits: a look-up is one ``dict.get``, which is all
-the decoder pays for a message.
+Registries form layers. Every server and client has its own registry on top of the default registry.
+Declarations in the default registry are shared by all of them; those in a server's registry apply
+to that server only. A layer keeps a flat copy of the entries that it inherits, so a lookup by the
+decoder costs one ``dict.get`` a message.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ _NANOSECONDS = struct.Struct("<q")
 #: Where a handler runs.
 Dispatch = Literal["auto", "pool", "inline"]
 Deserializer = Callable[[bytes], Any]
-# (Context, Connection) -> None; written with Any because this storey knows neither.
+# (Context, Connection) -> None; written with Any because this layer imports neither.
 Handler = Callable[[Any, Any], object]
 _HandlerT = TypeVar("_HandlerT", bound=Handler)
 _MessageT = TypeVar("_MessageT")
 _ConnT = TypeVar("_ConnT")
-#: What a handler returns, which nobody looks at.
+#: The return type of a handler; the value is ignored.
 ResultT = TypeVar("ResultT")
 
 
 @runtime_checkable
 class Message(Protocol):
-    """What can be written to a connection. Subclassing is welcome but not needed.
+    """An object that can be written to a connection. Subclassing is allowed but not needed.
 
     Attributes:
-        message_number: which message this is on the wire, an int32. Zero is the heartbeat's.
+        message_number: identifies the message on the wire, an int32. Zero is the heartbeat.
     """
 
-    # Read-only, so that type checkers take a class attribute for it as well as an instance's.
+    # Read-only, so that type checkers accept a class attribute as well as an instance attribute.
     @property
     def message_number(self) -> int: ...
 
@@ -78,7 +78,7 @@ class Message(Protocol):
 
 
 class _Readable(Protocol):
-    """What a message is that can be read: its class has a number and a ``deserialize``."""
+    """A message that can be received: its class has a number and a ``deserialize``."""
 
     @property
     def message_number(self) -> int: ...
@@ -87,7 +87,7 @@ class _Readable(Protocol):
 
 
 class _ReadableByClass(Protocol):
-    """The same whose number is declared as a ``ClassVar``, which Pyright tells apart."""
+    """The same with the number declared as a ``ClassVar``, which Pyright treats differently."""
 
     message_number: ClassVar[int]
 
@@ -99,7 +99,7 @@ ReadableT = TypeVar("ReadableT", bound=_Readable | _ReadableByClass)
 
 
 if TYPE_CHECKING:
-    #: Takes a handler of one class of messages on one kind of connections, and returns it.
+    #: Takes a handler for one message class and one connection class, and returns it.
     HandlerDecorator = Callable[
         [Callable[[Context[_MessageT], _ConnT], ResultT]],
         Callable[[Context[_MessageT], _ConnT], ResultT],
@@ -107,10 +107,10 @@ if TYPE_CHECKING:
 
 
 class HeartbeatMessage:
-    """Says that its sender is alive. tao sends and takes it by itself.
+    """Shows that its sender is alive. tao sends and receives it automatically.
 
     Args:
-        timestamp: when it was sent, in nanoseconds since the Unix epoch; 0 if the peer did not say.
+        timestamp: when it was sent, in nanoseconds since the Unix epoch; 0 if unknown.
     """
 
     __slots__ = ("timestamp",)
@@ -124,10 +124,10 @@ class HeartbeatMessage:
 
     @classmethod
     def deserialize(cls, data: bytes) -> HeartbeatMessage:
-        """Take a heartbeat of any length: it is a sign of life, whatever it says.
+        """Accept a heartbeat of any length: it shows that the peer is alive, whatever it contains.
 
-        The original encodes all of its heartbeats in one buffer that its goroutines share, so what
-        a busy Go server sends is now and then empty, or of twice the length.
+        The Go original encodes heartbeats in one buffer that its goroutines share, so a busy Go
+        server occasionally sends one that is empty or twice as long.
         """
         if len(data) < _NANOSECONDS.size:
             return cls(0)
@@ -138,17 +138,17 @@ class HeartbeatMessage:
 
 
 class Registration:
-    """One number of a registry: how to read its messages and who handles them.
+    """The entry of one message number: its deserializer and its handler.
 
     Attributes:
         number: the message number.
         deserialize: makes a message from the bytes of its value.
-        handler: called with ``(ctx, conn)``, or None: then ``on_message`` is.
-        dispatch: ``"auto"``, ``"pool"`` or ``"inline"`` for this handler, or None: as its
-            connection does.
-        trust: how far it is trusted to be quick, see ``connection/dispatcher.py``, which owns it.
-        declared, handler_declared: the executions of modules that declared the number and its
-            handler, see ``reloading.py``.
+        handler: called with ``(ctx, conn)``; None: ``on_message`` is called instead.
+        dispatch: ``"auto"``, ``"pool"`` or ``"inline"`` for this handler; None: the setting of
+            the connection.
+        trust: how far the handler is trusted to be quick; owned by ``connection/dispatcher.py``.
+        declared, handler_declared: the module executions that declared the number and its handler,
+            see ``reloading.py``.
     """
 
     __slots__ = (
@@ -174,7 +174,7 @@ class Registration:
     def completed(
         self, handler: Handler | None, declared: Any, dispatch: str | None
     ) -> Registration:
-        """Return a copy with these, as far as this one says nothing."""
+        """Return a copy in which these values fill in what is missing here."""
         copy = Registration(
             self.number, self.deserialize, self.handler, self.dispatch or dispatch, self.declared
         )
@@ -190,30 +190,30 @@ class Registration:
 class Registry:
     """Message numbers with their deserializers and handlers. Any thread may register at any time.
 
-    A number has one owner: to declare it a second time is an error. But a module that is executed
-    again, by ``importlib.reload`` say, may declare again what it has declared before; so may a
-    function or class that was defined again under the same qualified name. The new declaration then
-    replaces the old one, also for connections that are open.
+    A number can be declared only once; a second declaration is an error. There are two exceptions:
+    a module that is executed again, for example by ``importlib.reload``, and a function or class
+    that is defined again under the same qualified name. The new declaration then replaces the old
+    one, for open connections too.
 
     Args:
-        parent: a registry whose entries this one also has, also those that it gets later, until
-            it has its own for the same number.
+        parent: a registry whose entries this one inherits, including later ones, unless it has its
+            own entry for the same number.
     """
 
     def __init__(self, parent: Registry | None = None) -> None:
         self._parent: Registry | None = parent
-        # What a number was declared as here, or None when that was taken back.
+        # The declarations made here; None once a number was unregistered.
         self._own: dict[int, AtomicReference[Registration | None]] = {}
-        # Each takes itself out when it dies, in whatever thread that is; so only what CPython does
-        # in one step may be done with it. (WeakSet takes several.)
+        # Each reference is removed when its layer dies, in any thread, so only operations that
+        # CPython performs in one step are allowed on the set. (WeakSet takes several.)
         self._layers: set[weakref.ref[Registry]] = set()
-        #: Number to registration, inherited ones included. To read only; a decoder looks up here.
+        #: Number to registration, inherited ones included. Read-only; used by the decoders.
         self.entries: dict[int, Registration] = self._new_entries()
         if parent is None:
             beat = Registration(HEARTBEAT, HeartbeatMessage.deserialize)
             self._declare(HEARTBEAT, lambda known: known or beat)
         else:
-            # In this order: what the parent gets from now on, it hands down.
+            # Linked first, so that the parent passes on what is registered during the copy.
             parent._layers.add(weakref.ref(self, parent._layers.discard))
             for number in list(parent.entries):
                 self._refresh(number)
@@ -231,10 +231,10 @@ class Registry:
         Args:
             number: an int32; negative numbers are legal.
             deserialize: makes a message from the bytes of its value. If it raises, the connection
-                is closed: `BadData` is the peer's fault, anything else is logged as an error.
+                is closed. `BadData` blames the peer; any other exception is logged as an error.
             handler: called as ``handler(ctx, conn)`` for each message of this number.
-            dispatch: where the handler runs: ``"auto"``, ``"pool"``, ``"inline"``; None as the
-                connection does.
+            dispatch: where the handler runs: ``"auto"``, ``"pool"``, ``"inline"``; None: the
+                setting of the connection.
 
         Raises:
             AlreadyRegistered: the number is taken in this registry, and this is not the same
@@ -250,14 +250,14 @@ class Registry:
         self._declare(number, lambda known: _registered(known, new))
 
     def unregister(self, number: int) -> None:
-        """Forget what this registry has for a number, its handler included.
+        """Remove this registry's entry for a number, including its handler.
 
-        Messages of that number that come from now on are skipped, unless the registry inherits an
-        entry from its parent: that takes effect again.
+        An entry inherited from the parent takes effect again. Without one, later messages of that
+        number are skipped.
 
         Raises:
-            NotRegistered: this registry has nothing of its own for the number.
-            TypeError, ValueError: it is no message number, or that of the heartbeat in a registry
+            NotRegistered: this registry has no entry of its own for the number.
+            TypeError, ValueError: the number is invalid, or is the heartbeat's in a registry
                 without parent.
         """
         _check_number(number)
@@ -270,9 +270,9 @@ class Registry:
     ) -> HandlerDecorator[ReadableT, Any, ResultT]:
         """Make the decorated function the handler of a message class.
 
-        The class is registered on the way unless it already is. For a type checker the function
-        takes a ``Context`` of that class. To have one function handle several classes, call this
-        for each: ``registry.handler(Ping)(answer)``.
+        The class is registered too, unless it already is. Type checkers see that the function
+        takes a ``Context`` of that class. To use one function for several classes, call this for
+        each of them: ``registry.handler(Ping)(answer)``.
 
         Args:
             message_class: has ``message_number`` and a ``deserialize`` class method.
@@ -281,7 +281,7 @@ class Registry:
         Raises:
             AlreadyRegistered: the number has a handler in this registry, or belongs to another
                 class, and this is not the same declaration executed again.
-            TypeError, ValueError: the class lacks a ``message_number`` or a ``deserialize``, or an
+            TypeError, ValueError: the class has no ``message_number`` or no ``deserialize``, or an
                 argument is out of range.
         """
         number = getattr(message_class, "message_number", None)
@@ -312,7 +312,7 @@ class Registry:
         """Return the registration of a number.
 
         Raises:
-            NotRegistered: there is none.
+            NotRegistered: the number is not registered.
         """
         try:
             return self.entries[number]
@@ -322,14 +322,14 @@ class Registry:
     def __contains__(self, number: object) -> bool:
         return number in self.entries
 
-    # -- for layers. Nothing here locks: a finalizer or a signal handler may declare something in
-    # the midst of another declaration. After an exception that a signal handler has raised, what
-    # was interrupted can be repeated, which completes it.
+    # -- layers. There is no lock here, because a finalizer or a signal handler may declare a
+    # message during another declaration. A declaration that was interrupted by an exception can be
+    # repeated, which completes it.
 
     def _declare(
         self, number: int, change: Callable[[Registration | None], Registration | None]
     ) -> None:
-        """Put ``change(known)`` in place of what this registry has, and hand it down."""
+        """Replace this registry's entry by ``change(known)``, and update the layers above."""
         own: AtomicReference[Registration | None] = AtomicReference(None)
         try:
             self._own.setdefault(number, own).update(change)
@@ -337,14 +337,15 @@ class Registry:
             self._refresh(number)
 
     def _refresh(self, number: int) -> None:
-        """Have the entry of a number follow what this registry and its parent say."""
+        """Update the entry of a number from this registry and its parent."""
         while True:
             source = self._source(number)
             if source is None:
                 self.entries.pop(number, None)
             else:
                 self.entries[number] = self._as_seen(source)
-            # It may have changed meanwhile, and another thread been first to write that down.
+            # Repeat if it has changed meanwhile: another thread may have written the newer entry
+            # first.
             if self._source(number) is source:
                 break
         for ref in list(self._layers):
@@ -353,33 +354,33 @@ class Registry:
                 layer._refresh(number)
 
     def _source(self, number: int) -> Registration | None:
-        """Return what counts for a number: this registry's own, or its parent's."""
+        """Return the registration in effect: this registry's own, or its parent's."""
         own = self._own.get(number)
         found = None if own is None else own.get()
         if found is None and self._parent is not None:
-            # Not by a ``get`` of a subclass, which may make something up.
+            # Not the ``get`` of a subclass, which may invent entries.
             found = dict.get(self._parent.entries, number)
         return found
 
     def _given_back(self, known: Registration | None, number: int) -> None:
         if known is None:
-            hint = ", but inherited: it goes where it was registered"
+            hint = ", but inherited: unregister it where it was registered"
             raise NotRegistered(
                 f"message number {number} is not registered here"
                 f"{hint if number in self.entries else ''}"
             )
 
     def _new_entries(self) -> dict[int, Registration]:
-        """Return what `entries` is to be; for subclasses."""
+        """Return the dict for `entries`; for subclasses."""
         return {}
 
     def _as_seen(self, registration: Registration) -> Registration:
-        """Return what `entries` shows for a registration; for subclasses."""
+        """Return the value in `entries` for a registration; for subclasses."""
         return registration
 
 
 def _registered(known: Registration | None, new: Registration) -> Registration:
-    """Return what is to take the place of ``known`` when a message is registered."""
+    """Return the replacement for ``known`` when a message is registered."""
     if known is None:
         return new
     if not _is_reload(known, new):
@@ -387,12 +388,12 @@ def _registered(known: Registration | None, new: Registration) -> Registration:
             f"message number {new.number} is registered twice: for {_place(known)}, and for "
             f"{_place(new)}"
         )
-    # A handler that is not given was declared by itself, maybe in another module.
+    # Keep a handler that was declared separately, perhaps in another module.
     return new.completed(known.handler, known.handler_declared, None)
 
 
 def _handled(known: Registration | None, new: Registration) -> Registration:
-    """Return what is to take the place of ``known`` when a handler is declared."""
+    """Return the replacement for ``known`` when a handler is declared."""
     if known is None:
         return new
     _check_same_class(known, new)
@@ -415,7 +416,7 @@ def _is_reload(known: Registration, new: Registration) -> bool:
 
 
 def _check_same_class(known: Registration, new: Registration) -> None:
-    """Raise unless a handler is declared for the class that the number belongs to."""
+    """Raise unless the handler is for the class that the number belongs to."""
     if known.deserialize == new.deserialize or executed_again(known.declared, new.declared):
         return
     if not same_definition(known.deserialize, new.deserialize):
@@ -426,7 +427,7 @@ def _check_same_class(known: Registration, new: Registration) -> None:
 
 
 def _check_no_handler(known: Registration, new: Registration) -> None:
-    """Raise if the number has a handler, unless that is the same one, declared again."""
+    """Raise if the number has a handler, unless the same one is declared again."""
     if known.handler is None or executed_again(known.handler_declared, new.handler_declared):
         return
     class_is_new = known.deserialize != new.deserialize
@@ -439,15 +440,15 @@ def _check_no_handler(known: Registration, new: Registration) -> None:
 
 
 def _owner(registration: Registration) -> str:
-    """The class that a deserializer is of."""
+    """Return the name of the class that the deserializer belongs to."""
     owner = getattr(registration.deserialize, "__self__", None)
-    if isinstance(owner, type):  # and not the one that it has inherited it from
+    if isinstance(owner, type):  # not the class that it inherits the method from
         return name_of(owner)
     return name_of(registration.deserialize).removesuffix(".deserialize")
 
 
 def _place(registration: Registration) -> str:
-    """The same with its module, as one may be loaded under two names."""
+    """Return the same name with its module, as a module may be loaded under two names."""
     owner = getattr(registration.deserialize, "__self__", registration.deserialize)
     module = getattr(owner, "__module__", None)
     return f"{module}.{_owner(registration)}" if isinstance(module, str) else _owner(registration)
@@ -476,10 +477,10 @@ def register(
     *,
     dispatch: Dispatch | None = None,
 ) -> None:
-    """Declare a message in the default registry; see `Registry.register`."""
+    """Register a message in the default registry; see `Registry.register`."""
     default_registry.register(number, deserialize, handler, dispatch=dispatch)
 
 
 def unregister(number: int) -> None:
-    """Forget a message of the default registry; see `Registry.unregister`."""
+    """Remove a message from the default registry; see `Registry.unregister`."""
     default_registry.unregister(number)

@@ -1,12 +1,11 @@
-"""The PROXY protocol: whose connection a load balancer passes on. Bytes in, addresses out; no I/O.
+"""The PROXY protocol: the client's address behind a load balancer. Bytes in, addresses out; no I/O.
 
-A proxy that passes TCP connections on begins each with a header that names the peer it accepted.
-Version 1 is a line of text, version 2 is binary; both are read here, as specified (Willy Tarreau,
+A proxy that forwards TCP connections begins each with a header that names the client's address.
+Version 1 is a line of text, version 2 is binary; both are parsed here as specified (Willy Tarreau,
 "The PROXY protocol, versions 1 & 2", HAProxy, 2020).
 
-What follows the header, TLS for instance, is left alone: `HeaderReader` tells how many of the bytes
-that it is shown belong to the header. The optional fields after the addresses of version 2 are
-skipped.
+`HeaderReader` returns how many of the bytes belong to the header, so the data after it, TLS for
+example, stays untouched. The optional fields after the addresses of version 2 are skipped.
 """
 
 from __future__ import annotations
@@ -18,46 +17,46 @@ from typing import Any
 
 __all__ = ["LONGEST", "BadHeader", "HeaderReader", "Network", "ProxyNetworks"]
 
-#: The most bytes that a header may have: as many as every path lets through in one packet.
+#: The longest header accepted, in bytes: as long as fits into one packet on any path.
 LONGEST = 536
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _PREFIX = struct.Struct(">12sBBH")
 _LINE_BEGIN, _LONGEST_LINE = b"PROXY ", 107
 
-# By family and transport: how many bytes of addresses there are at least.
+# The minimum size of the address block, in bytes, by address family.
 _INET, _INET6, _UNIX = 0x1, 0x2, 0x3
 _SIZES = {_INET: 12, _INET6: 36, _UNIX: 216}
 _LOCAL, _PROXY = 0x0, 0x1
 
-#: A network, as `ipaddress` has it.
+#: A network of `ipaddress`.
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class BadHeader(ValueError):
-    """What a connection begins with is no header of the PROXY protocol; the text says why."""
+    """The connection does not begin with a valid PROXY protocol header; the text says why."""
 
 
 class HeaderReader:
-    """Reads one header from the beginning of a stream, and not a byte more."""
+    """Reads exactly one header from the beginning of a stream."""
 
     __slots__ = ("_data", "complete", "source")
 
     def __init__(self) -> None:
         self._data: bytes = b""
-        #: Whether the header has been read to its end.
+        #: Whether the header has been read completely.
         self.complete: bool = False
-        #: The peer of the proxy: ``(host, port)`` or the path of a Unix socket; None if that is
-        #: the proxy itself (LOCAL), or is not told (UNKNOWN).
+        #: The client of the proxy: ``(host, port)`` or the path of a Unix socket. None if the
+        #: proxy connects for itself (LOCAL) or does not name the client (UNKNOWN).
         self.source: tuple[str, int] | str | None = None
 
     def feed(self, data: bytes) -> int:
-        """Look at the next bytes of the stream; return how many of them belong to the header.
+        """Parse the next bytes of the stream; return how many of them belong to the header.
 
-        Show it what is left of them again, together with what comes next, unless `complete`.
+        Until `complete`, pass the remaining bytes again, followed by the next ones.
 
         Raises:
-            BadHeader: they are no header, or one that is too long.
+            BadHeader: the header is invalid or too long.
         """
         shown = self._data + data
         size = _size_of(shown)
@@ -71,7 +70,7 @@ class HeaderReader:
 
 
 def _size_of(data: bytes) -> int | None:
-    """Return how long the header is that begins with these bytes; None: they do not tell yet."""
+    """Return the size of the header that begins with these bytes; None if not known yet."""
     if _LINE_BEGIN.startswith(data[: len(_LINE_BEGIN)]):
         end = data.find(b"\r\n", 0, _LONGEST_LINE)
         if end >= 0:
@@ -120,7 +119,7 @@ def _ipv6(text: bytes) -> str:
 
 
 def _plain(address: ipaddress.IPv6Address) -> str:
-    """Return IPv4 inside IPv6 as IPv4, like everywhere in tao."""
+    """Return an IPv4-mapped IPv6 address as IPv4, as everywhere in tao."""
     return str(address.ipv4_mapped or address)
 
 
@@ -154,19 +153,19 @@ def _address_of(family: int, block: bytes) -> tuple[str, int] | str | None:
         return str(ipaddress.IPv4Address(block[:4])), int.from_bytes(block[8:10], "big")
     if family == _INET6:
         return _plain(ipaddress.IPv6Address(block[:16])), int.from_bytes(block[32:34], "big")
-    # Padded with NUL, and with nothing else if the peer has no address.
+    # Padded with NUL; only NUL if the peer has no address.
     return block[:108].rstrip(b"\x00").decode("utf-8", "surrogateescape") or None
 
 
 class ProxyNetworks:
-    """The addresses of the proxies that are believed.
+    """The addresses of the trusted proxies.
 
     Args:
-        networks: such as ``"10.0.0.0/8"`` or ``"2001:db8::1"``, objects of `ipaddress`, and
-            ``"unix:"`` for whoever connects to a Unix socket.
+        networks: strings such as ``"10.0.0.0/8"`` or ``"2001:db8::1"``, objects of `ipaddress`,
+            and ``"unix:"`` for every peer of a Unix socket.
 
     Raises:
-        TypeError, ValueError: one of them is no network; the text names it.
+        TypeError, ValueError: an entry is not a network; the text names it.
     """
 
     def __init__(self, networks: Collection[Any]) -> None:
@@ -180,7 +179,7 @@ class ProxyNetworks:
         self._networks: list[Network] = [_network(each) for each in networks if each != "unix:"]
 
     def __contains__(self, address: Any) -> bool:
-        """Tell whether an address, in its normalized form, is a proxy's."""
+        """Return whether a normalized address belongs to a trusted proxy."""
         if not isinstance(address, tuple):
             return self._unix
         try:

@@ -1,12 +1,12 @@
-"""Telling a module that is executed again from two declarations that contradict each other.
+"""Tell a module that is executed again from two conflicting declarations.
 
-``importlib.reload`` executes the body of a module once more: what it declares then replaces what it
-declared before. Two ways to recognise that complement each other:
+``importlib.reload`` executes the body of a module again, and its new declarations replace the old
+ones. Two checks recognise a repeated declaration:
 
-- the body that is being executed has a ``__spec__`` of its own for each execution (the import
-  system makes one for each import and each reload);
-- the new object is not the old one, but has its qualified name, as when a cell of a notebook is
-  executed again.
+- Each execution of a module has its own ``__spec__``: the import system makes one for each import
+  and each reload.
+- The new object differs from the old one but has the same qualified name, as when a notebook cell
+  is executed again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["executed_again", "module_execution", "same_definition"]
 
 
 def module_execution() -> Any:
-    """Return what identifies the execution of a module's body that the caller is part of.
+    """Return an object that identifies the module execution that the caller is part of.
 
     None: no module is being executed, or it is a script or a notebook.
     """
@@ -32,14 +32,14 @@ def module_execution() -> Any:
 
 
 def executed_again(before: Any, now: Any) -> bool:
-    """Tell whether ``now`` is a later execution of the module that ``before`` was one of."""
+    """Return whether ``now`` is a later execution of the same module as ``before``."""
     if before is None or now is None or before is now:
         return False
     return bool(getattr(before, "name", None) == getattr(now, "name", None))
 
 
 def same_definition(before: Any, now: Any) -> bool:
-    """Tell whether two different objects come from one definition that was executed twice."""
+    """Return whether two different objects come from one definition that was executed twice."""
     name = _definition(before)
     if name is None or name != _definition(now) or before == now:
         return False
@@ -48,10 +48,10 @@ def same_definition(before: Any, now: Any) -> bool:
 
 
 def _definition(thing: Any) -> tuple[str, ...] | None:
-    """Return what names a function, a class or a class method; None: nothing does so reliably."""
+    """Return the qualified name of a function, class or class method; None if it is ambiguous."""
     owner: tuple[str, ...] = ()
     if type(thing) is MethodType and isinstance(thing.__self__, type):
-        # With the class: the method may be inherited, and another class may inherit it as well.
+        # Include the class, as another class may inherit the same method.
         owner, thing = (thing.__self__.__module__, thing.__self__.__qualname__), thing.__func__
     if not isinstance(thing, (FunctionType, type)) or thing.__qualname__.endswith("<lambda>"):
         return None
@@ -59,9 +59,9 @@ def _definition(thing: Any) -> tuple[str, ...] | None:
 
 
 def _closure(thing: Any) -> dict[str, Any]:
-    """Return the variables of an enclosing function that a function uses, as far as they are set.
+    """Return the closure variables of a function that are set.
 
-    All that a factory or a decorator returns has the same name; this tells it apart.
+    They tell the functions apart that one factory or decorator returns under the same name.
     """
     function = getattr(thing, "__func__", thing)
     values = {}
@@ -78,7 +78,7 @@ def _closure(thing: Any) -> dict[str, Any]:
 
 
 def _alike(before: Any, now: Any) -> bool:
-    """Tell whether two values may stand for the same in two executions."""
+    """Return whether two values may correspond to each other in two executions."""
     if isinstance(before, (FunctionType, type)) and isinstance(now, (FunctionType, type)):
         names = [(each.__module__, each.__qualname__) for each in (before, now)]
         return names[0] == names[1]

@@ -286,8 +286,8 @@ def test_what_is_no_message(thing: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("number", "error", "text"),
     [
-        ("1", TypeError, "Raw needs an int as message_number, it has '1'"),
-        (None, TypeError, "Raw needs an int as message_number, it has None"),
+        ("1", TypeError, "Raw.message_number must be an int, not '1'"),
+        (None, TypeError, "Raw.message_number must be an int, not None"),
         (2**31, BadData, "Raw: message_number 2147483648 does not fit an int32"),
         (-(2**31) - 1, BadData, "Raw: message_number -2147483649 does not fit an int32"),
     ],
@@ -302,7 +302,7 @@ def test_a_message_must_have_a_number() -> None:
     """Without one, the error names its class."""
     message = Raw(b"")
     del message.message_number
-    with pytest.raises(TypeError, match="Raw needs an int as message_number, it has None"):
+    with pytest.raises(TypeError, match=r"Raw\.message_number must be an int, not None"):
         TypeLengthValueCodec().encode(message)
 
 
