@@ -25,7 +25,7 @@ from tao.client.happy_eyeballs import Race, set_options
 from tao.connection.keepalive import set_kernel_clocks
 from tao.connection.options import ClientSettings
 from tao.errors import ConnectFailed, ConnectionClosed
-from tao.runtime.helper_threads import Bell, Errand, Helpers
+from tao.runtime.helper_threads import Bell, HelperTask, HelperThreads
 from tao.safe_text import safe_str
 from tao.transport.addresses import Target, normalized
 from tao.transport.error_text import explain
@@ -133,7 +133,7 @@ class _Call:
     def __init__(
         self,
         function: Callable[[], Any],
-        helpers: Helpers,
+        helpers: HelperThreads,
         options: ClientSettings,
         bell: Bell,
     ) -> None:
@@ -143,20 +143,18 @@ class _Call:
         self.over: bool = False
         self.reason: str = ""
         self.cause: BaseException | None = None
-        self._errand: Errand[Any] = Errand(function, _discard)
-        self._errand.join(bell)
-        helpers.submit(self._errand)
+        self._task: HelperTask[Any] = HelperTask(function, _discard)
+        self._task.join(bell)
+        helpers.submit(self._task)
 
     def step(self, now: float, ready: set[int]) -> socket.socket | None:
-        errand = self._errand
-        if errand.done:
+        task = self._task
+        if task.done:
             self.over = True
-            return self._checked(errand.take(self._bell), errand.error)
+            return self._checked(task.take(self._bell), task.error)
         if now >= self.due:
             self.over = True
-            late = (
-                "no connection within" if errand.begun else "earlier calls hang; none begun within"
-            )
+            late = "no connection within" if task.begun else "earlier calls hang; none begun within"
             self.reason = f"{late} {self._timeout} s"
             self.cause = TimeoutError(self.reason)
         return None
@@ -175,7 +173,7 @@ class _Call:
         return None
 
     def end(self) -> None:
-        self._errand.leave(self._bell)
+        self._task.leave(self._bell)
 
 
 def _discard(made: Any) -> None:
@@ -205,7 +203,7 @@ class Dialler(Source):
         self.size = len(places)
         self.once = all(place.once for place in places)
         self.address = places[0].address
-        self._helpers = Helpers("tao-dialler", _MOST_CALLS)
+        self._helpers = HelperThreads("tao-dialler", _MOST_CALLS)
         # Owned by the dialling thread.
         self._first: int = 0  # which place to begin with
         # Where the last connection was made, and to which of the addresses there.
@@ -260,7 +258,7 @@ class Dialler(Source):
             _discard(place.take_socket())
 
     def forked(self) -> None:
-        self._helpers = Helpers("tao-dialler", _MOST_CALLS)
+        self._helpers = HelperThreads("tao-dialler", _MOST_CALLS)
         for search in self._searches.values():
             search.end()
         if self._bell is not None:

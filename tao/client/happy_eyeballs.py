@@ -24,7 +24,7 @@ from typing import Any
 
 from tao.connection.options import ClientSettings
 from tao.runtime.forks import renew_after_fork
-from tao.runtime.helper_threads import Bell, Errand, Helpers
+from tao.runtime.helper_threads import Bell, HelperTask, HelperThreads
 from tao.transport.addresses import Target, address_text, resolve, resolve_literal
 from tao.transport.error_text import explain
 
@@ -40,7 +40,7 @@ _MOST_LOOKUPS = 16
 _BIND_ADDRESS_NO_PORT = 24 if hasattr(socket, "SO_BINDTODEVICE") else None
 
 
-class _Lookup(Errand[tuple[list[Target], list[Target]]]):
+class _Lookup(HelperTask[tuple[list[Target], list[Target]]]):
     """The resolving of an address and of where to come from, which several may wait for."""
 
     def __init__(self, work: Callable[[], tuple[list[Target], list[Target]]]) -> None:
@@ -57,7 +57,7 @@ class _Lookup(Errand[tuple[list[Target], list[Target]]]):
         return begun and not self.done and monotonic() - self.since < patience
 
 
-_resolvers = Helpers("tao-resolver", _MOST_LOOKUPS)
+_resolvers = HelperThreads("tao-resolver", _MOST_LOOKUPS)
 # The look-ups that run, for others to join, by what is looked up.
 _lookups: dict[Any, _Lookup] = {}
 
@@ -65,11 +65,11 @@ _lookups: dict[Any, _Lookup] = {}
 def _forked(lookups: object, reason: str) -> None:
     """In a child process no thread is left that looks anything up."""
     global _resolvers
-    _resolvers = Helpers("tao-resolver", _MOST_LOOKUPS)
+    _resolvers = HelperThreads("tao-resolver", _MOST_LOOKUPS)
     _lookups.clear()
 
 
-renew_after_fork(Helpers, _forked)
+renew_after_fork(HelperThreads, _forked)
 
 
 class Memory:

@@ -1,11 +1,12 @@
-"""The agenda of a timing wheel's thread: in which order its timers are due.
+"""The agenda of a timing wheel's thread: its timers, ordered by due time.
 
-The order is a binary heap (J. W. J. Williams, 1964), as in the Go original; in Python the C heap of
-``heapq`` is several times faster than slots of a hashed wheel (Varghese and Lauck, 1987) would be.
-The heap belongs to the thread alone, which is told in a queue of what to put into it, and woken
-only for a timer that comes before all others. It is no more than an index to the wheel's dict of
-timers: entries that have no timer any more are passed over and cleared out before they are the
-majority, and after an accident it is built anew from the dict.
+The order is a binary heap (J. W. J. Williams, 1964), as in the Go original. In Python the C heap of
+``heapq`` is several times faster than the slots of a hashed wheel (Varghese and Lauck, 1987).
+
+Only the wheel's thread touches the heap. Other threads put new timers into a queue, and wake the
+thread only for a timer that is due before all others. The heap is just an index to the wheel's dict
+of timers: entries whose timer is gone are skipped, and are removed before they are the majority. If
+the thread is interrupted, the heap is rebuilt from the dict.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TimerCallback = Callable[[datetime], object]
 
 # The heap is cleared out when it holds more than this and more than half of it is cancelled.
 _SMALL_HEAP = 64
-# So many timers may wait to be put into the heap until the thread is woken for that alone.
+# When more timers than this wait to be put into the heap, the thread is woken to do so.
 _MOST_INCOMING = 1000
 
 
@@ -34,9 +35,9 @@ class Timer:
     """A pending timer.
 
     Attributes:
-        due: when it fires next, by the wheel's time. Changed by the wheel's thread.
+        due: when it fires next, in the wheel's time. Changed by the wheel's thread.
         interval: in seconds; 0 for a timer that fires once.
-        until_done: whether it fires every so often only until its callback returns.
+        until_done: whether a periodic timer ends once its callback has returned.
     """
 
     __slots__ = ("callback", "due", "interval", "until_done")
@@ -51,37 +52,38 @@ class Timer:
 
 
 class Agenda:
-    """What one thread of a wheel has to do, and when. It comes and goes with the thread."""
+    """The pending timers of one thread of a wheel; it lives as long as the thread."""
 
     __slots__ = ("heap", "incoming", "thread", "wakes_at", "wakeup")
 
     def __init__(self) -> None:
         #: Set before the thread is started.
         self.thread: threading.Thread | None = None
-        # What the thread is to put into the heap: when it is due, and which it is.
+        # Due time and id of timers that the thread has yet to put into the heap.
         self.incoming: deque[tuple[float, int]] = deque()
-        # Set when the thread is to look at what has come in, or whether it is to end.
+        # Set to make the thread check `incoming` and whether it has to end.
         self.wakeup = Wakeup()
-        # When the thread wakes by itself: infinity if it does not, and minus infinity while it is
-        # awake. Written by the thread.
+        # When the thread wakes by itself: infinity for never, minus infinity while it is awake.
+        # Written by the thread.
         self.wakes_at: float = -math.inf
-        # Owned by the thread; others look at its length. As `incoming`, cancelled ones too.
+        # Owned by the thread; others read only its length. Like `incoming`, it may hold cancelled
+        # timers.
         self.heap: list[tuple[float, int]] = []
 
     @property
     def alive(self) -> bool:
-        """Whether its thread will see what comes in."""
+        """Whether its thread runs and will process new timers."""
         return self.thread is not None and self.thread.is_alive()
 
     def add(self, due: float, timer_id: int) -> None:
-        """Tell the thread of a timer. Any thread may call it."""
+        """Queue a timer for the thread. May be called from any thread."""
         self.incoming.append((due, timer_id))
-        # The thread sets the time at which it will wake, then looks whether something came in.
+        # The thread sets `wakes_at` before it checks `incoming`, so one side sees the other.
         if due < self.wakes_at or len(self.incoming) > _MOST_INCOMING:
             self.wakeup.set()
 
     def sleep(self, until: float, now: Callable[[], float]) -> None:
-        """Wait until something is due or has come in."""
+        """Wait until a timer is due or has been added."""
         self.wakes_at = until
         if not self.incoming:
             self.wakeup.wait(until - now())
@@ -89,30 +91,30 @@ class Agenda:
         self.wakeup.clear()
 
     def rebuild(self, timers: dict[int, Timer]) -> None:
-        """Make the heap anew from the timers."""
+        """Rebuild the heap from the timers."""
         self.wakes_at = -math.inf
         self.incoming.clear()
         self.heap = [(timer.due, timer_id) for timer_id, timer in timers.copy().items()]
         heapq.heapify(self.heap)
 
     def take_in(self, timers: dict[int, Timer]) -> None:
-        """Put into the heap what has come in, and clear it out if it is time."""
+        """Put the queued timers into the heap, and remove cancelled ones if there are many."""
         incoming, heap = self.incoming, self.heap
         while incoming:
             entry = incoming[0]
             if entry[1] in timers:
                 heapq.heappush(heap, entry)
-            incoming.popleft()  # after it is in the heap, where a second one does no harm
+            incoming.popleft()  # last: a duplicate in the heap is harmless, a lost timer is not
         if self.wants_clearing(timers):
             heap[:] = [entry for entry in heap if entry[1] in timers]
             heapq.heapify(heap)
 
     def wants_clearing(self, timers: dict[int, Timer]) -> bool:
-        """Whether most of the heap has been cancelled."""
+        """Return whether most timers in the heap have been cancelled."""
         return len(self.heap) > max(_SMALL_HEAP, 2 * len(timers))
 
     def first(self, timers: dict[int, Timer]) -> tuple[float, int] | None:
-        """Return what is due first, at which time and which it is, if there is any timer."""
+        """Return due time and id of the next timer; None if there is none."""
         heap = self.heap
         while heap:
             due, timer_id = heap[0]
@@ -123,7 +125,7 @@ class Agenda:
         return None
 
     def put_off(self, timer_id: int, timer: Timer, now: float) -> None:
-        """Have a periodic timer fire again, in its phase and not before now."""
+        """Schedule the next run of a periodic timer, in phase and after ``now``."""
         again = now - math.fmod(now - timer.due, timer.interval) + timer.interval
         timer.due = max(again, math.nextafter(now, math.inf))
         heapq.heappush(self.heap, (timer.due, timer_id))

@@ -1,22 +1,22 @@
-"""What can be cancelled: the tree below the contexts, where its waiting threads and callbacks are.
+"""Cancel scopes: the tree behind the contexts, with its waiting threads and its callbacks.
 
 Guarantees:
 
-- Every method may be called from any thread, callback, signal handler or finalizer, in the midst of
-  any other. None waits, except for callbacks where it says so, and `Scope.wait`.
-- Each callback is called once or was taken back, whoever cancels, adds and takes back meanwhile.
-- After an exception that was raised between any two bytecodes of one of these methods, what it was
-  to do has happened or has not: no thread goes on waiting below what is cancelled, and no callback
-  of it is left uncalled.
+- Every method may be called from any thread, callback, signal handler or finalizer, even during
+  another call. None blocks, except `CancelScope.wait` and the methods documented to run callbacks.
+- Each callback is either called once or removed, whatever other threads do at the same time.
+- If an exception is raised between any two bytecodes of a method, its effect is complete or absent:
+  no thread keeps waiting on a cancelled scope, and no callback of it is left uncalled.
 
-There is no lock. A scope is linked to its parent before it looks whether that is cancelled, which
-notes the error before it looks for children: one of the two sees the other. The same holds for
-callbacks. What is noted is one step of the interpreter each, and of several that note an error the
-first counts; so each method may be repeated, and goes on where an exception interrupted it.
+There is no lock. A new scope is first linked to its parent, then checks whether the parent is
+cancelled. A cancelled scope first stores the error, then looks for children. So one of the two sees
+the other. The same holds for callbacks. Each store is one step of the interpreter, and the first
+error stored counts. So a method that was interrupted by an exception can be repeated, and completes
+what is missing.
 
-Parents hold their children weakly, so a scope nobody uses any more vanishes by itself. (Whoever
-holds the event uses it.) One that has callbacks to run is held (`Scope.pinned`) until they have run
-or are taken back.
+Parents hold their children weakly, so an unused scope is freed. (Its event counts as a use.) A
+scope that has callbacks to run is kept alive (`CancelScope.pinned`) until they have run or are
+removed.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from tao.runtime.log import logger
 from tao.runtime.threads import spawn
 from tao.runtime.wakeup import Wakeup
 
-__all__ = ["Scope"]
+__all__ = ["CancelScope"]
 
 
 class _Callback:
-    """What is to be called upon cancellation."""
+    """A callable to be called on cancellation."""
 
     __slots__ = ("call",)
 
@@ -44,28 +44,28 @@ class _Callback:
         self.call: Callable[[], object] = call
 
 
-class Scope(threading.Event):
+class CancelScope(threading.Event):
     """A node of the tree, and the event that is set when it is cancelled.
 
-    It is the event, instead of having one, so that it lives as long as somebody waits for it. Of
-    ``threading.Event`` it has the type only: that one cannot be set from everywhere.
+    The scope is itself the event, so that it lives as long as a thread waits for the event. It
+    takes only the type from ``threading.Event``, whose ``set`` may deadlock in a signal handler.
 
     Attributes:
-        parent: the scope above, which cancels this one too.
-        children: the scopes below. Each takes itself out when it dies, in whatever thread.
-        pinned: those below that have callbacks, by the keys of these.
-        callbacks: those neither called nor taken back, in the order in which they were added.
-            Whoever takes one out owns it.
+        parent: the scope above; cancelling it cancels this one too.
+        children: the scopes below. Each is removed when it is freed, in any thread.
+        pinned: scopes below that have callbacks, by the keys of the callbacks.
+        callbacks: those neither called nor removed, in the order in which they were added.
+            The thread that removes an entry owns the callback.
         runners: the threads that run callbacks of a cancellation here or below.
     """
 
-    def __init__(self, parent: Scope | None) -> None:
+    def __init__(self, parent: CancelScope | None) -> None:
         super().__init__()
         self._wakeup = Wakeup()
         self._errors: list[Cancelled] = []  # the first counts
-        self.parent: Scope | None = parent
-        self.children: set[weakref.ref[Scope]] = set()
-        self.pinned: dict[object, Scope] = {}
+        self.parent: CancelScope | None = parent
+        self.children: set[weakref.ref[CancelScope]] = set()
+        self.pinned: dict[object, CancelScope] = {}
         self.callbacks: dict[object, _Callback] = {}
         self.runners: dict[threading.Thread, None] = {}
         if parent is not None:
@@ -95,22 +95,22 @@ class Scope(threading.Event):
 
     @property
     def error(self) -> Cancelled | None:
-        """Why it was cancelled, or None."""
+        """Why the scope was cancelled, or None."""
         errors = self._errors
         return errors[0] if errors else None
 
     def fall(self, error: Cancelled) -> None:
-        """Note that this one is cancelled, if it is not yet, and wake who waits for that."""
+        """Mark this scope as cancelled, unless it is, and wake the threads that wait for it."""
         if not self._errors:
             self._errors.append(error)
         self.set()
 
     def cancel(self, error: Cancelled) -> None:
-        """Cancel this and all below, and run the callbacks, those of the scopes below first.
+        """Cancel this scope and all below, and run the callbacks, lower scopes first.
 
-        If it is cancelled already, nothing happens.
+        Does nothing if the scope is cancelled already.
         """
-        fallen: list[Scope] = []  # once more if it is interrupted, and held meanwhile
+        fallen: list[CancelScope] = []  # keeps them alive, also for the second attempt below
         try:
             self._spread(error, fallen)
             _run_callbacks(fallen)
@@ -122,13 +122,14 @@ class Scope(threading.Event):
     def cancel_aside(
         self, error: Cancelled, post: Callable[[Callable[[], object]], object] | None = None
     ) -> None:
-        """Cancel this and all below, and have the callbacks run on a thread of their own.
+        """Cancel this scope and all below, and run the callbacks on a separate thread.
 
         Args:
-            post: is given what runs them, and hands that to `start_runner`; None: just that.
+            post: called with the function that runs them; must pass it to `start_runner`. None:
+                call `start_runner` directly.
         """
         post = post or self.start_runner
-        fallen: list[Scope] = []
+        fallen: list[CancelScope] = []
         try:
             self._spread(error, fallen)
             _post_callbacks(fallen, post)
@@ -138,7 +139,7 @@ class Scope(threading.Event):
             raise
 
     def start_runner(self, run: Callable[[], object]) -> None:
-        """Start a thread that runs callbacks; if there is none to be had, the caller's does."""
+        """Run callbacks on a new thread, or on this one if no thread can be started."""
         thread = spawn(self._run, run, name="tao-after-cancel")
         for scope in self._line():
             scope.runners[thread] = None
@@ -158,10 +159,10 @@ class Scope(threading.Event):
         for scope in self._line():
             scope.runners.pop(thread, None)
 
-    def _spread(self, error: Cancelled, fallen: list[Scope]) -> None:
-        """Let this and all below fall, and add those that this error has made fall to the list."""
-        reached: list[Scope] = [self]
-        for scope in reached:  # which grows on the way down
+    def _spread(self, error: Cancelled, fallen: list[CancelScope]) -> None:
+        """Mark this scope and all below; add those that this error has cancelled to the list."""
+        reached: list[CancelScope] = [self]
+        for scope in reached:  # grows during the iteration
             if scope.error is None or scope.error is error:
                 scope.fall(error)
                 fallen.append(scope)
@@ -170,9 +171,9 @@ class Scope(threading.Event):
     # -- callbacks
 
     def add_callback(self, callback: Callable[[], object]) -> Callable[[], bool]:
-        """Have ``callback`` run upon cancellation, or now if it is too late; return what undoes it.
+        """Call ``callback`` on cancellation, or now if it is cancelled; return a remove function.
 
-        That tells whether it came in time.
+        The remove function returns whether it has prevented the call.
         """
         key = object()
         try:
@@ -197,34 +198,36 @@ class Scope(threading.Event):
             raise
 
     def unpin(self, key: object) -> None:
-        """Let the scopes above forget this, as far as it depends on this callback."""
+        """Release the references from the scopes above that exist for this callback."""
         for _, scope in self._links():
             scope.pinned.pop(key, None)
 
-    def _line(self) -> Iterator[Scope]:
-        """This one and all above."""
-        scope: Scope | None = self
+    def _line(self) -> Iterator[CancelScope]:
+        """Yield this scope and all above."""
+        scope: CancelScope | None = self
         while scope is not None:
             yield scope
             scope = scope.parent
 
-    def _links(self) -> Iterator[tuple[Scope, Scope]]:
-        """The links on the way up: a scope and its parent."""
+    def _links(self) -> Iterator[tuple[CancelScope, CancelScope]]:
+        """Yield each scope with its parent, from here to the root."""
         for scope in self._line():
             if scope.parent is not None:
                 yield scope, scope.parent
 
 
-def _post_callbacks(scopes: list[Scope], post: Callable[[Callable[[], object]], object]) -> None:
+def _post_callbacks(
+    scopes: list[CancelScope], post: Callable[[Callable[[], object]], object]
+) -> None:
     if any(scope.callbacks for scope in scopes):
         post(partial(_run_callbacks, scopes))
 
 
-def _run_callbacks(scopes: list[Scope]) -> None:
-    """Run the callbacks that are left, of the last scope first.
+def _run_callbacks(scopes: list[CancelScope]) -> None:
+    """Run the remaining callbacks, those of the last scope first.
 
     Raises:
-        KeyboardInterrupt: in the midst of one; but after all have run.
+        KeyboardInterrupt: raised within a callback; re-raised after all have run.
     """
     interrupt: KeyboardInterrupt | None = None
     for scope in reversed(scopes):
@@ -237,11 +240,11 @@ def _run_callbacks(scopes: list[Scope]) -> None:
         raise interrupt
 
 
-def _run_callback(scope: Scope, key: object) -> None:
-    """Run a callback if nobody else has taken it out, and log what it raises.
+def _run_callback(scope: CancelScope, key: object) -> None:
+    """Run a callback unless another thread has removed it, and log what it raises.
 
     Raises:
-        KeyboardInterrupt: it did, and that is meant for the main thread rather than for the log.
+        KeyboardInterrupt: raised within the callback; meant for the main thread, not for the log.
     """
     callback = scope.callbacks.get(key)
     scope.unpin(key)
@@ -249,7 +252,7 @@ def _run_callback(scope: Scope, key: object) -> None:
         pop_and_call(scope.callbacks, key, "call")
     except BaseException as error:
         if key in scope.callbacks:
-            raise  # it has not been called: somebody has interrupted this
+            raise  # not called: this thread was interrupted before the call
         logger.exception("after_cancel callback {!r} raised", callback and callback.call)
         if isinstance(error, KeyboardInterrupt):
             raise

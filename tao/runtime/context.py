@@ -1,13 +1,12 @@
-"""Contexts: a tree of things that can be cancelled, with values on the way.
+"""Contexts: a tree of operations that can be cancelled and carry values.
 
-A context stands for something going on: a server, a connection, one request. Cancelling it cancels
-all below it and nothing above. Go's ``context`` package is the model; a ``threading.Event`` takes
-the place of its channel, so whoever waits is woken, and nobody polls.
+A context represents an operation: a server, a connection, one request. Cancelling it cancels all
+contexts below it and none above. The model is Go's ``context`` package, with a ``threading.Event``
+in place of the channel, so waiting threads are woken and need not poll.
 
-A request's context is made for every message, and most are never asked whether they are cancelled.
-So a context is two fields, and the machinery for waiting, a ``Scope``, is made when first wanted.
-It says what it guarantees to threads, signal handlers and finalizers; a context guarantees the
-same.
+A context is made for every message, and most are never checked for cancellation. So a context has
+only two fields; its ``CancelScope``, the machinery for waiting, is made on demand. They give the
+same guarantees to threads, signal handlers and finalizers as ``cancel_scope.py``.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from tao.callables import check_quickly
 from tao.errors import Cancelled, DeadlineExceeded
-from tao.runtime.cancel_scope import Scope
+from tao.runtime.cancel_scope import CancelScope
 from tao.runtime.timing_wheel import TimingWheel, shared_wheel
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     MessageT_co = TypeVar("MessageT_co", covariant=True, default=Any)
-else:  # that of the older versions of Python knows no default
+else:  # older versions of Python do not support a default
     from typing import TypeVar
 
     MessageT_co = TypeVar("MessageT_co", covariant=True)
@@ -51,27 +50,27 @@ SERVER = object()
 
 
 class _Fallen:
-    """In place of the scope of a context that was cancelled before it had one."""
+    """Stands in for the scope of a context that was cancelled before it had one."""
 
     __slots__ = ("_scopes", "error")
 
     def __init__(self, error: Cancelled) -> None:
         self.error: Cancelled = error
-        self._scopes: list[Scope] = []  # the first counts
+        self._scopes: list[CancelScope] = []  # the first counts
 
-    def scope(self) -> Scope:
-        """Return a scope that is cancelled, for who wants one after all."""
+    def scope(self) -> CancelScope:
+        """Return a cancelled scope, made on first use."""
         if not self._scopes:
-            scope = Scope(None)
+            scope = CancelScope(None)
             scope.fall(self.error)
             self._scopes.append(scope)
         return self._scopes[0]
 
 
-class _TimedScope(Scope):
-    """The scope of a context with a deadline, which the shared timing wheel keeps until then."""
+class _TimedScope(CancelScope):
+    """The scope of a context with a deadline; a timer keeps it alive until then."""
 
-    def __init__(self, parent: Scope, seconds: float) -> None:
+    def __init__(self, parent: CancelScope, seconds: float) -> None:
         self._wheel: TimingWheel | None = None
         self._timer: int = 0
         super().__init__(parent)
@@ -90,55 +89,55 @@ class _TimedScope(Scope):
         self._give_back()
 
     def _expire(self, seconds: float) -> None:
-        """The deadline has come; on the wheel's thread, which callbacks must not hold."""
+        """Cancel the scope at its deadline. Runs on the wheel's thread, so not the callbacks."""
         wheel, error = self._wheel, DeadlineExceeded(f"deadline of {seconds} s exceeded")
         assert wheel is not None
         self.cancel_aside(error, partial(wheel.hand_over, self.start_runner))
 
     def _give_back(self) -> None:
-        """Need the wheel no more; any number of times."""
+        """Release the wheel. May be called repeatedly."""
         if self._wheel is not None:
             self._wheel.cancel(self._timer)
         shared_wheel.release(self)
 
 
-# What contexts are about to have for a scope, of which the first that is put in here counts: it
-# stays until the context has it. Contexts are the keys, so that none is taken for another.
-_chosen: dict[Context, Scope | _Fallen] = {}
+# The scopes that contexts are about to get. The first entry for a context counts, and stays until
+# the context has its scope. The keys are the contexts themselves, as an id() may be reused.
+_chosen: dict[Context, CancelScope | _Fallen] = {}
 
 
 class Context(Generic[MessageT_co]):
-    """Something going on that can be cancelled and carries values.
+    """An operation that can be cancelled and carries values.
 
-    What a handler gets is a ``Context[ChatMessage]``, say: so a type checker knows the class of its
-    ``message``. Without the brackets that may be anything.
+    The type parameter is the class of ``message``: a handler may take a ``Context[ChatMessage]``.
+    Without it, type checkers accept any message.
 
-    Any thread, signal handler or finalizer may use it.
+    May be used from any thread, signal handler or finalizer.
 
-    Contexts come from `background`, from tao (a server's, a connection's, a handler's) or from the
-    ``with_`` methods of another.
+    Contexts are returned by `background`, made by tao for servers, connections and handlers, or
+    derived from another one by its ``with_`` methods.
     """
 
     __slots__ = ("_parent", "_scope")
 
     def __init__(self, parent: Context | None = None) -> None:
         self._parent: Context | None = parent
-        # Set once, by `_choose`: when something needs a scope, or there will be no need for one.
-        self._scope: Scope | _Fallen | None = None
+        # Set once, by `_choose`: on first use, or on cancellation before that.
+        self._scope: CancelScope | _Fallen | None = None
 
-    # -- descending
+    # -- derived contexts
 
     def with_cancel(self) -> Context[MessageT_co]:
-        """Return a child that can be cancelled on its own."""
+        """Return a child that can be cancelled separately."""
         return Context(self)
 
     def with_timeout(self, seconds: float) -> Context[MessageT_co]:
-        """Return a child that is cancelled, with `DeadlineExceeded`, in ``seconds``.
+        """Return a child that is cancelled with `DeadlineExceeded` after ``seconds``.
 
-        It is kept until then: cancel it when it is not needed any more.
+        It uses memory until then; cancel it when it is no longer needed.
 
         Raises:
-            TypeError, ValueError: ``seconds`` is no number, or a negative one.
+            TypeError, ValueError: ``seconds`` is not a number, or is negative.
         """
         return _TimedContext(self, seconds)
 
@@ -152,38 +151,40 @@ class Context(Generic[MessageT_co]):
         """Cancel this context and all below it, and run their callbacks; later calls do nothing.
 
         Args:
-            reason: why, for people; the text of ``error``.
+            reason: a readable reason; the text of ``error``.
         """
-        self._cancel(reason, Scope.cancel)
+        self._cancel(reason, CancelScope.cancel)
 
     def cancel_aside(self, reason: str | None = None) -> None:
-        """As `cancel`, but without waiting for the callbacks: they run on a thread of their own.
+        """Cancel like `cancel`, but run the callbacks on a separate thread and return at once.
 
-        For tao's own threads, which a callback must not hold up.
+        For tao's own threads, which a callback must not block.
         """
-        self._cancel(reason, Scope.cancel_aside)
+        self._cancel(reason, CancelScope.cancel_aside)
 
     def callback_threads(self) -> list[threading.Thread]:
         """Return the threads that run callbacks of `cancel_aside`, here or below."""
         scope = self._scope
-        return list(scope.runners) if isinstance(scope, Scope) else []
+        return list(scope.runners) if isinstance(scope, CancelScope) else []
 
-    def _cancel(self, reason: str | None, cancel: Callable[[Scope, Cancelled], object]) -> None:
+    def _cancel(
+        self, reason: str | None, cancel: Callable[[CancelScope, Cancelled], object]
+    ) -> None:
         error = Cancelled(reason or "cancelled")
         scope = self._scope
         if scope is None:
-            # Nobody waits for it and nothing is below: it need not be hung into the tree first.
+            # No thread waits and there are no children, so it need not be linked into the tree.
             scope = self._choose(_Fallen((self._parent and self._parent.error) or error))
-        if isinstance(scope, Scope):
+        if isinstance(scope, CancelScope):
             cancel(scope, error)
 
     @property
     def done(self) -> threading.Event:
-        """An event that is set when the context is cancelled. To wait on, not to set."""
+        """An event that is set when the context is cancelled. Wait on it, do not set it."""
         return self._own_scope()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the context is cancelled, ``timeout`` seconds at most; tell whether it is."""
+        """Wait up to ``timeout`` seconds until the context is cancelled; return whether it is."""
         return self._own_scope().wait(timeout)
 
     @property
@@ -202,15 +203,15 @@ class Context(Generic[MessageT_co]):
         return None
 
     def after_cancel(self, callback: Callable[[], object]) -> Callable[[], bool]:
-        """Call ``callback()`` when the context is cancelled, at once if it already is.
+        """Call ``callback()`` when the context is cancelled, or at once if it already is.
 
-        It runs on the thread that calls `cancel`, or this if it is too late. When tao cancels,
-        because a deadline has come, a connection has ended or a server stops, the callbacks run on
-        a thread of their own, one after another: they may take their time, and nothing waits for
-        them (a server that stops does, until its deadline). What one raises is logged.
+        The callback runs on the thread that calls `cancel`, or on this one if the context is
+        already cancelled. When tao cancels (a deadline expired, a connection closed, a server
+        stops), callbacks run one after another on a separate thread, so they may block. Only a
+        stopping server waits for them, until its own deadline. Exceptions are logged.
 
         Returns:
-            a function that takes the callback back and tells whether it came in time.
+            a function that removes the callback and returns whether it has prevented the call.
         """
         if not callable(callback):
             raise TypeError(f"an after_cancel callback must be callable, not {callback!r}")
@@ -220,18 +221,18 @@ class Context(Generic[MessageT_co]):
     # -- values
 
     def value(self, key: Hashable) -> Any:
-        """Return the value nearest on the way up, or None."""
+        """Return the value for ``key`` in this context or the nearest one above, or None."""
         return None if self._parent is None else self._parent.value(key)
 
     @property
     def message(self) -> MessageT_co:
-        """The message being handled, or None outside of a handler."""
+        """The message being handled, or None outside a handler."""
         message: MessageT_co = self.value(MESSAGE)
         return message
 
     @property
     def net_id(self) -> int | None:
-        """The id of the connection, or None outside of one."""
+        """The id of the connection, or None outside a connection."""
         result: int | None = self.value(NET_ID)
         return result
 
@@ -240,14 +241,16 @@ class Context(Generic[MessageT_co]):
         """The server, or None on a client."""
         return self.value(SERVER)
 
-    def _own_scope(self) -> Scope:
+    def _own_scope(self) -> CancelScope:
         scope = self._scope
         if scope is None:
-            scope = self._choose(Scope(None if self._parent is None else self._parent._own_scope()))
+            scope = self._choose(
+                CancelScope(None if self._parent is None else self._parent._own_scope())
+            )
         return scope.scope() if isinstance(scope, _Fallen) else scope
 
-    def _choose(self, scope: Scope | _Fallen) -> Scope | _Fallen:
-        """Have this for the scope, unless there is one or is about to be; return what there is."""
+    def _choose(self, scope: CancelScope | _Fallen) -> CancelScope | _Fallen:
+        """Set the scope unless one is set or about to be; return the scope in effect."""
         try:
             _chosen.setdefault(self, scope)
             self._settle()
@@ -257,10 +260,10 @@ class Context(Generic[MessageT_co]):
         return scope if self._scope is None else self._scope
 
     def _settle(self) -> None:
-        """Have what is chosen for the scope, if anything is."""
+        """Copy the chosen scope, if any, into the context."""
         chosen = _chosen.get(self)
-        # An entry is removed only when the context has its scope. So whoever finds it without one
-        # has found the only entry that there was; and a later one is not looked at.
+        # An entry is removed only when the context has its scope. So while the context has none,
+        # this is its only entry, and entries made later are ignored.
         if self._scope is None and chosen is not None:
             self._scope = chosen
         if self._scope is not None:
@@ -272,20 +275,22 @@ class Context(Generic[MessageT_co]):
 
 
 class _Background(Context):
-    """The root of all: never cancelled."""
+    """The root context, which is never cancelled."""
 
     __slots__ = ()
 
-    def _cancel(self, reason: str | None, cancel: Callable[[Scope, Cancelled], object]) -> None:
+    def _cancel(
+        self, reason: str | None, cancel: Callable[[CancelScope, Cancelled], object]
+    ) -> None:
         raise RuntimeError(
             "the background context cannot be cancelled; use background().with_cancel()"
         )
 
 
 class RequestContext(Context[MessageT_co]):
-    """What a handler gets: a message on top of its connection's context.
+    """The context of a handler: a message on top of the connection's context.
 
-    One is made for each message; being a slot, ``message`` is found without going up the tree.
+    One is made for each message; ``message`` is a slot, so reading it need not search the tree.
     """
 
     __slots__ = ("message",)
@@ -301,7 +306,7 @@ class RequestContext(Context[MessageT_co]):
 
 
 class ConnectionContext(Context):
-    """The context of a connection: knows its number and its server."""
+    """The context of a connection, with its id and its server."""
 
     __slots__ = ("_net_id", "_server")
 

@@ -1,4 +1,4 @@
-"""Deadlines: one point in time that several waits in a row share."""
+"""Deadlines: one point in time shared by several consecutive waits."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Deadline:
         self._at: float | None = None if timeout is None else time.monotonic() + timeout
 
     def remaining(self) -> float | None:
-        """Return the seconds left, never negative; None for a deadline that never comes.
+        """Return the seconds left, at least 0; None if there is no deadline.
 
-        It is never more than a lock or a join takes as its timeout, whatever was asked for.
+        The result never exceeds the longest timeout that a lock or a join accepts.
         """
         if self._at is None:
             return None
@@ -34,7 +34,7 @@ class Deadline:
         return self._at is not None and time.monotonic() >= self._at
 
     def before(self, other: Deadline) -> bool:
-        """Tell whether this comes before the other."""
+        """Return whether this deadline is earlier than the other."""
         return self._at is not None and (other._at is None or self._at < other._at)
 
     def __repr__(self) -> str:

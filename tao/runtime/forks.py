@@ -1,22 +1,22 @@
-"""After a fork: what runs in a process stays that process's, and the child can begin anew.
+"""After a fork: servers and clients stay with the parent process; the child can create new ones.
 
-A fork copies the memory and the descriptors of a process, but of its threads only the one that
-forks. So in the child nobody would accept, read or write for what was started before, its locks may
-be held by threads that are not there, and its sockets are those of the parent: to close in order
-what is still in use there would end it there.
+A fork copies the memory and the descriptors of a process, but only the thread that forks. So in the
+child no thread accepts, reads or writes for a server that was started before, locks may be held by
+threads that do not exist, and the sockets are shared with the parent: shutting one down in the
+child would end the parent's connection.
 
 Therefore, in a child of ``os.fork``, and of ``multiprocessing`` where that forks:
 
-- A server that was started is stopped: `Server.start` raises `ServerClosed`, which says so, its
-  connections are closed with that reason, and `Server.stop` returns at once. A client that was
-  started is closed. No callback is called for either.
-- The child's copies of their sockets are closed. The parent's connections do not notice.
-- A `Monitor` is closed, likewise without the parent's noticing.
-- What was not started can be started in the child, as can what is made there. A `WorkerPool` that
-  was given to a server has new workers.
+- A started server counts as stopped: `Server.start` raises `ServerClosed`, its connections are
+  closed with the same reason, and `Server.stop` returns at once. A started client is closed. No
+  callbacks are called for either.
+- The child's copies of their sockets are closed; the parent's connections are not affected.
+- A `Monitor` is closed, which does not affect the parent either.
+- A server or client that was not started can be started in the child, and new ones can be made
+  there. A `WorkerPool` that was given to a server has new workers.
 
-The parent does not notice anything. In a handler, let the child end by ``os._exit`` or become
-another program: it has no business in the threads of the parent's connection.
+The parent is not affected. If a handler forks, the child must end by ``os._exit`` or replace itself
+by another program, because it runs inside a thread of the parent's connection.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from typing import Any
 
 __all__ = ["renew_after_fork"]
 
-# What there is in this process, and what to call with it in a child.
+# The objects of this process, each with the function to call in a child.
 _living: weakref.WeakKeyDictionary[Any, Callable[[Any, str], object]] = weakref.WeakKeyDictionary()
 
 
 def renew_after_fork(thing: Any, renew: Callable[[Any, str], object]) -> None:
-    """Have ``renew(thing, reason)`` called in a child process, as long as the thing is there.
+    """Register ``renew(thing, reason)`` to be called in a child process while ``thing`` lives.
 
     Args:
-        renew: makes of it what the child may use. It must not wait for anything. The reason is
-            the rest of a sentence that begins with the thing, and says what to do.
+        renew: puts the object into a state that the child can use. It must not block. The reason
+            completes a sentence that begins with the object, and names the remedy.
     """
     _living[thing] = renew
 

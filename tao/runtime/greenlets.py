@@ -1,19 +1,19 @@
-"""gevent: what differs when ``gevent.monkey.patch_all()`` has made greenlets of threads.
+"""Support for gevent, where ``gevent.monkey.patch_all()`` has turned threads into greenlets.
 
-tao needs little for this, as it is written with the standard library's documented functions, and
-those are what gevent replaces. In a program without gevent everything here does nothing. Nothing
-here is asked per message: what is special about a socket is settled when its transport is made.
+Little is needed, because tao uses documented functions of the standard library, which gevent
+replaces. Without gevent nothing here has an effect. Nothing here costs time per message: a socket
+is adapted once, when its transport is made.
 
 These differences matter:
 
-- gevent's sockets wait where a real one would say at once that it cannot (``MSG_DONTWAIT``), and
-  ``shutdown`` raises an error in the greenlet that reads. See `GreenSocket`.
-- ``select.poll`` does not tell of a hang-up.
-- A greenlet that finds data whenever it reads would never let another one run.
-- The event loop itself may not wait. Callbacks run in it, and so may signal handlers and
-  finalizers. There a thread is started without waiting until it runs (`start_thread`), and nothing
-  else is waited for (`in_event_loop`).
-- ``sys._current_frames`` knows the greenlet that runs, but not those that wait.
+- A gevent socket waits where a real one fails at once (``MSG_DONTWAIT``), and ``shutdown`` raises
+  an error in the greenlet that reads. See `GreenSocket`.
+- ``select.poll`` does not report a hang-up.
+- A greenlet that always finds data to read would never let another one run.
+- The event loop itself must not block. Callbacks run in it, and signal handlers and finalizers may
+  run in it. There a thread is started without waiting until it runs (`start_thread`), and all other
+  waits are skipped (`in_event_loop`).
+- ``sys._current_frames`` has the running greenlet, but not the waiting ones.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ __all__ = [
     "start_thread",
 ]
 
-# How often to look whether a connection has hung up, in seconds: at first, and at most.
+# How often to check whether a connection has hung up: first and longest interval, in seconds.
 _LOOK_LEAST, _LOOK_MOST = 0.001, 0.05
-# For how long a greenlet may find data whenever it reads before it lets others run, in seconds.
+# How long a greenlet may read without waiting before it lets others run, in seconds.
 _SLICE = 0.001
 
-# The greenlets that are tao's threads, by the number that threading.get_ident() gives them.
+# The greenlets that are tao's threads, by their threading.get_ident().
 _greenlets: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def is_patched() -> bool:
-    """Tell whether threads are greenlets of gevent's."""
+    """Return whether threads are gevent greenlets."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def in_event_loop() -> bool:
-    """Tell whether the caller runs in gevent's event loop, which may not wait for anything."""
+    """Return whether the caller runs in gevent's event loop, which must not block."""
     if not is_patched():
         return False
     import gevent.hub
@@ -67,7 +67,7 @@ def in_event_loop() -> bool:
 
 
 def start_thread(start: Callable[[], object]) -> None:
-    """Call a thread's ``start``; in the event loop it runs as soon as that has its next turn."""
+    """Call a thread's ``start``; if called in the event loop, do not wait until it runs."""
     if not is_patched():
         start()
         return
@@ -76,11 +76,11 @@ def start_thread(start: Callable[[], object]) -> None:
     try:
         start()
     except BlockingSwitchOutError:
-        pass  # it is started; what cannot be done here is to wait until it says that it runs
+        pass  # it is started; only the wait for its first step is not possible here
 
 
 def note_greenlet() -> None:
-    """Have `add_frames` find the calling thread, if it is a greenlet."""
+    """Register the calling thread for `add_frames`, if it is a greenlet."""
     if is_patched():
         import gevent
 
@@ -90,12 +90,12 @@ def note_greenlet() -> None:
 def add_frames(frames: dict[int, FrameType]) -> None:
     """Add the stacks of tao's threads that are greenlets to those of real threads."""
     for ident, greenlet in list(_greenlets.items()):
-        if greenlet.gr_frame is not None:  # as it is for the one that runs
+        if greenlet.gr_frame is not None:  # None for the running greenlet
             frames[ident] = greenlet.gr_frame
 
 
 def adapted(sock: socket.socket) -> socket.socket:
-    """Return a socket that behaves as a transport needs it: itself, unless it is gevent's."""
+    """Return a socket that a transport can use: the same one, or a wrapper of a gevent socket."""
     if is_patched():
         import gevent.socket
 
@@ -106,7 +106,7 @@ def adapted(sock: socket.socket) -> socket.socket:
 
 
 class GreenSocket:
-    """A socket of gevent's, for a transport. What is not here is the socket's own.
+    """Wraps a gevent socket for a transport. Other attributes are those of the socket.
 
     Args:
         sock: connected and blocking.
@@ -125,7 +125,7 @@ class GreenSocket:
         return getattr(self._sock, name)
 
     def recv(self, size: int) -> bytes:
-        """Wait for bytes, and let others run now and then although there are some already."""
+        """Wait for bytes, and regularly let other greenlets run even if data is available."""
         data: bytes = self._sock.recv(size)
         if monotonic() - self._passed_on > _SLICE:
             self._pass_on(0)
@@ -133,16 +133,16 @@ class GreenSocket:
         return data
 
     def send(self, data: bytes | memoryview, flags: int) -> int:
-        """Give bytes to the kernel without blocking.
+        """Pass bytes to the kernel without blocking.
 
         Raises:
-            BlockingIOError: it takes none.
+            BlockingIOError: the socket buffer is full.
         """
         count: int = self._sock.send(data, flags, timeout=0.0)
         return count
 
     def shutdown(self, how: int) -> None:
-        """End one direction or both, of which a waiting greenlet hears what a thread would."""
+        """Shut down one direction or both; a waiting greenlet sees it as a thread would."""
         plain = _socket.socket(fileno=self._sock.fileno())
         try:
             plain.shutdown(how)
@@ -150,7 +150,7 @@ class GreenSocket:
             plain.detach()
 
     def wait_hung_up(self, timeout: float | None) -> bool:
-        """Wait until both directions have ended, or the connection is broken.
+        """Wait until both directions have ended or the connection is broken.
 
         Returns:
             False if neither happened in time.

@@ -1,12 +1,12 @@
-"""Work that may hang, on helper threads that nobody has to wait for.
+"""Helper threads for calls that may hang.
 
-Resolving a name and a function of the application's that makes a connection cannot be interrupted.
-So they run on a thread of their own: whoever wants the result waits for it as long as it likes,
-then goes on without. A thread that hangs stays behind until what it called returns; how many can is
-bounded, and more work than that waits for one of them.
+Name resolution, and an application's function that makes a connection, cannot be interrupted. So
+they run on a helper thread, and the thread that needs the result stops waiting when it chooses. A
+hanging helper thread remains until its call returns. The number of helper threads is bounded;
+further tasks wait until one is free.
 
-Nothing here waits for a lock that the calling thread may hold already, so all of it may be called
-in a signal handler or a finalizer as well.
+Nothing here waits for a lock that the calling thread may already hold, so all of it may be called
+from a signal handler or a finalizer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from tao.runtime.threads import spawn
 
-__all__ = ["Bell", "Errand", "Helpers"]
+__all__ = ["Bell", "HelperTask", "HelperThreads"]
 
 T = TypeVar("T")
 
@@ -32,23 +32,23 @@ _POLL_MOST = 2**31 - 1
 
 
 class _Ends:
-    """The two ends of a socket pair, which are closed with the object."""
+    """The two ends of a socket pair, closed when the object is freed."""
 
-    __slots__ = ("__weakref__", "near", "rope")
+    __slots__ = ("__weakref__", "far", "near")
 
     def __init__(self) -> None:
-        self.near, self.rope = socket.socketpair()
-        for each in (self.near, self.rope):
+        self.near, self.far = socket.socketpair()
+        for each in (self.near, self.far):
             weakref.finalize(self, each.close).atexit = False
             each.setblocking(False)
 
 
 class Bell:
-    """Wakes a thread that waits for sockets.
+    """Wakes a thread that polls sockets.
 
-    `ring` may come from any thread, a signal handler or a finalizer, also after `close`. A thread
-    that rings keeps the descriptors until it has, so that it sends nothing by one that is another's
-    by now; there is no lock that an exception could leave held.
+    `ring` may be called from any thread, signal handler or finalizer, even after `close`. A thread
+    that calls it keeps the descriptors open meanwhile, so it cannot write to one that was closed
+    and reused. There is no lock that an exception could leave held.
     """
 
     __slots__ = ("_ends",)
@@ -57,25 +57,25 @@ class Bell:
         self._ends: _Ends | None = _Ends()
 
     def ring(self) -> None:
-        """Wake who waits, or who does so next."""
+        """Wake the waiting thread, or make the next wait return at once."""
         ends = self._ends
         if ends is not None:
             try:
-                ends.rope.send(b"\0")
+                ends.far.send(b"\0")
             except OSError:
-                pass  # it rings already, or this is a child process
+                pass  # the buffer is full, so it rings already; or this is a child process
 
     def wait(self, descriptors: Iterable[int], until: float) -> set[int]:
-        """Wait until one of the descriptors is writable, it rings, or a time has come.
+        """Wait until a descriptor is writable, the bell rings, or the time ``until`` has come.
 
-        Whoever rings sets first what is to be told, so look at that after this.
+        Callers of `ring` first change the state that they report, so check that state afterwards.
 
         Args:
             descriptors: of sockets.
-            until: the time, monotonic.
+            until: in seconds of ``time.monotonic()``.
 
         Returns:
-            those descriptors at which something has happened.
+            the descriptors that are ready.
         """
         ends = self._ends
         if ends is None:
@@ -92,7 +92,7 @@ class Bell:
         return ready
 
     def close(self) -> None:
-        """Free the descriptors, as soon as nobody rings any more."""
+        """Free the descriptors, once no thread is inside `ring`."""
         self._ends = None
 
     def __enter__(self) -> Bell:
@@ -102,44 +102,44 @@ class Bell:
         self.close()
 
 
-class Errand(Generic[T]):
-    """One piece of work, for whoever waits for it.
+class HelperTask(Generic[T]):
+    """One task for a helper thread, with its result.
 
     Args:
-        work: what is to be done.
-        discard: given a result that nobody waits for any more; None: whatever the result, it is
-            kept, and the work is done although nobody waits.
+        work: the function to call.
+        discard: called with a result that no thread waits for any more; the task is skipped if no
+            thread waits. None: the work is done and its result kept in any case.
     """
 
     def __init__(self, work: Callable[[], T], discard: Callable[[T], object] | None = None) -> None:
         self._work = work
         self._discard = discard
         self._waiting: set[Bell] = set()
-        self.since: float = monotonic()  #: when it was wanted first
-        self._runners: dict[str, int] = {}  # under one key, the thread that runs it: the first
-        #: Set at the end, after the two that follow.
+        self.since: float = monotonic()  #: when it was made
+        self._runners: dict[str, int] = {}  # under one key, the ident of the thread that runs it
+        #: Set last, after the two attributes below.
         self.done: bool = False
         self.result: T | None = None
         self.error: BaseException | None = None
 
     @property
     def begun(self) -> bool:
-        """Whether a thread has come to it."""
+        """Whether a thread has begun to run it."""
         return bool(self._runners)
 
     @property
     def begun_here(self) -> bool:
-        """Whether that is the calling thread."""
+        """Whether the calling thread has begun to run it."""
         return self._runners.get("thread") == threading.get_ident()
 
     def join(self, bell: Bell) -> None:
-        """Have ``bell`` ring when it is done; look at `done` after this."""
+        """Ring ``bell`` when the task is done; check `done` after this call."""
         self._waiting.add(bell)
 
     def take(self, bell: Bell) -> T | None:
-        """Return the result of what is done, which is the caller's from now on; None if it failed.
+        """Return the result of a task that is done, for the caller to own; None if it failed.
 
-        What it raised is in `error`.
+        `error` has the exception.
         """
         result = self.result
         if self._discard is not None:
@@ -148,13 +148,13 @@ class Errand(Generic[T]):
         return result
 
     def leave(self, bell: Bell) -> None:
-        """Wait no more, whether it is done or not."""
+        """Stop waiting for the task, done or not."""
         self._waiting.discard(bell)
         if self.done:
             self._discard_unwanted()
 
     def run(self) -> None:
-        """Do the work, unless nobody wants it any more. Called by a helper thread."""
+        """Do the work, unless it is not wanted any more. Called by a helper thread."""
         me = threading.get_ident()
         if self._runners.setdefault("thread", me) != me:
             return
@@ -167,7 +167,7 @@ class Errand(Generic[T]):
         self._finish()
 
     def fail(self, error: BaseException) -> None:
-        """Have it end without being done, unless that has been done."""
+        """Finish with an error, unless there is a result."""
         if self.result is None:
             self.error = error
         self._finish()
@@ -187,38 +187,38 @@ class Errand(Generic[T]):
                 self._discard(result)
 
 
-class Helpers:
-    """Threads that run errands, at most so many at once; there are none while there is no work.
+class HelperThreads:
+    """A bounded number of threads that run tasks; there are none while there is no work.
 
     Args:
-        name: of the threads.
-        most: how many there may be.
+        name: of the threads; a number is appended.
+        most: how many threads may run at once.
     """
 
     def __init__(self, name: str, most: int) -> None:
         self._name = name
         self.most: int = most
         self._numbers = itertools.count(1)
-        # Those that look for errands. Each adds and removes itself, but for one that an exception
-        # has ended. Who is interrupted here loses nothing: only threads that live count.
+        # The threads that look for tasks. Each adds and removes itself. One that was ended by an
+        # exception may be left in here, so only threads that are alive count.
         self._threads: list[threading.Thread] = []
-        self._waiting: deque[Errand[Any]] = deque()
-        self._unfinished: dict[Errand[Any], None] = {}  # those, and the ones that run
+        self._waiting: deque[HelperTask[Any]] = deque()
+        self._unfinished: dict[HelperTask[Any], None] = {}  # waiting and running tasks
 
     @property
     def running(self) -> int:
-        """How many threads there are."""
+        """How many threads are running."""
         return sum(thread.is_alive() for thread in list(self._threads))
 
-    def submit(self, errand: Errand[Any]) -> None:
-        """Have an errand run, as soon as a thread is free; it fails if there can be none."""
-        self._unfinished[errand] = None
-        self._waiting.append(errand)
+    def submit(self, task: HelperTask[Any]) -> None:
+        """Run a task as soon as a thread is free; it fails if no thread can be started."""
+        self._unfinished[task] = None
+        self._waiting.append(task)
         for thread in list(self._threads):
             if thread.ident is not None and not thread.is_alive():
                 self._remove(thread)
         if self.running >= self.most:
-            return  # whichever is done next looks once more
+            return  # the next thread that is free takes it
         name = f"{self._name}-{next(self._numbers)}"
         thread = spawn(self._work, name=name, failed=self._go_on)
         try:
@@ -226,36 +226,36 @@ class Helpers:
             thread.start()
         except RuntimeError as error:
             self._remove(thread)
-            self._fail(errand, error.with_traceback(None))
+            self._fail(task, error.with_traceback(None))
         except BaseException:
             self._remove(thread)
-            self._fail(errand, RuntimeError("it was interrupted"))
+            self._fail(task, RuntimeError("it was interrupted"))
             raise
 
-    def _fail(self, errand: Errand[Any], error: BaseException) -> None:
-        errand.fail(error)
-        self._unfinished.pop(errand, None)
+    def _fail(self, task: HelperTask[Any], error: BaseException) -> None:
+        task.fail(error)
+        self._unfinished.pop(task, None)
 
     def _go_on(self, error: BaseException) -> None:
-        """Go on as a thread that an exception from outside has struck between two errands."""
-        for errand in list(self._unfinished):
-            if errand.begun_here and not errand.done:
-                errand.fail(error)
-            if errand.done:
-                self._unfinished.pop(errand, None)
-            elif not errand.begun:
-                self._waiting.append(errand)  # again, maybe; the first who comes to it runs it
+        """Continue on a thread that was interrupted by an asynchronous exception."""
+        for task in list(self._unfinished):
+            if task.begun_here and not task.done:
+                task.fail(error)
+            if task.done:
+                self._unfinished.pop(task, None)
+            elif not task.begun:
+                self._waiting.append(task)  # maybe a second time; the first thread runs it
         self._threads.append(threading.current_thread())
         self._work()
 
     def _work(self) -> None:
         thread = threading.current_thread()
         while True:
-            while (errand := self._next()) is not None:
-                errand.run()
-                self._unfinished.pop(errand, None)
-            # In this order: what is submitted before is seen below, and what is submitted after
-            # starts another thread.
+            while (task := self._next()) is not None:
+                task.run()
+                self._unfinished.pop(task, None)
+            # In this order: a task submitted before the removal is seen below, and one submitted
+            # after it starts another thread.
             self._remove(thread)
             if not self._waiting:
                 return
@@ -268,11 +268,11 @@ class Helpers:
             except ValueError:
                 pass
 
-    def _next(self) -> Errand[Any] | None:
+    def _next(self) -> HelperTask[Any] | None:
         while True:
             try:
-                errand = self._waiting.popleft()
+                task = self._waiting.popleft()
             except IndexError:
                 return None
-            if not errand.done:
-                return errand
+            if not task.done:
+                return task

@@ -1,14 +1,14 @@
-"""Histograms of how long handlers take: one for each message number, in memory that is bounded.
+"""Histograms of handler durations: one for each message number, in bounded memory.
 
-The buckets are log-linear, as those of HdrHistogram (Gil Tene, http://hdrhistogram.org): each
-octave, from one power of two to the next, is cut into 16 of equal width, so that a bucket is at
-most a 16th as wide as what it holds is long, and its middle is off by 3 % at most. Of 482 buckets
-the first takes all below a microsecond, and the last all above 17 minutes.
+The buckets are log-linear, as in HdrHistogram (Gil Tene, http://hdrhistogram.org): each octave,
+from one power of two to the next, is divided into 16 buckets of equal width. So a bucket is at most
+a 16th as wide as the durations in it, and its middle is off by 3 % at most. There are 482 buckets:
+the first takes all durations below a microsecond, the last all above 17 minutes.
 
-A histogram is a plain list of counts, to which threads add without a lock. Under the interpreter
-lock no addition gets lost in practice; without it one may, when two connections add to the same
-bucket at once, and a histogram can do without that one. Nothing else is ever done on the way of a
-message: sums and percentiles are worked out when somebody asks.
+A histogram is a plain list of counts that threads increment without a lock. With the GIL no
+increment is lost in practice. Without it, one may be lost when two connections increment the same
+bucket at once, which a histogram can tolerate. An increment is the only cost per message: sums and
+percentiles are computed on request.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ __all__ = [
     "summed",
 ]
 
-# How many buckets there are to an octave, and the exponents of the first octave and the last.
+# Buckets per octave, and the exponents of the first and the last octave.
 _PER_OCTAVE, _FIRST, _LAST = 16, -19, 10
 _BUCKETS: Final = (_LAST - _FIRST + 1) * _PER_OCTAVE + 2
-# How many numbers have a histogram of their own; a few more if threads come with new ones at once.
+# How many message numbers have their own histogram; a few more if threads add new ones at once.
 _NUMBERS: Final = 256
 
-#: The number under which those are shown that have no histogram of their own.
+#: The label of the histogram shared by the remaining message numbers.
 OTHER: Final = "other"
 
 
 def bucket_of(seconds: float) -> int:
-    """Return the index of the bucket for a time."""
+    """Return the index of the bucket for a duration."""
     mantissa, exponent = frexp(seconds)
     if exponent < _FIRST or seconds <= 0:
         return 0
@@ -56,7 +56,7 @@ def bucket_of(seconds: float) -> int:
 
 
 def seconds_of(bucket: int) -> float:
-    """Return the time that stands for a bucket: the middle of it."""
+    """Return the duration that represents a bucket: its middle."""
     if bucket == 0:
         return 2.0 ** (_FIRST - 2)
     if bucket == _BUCKETS - 1:
@@ -65,8 +65,8 @@ def seconds_of(bucket: int) -> float:
     return float((_PER_OCTAVE + place + 0.5) / (2 * _PER_OCTAVE) * 2.0 ** (octave + _FIRST))
 
 
-#: The buckets of short times, in steps of 50 ns, for who cannot afford a call of `bucket_of`: that
-#: of a time from 0 to ``NEAR_MOST`` seconds is ``NEAR[int(time * NEAR_PER_SECOND)]``.
+#: A table of buckets for short durations, in steps of 50 ns, which saves a call of `bucket_of`: the
+#: bucket of a duration from 0 to ``NEAR_MOST`` seconds is ``NEAR[int(time * NEAR_PER_SECOND)]``.
 NEAR_PER_SECOND: Final = 2e7
 NEAR_MOST: Final = 200e-6
 NEAR: Final = tuple(
@@ -78,18 +78,18 @@ NEAR: Final = tuple(
 class Latencies:
     """The histograms of a server or client, one for each message number, up to 256.
 
-    All numbers beyond share one more. No method waits. Any may be called from any thread, a signal
-    handler or a finalizer.
+    All further numbers share one more. No method blocks. Each may be called from any thread, signal
+    handler or finalizer.
     """
 
     def __init__(self) -> None:
-        #: Message number to the counts of the buckets, for numbers that `add` was called with. Who
-        #: knows the bucket may add to it here.
+        #: Message number to the counts of its buckets, for numbers that `add` was called with. A
+        #: caller that knows the bucket may increment it here.
         self.cells: dict[int, list[int]] = {}
-        self._beyond: dict[str, list[int]] = {}  # the one for all numbers beyond, once needed
+        self._beyond: dict[str, list[int]] = {}  # the shared histogram, once needed
 
     def add(self, number: int, seconds: float, count: int) -> None:
-        """Count a time ``count`` times; one below zero as no time at all."""
+        """Count a duration ``count`` times; a negative one counts as 0."""
         (self.cells.get(number) or self._begin(number))[bucket_of(seconds)] += count
 
     def _begin(self, number: int) -> list[int]:
@@ -99,7 +99,7 @@ class Latencies:
         return self.cells.setdefault(number, cells)
 
     def copies(self) -> dict[int | str, list[int]]:
-        """Return the histograms as they are now, by number, `OTHER` for those that share one."""
+        """Return copies of the histograms by message number; `OTHER` is the shared one."""
         beyond = self._beyond.get(OTHER)
         return {
             OTHER if cells is beyond else number: cells.copy()
@@ -109,9 +109,9 @@ class Latencies:
 
 @dataclass(frozen=True)
 class Latency:
-    """What a histogram says: how many there were, and how long they took, in seconds.
+    """The summary of a histogram: the count, and percentiles of the durations in seconds.
 
-    Half of them took ``p50`` at most, 99 of a hundred ``p99``, and none more than ``most``.
+    Half of the calls took at most ``p50``, 99 % at most ``p99``; ``most`` is the maximum.
     """
 
     count: int
@@ -125,12 +125,12 @@ class Latency:
         return asdict(self)
 
 
-#: The shares that `Latency` tells of, in thousandths: of whole numbers there is no rounding.
+#: The percentiles of `Latency`, in thousandths: integers avoid rounding errors.
 _SHARES: Final = (500, 900, 990, 999, 1000)
 
 
 def summed(cells: Sequence[int]) -> Latency:
-    """Work out the percentiles of a histogram; all are 0 if nothing was counted."""
+    """Compute the percentiles of a histogram; all are 0 if it is empty."""
     count = sum(cells)
     if not count:
         return Latency(0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -151,17 +151,17 @@ def merged(histograms: Iterable[Sequence[int]]) -> list[int]:
 
 
 def difference(now: Sequence[int], before: Sequence[int]) -> list[int]:
-    """Return what was counted since a copy was taken, of the same histogram or one less full."""
+    """Return the counts added since ``before``, an earlier copy, was taken."""
     return [max(0, new - old) for new, old in zip(now, before, strict=True)]
 
 
 def sparse(cells: Sequence[int]) -> dict[int, int]:
-    """Return a histogram in little memory: the buckets that are not empty."""
+    """Return a compact form of a histogram: the buckets that are not empty."""
     return {bucket: count for bucket, count in enumerate(cells) if count}
 
 
 def dense(counts: Mapping[int, int]) -> list[int]:
-    """Return what `sparse` was given."""
+    """Return the histogram of a compact form made by `sparse`."""
     cells = [0] * _BUCKETS
     for bucket, count in counts.items():
         cells[bucket] = count
@@ -171,15 +171,15 @@ def dense(counts: Mapping[int, int]) -> list[int]:
 def cumulated(
     cells: Sequence[int], octaves: Iterable[int]
 ) -> tuple[list[tuple[float, int]], float]:
-    """Return what monitoring systems keep: how many took at most so long, and the sum of all.
+    """Return cumulative counts and the sum, as monitoring systems store histograms.
 
     Args:
         cells: the histogram.
-        octaves: for which powers of two, in seconds, ascending.
+        octaves: exponents of the bounds, which are powers of two in seconds, ascending.
 
     Returns:
-        pairs of a time and how many took at most that, and the seconds that all took together,
-        for which each counts as the middle of its bucket.
+        pairs of a bound and the number of durations up to it, and the sum of all durations in
+        seconds, each counted as the middle of its bucket.
     """
     pairs = []
     for octave in octaves:

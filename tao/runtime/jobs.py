@@ -1,7 +1,7 @@
-"""What a worker pool is given to do: calls that somebody waits for.
+"""Jobs: the calls that a worker pool runs, with their results.
 
-A job belongs to the first who claims it: a worker to run it, or somebody who drops it. All methods
-may be repeated, in part too, by whoever has been interrupted in the midst of one.
+A job belongs to the first claimant: a worker that runs it, or a caller that drops it. A method that
+was interrupted may be called again; it completes what is missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["FutureJob", "Job"]
 
 
 class Job:
-    """A call that somebody waits for; see `WorkerPool.run`."""
+    """A call whose result a thread waits for; see `WorkerPool.run`."""
 
     __slots__ = ("_args", "_claims", "_done", "_error", "_function", "_kwargs", "_result")
 
@@ -25,7 +25,7 @@ class Job:
         self._function: Callable[..., Any] | None = function
         self._args = args
         self._kwargs = kwargs
-        self._claims: dict[int, object] = {}  # at 0, whose it is
+        self._claims: dict[int, object] = {}  # at 0, the owner
         self._result: Any = None
         self._error: BaseException | None = None
         # Held until the call has ended.
@@ -33,16 +33,16 @@ class Job:
         self._done.acquire()
 
     def claim(self, by: object) -> bool:
-        """Make the job the caller's, if it is nobody's; tell whether it is the caller's."""
+        """Claim the job for ``by`` unless it has an owner; return whether ``by`` owns it."""
         return self._claims.setdefault(0, by) is by
 
     @property
     def owner(self) -> object:
-        """Whose it is, None if nobody's."""
+        """The claimant that owns the job, or None."""
         return self._claims.get(0)
 
     def perform(self) -> None:
-        """Make the call, by whoever has claimed the job."""
+        """Make the call. Called by the owner."""
         function = self._function
         assert function is not None
         try:
@@ -57,13 +57,13 @@ class Job:
         self._end()
 
     def fail(self, error: BaseException) -> None:
-        """End without a result, unless the job has ended with one."""
+        """Finish with an error, unless the job has finished."""
         if self._function is not None:
             self._error = error
         self._end()
 
     def drop(self) -> None:
-        """End without having begun."""
+        """Finish a job that was never begun."""
         self.fail(CancelledError("the worker pool was stopped"))
 
     def _end(self) -> None:
@@ -72,14 +72,14 @@ class Job:
         try:
             self._done.release()
         except RuntimeError:
-            pass  # whoever was interrupted in here calls it again
+            pass  # released already: an interrupted caller repeats this method
 
     def wait(self, timeout: float) -> bool:
-        """Wait for the end, by the one thread that does; tell whether it has come."""
+        """Wait for the end; return whether it has come. Called by one thread only."""
         return self._done.acquire(timeout=timeout)
 
     def result(self) -> Any:
-        """Return or raise what the call did, after the end."""
+        """Return the result or raise the error. Called after the end."""
         error = self._error
         if error is None:
             return self._result
@@ -90,10 +90,10 @@ class Job:
 
 
 class _Condition(type(threading.RLock())):  # type: ignore[misc]
-    """What those who wait for a future wait for.
+    """The condition inside a future, safe against asynchronous exceptions.
 
-    ``threading.Condition`` is entered by a method in Python, which may be interrupted when it has
-    just acquired the lock: then nobody ever releases it. A lock is entered in one step.
+    ``threading.Condition.__enter__`` is Python code. An exception that strikes just after it has
+    acquired the lock leaves the lock held for ever. This class is a lock, acquired in one step.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class _Condition(type(threading.RLock())):  # type: ignore[misc]
         self._waiting: list[threading.Lock] = []
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Release the lock, wait for `notify_all`, and acquire the lock; tell whether it came."""
+        """Release the lock, wait for `notify_all`, reacquire; return whether it was notified."""
         bell = threading.Lock()
         bell.acquire()
         self._waiting.append(bell)
@@ -113,23 +113,23 @@ class _Condition(type(threading.RLock())):  # type: ignore[misc]
             self._waiting.remove(bell)
 
     def notify_all(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiting threads."""
         for bell in self._waiting.copy():
             try:
                 bell.release()
             except RuntimeError:
-                pass  # it has been woken, and is about to take itself out
+                pass  # it was woken already and is about to remove itself
 
 
 class _Future(Future[Any]):
-    """A future that an exception from outside leaves usable, wherever it strikes."""
+    """A future that stays usable when an asynchronous exception strikes inside it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._condition = _Condition()
 
     def tell(self) -> None:
-        """Wake those who wait, if whoever has set the result was interrupted before that."""
+        """Wake the waiting threads, in case the thread that set the result was interrupted."""
         with self._condition:
             self._condition.notify_all()
 
@@ -157,7 +157,7 @@ class FutureJob(Job):
         try:
             self.future.set_exception(error)
         except InvalidStateError:
-            self.future.tell()  # it has ended
+            self.future.tell()  # it has finished already
         self._end()
 
     def drop(self) -> None:

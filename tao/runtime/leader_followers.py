@@ -1,19 +1,20 @@
-"""Threads that take turns: one waits for the next connection, the others serve theirs.
+"""Leader/Followers: one thread waits for the next connection, the others serve theirs.
 
-To hand a connection over from a thread that accepts to one that serves takes two changes of threads
-before the first byte is read, and to start a thread takes longer still. So whoever accepts a
-connection serves it, and lets another thread wait for the next. This is Leader/Followers (Schmidt
-et al., Pattern-Oriented Software Architecture 2, 2000): the leader waits for a connection, the
-followers wait for the lead. A thread that has seen its connection to the end follows again.
+Handing a connection from an acceptor thread to a serving thread costs two thread switches before
+the first byte is read, and starting a thread costs more. So the thread that accepts a connection
+also serves it, and another thread waits for the next one. This is the Leader/Followers pattern
+(Schmidt et al., Pattern-Oriented Software Architecture 2, 2000): the leader waits for a connection,
+the followers wait to become the leader. A thread whose connection has ended becomes a follower.
 
-As long as there is no end, somebody leads, whatever is raised in these threads and wherever:
+Guarantee: until the group ends there is always a leader, whatever is raised in these threads:
 
-- Each thread runs a loop that only the end of all, or a surplus of followers, leaves. What is
-  raised inside, also by the handling of an error (a log sink, or for lack of memory), goes no
-  further.
-- The lead is a reentrant lock: a thread that was interrupted while it held it just takes it again.
-- A thread takes on something to do only while another one follows, which has said so itself from
-  inside its loop; that one was started is not enough.
+- Each thread runs a loop that it leaves only when the group ends or there are too many followers.
+  Exceptions are caught inside the loop, including those raised by error handling (a log sink, lack
+  of memory).
+- The leadership is a reentrant lock, so a thread that was interrupted while it held the lock simply
+  acquires it again.
+- A leader takes a connection only while another thread follows. A follower reports itself from
+  inside its loop; having been started is not enough.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from tao.runtime.log import logger
 from tao.runtime.threads import Joinable, gather, spawn
 from tao.runtime.wakeup import Wakeup
 
-__all__ = ["Run", "Turns"]
+__all__ = ["LeaderFollowers", "Run"]
 
-# A thread follows for so long, in seconds, unless it is the only one; and so many do at most.
+# How long a surplus follower waits before it ends, in seconds, and how many may follow at once.
 _PATIENCE, _MOST = 1.0, 64
-# How long a new thread may take until it follows, and how long to wait after an error that nobody
-# has foreseen, in seconds.
+# How long a new thread may take until it follows, and the pause after an unexpected error, in
+# seconds.
 _BIRTH, _PAUSE = 5.0, 0.05
 
 
 class Run:
-    """One run of a function on some thread: to who waits for its end, as good as a thread.
+    """One run of a function on a thread of the group; it can be joined like a thread.
 
     Args:
         target: the function.
-        name: what the thread is called meanwhile.
-        failed: called with what ``target`` raises, or with what keeps it from being called.
+        name: of the thread during the run.
+        failed: called with the exception that ``target`` raises, or that prevents its call.
     """
 
     __slots__ = ("_failed", "_over", "_target", "name", "thread")
@@ -62,20 +63,20 @@ class Run:
 
     @property
     def ident(self) -> int | None:
-        """The number of the thread it runs on."""
+        """The ident of the thread it runs on."""
         thread = self.thread
         return None if thread is None else thread.ident
 
     def is_alive(self) -> bool:
-        """Whether it has begun, and not ended."""
+        """Return whether it has begun and not ended."""
         return self.thread is not None
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it is over, ``timeout`` seconds at most."""
+        """Wait up to ``timeout`` seconds until it has ended."""
         self._over.wait(timeout)
 
     def perform(self) -> None:
-        """Do it, on the calling thread."""
+        """Call the function on the calling thread."""
         self.thread = thread = threading.current_thread()
         thread.name = self.name
         try:
@@ -86,7 +87,7 @@ class Run:
             self._end()
 
     def fail(self, error: BaseException) -> None:
-        """See to a run that ended with an exception, or never began; twice, if need be."""
+        """Report a run that was ended or prevented by an exception. May be called twice."""
         try:
             logger.opt(exception=error).error("thread {} died", self.name)
         finally:
@@ -100,37 +101,37 @@ class Run:
         self._over.set()
 
 
-class Turns:
-    """A leader and its followers. Any thread may call `start` and `join`.
+class LeaderFollowers:
+    """A leader and its followers. `start` and `join` may be called from any thread.
 
     Args:
-        find: waits for something to do, appends it to a list, and returns True; False at the end.
-            Called by the leader, and so by one thread at a time. Before it takes what it will
-            append, it has to call `provide`. If it raises, what is in the list fails, and it is
-            called again.
-        name: what the leader is called.
-        cpus: which the threads are pinned to, or None.
+        find: waits for work, appends one `Run` to the given list, and returns True; returns False
+            at the end. Only the leader calls it, so one thread at a time. It must call `provide`
+            before it takes the work. If it raises, the run in the list fails, and it is called
+            again.
+        name: of the leader's thread.
+        cpus: the CPUs that the threads are pinned to, or None.
     """
 
     def __init__(self, find: Callable[[list[Run]], bool], name: str, cpus: Set[int] | None) -> None:
         self._find = find
         self._name: str = name
         self._cpus = cpus
-        # Held by the leader, and free only while it is passed on.
+        # Held by the leader; free only while the lead passes to the next.
         self._lead = threading.RLock()
         self._over: bool = False  # set by the leader
-        # Each thread adds itself here and there, and takes itself out again.
+        # Each thread adds itself to these two, and removes itself.
         self._all: set[threading.Thread] = set()
         self._followers: set[threading.Thread] = set()
-        self._leader: threading.Thread | None = None  # set by whoever takes the lead
-        # Held to leave the followers, so that of the last two only one does.
+        self._leader: threading.Thread | None = None  # set by the thread that takes the lead
+        # Serialises leaving the followers, so that the last two do not both leave.
         self._leaving = threading.Lock()
 
     def start(self) -> None:
         """Start the first thread.
 
         Raises:
-            RuntimeError: it cannot be had.
+            RuntimeError: it cannot be started.
         """
         self.provide()
 
@@ -141,22 +142,22 @@ class Turns:
 
     @property
     def led(self) -> bool:
-        """Whether somebody leads, or is about to."""
+        """Whether a thread leads or is about to."""
         leader = self._leader
         return not self._over and (leader is None or leader.is_alive() or self.following > 0)
 
     @property
     def begun(self) -> bool:
-        """Whether it has threads."""
+        """Whether there are threads."""
         return bool(self._all)
 
     def provide(self) -> None:
-        """See to it that somebody follows. Called by the leader.
+        """Start a follower unless there is one. Called by the leader.
 
         Raises:
-            RuntimeError: nobody does, and no thread can be had.
+            RuntimeError: there is no follower, and no thread can be started.
         """
-        # The last one stays until it gets the lead.
+        # The last follower stays until it gets the lead.
         if any(thread.is_alive() for thread in self._followers.copy()):
             return
         follows = threading.Lock()
@@ -173,26 +174,26 @@ class Turns:
             raise
 
     def join(self, deadline: Deadline, stuck: Iterable[Joinable] = ()) -> list[threading.Thread]:
-        """Wait for all threads, when `find` has returned False or is about to.
+        """Wait for all threads, once `find` has returned False or is about to.
 
         Args:
-            stuck: threads, or runs on them, that are not waited for.
+            stuck: threads or runs not to wait for.
 
         Returns:
-            the other threads that did not end in time.
+            the other threads that have not ended in time.
         """
         idents = {each.ident for each in stuck}
         threads = [thread for thread in self._all.copy() if thread.ident not in idents]
         return gather(threads, deadline)
 
     def abandon(self) -> None:
-        """Have no more turns, in the child of a fork, where the others' threads are not."""
+        """End the group in the child of a fork, where its other threads do not exist."""
         self._over = True
 
     def _take_turns(self, follows: threading.Lock) -> None:
-        """A thread, which follows at first, and says so by releasing ``follows``."""
+        """Run a thread of the group; it releases ``follows`` once it is a follower."""
         thread = threading.current_thread()
-        self._all.add(thread)  # again, if `provide` has given it up
+        self._all.add(thread)  # again, in case `provide` has given it up
         going = True
         while going:
             try:
@@ -201,13 +202,13 @@ class Turns:
                 except BaseException as error:
                     self._stumble(error)
             except BaseException:
-                pass  # the handling of an error has raised, and so might anything done about it
+                pass  # the error handling has raised, so more error handling might raise too
         self._all.discard(thread)
 
     def _take_turn(self, thread: threading.Thread, follows: threading.Lock) -> bool:
-        """Follow, lead, and do what was found; False if that was the last turn of this thread."""
+        """Follow, lead, and do the work found; return False if this thread is to end."""
         if not self._follow(thread, follows):
-            self._pass_on()  # if it was interrupted while it held it
+            self._pass_on()  # in case it holds the lead since an interruption
             return False
         self._leader = thread
         thread.name = self._name
@@ -215,19 +216,19 @@ class Turns:
         try:
             if self._over or not self._find(found):
                 self._over = True
-                self._pass_on()  # and so does everyone who gets it
+                self._pass_on()  # each thread that gets the lead passes it on and ends
                 return False
             self._pass_on()
             found[0].perform()
         except BaseException as error:
             for run in found:
-                run.fail(error)  # it has not begun, or was interrupted in its last steps
+                run.fail(error)  # not begun, or interrupted in its last steps
             raise
         thread.name = "tao-spare"
         return True
 
     def _follow(self, thread: threading.Thread, follows: threading.Lock) -> bool:
-        """Wait for the lead; False if there are enough who do."""
+        """Wait for the lead; return False if there are enough followers without this thread."""
         followers = self._followers
         followers.add(thread)
         try:
@@ -243,8 +244,8 @@ class Turns:
         return True
 
     def _may_leave(self, thread: threading.Thread) -> bool:
-        """Take a thread out of those that follow, unless it is the last."""
-        # If somebody else leaves just now, or was interrupted in here for good, it stays.
+        """Remove a thread from the followers, unless it is the last; return whether it may end."""
+        # If the lock is held, another thread is leaving or was interrupted in here: stay.
         if not self._leaving.acquire(blocking=False):
             return False
         try:
@@ -256,15 +257,15 @@ class Turns:
         return enough
 
     def _pass_on(self) -> None:
-        """Give the lead away, however often this thread has taken it."""
+        """Release the lead, however often this thread has acquired it."""
         try:
             while True:
                 self._lead.release()
         except RuntimeError:
-            pass  # this thread has it no more
+            pass  # this thread no longer holds it
 
     def _stumble(self, error: BaseException) -> None:
-        """Go on after an error that nobody has foreseen."""
+        """Log an unexpected error and pause before going on."""
         try:
             logger.opt(exception=error).error("{} goes on after an error", self._name)
         finally:

@@ -1,15 +1,15 @@
-"""Logging through loguru, silent until the application says ``logger.enable("tao")``.
+"""Logging through loguru, silent until the application calls ``logger.enable("tao")``.
 
-Nothing here or elsewhere in tao adds a sink, and no line is written per message above TRACE. Nor is
-the content of one: of what a decoder raises, only where and of what kind is logged. An exception of
-a handler is logged as it is; what its text says is the application's choice, and whether a
-traceback shows the values of variables is that of whoever adds a sink (``diagnose``).
+tao adds no sink by itself, and writes no line per message above TRACE. It never logs the content of
+a message: of a decoder's exception, only the place and the class are logged. A handler's exception
+is logged as it is; its text is up to the application. Whether tracebacks show the values of
+variables is an option of the sink (``diagnose``).
 
-Guarantee: logging never raises into tao. A sink may raise (a full disk, a bug in it), and loguru
-raises ``RuntimeError`` when a finalizer or a signal handler logs on a thread that is inside a sink;
-in the midst of tao's error handling either would end a thread. Such a line goes to stderr instead.
-Only what is meant for the caller passes: ``KeyboardInterrupt`` and the like in the main thread and
-in other threads that are not tao's, where a signal or a timeout library raises them.
+Guarantee: logging never raises into tao. A sink may raise (a full disk, a bug), and loguru raises
+``RuntimeError`` when a finalizer or a signal handler logs on a thread that is inside a sink. During
+tao's error handling, either would end a thread. Such a line goes to stderr instead. Only exceptions
+meant for the caller pass: ``KeyboardInterrupt`` and the like, raised by a signal or a timeout
+library in the main thread or another thread that is not tao's.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ __all__ = ["Logger", "log_to_stdlib", "logger", "thread_marks"]
 
 loguru.logger.disable("tao")
 
-#: Has a true attribute ``marked`` in threads that work for tao. ``threads.py`` sets it; it is here
-#: because logging, on which that module depends, needs to know as well.
+#: Has a true attribute ``marked`` in threads that work for tao. ``threads.py`` sets it; it is
+#: defined here because logging needs it, and that module depends on logging.
 thread_marks = threading.local()
 
-# From loguru's own frames to the caller of one of the methods below.
+# The number of frames from loguru to the caller of one of the methods below.
 _DEPTH = 2
 
 
 class Logger:
     """A logger that behaves like loguru's, except that writing a line never raises.
 
-    Methods that write nothing (``add``, ``enable``...) are loguru's own. Any thread, finalizer or
-    signal handler may call any method: it takes no lock.
+    Other methods (``add``, ``enable``...) are loguru's own. Every method may be called from any
+    thread, finalizer or signal handler: it takes no lock.
 
     Args:
-        target: the logger of loguru's, which takes the caller's place from `_DEPTH`.
-        exception: what to log with each line, or None.
+        target: the loguru logger, which finds the caller's frame by `_DEPTH`.
+        exception: the exception to log with each line, or None.
     """
 
     __slots__ = ("_exception", "_target")
@@ -63,7 +63,7 @@ class Logger:
         """Return a logger whose lines carry an exception.
 
         Args:
-            exception: itself; a tuple of type, value and traceback; or True for the one that is
+            exception: the exception; a tuple of type, value and traceback; or True for the one
                 being handled.
         """
         if exception is True:
@@ -109,7 +109,7 @@ class Logger:
     def _rescue(
         self, level: str, text: str, args: tuple[object, ...], error: BaseException
     ) -> None:
-        """Write a line in another way, since logging it raised."""
+        """Write a line in another way, because logging it has raised."""
         line = _formatted(text, args)
         try:
             if args and not _can_format(text, args):  # no sink has seen it yet
@@ -124,7 +124,7 @@ class Logger:
 
 
 def _is_for_caller(error: BaseException) -> bool:
-    """Tell whether an exception is meant for the thread, and not the failure of a sink."""
+    """Return whether an exception is meant for the calling thread, not the failure of a sink."""
     if isinstance(error, Exception):
         return False
     in_main_thread = threading.get_ident() == threading.main_thread().ident
@@ -140,17 +140,17 @@ def _can_format(text: str, args: tuple[object, ...]) -> bool:
 
 
 def _formatted(text: str, args: tuple[object, ...]) -> str:
-    """Fill arguments into a text; those that cannot be formatted are replaced."""
+    """Format a text with arguments; those that cannot be formatted are replaced."""
     try:
         return text.format(*map(_Safe, args)) if args else text
-    except Exception:  # it is the text that is wrong
+    except Exception:  # the text itself is wrong
         return " ".join([text, *(repr(_Safe(each)) for each in args)])
 
 
 class _Safe:
-    """Formats like the value it holds, and never raises.
+    """Formats like the wrapped value, but never raises.
 
-    (``safe_text.py`` is not used here: this module is what ``import tao`` costs.)
+    (``safe_text.py`` is not used here, to keep ``import tao`` fast.)
     """
 
     __slots__ = ("_value",)
@@ -184,43 +184,43 @@ def _write_to_stderr(level: str, line: str, exception: Any, why: BaseException) 
             lines += traceback.format_exception(*exception)
         elif isinstance(exception, BaseException):
             lines += traceback.format_exception(exception)
-        if sys.stderr is not None:  # as in a program without a console
+        if sys.stderr is not None:  # None in a program without a console
             sys.stderr.write("".join(lines))
     except BaseException as error:
         if _is_for_caller(error):
             raise
-        # There is nowhere left to say it.
+        # There is nowhere left to report it.
 
 
 logger = Logger(loguru.logger.opt(depth=_DEPTH))
 
-# The sink that log_to_stdlib has added last.
+# The sink that log_to_stdlib added last.
 _bridge: int | None = None
 
 
 def log_to_stdlib(level: str | int = 0) -> int:
     """Send tao's log lines to the standard library's ``logging``, each to its module's logger.
 
-    For programs that know nothing of loguru. It enables tao's lines and removes loguru's default
-    sink, which would print them to stderr a second time. Any thread may call it; calling it again
-    replaces what the call before set up.
+    For programs that do not use loguru. It enables tao's lines and removes loguru's default sink,
+    which would print them to stderr again. May be called from any thread; a second call replaces
+    the first.
 
     It may be called before or after ``logging`` is configured. ``logging.config`` disables all
-    loggers that exist and that the configuration does not name, unless it is told
-    ``disable_existing_loggers=False``. tao's loggers come to exist with their first line, so which
-    of them that hits depends on what was logged before: their ``disabled`` is therefore ignored.
+    existing loggers that the configuration does not name, unless it is given
+    ``disable_existing_loggers=False``. tao's loggers are created with their first line, so the
+    result would depend on what was logged before. Therefore their ``disabled`` is ignored.
     To silence tao, set a level: ``logging.getLogger("tao").setLevel("CRITICAL")``.
 
     Args:
-        level: lines below it are not sent, as a name or a number.
+        level: the lowest level sent, as a name or a number.
 
     Returns:
         the id of the sink, for ``loguru.logger.remove(id)``.
     """
     global _bridge
-    # As a filter rather than as a sink: loguru holds a lock while a sink runs. A finalizer may log
-    # on a thread that holds the lock of one of logging's handlers; with loguru's lock between, that
-    # thread and another which forwards a line would wait for each other.
+    # Forward in a filter, because loguru holds a lock while a sink runs. A finalizer may log on a
+    # thread that holds the lock of a logging handler; that thread and another one that forwards a
+    # line inside a sink would then deadlock.
     sink = loguru.logger.add(_nothing, level=level, format="", filter=_forward)
     before, _bridge = _bridge, sink
     for replaced in (0, before):
@@ -234,11 +234,11 @@ def log_to_stdlib(level: str | int = 0) -> int:
 
 
 def _nothing(message: Message) -> None:
-    """Take what `_forward` lets through, which is no line."""
+    """Never called, as the filter `_forward` accepts no line."""
 
 
 def _forward(record: Record) -> bool:
-    """Hand a line of tao's to ``logging``, which formats tracebacks itself; always False."""
+    """Pass a line of tao's to ``logging``, which formats tracebacks itself; return False."""
     name = str(record["name"])
     if name.partition(".")[0] == "tao":
         target = logging.getLogger(name)

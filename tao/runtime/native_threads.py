@@ -1,12 +1,11 @@
 """Threads that can be started as long as the process lives.
 
-When the main thread has returned, CPython waits for the other threads that are not daemons, however
-long they go on. CPython 3.12.0 to 3.12.2 start no thread from then on (python/cpython #113964), nor
-in functions of ``atexit``. There a `LateThread` is started like a thread of a C library: by the
-operating system, and the interpreter is told of it when it first runs Python code.
+After the main thread has returned, CPython waits for all threads that are not daemons. CPython
+3.12.0 to 3.12.2 cannot start threads from then on, nor in ``atexit`` functions (python/cpython
+#113964). On these versions a `LateThread` is started like a thread of a C library: by the operating
+system, and the interpreter learns of it when it first runs Python code.
 
-Those versions will not change any more, so what is used of their module ``threading``, private
-names included, is what it is.
+These versions are frozen, so it is safe to use private names of their ``threading`` module.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ _WANTED = sys.implementation.name == "cpython" and (3, 12) <= sys.version_info <
 
 
 class LateThread(threading.Thread):
-    """A thread; see the module."""
+    """A thread that can be started even after the main thread has returned."""
 
     def start(self) -> None:
-        """Start it.
+        """Start the thread.
 
         Raises:
-            RuntimeError: it cannot be had.
+            RuntimeError: no thread can be started.
         """
         try:
             super().start()
@@ -56,13 +55,13 @@ class LateThread(threading.Thread):
         self._started.wait()  # type: ignore[attr-defined]
 
 
-# What threads that are being started are to run, by the number that they are given.
+# The functions that starting threads will run, by the key passed to the thread.
 _starting: dict[int, Callable[[], object]] = {}
 
 
 @cache
 def _natively() -> tuple[Any, Any]:
-    """Return the C library, and a function that it can start a thread with."""
+    """Return the C library and a C function pointer for the threads it starts."""
     return ctypes.CDLL(None), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_begin)
 
 

@@ -1,8 +1,8 @@
-"""Floods: how much a second is let through, and how to tell of the rest without flooding the log.
+"""Rate limits, and warnings about exceeded limits that do not flood the log.
 
-Limits are token buckets (ITU-T I.371, 1993, has them as "leaky bucket"): tokens come in at a steady
-rate and are kept up to a burst, and each thing let through takes one. So what comes in bursts
-passes as long as it keeps to the rate on the whole.
+Limits are token buckets (the "leaky bucket" of ITU-T I.371, 1993): tokens arrive at a steady rate
+and are kept up to a burst size, and each event takes one. So bursts pass as long as the average
+stays within the rate.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["FloodLog", "TokenBucket"]
 
 
 class TokenBucket:
-    """So many tokens a second, of which a burst can be saved up.
+    """A token bucket.
 
-    No method waits. Any may be called from any thread, a signal handler or a finalizer.
+    No method blocks. Each may be called from any thread, signal handler or finalizer.
 
     Args:
-        rate: how many tokens come in a second.
-        burst: how many can be there at once, and are at the beginning; None: as many as come in one
-            second, but at least one.
-        clock: the time in seconds, which never goes back.
+        rate: tokens per second.
+        burst: capacity in tokens; the bucket starts full. None: the tokens of one second, but at
+            least one.
+        clock: returns the time in seconds; must never go back.
 
     Raises:
         ValueError: the rate is not positive, or the burst is less than one token.
@@ -47,11 +47,11 @@ class TokenBucket:
         self.rate: float = rate
         self.burst: float = max(1.0, rate) if burst is None else burst
         self._clock = clock
-        # How many tokens were there, below zero if lent, and at which time.
+        # The number of tokens, below zero if some were lent, and the time of that count.
         self._level: AtomicReference[tuple[float, float]] = AtomicReference((self.burst, clock()))
 
     def take(self, most: int) -> int:
-        """Take as many whole tokens as there are, ``most`` at most, and return how many."""
+        """Take the whole tokens available, at most ``most``; return how many."""
         now = self._clock()
 
         def take(level: tuple[float, float]) -> tuple[float, float]:
@@ -62,7 +62,7 @@ class TokenBucket:
         return _whole(self._filled(before, now)[0], most)
 
     def lend(self, count: float) -> float:
-        """Take tokens whether they are there or not; return how many seconds until all are."""
+        """Take tokens, available or not; return the seconds until all would be available."""
         now = self._clock()
 
         def lend(level: tuple[float, float]) -> tuple[float, float]:
@@ -73,33 +73,32 @@ class TokenBucket:
         return max(0.0, -there / self.rate)
 
     def wait_for(self, count: float = 1.0) -> float:
-        """Return in how many seconds so many tokens will be there, or the burst if that is less."""
+        """Return the seconds until ``count`` tokens, or a full bucket if less, are available."""
         there, _ = self._filled(self._level.get(), self._clock())
         return max(0.0, (min(count, self.burst) - there) / self.rate)
 
     def _filled(self, level: tuple[float, float], now: float) -> tuple[float, float]:
-        """Return a level with what has come in since."""
+        """Return the level after adding the tokens that have arrived since."""
         there, at = level
-        if now <= at:  # another thread, which looked at the clock later, was faster
+        if now <= at:  # another thread has updated the level with a later time
             return level
         return min(self.burst, there + (now - at) * self.rate), now
 
 
 def _whole(there: float, most: int) -> int:
-    """Return how many of these tokens can be taken."""
-    # What is there may be a hair's breadth below what it should be by the clock.
+    """Return how many whole tokens can be taken."""
+    # Rounding may leave the level slightly below the exact value.
     return max(0, min(most, int(there + 1e-9)))
 
 
 class FloodLog:
-    """Warnings that a peer could bring about any number of times: at most one a second is written.
+    """Logs warnings that a peer could trigger at any rate: at most one a second.
 
-    Any thread, signal handler or finalizer may call it, also a sink of the log in which a line is
-    being written.
+    May be called from any thread, signal handler or finalizer, and from a log sink.
 
     Args:
-        burst: how many may come at once after a quiet time.
-        clock: the time in seconds, which never goes back.
+        burst: how many lines may be written at once after a quiet period.
+        clock: returns the time in seconds; must never go back.
     """
 
     def __init__(self, burst: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -107,7 +106,7 @@ class FloodLog:
         self._left_out = AtomicInt64()
 
     def warn(self, log: Any, text: str, *args: object) -> None:
-        """Write a line to a logger, or count it as left out; the next tells how many there were."""
+        """Log a warning, or count it as left out; the next line reports the count."""
         if not self._bucket.take(1):
             self._left_out.increment_and_get()
             return
@@ -118,7 +117,7 @@ class FloodLog:
         log.warning(text, *args)
 
     def flush(self) -> None:
-        """At the end, tell how many lines were left out since the last."""
+        """Log how many lines were left out since the last one. Called at the end."""
         left_out = self._left_out.get_and_set(0)
         if left_out:
             logger.warning("{} more lines about limits were left out at the end", left_out)

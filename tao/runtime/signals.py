@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, for the one call of tao's that was asked to handle them."""
+"""Handling of SIGINT and SIGTERM during a call that was asked to handle them."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ __all__ = ["SignalCatcher"]
 
 
 class SignalCatcher:
-    """Has the first SIGINT or SIGTERM call ``caught()``. Used by the main thread.
+    """Calls ``caught()`` on the first SIGINT or SIGTERM. Used by the main thread.
 
-    In a child of ``os.fork`` they act as they did before.
+    In a child of ``os.fork`` the previous handlers apply.
     """
 
     def __init__(self, caught: Callable[[], object]) -> None:
         self._caught = caught
-        # What they did before. Noted before it is replaced, so `restore` may come at any moment.
+        # The previous handlers, stored before they are replaced: `restore` works at any moment.
         self._before: dict[int, Any] = {}
         self._process: int = os.getpid()
 
     def catch(self) -> None:
-        """Begin; `restore` is to be called in any case, also if this is interrupted."""
+        """Install the handlers. Call `restore` afterwards, even if this is interrupted."""
         for name in ("SIGINT", "SIGTERM"):
             number = int(getattr(signal, name))
             self._before[number] = signal.getsignal(number)
             signal.signal(number, self._handle)
 
     def restore(self) -> None:
-        """Have them act again as before; the first one that is caught does so too."""
+        """Restore the previous handlers. The first signal that is caught does this as well."""
         try:
             self._restore()
-        except BaseException:  # Ctrl-C, say, which acts as before again already
+        except BaseException:  # for example Ctrl-C, whose handler is restored already
             self._restore()
             raise
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            if handler is not None:  # as it is for one that was not set from Python
+            if handler is not None:  # None for a handler that was not set from Python
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:

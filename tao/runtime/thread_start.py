@@ -1,19 +1,18 @@
-"""Threads whose start is complete or has no effect, and whose end is not told before it comes.
+"""Threads that start completely or not at all, and whose ``join`` returns only after their end.
 
-``threading.Thread.start`` waits until the new thread says that it runs. If that dies before, as it
-does where memory is short, nobody ever says so, and the starting thread waits for ever
-(python/cpython #140746). A listener would hang there with a connection in its hands. And one that
-has said so may still be struck by an exception before it comes to its work.
+``threading.Thread.start`` waits until the new thread reports that it runs. If the thread dies
+before that, for lack of memory, the starting thread waits for ever (python/cpython #140746), and a
+listener would hang with an accepted connection. A thread that has reported may still be interrupted
+by an exception before it begins its work.
 
 Guarantees:
 
-- The work is taken in one step: by the new thread, which does it, or by the start that has failed
-  or was interrupted, and then nobody does. A start that returns is one whose work was taken.
-- Whatever keeps a thread that has taken its work from doing it, and whatever the work raises, is
-  handed to ``failed``, at any bytecode. What cannot be told so has nothing but loops to run through
-  between two exceptions.
-- Before CPython 3.13 a thread counts as ended once an exception, Ctrl-C say, has interrupted
-  whoever waits for it in ``join``. Here that is waited for elsewhere.
+- The work is claimed in one step: by the new thread, which does it, or by a ``start`` that failed
+  or was interrupted; then the work is not done. When ``start`` returns, the thread has claimed it.
+- ``failed`` is called with any exception that the work raises, or that keeps a thread from doing
+  work that it has claimed, at any bytecode. Only an uninterrupted series of exceptions prevents it.
+- Before CPython 3.13 a thread counts as ended once an exception, such as Ctrl-C, has interrupted
+  ``join``. So this ``join`` waits for an event of its own.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from tao.runtime.wakeup import Wakeup
 
 __all__ = ["StartableThread"]
 
-# How long a thread may take to come up, in seconds; how long to be gone when all is done; how often
-# to look whether it has died before it could say so, and how often while it comes up.
+# In seconds: how long a thread may take to start; how long to end after its work; how often to
+# check whether it has died without a report, and how often while it starts.
 _PATIENCE, _MOMENT, _LOOK, _LOOK_AT_BIRTH = 5.0, 0.1, 1.0, 0.05
-# So many times at most is ``failed`` called, which may be interrupted, too.
+# How often ``failed`` is called at most, as it may be interrupted, too.
 _TRIES = 20
-# Who takes the work.
+# The claimants of the work.
 _THREAD, _STARTER = "thread", "starter"
 
 
@@ -42,11 +41,11 @@ class StartableThread(LateThread):
     """A daemon thread that runs ``target(*args)``.
 
     Args:
-        target: what to run, see `threading.Thread`.
+        target: the function to run, as for `threading.Thread`.
         args: its arguments.
-        name: the thread's.
-        failed: called on the thread with what ``target`` raises, or what keeps it from being
-            called, and again if this raises.
+        name: of the thread.
+        failed: called on the thread with the exception that ``target`` raises or that prevents its
+            call, and again if ``failed`` itself raises.
     """
 
     def __init__(
@@ -59,13 +58,13 @@ class StartableThread(LateThread):
         super().__init__(name=name, daemon=True)
         self._work: tuple[Callable[..., object], tuple[Any, ...]] | None = target, args
         self._failed: Callable[[BaseException], object] | None = failed
-        # Under one key, who has taken the work: the first.
+        # Under one key, the claimant of the work; the first one counts.
         self._takers: dict[str, str] = {}
-        self._begun = Wakeup()  # set when the thread has taken it
-        self._done = Wakeup()  # set when that is over, or there was none
+        self._begun = Wakeup()  # set when the thread has claimed the work
+        self._done = Wakeup()  # set when the work is done, or there was none
 
     def _bootstrap(self) -> None:
-        # It may have been given up, and only be late: what begins takes itself out of this.
+        # A late thread may have been removed from here; the standard library expects its entry.
         getattr(threading, "_limbo", {}).setdefault(self, self)
         super()._bootstrap()  # type: ignore[misc]
 
@@ -74,10 +73,10 @@ class StartableThread(LateThread):
             self._perform()
         finally:
             self._done.set()
-            self._work = self._failed = None  # which may refer to who keeps the thread
+            self._work = self._failed = None  # break reference cycles with the owner
 
     def _perform(self) -> None:
-        """Do the work, if there is still any; if it fails, say so until that succeeds."""
+        """Do the work unless it was withdrawn; if it fails, call ``failed`` until that succeeds."""
         error: BaseException | None = None
         for _ in range(_TRIES):
             try:
@@ -97,11 +96,11 @@ class StartableThread(LateThread):
             self._failed(error)
 
     def _take(self, taker: str) -> bool:
-        """Take the work, unless another has taken it before; again, too."""
+        """Claim the work; return whether ``taker`` owns it. May be repeated."""
         return self._takers.setdefault("work", taker) == taker
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, ``timeout`` seconds at most."""
+        """Wait up to ``timeout`` seconds until the thread has ended."""
         deadline = Deadline(timeout)
         if self is not threading.current_thread():
             while self.is_alive() and not self._done.is_set():
@@ -113,13 +112,13 @@ class StartableThread(LateThread):
         super().join(left if left is None else max(left, _MOMENT))
 
     def start(self) -> None:
-        """Start it.
+        """Start the thread.
 
-        If an exception comes from outside meanwhile, the work may be done all the same; it is not
-        begun after this has raised.
+        If an asynchronous exception interrupts this, the work may have begun; it does not begin
+        after this has raised.
 
         Raises:
-            RuntimeError: it cannot be had, or does not come up in time.
+            RuntimeError: no thread can be started, or it does not begin in time.
         """
         try:
             if self._start() and self._take(_STARTER):
@@ -129,15 +128,15 @@ class StartableThread(LateThread):
             raise
 
     def _start(self) -> bool:
-        """Start it; tell whether it has had the time to take its work."""
+        """Start the thread; return whether it has had time to claim its work."""
         started: Any = self._started  # type: ignore[attr-defined]
         try:
             try:
                 started.wait = self._wait_until_begun
-            except AttributeError:  # it is another kind of event, as under gevent
+            except AttributeError:  # another kind of event, as under gevent
                 start_thread(super().start)
                 if in_event_loop():
-                    return False  # it begins when the loop has its next turn
+                    return False  # it begins when the event loop runs next
                 self._wait_until_begun()
             else:
                 super().start()
@@ -146,7 +145,7 @@ class StartableThread(LateThread):
             getattr(started, "__dict__", {}).pop("wait", None)
 
     def _wait_until_begun(self) -> None:
-        """Wait until the thread has taken its work, has died, or has had time enough."""
+        """Wait until the thread has claimed its work, has died, or has timed out."""
         deadline = Deadline(_PATIENCE)
         while not self._begun.wait(_LOOK_AT_BIRTH):
             if deadline.expired or (self._is_started() and not self.is_alive()):
@@ -156,14 +155,14 @@ class StartableThread(LateThread):
         return bool(self._started.is_set())  # type: ignore[attr-defined]
 
     def _withdraw(self) -> None:
-        """Take the work away, if the thread has not taken it.
+        """Withdraw the work unless the thread has claimed it.
 
-        If that comes up all the same, it ends at once.
+        A thread that starts later nevertheless ends at once.
         """
         limbo: dict[Any, Any] = getattr(threading, "_limbo", {})
         if self._take(_STARTER) and self in limbo:
-            # The standard library leaves there what was interrupted before it began, and lists it
-            # among the threads for ever; what has begun takes itself out.
+            # If a start is interrupted, the standard library leaves its entry here and lists the
+            # thread for ever. A thread that has begun removes its own entry.
             self._done.wait(_LOOK)
             if not self._is_started():
                 limbo.pop(self, None)

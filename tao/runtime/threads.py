@@ -1,7 +1,7 @@
-"""Threads: the only place where tao makes one, and waits for some to end.
+"""Threads: the only place where tao creates threads and joins them.
 
-Every thread is a daemon, so a program that forgets to stop a server can still end, and has a name
-that says what it does and for whom (``tao-reader-42``). Its outermost frame logs what escaped.
+Every thread is a daemon, so a program that forgets to stop a server can still exit. Its name says
+what it does and for which object (``tao-reader-42``). Its outermost frame logs uncaught exceptions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _usable: Set[int] = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())
-# Whether any thread was ever pinned; only ever set.
+# Whether any thread was ever pinned; never reset.
 _pinning = False
 
 
@@ -50,12 +50,12 @@ def spawn(
 ) -> threading.Thread:
     """Return a thread, not started yet, that runs ``target(*args)``, on ``cpus`` only if given.
 
-    The owner stores it before starting it, so that a stop in between does not miss it.
+    The owner stores the thread before starting it, so that a stop in between does not miss it.
 
     Args:
-        failed: called on the thread, after it was logged, with what ``target`` raises or what keeps
-            it from being called; again if it raises itself. It ends what depends on the thread, or
-            goes on with the work.
+        failed: called on the thread, after logging, with the exception that ``target`` raises or
+            that prevents its call; called again if it raises itself. It must end what depends on
+            the thread, or continue the work.
     """
     return StartableThread(_outermost, (target, args, cpus), name, partial(_died, failed))
 
@@ -68,7 +68,7 @@ def _outermost(target: Callable[..., object], args: tuple[Any, ...], cpus: Set[i
 
 def _died(failed: Callable[[BaseException], object] | None, error: BaseException) -> None:
     try:
-        mark_tao_thread()  # it may have come to nothing
+        mark_tao_thread()  # again, as it may have been interrupted
         name = threading.current_thread().name
         what = "died" if failed is None else "was interrupted"
         logger.opt(exception=error).error("thread {} {}", name, what)
@@ -80,8 +80,8 @@ def _died(failed: Callable[[BaseException], object] | None, error: BaseException
 def pin(cpus: Set[int] | None) -> None:
     """Let the calling thread run on these CPUs only; None: on all that the process may use.
 
-    A thread inherits this from the one that starts it, so both are needed. As long as nobody ever
-    asked for certain CPUs, nothing is done.
+    A thread inherits its CPUs from the thread that starts it, so None must reset them. Nothing is
+    done until a thread was pinned for the first time.
     """
     global _pinning
     if (cpus is None and not _pinning) or is_patched():  # greenlets all run on one thread
@@ -94,29 +94,29 @@ def pin(cpus: Set[int] | None) -> None:
 
 
 def usable_cpus() -> Set[int]:
-    """Return the CPUs that the process may use; none where the platform cannot pin threads."""
+    """Return the CPUs that the process may use; empty where the platform cannot pin threads."""
     return _usable
 
 
 def mark_tao_thread() -> None:
-    """Note that the calling thread works for tao, so it must never wait for tao's threads."""
+    """Mark the calling thread as working for tao: it must never wait for tao's threads."""
     _local.marked = True
     note_greenlet()
 
 
 def in_tao_thread() -> bool:
-    """Tell whether the caller is one of tao's threads: in a handler or callback, say.
+    """Return whether the caller runs on one of tao's threads, as in a handler or callback.
 
-    What waits for threads to end (``stop()``, ``close()``) does not wait there: it would wait for
-    itself, or for another that waits for it. Nor does it in an event loop, which would wait for
-    what it is to run itself.
+    Methods that wait for threads to end (``stop()``, ``close()``) do not wait there, because they
+    would wait for their own thread, or for one that waits for it. Nor do they wait in an event
+    loop, which has to run what they would wait for.
     """
     return getattr(_local, "marked", False) or in_event_loop()
 
 
 @contextmanager
 def as_tao_thread() -> Iterator[None]:
-    """Have a thread of the user's count as one of tao's while it runs callbacks."""
+    """Mark an application's thread as one of tao's while it runs callbacks."""
     before = in_tao_thread()
     _local.marked = True
     try:
@@ -126,12 +126,12 @@ def as_tao_thread() -> Iterator[None]:
 
 
 class Doorbell:
-    """Wakes one waiting thread, also when a signal comes.
+    """Wakes one waiting thread, also when a signal arrives.
 
-    A signal may be delivered to any thread of a process. Its Python handler runs in the main
-    thread, but if that is blocked in a lock, and the signal went to another thread, not before it
-    wakes for another reason. So the main thread waits for a socket that the C half of a handler
-    writes to, whichever thread it runs in. Use it in a ``with`` block.
+    A signal may be delivered to any thread of a process, but its Python handler runs in the main
+    thread. If the main thread is blocked on a lock and another thread gets the signal, the handler
+    runs only when the lock is released. So the main thread waits for a socket instead, to which
+    the C signal handler writes in whatever thread it runs. Use it in a ``with`` block.
     """
 
     def __init__(self) -> None:
@@ -140,26 +140,29 @@ class Doorbell:
         self._far.setblocking(False)
 
     def ring(self) -> None:
-        """Wake who waits, or the next who does. Any thread, and a signal handler, may call it."""
+        """Wake the waiting thread, or make the next wait return at once.
+
+        May be called from any thread or signal handler.
+        """
         try:
             self._far.send(b"x")
         except OSError:
-            pass  # it rings already, or nobody is there any more
+            pass  # the buffer is full, so it rings already; or it is closed
 
     def wait(self) -> None:
-        """Return when it rings, or a signal has been handled; maybe without reason."""
+        """Return when the bell rings or after a signal; spurious returns are possible."""
         before: list[int] = []
         try:
             try:
                 if threading.current_thread() is threading.main_thread():
-                    # One step of the interpreter: an exception comes before or after.
+                    # One step of the interpreter, so an exception comes before or after it.
                     listen = partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
                     before.extend(map(listen, [self._far.fileno()]))
                 self._poll()
             finally:
                 self._listen_as_before(before)
         finally:
-            self._listen_as_before(before)  # in case that an exception kept it from that
+            self._listen_as_before(before)  # in case an exception has interrupted the first call
 
     def _poll(self) -> None:
         poll = select.poll()
@@ -168,7 +171,7 @@ class Doorbell:
         try:
             self._near.recv(4096)
         except BlockingIOError:
-            pass  # interrupted by a signal, which has been handled now
+            pass  # woken by a signal, which has been handled by now
 
     def _listen_as_before(self, before: list[int]) -> None:
         for descriptor in before:
@@ -184,9 +187,9 @@ class Doorbell:
 
 
 class LazyCondition:
-    """A condition on the ``mutex`` of an object, made when first asked for, under the mutex.
+    """A condition on the ``mutex`` of an object, made on first access, under the mutex.
 
-    (``functools.cached_property`` has a lock of its own before CPython 3.12, one for all objects.)
+    (``functools.cached_property`` shares one lock among all objects before CPython 3.12.)
     """
 
     def __set_name__(self, kind: type, name: str) -> None:
@@ -199,7 +202,7 @@ class LazyCondition:
 
 
 class Joinable(Protocol):
-    """What `gather` asks of a thread."""
+    """The methods of a thread that `gather` needs."""
 
     @property
     def name(self) -> str: ...
@@ -213,15 +216,15 @@ JoinableT = TypeVar("JoinableT", bound=Joinable)
 
 
 def gather(threads: Iterable[JoinableT], deadline: Deadline) -> list[JoinableT]:
-    """Join threads until the deadline and return those that still run.
+    """Join threads until the deadline; return those that still run.
 
-    The calling thread and threads not started yet are passed over: neither can be waited for.
+    The calling thread and threads not started yet are skipped, as they cannot be joined.
     """
     if in_event_loop():
         return [thread for thread in threads if thread.is_alive()]
     running = []
     for thread in threads:
-        # Not alive, rather than without ident: one that is just starting has that already.
+        # Check is_alive(), not the ident: a thread that is just starting already has one.
         if thread.ident == threading.get_ident() or not thread.is_alive():
             continue
         thread.join(deadline.remaining())

@@ -2,24 +2,24 @@
 
 Guarantees:
 
-- Adding and cancelling wait for nobody: they may be called from any thread, callback, signal
-  handler or finalizer. They cost the same however many timers are pending.
+- Adding and cancelling never block: they may be called from any thread, callback, signal handler or
+  finalizer. Their cost does not depend on the number of pending timers.
 - A periodic timer keeps its phase: it does not drift, and after a stall it fires once, not once
-  for each time it missed.
-- Time is ``time.monotonic()``: setting the clock moves no timer.
-- A cancelled timer frees its callback at once, and its place in the heap before long.
-- After an exception that was raised between any two bytecodes (by a signal handler, or by
-  ``PyThreadState_SetAsyncExc``) in one of these calls, the timer is there or it is not; in the
-  wheel's own thread, all timers are there and fire, and that thread goes on or has a successor.
+  for each missed interval.
+- Time is ``time.monotonic()``: setting the system clock moves no timer.
+- A cancelled timer frees its callback at once, and its place in the heap soon after.
+- If an exception is raised between any two bytecodes of a call (by a signal handler, or by
+  ``PyThreadState_SetAsyncExc``), the timer either exists or does not. If it hits the wheel's
+  thread, all timers still fire, and the thread continues or is replaced.
 
-There is no lock. What counts is a dict of all pending timers, of which each operation changes one
-entry, in one step of the interpreter.
+There is no lock. The state is a dict of all pending timers; each operation changes one entry, in
+one step of the interpreter.
 
-What a thread knows, and what others know of it, is its agenda (``agenda.py``). It is put in place
-once the thread is up, and one counts at a time. So a thread that never came up has left no trace,
-and the state of one that has died goes with it. Adding a timer puts it into the dict, then looks at
-the agenda; a new thread puts its agenda in place, then looks at the dict. So each timer is seen. If
-no living thread has the agenda, adding a timer starts one.
+The state of the wheel's thread is its agenda (``agenda.py``). A thread installs its agenda when it
+has started, and only the installed agenda counts. So a thread that failed to start leaves no trace,
+and the state of one that has died is discarded. Adding a timer puts it into the dict, then checks
+the agenda; a new thread installs its agenda, then reads the dict. So no timer is missed. If the
+agenda has no living thread, adding a timer starts one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tao.runtime.wakeup import Waitable
 
 __all__ = ["SharedWheel", "TimerCallback", "TimingWheel", "delay_until", "shared_wheel"]
 
-# A clock whose callback was interrupted is called again after not less than so many seconds.
+# The shortest delay before an interrupted callback of `run_clock` is called again, in seconds.
 _AGAIN = 0.01
 # How long the last user of the shared wheel waits for its thread to end, in seconds.
 _JOIN_TIMEOUT = 1.0
@@ -52,32 +52,32 @@ _JOIN_TIMEOUT = 1.0
 class TimingWheel:
     """Timers, and the thread that fires them, started with the first timer.
 
-    All methods may be called from any thread, callbacks, signal handlers and finalizers included.
-    Callbacks run one after another on the wheel's own thread: one that takes long delays all
-    others, so hand work over. (The timers of a connection do: they run in that connection's order,
-    elsewhere.) A callback that raises is logged, and its timer goes on.
+    All methods may be called from any thread, callback, signal handler or finalizer. Callbacks run
+    one after another on the wheel's thread, so a slow one delays all others: pass long work to
+    another thread. (The timers of a connection do: they run in order with the connection's
+    messages, on its threads.) If a callback raises, that is logged and its timer continues.
 
     Args:
         name: of the thread.
-        max_pending: how many timers there may be at once, beside those of `run_clock`.
+        max_pending: how many timers may be pending at once, not counting those of `run_clock`.
     """
 
     def __init__(self, name: str = "tao-timing-wheel", max_pending: int = 1_000_000) -> None:
         self._name: str = name
         self._max_pending: int = max_pending
         self._ids = itertools.count(1)
-        # All timers that are neither cancelled nor have fired for the last time. Whoever takes one
-        # out owns it: a call of `cancel`, or the thread, which fires it.
+        # All pending timers. The call that removes an entry owns the timer: `cancel`, or the
+        # wheel's thread, which fires it.
         self._timers: dict[int, Timer] = {}
-        self._stopped: bool = False  # only ever set
-        # The one that counts. A thread that finds another's here ends.
+        self._stopped: bool = False  # never reset
+        # The agenda in effect. A thread ends when another thread's agenda is installed here.
         self._agenda: AtomicReference[Agenda | None] = AtomicReference(None)
 
     def reserve_id(self) -> int:
-        """Return an id for a timer, which is the only one to have it.
+        """Return a unique id for a timer.
 
-        For who must be able to cancel a timer even if an exception comes in between before the
-        method that adds it has returned the id.
+        With it a timer can be cancelled even if an exception interrupts the method that adds it
+        before that method returns.
         """
         return next(self._ids)
 
@@ -85,8 +85,8 @@ class TimingWheel:
         """Call ``callback(due)`` at a time of day and return the timer's id.
 
         Args:
-            when: an aware datetime, or seconds since the Unix epoch; the past means at once. It is
-                turned into a delay now: a clock set later does not move it.
+            when: an aware datetime, or seconds since the Unix epoch; a time in the past means at
+                once. It is converted to a delay now, so setting the clock later has no effect.
 
         Raises:
             ValueError: ``when`` is a datetime without time zone.
@@ -95,19 +95,18 @@ class TimingWheel:
         return self._add(delay_until(when, self.time_of_day()), callback, 0.0)
 
     def run_after(self, delay: float, callback: TimerCallback, timer_id: int | None = None) -> int:
-        """Call ``callback(due)`` once in ``delay`` seconds and return the timer's id.
+        """Call ``callback(due)`` once after ``delay`` seconds and return the timer's id.
 
         Args:
-            timer_id: one that `reserve_id` has returned, to be this timer's.
+            timer_id: an id from `reserve_id` for this timer; None: a new one.
         """
         return self._add(_checked("delay", delay, zero=True), callback, 0.0, timer_id)
 
     def run_clock(self, delay: float, callback: TimerCallback, timer_id: int | None = None) -> int:
-        """As `run_after`, for the few timers that tao itself needs: they go by no limit.
+        """Do as `run_after`, without a limit; for the few timers that tao itself needs.
 
-        However many the user has set, a connection must come to its end in time. And if the
-        callback raises, or an exception from outside keeps it from returning, it is called again
-        after as much time.
+        A connection must be closed in time, however many timers the application has set. If the
+        callback raises or is interrupted, it is called again after the same delay.
         """
         delay = _checked("delay", delay, zero=True)
         return self._add(delay, callback, max(delay, _AGAIN), timer_id, until_done=True)
@@ -115,13 +114,13 @@ class TimingWheel:
     def run_every(
         self, interval: float, callback: TimerCallback, timer_id: int | None = None
     ) -> int:
-        """Call ``callback(due)`` every ``interval`` seconds, first after one, and return the id."""
+        """Call ``callback(due)`` every ``interval`` seconds, first after one; return the id."""
         return self._add(_checked("interval", interval), callback, interval, timer_id)
 
     def cancel(self, timer_id: int) -> bool:
-        """Cancel a timer; tell whether there was one to cancel.
+        """Cancel a timer; return whether it was pending.
 
-        A callback that is running meanwhile, or just about to, is not waited for.
+        Does not wait for a callback that is running or about to run.
         """
         timer = self._timers.pop(timer_id, None)
         agenda = self._agenda.get()
@@ -136,14 +135,15 @@ class TimingWheel:
 
     @property
     def thread(self) -> threading.Thread | None:
-        """The thread that fires them, or the last that did; None: there was none yet."""
+        """The current or last thread of the wheel; None before the first timer."""
         agenda = self._agenda.get()
         return None if agenda is None else agenda.thread
 
     def stop(self, timeout: float | None = 5.0) -> None:
-        """Drop all timers and end the thread; called from a callback, it does not wait for it.
+        """Cancel all timers, end the thread and wait for it up to ``timeout`` seconds.
 
-        Timers added later raise ``RuntimeError``. Stopping twice is harmless.
+        Called from a callback, it does not wait. Adding a timer later raises ``RuntimeError``.
+        Stopping twice is harmless.
         """
         try:
             self._stopped = True
@@ -156,29 +156,28 @@ class TimingWheel:
         if thread is not None:
             gather([thread], Deadline(timeout))
 
-    # -- the time, which another kind of wheel may take from elsewhere, as `Clock` in
-    # ``testing/clock.py``
+    # -- the time, overridden by `Clock` in ``testing/clock.py``
 
     now = staticmethod(time.monotonic)  # in seconds
     time_of_day = staticmethod(time.time)  # in seconds since the Unix epoch
 
     @property
     def in_real_time(self) -> TimingWheel:
-        """The wheel for what depends on the world outside: the end of a connection, say."""
+        """The wheel for timers that must follow real time, such as the closing of a connection."""
         return self
 
     def since(self, moment: float) -> float:
-        """Return how long ago a moment of ``time.monotonic()`` was, in seconds of this wheel's."""
+        """Return the seconds of this wheel since ``moment``, a value of ``time.monotonic()``."""
         return time.monotonic() - moment
 
     def wait(self, event: Waitable, seconds: float) -> bool:
-        """Wait for an event, so many seconds at most; tell whether it is set."""
+        """Wait up to ``seconds`` for an event; return whether it is set."""
         return event.wait(seconds)
 
     def hand_over(
         self, post: Callable[[Callable[[], object]], object], call: Callable[[], object]
     ) -> None:
-        """Have ``post`` see to a call that a timer brought about, on another thread."""
+        """Pass a call caused by a timer to ``post``, which runs it on another thread."""
         post(call)
 
     # -- inside, in any thread
@@ -192,7 +191,7 @@ class TimingWheel:
         *,
         until_done: bool = False,
     ) -> int:
-        limited = not until_done  # it is the user's
+        limited = not until_done  # set by the application
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
         if limited:
@@ -202,8 +201,8 @@ class TimingWheel:
             timer_id = next(self._ids)
         try:
             self._timers[timer_id] = Timer(due, interval, callback, until_done)
-            # Looked at after it was added, as `stop` clears the timers after it has set this: one
-            # of the two sees the other.
+            # Checked after adding, while `stop` sets the flag before it clears the timers: one of
+            # the two sees the other.
             if self._stopped:
                 raise RuntimeError(f"the timing wheel {self._name} is stopped")
             if limited and len(self._timers) > self._max_pending:
@@ -212,13 +211,13 @@ class TimingWheel:
             self._tell(due, timer_id)
             return timer_id
         except BaseException:
-            # Whoever does not learn of the timer must not have it either: also if it was the
-            # thread that could not be started, or if a signal handler raises here.
+            # The caller gets no id, so the timer must not exist: also if the thread could not be
+            # started, or a signal handler raises here.
             self._timers.pop(timer_id, None)
             raise
 
     def _tell(self, due: float, timer_id: int) -> None:
-        """Tell the thread of a timer, or start one, which finds it by itself."""
+        """Pass a timer to the thread, or start a thread, which finds the timer in the dict."""
         agenda = self._agenda.get()
         if agenda is not None and agenda.alive:
             agenda.add(due, timer_id)
@@ -226,25 +225,25 @@ class TimingWheel:
         new = Agenda()
         new.thread = spawn(self._turn, new, name=self._name, failed=lambda error: self._turn(new))
         new.thread.start()
-        self._put_in_place(new)  # or a stop that comes now would not wait for the thread
+        self._put_in_place(new)  # so that a concurrent stop waits for the thread
 
     def _put_in_place(self, agenda: Agenda) -> None:
-        """Make an agenda the one that counts, unless the thread of another has it.
+        """Install an agenda, unless another one with a living thread is installed.
 
-        Done by the agenda's thread, and by whoever has started that: whichever comes first.
+        Called by the agenda's thread and by the thread that has started it, in any order.
         """
         before, now = self._agenda.update(
             lambda latest: latest if latest is not None and latest.alive else agenda
         )
         if before is not None and before is not now:
-            before.wakeup.set()  # should its thread be there after all
+            before.wakeup.set()  # in case its thread is alive after all: it has to end
 
     # -- inside, on the wheel's thread
 
     def _turn(self, agenda: Agenda) -> None:
-        """The wheel's thread: sleep, fire what is due, again. If it is interrupted, it begins anew.
+        """Run the wheel's thread: sleep and fire due timers; after an interruption, start over.
 
-        Of several that come up at once only the first goes on.
+        If several threads start at once, only the first continues.
         """
         self._put_in_place(agenda)
         while self._is_to_turn(agenda):
@@ -252,18 +251,17 @@ class TimingWheel:
                 agenda.rebuild(self._timers)
                 self._run(agenda)
             except BaseException:
-                logger.exception("the timing wheel {} was interrupted; it goes on", self._name)
+                logger.exception("the timing wheel {} was interrupted and continues", self._name)
 
     def _is_to_turn(self, agenda: Agenda) -> bool:
-        """Whether this agenda is the one that counts."""
+        """Return whether this agenda is installed and the wheel is not stopped."""
         return not self._stopped and self._agenda.get() is agenda
 
     def _run(self, agenda: Agenda) -> None:
         timers = self._timers
         while self._is_to_turn(agenda):
             agenda.take_in(timers)
-            # One at a time, so that a callback can still cancel what is due together with its own
-            # timer.
+            # One at a time, so that a callback can cancel another timer that is due as well.
             first = agenda.first(timers)
             if first is None:
                 agenda.sleep(math.inf, self.now)
@@ -273,7 +271,7 @@ class TimingWheel:
                 self._fire(first[1], agenda)
 
     def _fire(self, timer_id: int, agenda: Agenda) -> None:
-        """Call a timer's callback, unless it has been cancelled meanwhile."""
+        """Call the callback of a timer, unless the timer has been cancelled meanwhile."""
         timer = self._timers.get(timer_id)
         if timer is None:
             return
@@ -291,42 +289,42 @@ class TimingWheel:
             logger.exception("timer callback {!r} raised", callback)
 
     def _utc(self, due: float) -> datetime:
-        """Return the time of day of a moment."""
+        """Convert a due time to an aware datetime."""
         moment = self.time_of_day() + due - self.now()
         try:
             return datetime.fromtimestamp(moment, timezone.utc)
-        except (OverflowError, OSError, ValueError):  # somebody has set the clock to such a time
+        except (OverflowError, OSError, ValueError):  # the system clock is out of range
             return datetime.max.replace(tzinfo=timezone.utc)
 
 
 class SharedWheel:
-    """One timing wheel for all who need one, there as long as someone does.
+    """One timing wheel shared by all users; it exists while there is a user.
 
-    Servers, clients and deadlines of contexts take it when they start and give it back when they
-    end; with the last one the thread goes too. Any thread, signal handler or finalizer may call.
+    Servers, clients and context deadlines acquire it when they start and release it when they end.
+    The last release ends the thread. May be called from any thread, signal handler or finalizer.
     """
 
     def __init__(self) -> None:
-        # Who has acquired it and has not released it.
+        # The users that have acquired the wheel and not released it.
         self._users: dict[Hashable, None] = {}
-        # What they have got: one, or for a moment two, if a user comes while the last one goes.
+        # Usually one; briefly two, if a user acquires the wheel while the last one releases it.
         self._wheels: dict[_Shared, None] = {}
-        #: What is handed out in its place, if not None: a clock that a test advances.
+        #: Returned instead of the wheel if not None: a clock that a test advances.
         self.stand_in: TimingWheel | None = None
 
     @property
     def wheel(self) -> TimingWheel:
-        """The wheel itself, for who has acquired it.
+        """The wheel itself, for users that have acquired it.
 
         Raises:
-            RuntimeError: nobody has, or not any more.
+            RuntimeError: there are no users.
         """
         if not self._users:
             raise RuntimeError("the shared timing wheel is stopped")
         return self._current()
 
     def acquire(self, user: Hashable) -> TimingWheel:
-        """Return the wheel, which is there until `release` is called for this user."""
+        """Return the wheel, which runs at least until `release` is called for this user."""
         try:
             self._users[user] = None
             return self.stand_in or self._current()
@@ -335,18 +333,18 @@ class SharedWheel:
             raise
 
     def release(self, user: Hashable) -> None:
-        """Give the wheel back; the last one stops it. For who has not got it, nothing happens."""
+        """Release the wheel; the last release stops it. Does nothing for an unknown user."""
         try:
             self._users.pop(user, None)
             self._stop_unused()
         except BaseException:
-            # All of it is harmless a second time.
+            # All steps may be repeated.
             self._users.pop(user, None)
             self._stop_unused()
             raise
 
     def forked(self) -> None:
-        """In a child process: the threads are not there."""
+        """Forget the wheels in a child process, where their threads do not exist."""
         self._wheels = {}
 
     def _current(self) -> _Shared:
@@ -363,8 +361,8 @@ class SharedWheel:
         wheels = list(self._wheels)
         for wheel in wheels:
             wheel.retired = True
-        # A user is noted before it looks whether a wheel is retired. So if none is there now, none
-        # has got one of these, and none will.
+        # A user is added before it checks whether a wheel is retired. So if there is no user now,
+        # none has one of these wheels, and none will get one.
         if not self._users:
             for wheel in wheels:
                 wheel.stop(_JOIN_TIMEOUT)
@@ -372,7 +370,7 @@ class SharedWheel:
 
 
 class _Shared(TimingWheel):
-    """A shared wheel; once retired, it is given to nobody any more."""
+    """A shared wheel; once retired, it is not handed out any more."""
 
     retired: bool = False
 
@@ -382,14 +380,14 @@ renew_after_fork(shared_wheel, lambda wheel, reason: wheel.forked())
 
 
 def delay_until(when: datetime | float, now: float | None = None) -> float:
-    """Return the seconds until a time of day, 0 for the past.
+    """Return the seconds until a time of day, 0 if it is in the past.
 
     Args:
         when: as for `TimingWheel.run_at`.
-        now: in seconds since the Unix epoch; None: what the system's clock says.
+        now: in seconds since the Unix epoch; None: the system clock.
 
     Raises:
-        ValueError: a datetime without time zone, which could mean anything.
+        ValueError: a datetime without time zone, or a time that is not finite.
     """
     if isinstance(when, datetime):
         if when.utcoffset() is None:

@@ -1,18 +1,17 @@
-"""Waiting and waking: what ``threading.Event`` and ``Condition`` are for, callable from anywhere.
+"""Events and conditions that may be used from signal handlers and finalizers.
 
-Those two have a lock inside that is not reentrant: a signal handler, or a finalizer that the
-garbage collector runs, dead-locks if it sets an event while the thread that it interrupts is inside
-``set`` or ``wait`` of the same event. Here is no lock that two threads could want. Each waiting
-thread makes one of its own, blocks on it, and whoever wakes it releases that.
+``threading.Event`` and ``Condition`` contain a lock that is not reentrant. A signal handler, or a
+finalizer run by the garbage collector, deadlocks if it sets an event while the thread that it
+interrupts is inside ``set`` or ``wait`` of the same event. Here no lock is shared: each waiting
+thread makes its own lock and blocks on it, and the thread that wakes it releases that lock.
 
 Guarantees:
 
-- Every method may be called from any thread, a signal handler and a finalizer, also in the midst
-  of another call on the same object. None waits, except those whose names say so.
-- An exception that is raised inside a call, between any two bytecodes (by a signal handler, or by
-  ``PyThreadState_SetAsyncExc``), leaves nothing half done: no thread goes on waiting for what has
-  happened.
-- As long as nobody waits there is no lock, so what is never waited for costs 100 bytes.
+- Every method may be called from any thread, signal handler or finalizer, even during another call
+  on the same object. Only the methods named ``wait`` block.
+- If an exception is raised inside a call, between any two bytecodes (by a signal handler, or by
+  ``PyThreadState_SetAsyncExc``), no thread keeps waiting for an event that has happened.
+- Locks exist only while threads wait, so an object that is never waited for costs 100 bytes.
 """
 
 from __future__ import annotations
@@ -27,23 +26,23 @@ __all__ = ["Notifier", "Waitable", "Wakeup"]
 
 
 class Waitable(Protocol):
-    """What can be waited for: a `Wakeup`, a ``threading.Event``."""
+    """An object that can be waited for: a `Wakeup` or a ``threading.Event``."""
 
     def is_set(self) -> bool: ...
     def wait(self, timeout: float | None = None) -> bool: ...
 
 
 class Notifier:
-    """Lets threads wait until something is true, as ``threading.Condition`` does, without a lock.
+    """Lets threads wait for a condition, like ``threading.Condition`` but without a lock.
 
-    Whoever changes what is waited for does so first, and then calls `notify_all`.
+    Change the state that threads wait for first, then call `notify_all`.
     """
 
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        # The locks that threads are blocked on. Each thread adds and removes its own; both are
-        # single steps of the interpreter, as is the copy that `notify_all` takes.
+        # The locks on which threads block. Each thread adds and removes its own lock; both are
+        # single steps of the interpreter, as is the copy made by `notify_all`.
         self._waiting: list[threading.Lock] = []
 
     @property
@@ -52,18 +51,18 @@ class Notifier:
         return len(self._waiting)
 
     def notify_all(self) -> None:
-        """Have all threads that wait look again."""
+        """Make all waiting threads check their condition again."""
         if self._waiting:
             try:
                 self._wake()
             except BaseException:
-                self._wake()  # waking twice does no harm, not waking would
+                self._wake()  # waking twice is harmless, a missed wake-up is not
                 raise
 
     def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
-        """Wait until ``condition()`` is true, ``timeout`` seconds at most; tell whether it was.
+        """Wait up to ``timeout`` seconds until ``condition()`` is true; return whether it was.
 
-        It is called at the beginning, and then by each `notify_all`, without any lock.
+        The condition is checked first, and after each `notify_all`, without a lock.
         """
         deadline = Deadline(timeout)
         while not condition():
@@ -72,31 +71,31 @@ class Notifier:
         return True
 
     def _block(self, ready: Callable[[], object], timeout: float | None) -> bool:
-        """Wait to be woken; tell whether that was in time, or ``ready()`` true before."""
+        """Wait to be woken; return True if that happened in time or ``ready()`` was true before."""
         lock = threading.Lock()
         lock.acquire()
         try:
             self._waiting.append(lock)
-            # What became true before the lock was there to be seen: looking now closes the gap.
+            # Check again: the state may have changed before the lock was visible to `_wake`.
             return bool(ready()) or lock.acquire(timeout=_lock_timeout(timeout))
         finally:
             try:
                 self._waiting.remove(lock)
             except ValueError:
-                pass  # it was interrupted before it was added, or `_wake` has removed it
+                pass  # not added because of an interruption, or already removed by `_wake`
 
     def _wake(self) -> None:
         for lock in self._waiting.copy():
             try:
                 lock.release()
-                # Its thread does so too, unless that was interrupted just there.
+                # The waiting thread removes it too, unless it was interrupted.
                 self._waiting.remove(lock)
             except (RuntimeError, ValueError):
-                pass  # another thread has released it already, or removed it
+                pass  # another thread has released or removed it already
 
 
 class Wakeup(Notifier):
-    """A flag that threads can wait for; has the methods of ``threading.Event``."""
+    """A flag that threads can wait for, with the methods of ``threading.Event``."""
 
     __slots__ = ("_is_set",)
 
@@ -109,7 +108,7 @@ class Wakeup(Notifier):
         return self._is_set
 
     def set(self) -> None:
-        """Set the flag and wake all that wait."""
+        """Set the flag and wake all waiting threads."""
         try:
             self._is_set = True
             if self._waiting:
@@ -120,11 +119,11 @@ class Wakeup(Notifier):
             raise
 
     def clear(self) -> None:
-        """Reset the flag: who waits from now on blocks. Those already woken stay awake."""
+        """Reset the flag. Later waits block; threads already woken stay awake."""
         self._is_set = False
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the flag is set, ``timeout`` seconds at most; tell whether it was set."""
+        """Wait up to ``timeout`` seconds until the flag is set; return whether it is set."""
         return self._is_set or self._block(self.is_set, timeout) or self._is_set
 
     def __repr__(self) -> str:
@@ -132,5 +131,5 @@ class Wakeup(Notifier):
 
 
 def _lock_timeout(timeout: float | None) -> float:
-    """Return what a lock takes as its timeout: -1 for ever, and no more than it can wait."""
+    """Return the timeout for a lock: -1 for None, and at most what a lock accepts."""
     return -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)

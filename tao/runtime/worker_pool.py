@@ -1,25 +1,25 @@
-"""The worker pool: the threads that run handlers which may block.
+"""The worker pool: threads that run handlers which may block.
 
 Guarantees:
 
-- Jobs run as long as the process lives. The standard library's executors take none once the main
-  thread has returned, and tell their workers to end then, although other threads of the application
-  go on.
-- A worker that never returns does not keep the process from ending: all are daemon threads.
-- Any method may be called at any moment, by a signal handler, a finalizer or a log sink, also in
-  the midst of another call: no lock is ever waited for.
-- A job is run once or not at all, and whoever waits for it hears of its end, whatever exception is
-  raised in the worker, or in the caller, between any two steps.
+- Jobs run as long as the process lives. The executors of the standard library accept no jobs once
+  the main thread has returned, and end their workers, although other threads of the application
+  continue.
+- A worker that never returns does not keep the process from exiting: all are daemon threads.
+- Every method may be called at any moment from a signal handler, a finalizer or a log sink, even
+  during another call, because none waits for a lock.
+- A job is run once or not at all, and the waiting thread learns of its end, whatever exception is
+  raised in the worker or in the caller, between any two steps.
 
 Mechanism: jobs wait in a ``queue.SimpleQueue``, whose ``put`` is reentrant. All other state is in
-sets and dictionaries of which only single operations are used, each atomic in CPython, also without
-the interpreter lock. A job belongs to the first who claims it: a worker to run it, or somebody who
-drops it; so one that is queued twice does no harm. A worker that is interrupted therefore queues
-again whatever is not claimed, as it may have lost what it had just taken.
+sets and dictionaries on which only single operations are used, each atomic in CPython, with or
+without the GIL. A job belongs to the first claimant: a worker that runs it, or a caller that drops
+it. So a job that is queued twice is harmless. An interrupted worker may have lost a job that it had
+just taken, so it queues all unclaimed jobs again.
 
-There is a worker for each job as long as there may be more workers. Whoever queues a job, and each
-worker that takes one, compares afterwards how many jobs and how many workers wait; so the last of
-those who change one of the numbers sees both.
+There is a worker for each job until the limit is reached. After queueing or taking a job, a thread
+compares the number of waiting jobs and idle workers, so the last thread that changes either number
+sees both.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ __all__ = ["WorkerPool"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# How often to look for workers that have died, and how long one may take to start, in seconds.
+# How often to check for dead workers, and how long a worker may take to start, in seconds.
 _LOOK, _START_MOST = 1.0, 5.0
 # How long an idle worker may take to end, beyond the timeout of a stop, in seconds.
 _MOMENT = 0.1
-# So many workers that wait are replaced at most.
+# How many waiting workers are replaced at most.
 _WAITING_MOST = 256
-# Who drops a job that no worker has claimed.
+# The claimants that drop a job.
 _CALLER, _STOP = "caller", "stop"
 
 
 class _Worker:
-    """What the pool knows of one of its threads."""
+    """The state of one worker thread."""
 
     __slots__ = ("_fate", "born", "claim", "ended", "job", "prepared", "preparing", "thread")
 
@@ -67,16 +67,16 @@ class _Worker:
         self.born: float = monotonic()
         #: Set when the thread is about to end.
         self.ended = Wakeup()
-        # At 0, whether it begins or is given up; at 1, who has found it dead.
+        # At 0, the decision whether it begins or is given up; at 1, the finder of its death.
         self._fate: dict[int, object] = {}
         # Written by the thread.
-        self.job: Job | None = None  # that it has taken
-        self.claim: object = None  # with which it claims that
-        self.preparing: bool = False  # it runs the initializer
+        self.job: Job | None = None  # the job it has taken
+        self.claim: object = None  # the claimant token for that job
+        self.preparing: bool = False  # whether it runs the initializer
         self.prepared: bool = False
 
     def decide(self, step: int, by: object) -> bool:
-        """Decide a step of its life, if nobody has; tell whether it was this caller who did."""
+        """Decide a step unless it is decided; return whether ``by`` made the decision."""
         return self._fate.setdefault(step, by) is by
 
     @property
@@ -87,7 +87,7 @@ class _Worker:
 
     @property
     def dead(self) -> bool:
-        """Whether the thread has died, or has not come to life in time."""
+        """Whether the thread has died, or has not started in time."""
         if self.alive or self.ended.is_set():
             return False
         began = self.thread is not None and self.thread.ident is not None
@@ -95,21 +95,21 @@ class _Worker:
 
     @property
     def at_work(self) -> bool:
-        """Whether it runs something of the application's."""
+        """Whether it runs the application's code."""
         return self.preparing or self.job is not None
 
 
 class WorkerPool(ThreadPoolExecutor):
-    """A number of threads that run what they are given. Any thread may call any method.
+    """A pool of threads that run jobs. Methods may be called from any thread.
 
-    It is an executor like those of ``concurrent.futures``, for whoever wants one. Several servers
-    may share one: who makes it stops it, after the servers.
+    It is also an executor of ``concurrent.futures``. Several servers may share a pool; stop it
+    yourself, after the servers.
 
     Args:
-        workers: how many threads at most; they are started as they are needed.
-        initializer: called in each worker as it starts, to open a database connection, say. If it
-            raises, that is logged and the worker works on.
-        name: of the threads, which get a number each.
+        workers: maximum number of threads, which are started on demand.
+        initializer: called in each worker when it starts, for example to open a database
+            connection. If it raises, that is logged and the worker continues.
+        name: of the threads; a number is appended.
     """
 
     def __init__(
@@ -133,17 +133,17 @@ class WorkerPool(ThreadPoolExecutor):
         _pools.add(self)
 
     def _begin_anew(self) -> None:
-        """Be a pool without workers and jobs."""
+        """Reset to a pool without workers and jobs."""
         self._inside = threading.local()  # has an attribute ``worker`` in the workers
-        # See the text at the top for these.
+        # See the top of the file for these.
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: end
-        self._accepted: set[Job] = set()  # that have not ended
+        self._accepted: set[Job] = set()  # jobs that have not ended
         self._members: dict[int, _Worker] = {}  # by number
-        self._idle: set[_Worker] = set()  # that wait for jobs, or are about to
-        self._looked: float = monotonic()  # when somebody last looked for dead workers
-        self._waiting: set[object] = set()  # one item for each worker that is in `waiting`
+        self._idle: set[_Worker] = set()  # workers that wait for jobs, or are about to
+        self._looked: float = monotonic()  # time of the last check for dead workers
+        self._waiting: set[object] = set()  # one item for each worker inside `waiting`
 
-    # The base's methods that are not here, ``map`` and those of a context manager, use these.
+    # The inherited methods, ``map`` and those of a context manager, use the ones below.
 
     @property
     def busy(self) -> int:
@@ -151,23 +151,22 @@ class WorkerPool(ThreadPoolExecutor):
         return sum(worker.job is not None for worker in list(self._members.values()))
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have ``fn(*args, **kwargs)`` run by a worker and return its future.
+        """Run ``fn(*args, **kwargs)`` on a worker; return its future.
 
         Raises:
-            RuntimeError: the pool is stopped, or no thread can be had; the function will not be
-                run.
+            RuntimeError: the pool is stopped, or no thread can be started; the function is not run.
         """
         job = FutureJob(fn, args, kwargs)
         self._hand_in(job)
         return job.future
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Have ``function(*args)`` run by a worker, wait for it, return or raise what it does.
+        """Run ``function(*args)`` on a worker, wait, and return its result or raise its error.
 
-        Called by one of the workers, it runs there and then: all others may be waiting likewise.
+        Called on a worker, it runs the function there: all other workers may be waiting too.
 
         Raises:
-            RuntimeError: as `submit`.
+            RuntimeError: as for `submit`.
             concurrent.futures.CancelledError: the pool was stopped before a worker was free.
         """
         if self._is_worker():
@@ -180,10 +179,10 @@ class WorkerPool(ThreadPoolExecutor):
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the calling worker waits in this ``with`` block, another may run in its place.
+        """Let another worker run while the calling worker waits in this ``with`` block.
 
-        So handlers that wait for their peers do not use the workers up. At most 256 are replaced
-        at the same time. Any other thread may enter it, too; that changes nothing.
+        So handlers that wait for their peers do not exhaust the pool. At most 256 workers are
+        replaced at the same time. In other threads it has no effect.
         """
         item = object()
         replaced = self._is_worker() and len(self._waiting) < _WAITING_MOST
@@ -196,22 +195,22 @@ class WorkerPool(ThreadPoolExecutor):
             self._waiting.discard(item)
 
     def stop(self, timeout: float | None = None) -> list[threading.Thread]:
-        """Take no more jobs, drop those not begun, wait for the others.
+        """Accept no more jobs, drop those not begun, and wait for the others.
 
-        Called by one of the workers, it waits for none, as another may be stopping the pool too.
+        Called on a worker, it does not wait, as another worker may be stopping the pool too.
 
         Returns:
-            the workers that still ran something at the end of ``timeout`` seconds.
+            the workers that were still running a job after ``timeout`` seconds.
         """
         deadline = Deadline(timeout)
         self._end(drop=True)
         return [] if self._is_worker() else self._wait_for_workers(deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs, as executors do; see `stop`.
+        """Accept no more jobs, as in ``concurrent.futures``; see `stop`.
 
         Args:
-            wait: for the workers to end; not if called by one of them.
+            wait: wait for the workers to end, unless called on a worker.
             cancel_futures: drop the jobs not begun.
         """
         self._end(drop=cancel_futures)
@@ -219,11 +218,11 @@ class WorkerPool(ThreadPoolExecutor):
             self._wait_for_workers(Deadline(None))
 
     def after_fork(self) -> None:
-        """In a child process: be a pool that has not started any worker."""
+        """Reset the pool in a child process, where its workers do not exist."""
         self._begin_anew()
 
     def _submitted(self) -> list[Job]:
-        """Jobs that have not ended, without those of `run`, whose callers tell of them."""
+        """Return unfinished jobs, without those of `run`, whose callers get an exception."""
         return [job for job in list(self._accepted) if isinstance(job, FutureJob)]
 
     # -- inside
@@ -232,7 +231,7 @@ class WorkerPool(ThreadPoolExecutor):
         return hasattr(self._inside, "worker")
 
     def _hand_in(self, job: Job) -> None:
-        """Queue a job and see to a worker for it, or raise."""
+        """Queue a job and provide a worker for it, or raise."""
         self._raise_if_stopped()
         self._accepted.add(job)
         try:
@@ -242,25 +241,25 @@ class WorkerPool(ThreadPoolExecutor):
             except (RuntimeError, MemoryError):
                 if not any(worker.alive for worker in list(self._members.values())):
                     raise
-                # It waits for one of the workers that there are.
-            self._raise_if_stopped()  # maybe after all workers have left
+                # The job waits for one of the existing workers.
+            self._raise_if_stopped()  # all workers may have ended meanwhile
         except BaseException as error:
             dropped = job.claim(_CALLER)
             if dropped:
                 self._accepted.discard(job)
             if dropped or not isinstance(error, (RuntimeError, MemoryError)):
                 raise
-            # A worker has it already.
+            # A worker has claimed it already.
 
     def _raise_if_stopped(self) -> None:
         if self._stopped:
             raise RuntimeError(f"the worker pool {self._name} is stopped")
 
     def _provide(self) -> None:
-        """Start a worker if more jobs wait than workers, and there may be one more.
+        """Start a worker if there are more jobs than idle workers and the limit allows it.
 
         Raises:
-            RuntimeError, MemoryError: no thread can be had.
+            RuntimeError, MemoryError: no thread can be started.
         """
         if self._jobs.qsize() <= len(self._idle) or self._stopped:
             return
@@ -273,30 +272,30 @@ class WorkerPool(ThreadPoolExecutor):
         try:
             for number in range(most):
                 if self._members.setdefault(number, worker) is worker:
-                    # It counts as idle from now on, or several would be started for one job.
+                    # It counts as idle from now on, so that one job does not start several.
                     self._idle.add(worker)
                     name, work = f"{self._name}_{number}", partial(self._work, worker)
                     worker.thread = spawn(work, name=name, failed=work)
                     worker.thread.start()
                     return
         except BaseException:
-            if worker.decide(0, self):  # it has not begun, and never will
+            if worker.decide(0, self):  # not begun, and now it never will
                 self._forget(worker)
             raise
 
     def _forget(self, worker: _Worker) -> None:
-        """Make its number free. Called once for each worker."""
+        """Free the number of a worker. Called once for each worker."""
         self._idle.discard(worker)
         for number, each in list(self._members.items()):
             if each is worker:
                 self._members.pop(number, None)
 
     def _look_for_dead(self) -> None:
-        """Replace workers that have died, and go on with what they had taken."""
+        """Replace dead workers, and finish the jobs that they had taken."""
         self._looked = monotonic()
         for worker in list(self._members.values()):
             if worker.dead and worker.decide(1, object()):
-                worker.decide(0, self)  # should it come to life after all, it ends
+                worker.decide(0, self)  # if it starts after all, it ends at once
                 self._recover(worker, RuntimeError("the worker has died"))
                 self._forget(worker)
         self._provide_if_possible()
@@ -305,10 +304,10 @@ class WorkerPool(ThreadPoolExecutor):
         try:
             self._provide()
         except (RuntimeError, MemoryError):
-            pass  # the next who looks tries again
+            pass  # the next check tries again
 
     def _end(self, *, drop: bool) -> None:
-        """Have the workers end when no job is left."""
+        """Make the workers end when no job is left."""
         self._stopped = True
         if drop:
             for job in list(self._accepted):
@@ -318,10 +317,10 @@ class WorkerPool(ThreadPoolExecutor):
         self._jobs.put(None)
 
     def _wait_for_workers(self, deadline: Deadline) -> list[threading.Thread]:
-        """Return the threads of those that still run something at the deadline."""
+        """Return the threads that still run a job at the deadline."""
         running = []
         left = deadline.remaining()
-        # Those that have nothing to do end in a moment, which is not held against them.
+        # Idle workers end in a moment; they get extra time and are not reported.
         moment = Deadline(None if left is None else left + _MOMENT)
         for worker in list(self._members.values()):
             thread = worker.thread
@@ -337,10 +336,10 @@ class WorkerPool(ThreadPoolExecutor):
                 running.append(thread)
         return running
 
-    # -- for the workers
+    # -- on the workers
 
     def _work(self, worker: _Worker, error: BaseException | None = None) -> None:
-        """A worker's thread, which goes on whatever is raised in it from outside."""
+        """Run a worker's thread, which continues after asynchronous exceptions."""
         while not worker.ended.is_set():
             try:
                 if error is not None:
@@ -368,11 +367,11 @@ class WorkerPool(ThreadPoolExecutor):
             self._perform(worker, job)
             del job
             if len(self._members) > self.size + len(self._waiting):
-                self._forget(worker)  # it was there for one that waited
+                self._forget(worker)  # it replaced a worker that no longer waits
                 self._provide_if_possible()
                 return
         jobs.put(None)  # for the others
-        for job in list(self._accepted):  # that an interrupted worker has queued after the end
+        for job in list(self._accepted):  # jobs that an interrupted worker has queued after the end
             self._perform(worker, job)
 
     def _prepare(self, worker: _Worker) -> None:
@@ -388,15 +387,15 @@ class WorkerPool(ThreadPoolExecutor):
             worker.preparing = False
 
     def _perform(self, worker: _Worker, job: Job) -> None:
-        worker.claim = claim = object()  # another each time: a job that is queued twice runs once
-        worker.job = job  # from now on it is known who has it
+        worker.claim = claim = object()  # a new one each time: a job that is queued twice runs once
+        worker.job = job  # from now on `_recover` can find it
         if job.claim(claim):
             job.perform()
             self._accepted.discard(job)
         worker.job = None
 
     def _recover(self, worker: _Worker, error: BaseException) -> None:
-        """Put right what a worker left that was interrupted by an exception from outside."""
+        """Restore the state after a worker was interrupted by an asynchronous exception."""
         job = worker.job
         self._idle.discard(worker)
         if job is not None and job.owner is worker.claim:
@@ -405,7 +404,7 @@ class WorkerPool(ThreadPoolExecutor):
         worker.job = None
         for job in list(self._accepted):
             if job.owner is None:
-                self._jobs.put(job)  # again, maybe; who claims it first runs it
+                self._jobs.put(job)  # maybe a second time; the first claimant runs it
         if self._stopped:
             self._jobs.put(None)
         name = None if worker.thread is None else worker.thread.name
@@ -413,7 +412,7 @@ class WorkerPool(ThreadPoolExecutor):
 
 
 def _tell_what_is_dropped() -> None:
-    """At the end of the process: log what was submitted and never begun, or not finished."""
+    """Log the jobs that are dropped or interrupted because the process exits."""
     for pool in list(_pools):
         jobs = pool._submitted()
         if jobs:

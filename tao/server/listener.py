@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from tao.errors import ServerClosed
 from tao.runtime.deadline import Deadline
-from tao.runtime.leader_followers import Run, Turns
+from tao.runtime.leader_followers import LeaderFollowers, Run
 from tao.runtime.log import logger
 from tao.runtime.rate_limits import TokenBucket
 from tao.runtime.threads import Joinable
@@ -99,7 +99,9 @@ class Listener:
         self._socket_gone: bool = False
         #: Whether it is to end while the server goes on.
         self.given_up: bool = False
-        self._turns = Turns(self._accept_next, f"tao-acceptor-{_port_of(self.address)}", cpus)
+        self._turns = LeaderFollowers(
+            self._accept_next, f"tao-acceptor-{_port_of(self.address)}", cpus
+        )
         # Owned by who accepts.
         self._poll, self._poll_wake = select.poll(), select.poll()
         self._poll.register(sock, select.POLLIN)
@@ -176,7 +178,7 @@ class Listener:
         """Return this side's address of a connection accepted here."""
         return self.address if self._concrete else normalized(sock.getsockname())
 
-    # -- accepting, by the leader; what is raised here ends nothing, as Turns calls again
+    # -- accepting, by the leader; what is raised here ends nothing, as LeaderFollowers calls again
 
     def _accept_next(self, found: list[Run]) -> bool:
         """Accept until something is found to do; False: accept no more."""

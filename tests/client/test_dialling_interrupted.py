@@ -14,7 +14,7 @@ from tao.client.dialling import Dialler
 from tao.client.endpoints import places_of
 from tao.connection.options import ClientSettings
 from tao.errors import ConnectionClosed
-from tao.runtime.helper_threads import Bell, Errand, Helpers
+from tao.runtime.helper_threads import Bell, HelperTask, HelperThreads
 from tao.testing.pytest_plugin import open_sockets
 from tests.injection import Interruption, opcodes
 from tests.support import PATIENCE, wait_until
@@ -99,22 +99,22 @@ def test_a_finalizer_that_dials(address: tuple[str, int]) -> None:
 
 
 def test_an_exception_in_a_helper_thread() -> None:
-    """One that another thread sets there costs that errand, and not the thread's place."""
+    """One that another thread sets there costs that task, and not the thread's place."""
     for moment in opcodes("tao.runtime.helper_threads"):
-        helpers, bell = Helpers("test-helper", 1), Bell()
-        errand: Errand[int] = Errand(lambda: 1)
-        errand.join(bell)
+        helpers, bell = HelperThreads("test-helper", 1), Bell()
+        task: HelperTask[int] = HelperTask(lambda: 1)
+        task.join(bell)
         with moment.raising(SystemExit, thread="test-helper-1"):
-            helpers.submit(errand)
+            helpers.submit(task)
             wait_until(lambda helpers=helpers: not helpers.running)  # type: ignore[misc]
         assert next_one(helpers, bell) == 2, moment
     assert moment.number > 20
 
 
-def next_one(helpers: Helpers, bell: Bell) -> int | None:
-    """The result of one more errand."""
-    errand: Errand[int] = Errand(lambda: 2)
-    errand.join(bell)
-    helpers.submit(errand)
-    wait_until(lambda: errand.done)
-    return errand.take(bell)
+def next_one(helpers: HelperThreads, bell: Bell) -> int | None:
+    """The result of one more task."""
+    task: HelperTask[int] = HelperTask(lambda: 2)
+    task.join(bell)
+    helpers.submit(task)
+    wait_until(lambda: task.done)
+    return task.take(bell)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tao.runtime.deadline import Deadline
-from tao.runtime.leader_followers import Run, Turns
+from tao.runtime.leader_followers import LeaderFollowers, Run
 from tao.runtime.thread_start import StartableThread
 from tests.ends import MakeServer, Seen, Text, text
 from tests.support import PATIENCE, recv_exactly, together, wait_until
@@ -23,7 +23,7 @@ class Work:
 
     def __init__(self) -> None:
         self._runs: queue.Queue[Run | None] = queue.Queue()
-        self.turns = Turns(self._find, "tao-leader", None)
+        self.turns = LeaderFollowers(self._find, "tao-leader", None)
         self.leaders = Seen()
 
     def _find(self, found: list[Run]) -> bool:
@@ -207,7 +207,7 @@ def test_a_thread_that_dies_before_it_follows(monkeypatch: pytest.MonkeyPatch) -
     work.turns.start()
     work.do()
     monkeypatch.setattr(
-        "tao.runtime.leader_followers.Turns._take_turns", lambda turns, follows: None
+        "tao.runtime.leader_followers.LeaderFollowers._take_turns", lambda turns, follows: None
     )
     meeting = threading.Barrier(2)
     work.give(lambda: meeting.wait(PATIENCE))

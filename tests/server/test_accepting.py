@@ -175,7 +175,9 @@ def test_a_listener_survives_a_thread_that_dies_at_its_birth(
     _, address = echoing
     monkeypatch.setattr("tao.runtime.leader_followers._BIRTH", 0.01)
     with monkeypatch.context() as patch:
-        patch.setattr("tao.runtime.leader_followers.Turns._take_turns", lambda turns, follows: None)
+        patch.setattr(
+            "tao.runtime.leader_followers.LeaderFollowers._take_turns", lambda turns, follows: None
+        )
         assert not asks(address)
     assert asks(address)
 

@@ -22,7 +22,7 @@ import pytest
 
 from tao.errors import AlreadyRegistered, ConnectionClosed, ServerClosed, WouldBlock
 from tao.runtime.context import Context
-from tao.runtime.leader_followers import Turns
+from tao.runtime.leader_followers import LeaderFollowers
 from tao.runtime.worker_pool import WorkerPool
 from tao.server.connection import ServerConn
 from tao.server.server import Server
@@ -256,11 +256,11 @@ def test_a_thread_that_cannot_start(
     server, address = make_server()
     echo(server)
 
-    def refuse(turns: Turns) -> None:
+    def refuse(turns: LeaderFollowers) -> None:
         monkeypatch.undo()
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(Turns, "provide", refuse)
+    monkeypatch.setattr(LeaderFollowers, "provide", refuse)
     assert dial(address).recv(1) == b""
     assert asks(dial(address), "next")
     assert server.snapshot().accept_errors == 1
