@@ -10,8 +10,8 @@ from typing import Any
 
 from tao.client.client import ClientConn
 from tao.connection.connection import Connection
-from tao.server.connection import ServerConn
-from tao.server.server import Server
+from tao.server.connection import ServerConnCore
+from tao.server.server import Server, server_core_of
 from tao.wire.message import Registry
 from tests.support import PATIENCE, recv_exactly
 
@@ -84,16 +84,18 @@ class Seen:
             return list(self.items)
 
 
-class _Noting(Server):
-    """Notes who is established, however soon that one is gone again."""
+def _noting(server: Server) -> Seen:
+    """Return where the server's connections appear once each is established."""
+    established = Seen()
+    schedules = server_core_of(server).schedules
+    welcome = schedules.welcome
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.welcomed = Seen()
+    def note(core: ServerConnCore) -> None:
+        welcome(core)
+        established.add(core.conn)
 
-    def _welcome(self, conn: ServerConn) -> None:
-        super()._welcome(conn)
-        self.welcomed.add(conn)
+    schedules.welcome = note
+    return established
 
 
 class End:
@@ -110,9 +112,10 @@ class End:
         self.listener: socket.socket | None = None
         self.conn: Connection
         if kind == "server":
-            self.server = server = _Noting(**options)
+            self.server = server = Server(**options)
+            established = _noting(server)  # where it is even if it ends at once
             self.peer = socket.create_connection(server.start(("127.0.0.1", 0)), PATIENCE)
-            self.conn = server.welcomed.wait()[0]
+            self.conn = established.wait()[0]
         else:
             self.listener = socket.create_server(("127.0.0.1", 0))
             self.listener.settimeout(PATIENCE)

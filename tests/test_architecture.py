@@ -300,7 +300,6 @@ def test_there_is_no_cycle_between_modules() -> None:
     assert not cycles(module_graph())
 
 
-@not_yet
 def test_private_names_stay_in_their_module() -> None:
     """No module uses a name with an underscore of another."""
     assert not list(reaches())

@@ -220,7 +220,7 @@ def test_the_server_inside_an_old_program() -> None:
         client.prints("^the result is 6$")
         server.send(signal.SIGINT)
         assert server.status() == 0
-    assert any(line.startswith("tao.server.server: listening at") for line in server.errors)
+    assert any(line.startswith("tao.server.core: listening at") for line in server.errors)
 
 
 def test_both_ends_are_known(certificates: Path) -> None:

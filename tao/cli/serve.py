@@ -34,7 +34,7 @@ from tao.errors import TaoError
 from tao.monitor.monitor import Monitor, monitor_on
 from tao.runtime.log import logger
 from tao.server.reports import StopReport
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.transport.addresses import address_text
 from tao.transport.certificates import load_tls_config
 from tao.version import __version__
@@ -84,7 +84,7 @@ def _serve(options: argparse.Namespace, link: Link | None) -> int:
             server.start(_address(options), tls=tls)
         except (OSError, TaoError, ValueError) as error:
             raise WrongCall(reason_of(error)) from error
-        how = "TLS" if tls or server._options.tls else "no TLS"
+        how = "TLS" if tls or server_core_of(server).settings.tls else "no TLS"
         server.context.after_cancel(lambda: say("tao: stopping"))
         server.serve_forever(
             handle_signals=True,
@@ -125,13 +125,14 @@ def _configure(server: Server, options: argparse.Namespace) -> None:
     }
     if not changes:
         return
-    if server.snapshot().state != "new":
+    core = server_core_of(server)
+    if core.state != "new":
         names = ", ".join(_as_option(name) for name in changes)
         raise WrongCall(f"the server was started by its module: {names} cannot be changed any more")
-    if "workers" in changes and not isinstance(server._options.workers, int):
+    if "workers" in changes and not isinstance(core.settings.workers, int):
         raise WrongCall("the server shares its workers with others: --workers cannot change them")
     try:
-        server._configure(dataclasses.replace(server._options, **changes))
+        core.configure(dataclasses.replace(core.settings, **changes))
     except (TypeError, ValueError) as error:
         text = str(error)
         for name in changes:
@@ -144,7 +145,7 @@ def _as_option(name: str) -> str:
 
 
 def _announce(server: Server, what: str, how: str, monitor: Monitor | None) -> None:
-    options = server._options
+    options = server_core_of(server).settings
     say(f"tao {__version__}: {what} {', '.join(map(address_text, server.addresses))} ({how})")
     workers = options.workers if isinstance(options.workers, int) else options.workers.size
     say(f"tao: {workers} workers, {options.max_connections} connections at most")

@@ -1,8 +1,11 @@
-"""The server: listening, accepting, its set of connections, and stopping.
+"""The server: listening, accepting, its connections, and graceful shutdown.
 
-In order: ``server.py``, ``listener.py``, ``accepting.py`` with ``admission.py`` and
-``first_bytes.py``, ``connection.py`` for one accepted connection, ``stopping.py``, and what these
-use: ``resources.py``, ``tls_reload.py``, ``reports.py``.
+In order: ``server.py`` is what users hold, ``core.py`` does its work, and ``state.py`` tells the
+states of a server. ``listeners.py`` and ``listener.py`` listen; ``accepting.py`` makes connections
+of accepted sockets, within the limits of ``admission.py``; ``connection.py`` is one of them, which
+begins with ``first_bytes.py``. ``schedules.py`` has the timers that run on every connection,
+``stopping.py`` the graceful shutdown, and ``resources.py`` what a running server holds.
+``tls_reload.py`` replaces certificates, and ``reports.py`` has the results that users get.
 """
 
 from tao.server.connection import ServerConn

@@ -1,4 +1,4 @@
-"""Who is let in: how many connections a server has, and how many of each host."""
+"""Limits on connections: how many a server has, and how many each host has."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["Admission"]
 class Admission:
     """Counts connections under the host they were admitted for.
 
-    What is counted is remembered by the connection's number, whatever the application may do to its
-    ``remote_address``. Releasing twice, or what was never admitted, does nothing.
+    The host is remembered by the connection's number, so it does not matter that the application
+    may set ``remote_address``. Releasing twice, or what was never admitted, does nothing.
 
-    Any thread may call any method, and an exception may interrupt it anywhere: there is no lock.
-    Whoever comes adds itself first, in one step, and then looks how many were there before.
+    Any thread may call any method, and an exception may interrupt it anywhere: there is no lock. A
+    connection is added first, in one step, and then those that were there before it are counted.
 
     Args:
         most: how many connections there may be.
-        most_per_host: how many of one host; None: any number.
+        most_per_host: how many one host may have; None: any number.
     """
 
     def __init__(self, most: int, most_per_host: int | None) -> None:

@@ -5,32 +5,76 @@ from __future__ import annotations
 import socket
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tao.connection.application import Application
 from tao.connection.connection import Connection
 from tao.connection.core import ConnectionCore
+from tao.connection.options import ServerSettings
+from tao.connection.statistics import Tally
 from tao.connection.timers import ConnectionTimer
 from tao.errors import ConnectionClosed, HandshakeFailed
+from tao.runtime.context import Context
 from tao.runtime.deadline import Deadline
 from tao.runtime.leader_followers import Run
 from tao.server.first_bytes import PeerLeft, read_proxy_header, wait_for_first_byte
+from tao.server.resources import Resources
 from tao.transport.stream import Transport
 from tao.transport.tls_stream import TlsTransport
+from tao.wire.message import Registry
 
-if TYPE_CHECKING:
-    from tao.server.server import Server
+__all__ = ["ConnectionOwner", "ServerConn", "ServerConnCore"]
 
-__all__ = ["ServerConn", "ServerConnCore"]
+
+class ConnectionOwner(Protocol):
+    """What a connection asks of the server that has accepted it."""
+
+    @property
+    def server(self) -> Any:
+        """The users' object, which `tao.server_from` finds."""
+
+    @property
+    def settings(self) -> ServerSettings:
+        """The options of the server."""
+
+    @property
+    def registry(self) -> Registry:
+        """Messages and handlers."""
+
+    @property
+    def context(self) -> Context:
+        """The context above those of the connections."""
+
+    @property
+    def tally(self) -> Tally:
+        """Where connections are counted."""
+
+    @property
+    def resources(self) -> Resources:
+        """Workers, timing wheel and context variables."""
+
+    def count_peer(self, net_id: int, address: Any) -> str:
+        """Count a connection under its peer's host; return why it is refused, or ``""``."""
+
+    def welcome(self, core: ServerConnCore) -> None:
+        """A connection is established: start the timers that the server has for all."""
+
+    def has_schedule(self, schedule: int) -> bool:
+        """Whether a timer that the server has for all connections is not cancelled."""
+
+    def remove(self, net_id: int) -> None:
+        """Forget a connection that has ended."""
 
 
 class ServerConn(Connection):
     """A server's end of a connection; made by the server."""
 
-    def __init__(self, net_id: int, server: Server, transport: Transport, address: Any) -> None:
-        application = Application(self, server._options, server.registry, server._holding.variables)
+    def __init__(
+        self, net_id: int, owner: ConnectionOwner, transport: Transport, address: Any
+    ) -> None:
+        application = Application(self, owner.settings, owner.registry, owner.resources.variables)
         super().__init__(
-            application, ServerConnCore(net_id, server, application, transport, address)
+            application, ServerConnCore(net_id, owner, application, transport, address)
         )
 
 
@@ -39,51 +83,51 @@ class ServerConnCore(ConnectionCore):
 
     Args:
         net_id: the number of the connection.
-        server: whose it is; it holds the `ServerConn` as long as there is the connection.
-        application: what the server's application has given.
+        owner: the server, which holds the `ServerConn` until the connection has ended.
+        application: what the application has given to the server.
         transport, address: of the peer.
     """
 
     def __init__(
         self,
         net_id: int,
-        server: Server,
+        owner: ConnectionOwner,
         application: Application,
         transport: Transport,
         address: Any,
     ) -> None:
-        self._owner = server
+        self._owner = owner
         super().__init__(
             net_id,
-            server._options,
+            owner.settings,
             application,
-            wheel=server._wheel,
-            run=server._pool.run,
-            parent=server.context,
-            tally=server._tally,
-            server=server,
+            wheel=owner.resources.wheel,
+            run=owner.resources.pool.run,
+            parent=owner.context,
+            tally=owner.tally,
+            server=owner.server,
         )
         self.remote_address = address
-        self.accepted = transport  #: what it was made for
-        # Schedule to timer, or to what stands for it while that is being made. Changed by any
-        # thread, in single steps of the interpreter.
+        self.accepted = transport  #: of the accepted socket
+        # The timers of the server's schedules; a placeholder while one is being made. Changed by
+        # any thread, in single steps of the interpreter.
         self._followed: dict[int, object] = {}
-        # Where the first bytes are looked at, and whether a PROXY header is among them.
+        # The accepted socket, and whether its stream begins with a PROXY header.
         self._socket: socket.socket | None = None
         self._proxied: bool = False
-        #: Whether all that follows on_connect is done, and it reads.
+        #: Whether the connection is established, its timers are started, and it reads.
         self.welcomed: bool = False
 
     def lend_worker(self) -> AbstractContextManager[object]:
-        return self._owner._pool.waiting()
+        return self._owner.resources.pool.waiting()
 
     def be_found(self, found: list[Run], sock: socket.socket, proxied: bool) -> None:
-        """Add what the connection's first thread is to do to what the one that accepts has found.
+        """Have the thread that has accepted the connection be its first thread.
 
         Args:
-            found: a list.
-            sock: what was accepted.
-            proxied: whether that begins with a PROXY header.
+            found: the list of what that thread does next.
+            sock: the accepted socket.
+            proxied: whether its stream begins with a PROXY header.
         """
         self._socket, self._proxied = sock, proxied
         name = self.roles.name("reader")
@@ -92,31 +136,31 @@ class ServerConnCore(ConnectionCore):
         found.append(run)
 
     def _abandon(self, error: BaseException) -> None:
-        """End it, as the thread that would do so has been interrupted, or had no memory to begin.
+        """End the connection, as its first thread was interrupted or could not begin.
 
-        Whatever this raises, the connection holds no place of the server's afterwards.
+        Whatever this raises, the connection does not count towards the server's limits afterwards.
         """
         try:
             self.collapse(error)
             self.finish()
         finally:
             self.accepted.abort()
-            self._owner._remove(self.net_id)
+            self._owner.remove(self.net_id)
             self.finished.set()
 
     def start(self) -> None:
-        """Start a thread for it, where nobody has accepted it.
+        """Start the first thread of a connection that no listener has accepted.
 
         Raises:
-            RuntimeError: none can be had.
+            RuntimeError: no thread can be started.
         """
         self.roles.thread("reader", self.roles.struck, self.roles.begin, self._open).start()
 
     def _open(self) -> bool:
-        """From the first byte to the first message; False if it does not get there."""
+        """Establish the connection; return False if it ends before."""
         try:
             self.establish(self.accepted)
-            self._owner._welcome(self.conn)
+            self._owner.welcome(self)
             self.welcomed = True
         except HandshakeFailed as error:
             self.fail(error, str(error), ended=True)
@@ -124,9 +168,9 @@ class ServerConnCore(ConnectionCore):
         except ConnectionClosed as error:
             if not self.lifecycle.status.secured:
                 return False  # closed before it began
-            # What on_connect wrote goes out all the same, and is seen off like any other end.
+            # Refused by on_connect: what that wrote is sent all the same, as before any other end.
             if not self._left_at_once():
-                self._owner._tally.refused()
+                self._owner.tally.refused()
             self.send_queue.open()
             self.begin_close(str(error), drain=False)
         return True
@@ -147,19 +191,19 @@ class ServerConnCore(ConnectionCore):
             raise
 
     def _read_header(self, sock: socket.socket, deadline: Deadline) -> None:
-        """Learn from the proxy who the peer is, and count the connection as that one's."""
+        """Learn the peer's address from the proxy, and count the connection under its host."""
         header = read_proxy_header(sock, deadline)
         if header is None:
             raise HandshakeFailed(f"no PROXY header within {self.settings.handshake_timeout} s")
         if header.source is not None:
             self.remote_address = header.source
-        refusal = self._owner._count_peer(self.net_id, self.remote_address)
+        refusal = self._owner.count_peer(self.net_id, self.remote_address)
         if refusal:
             self.begin_close(refusal, drain=False, ended=True)
             raise ConnectionClosed(refusal)
 
-    # Health checks connect and go, in order or not. Until something was heard from a peer that is
-    # no error, nor is it that a greeting finds nobody.
+    # Health checks connect and leave, by a close or a reset. Before the peer has sent anything that
+    # is no error, and neither is a greeting that cannot be delivered.
 
     def fail(self, error: Exception, reason: str, *, ended: bool = False) -> None:
         broken = isinstance(error, ConnectionError) and not isinstance(error, HandshakeFailed)
@@ -181,38 +225,39 @@ class ServerConnCore(ConnectionCore):
             super().tell_unsent(what)
 
     def _left_at_once(self) -> bool:
-        """Tell whether the peer has gone before anything was sent, but for a greeting of ours."""
+        """Tell whether the peer left before it sent anything, and got at most a greeting."""
         if self.send_queue.error is None or self.reader.bytes_in:
             return False
         return not (self.lifecycle.status.on_close_owed and self.send_queue.frames_sent)
 
     def follow(self, schedule: int, interval: float, callback: ConnectionTimer) -> None:
-        """Run a timer of the server's, unless that is done already."""
-        schedules, pending = self._owner._schedules, object()
+        """Start the timer of a schedule of the server's, unless it is started already."""
+        scheduled, pending = self._owner.has_schedule, object()
 
         def call(due: datetime, conn: ServerConn) -> None:
-            if schedule in schedules:
+            if scheduled(schedule):
                 callback(due, conn)
 
         try:
             if self._followed.setdefault(schedule, pending) is pending:
                 self._followed[schedule] = self.timers.add(interval, call, periodic=True)
-                if schedule not in schedules:
+                if not scheduled(schedule):
                     self.unfollow(schedule)  # it was cancelled meanwhile
         except ConnectionClosed:
-            pass  # so it needs none
+            pass  # it needs no timer any more
         except BaseException:
             self.unfollow(schedule)
             raise
 
     def unfollow(self, schedule: int) -> None:
+        """Cancel the timer of a schedule."""
         timer = self._followed.pop(schedule, None)
         if isinstance(timer, int):
             self.timers.cancel(timer)
 
     def leave_owner(self) -> None:
         super().leave_owner()
-        self._owner._remove(self.net_id)
+        self._owner.remove(self.net_id)
 
     def after_fork(self, reason: str) -> None:
         super().after_fork(reason)

@@ -26,9 +26,9 @@ from tao.runtime.log import logger
 from tao.runtime.rate_limits import TokenBucket
 from tao.runtime.threads import Joinable
 from tao.runtime.wakeup import Wakeup
-from tao.server.tls_reload import Credentials
 from tao.transport.addresses import Address, Target, address_text, normalized, parse, resolve
 from tao.transport.error_text import explain
+from tao.transport.tls_credentials import Credentials
 from tao.transport.unix_sockets import SocketFile, bind_unix
 
 __all__ = ["Bound", "Listener", "listen"]

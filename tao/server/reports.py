@@ -1,4 +1,4 @@
-"""What a server answers when it has done something to all of its connections."""
+"""The results of what a server does to all of its connections."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Broadcast", "StopReport"]
 
 
 class Broadcast(NamedTuple):
-    """What became of a broadcast."""
+    """The result of a broadcast."""
 
     #: How many connections it was sent or queued to.
     queued: int
-    #: The others, with why not.
+    #: The other connections, each with the error.
     failed: list[tuple[ServerConn, TaoError]]
 
 
@@ -26,14 +26,14 @@ class Broadcast(NamedTuple):
 class StopReport:
     """What a stop could and could not finish."""
 
-    #: Connections that ended in order.
+    #: How many connections were closed gracefully.
     drained: int = 0
-    #: Those that did not in time, with the number of messages not handled and not sent.
+    #: Those that were not in time, with the number of messages not handled and not sent.
     abandoned: list[tuple[ServerConn, int, int]] = field(default_factory=list)
     #: Threads that still run, by name.
     threads: list[str] = field(default_factory=list)
-    #: Whether the stop was over when this was written. If not, ``abandoned`` has the connections
-    #: that had not ended by then.
+    #: Whether the stop was over when this report was made. If not, ``abandoned`` has the
+    #: connections that had not ended by then.
     finished: bool = True
 
     @property

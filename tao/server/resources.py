@@ -1,4 +1,4 @@
-"""What a server has while it runs."""
+"""What a server acquires when it starts, and releases when it has stopped."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from tao.connection.options import ServerSettings
 from tao.runtime.rate_limits import TokenBucket
 from tao.runtime.timing_wheel import TimingWheel, shared_wheel
 from tao.runtime.worker_pool import WorkerPool
-from tao.server.tls_reload import Credentials
+from tao.transport.tls_credentials import Credentials
 
-__all__ = ["Holdings"]
+__all__ = ["Resources"]
 
 
-class Holdings:
-    """What a server takes when it starts.
+class Resources:
+    """The workers, timing wheel, credentials and accept rate of a server that was started.
 
     Args:
-        owner: the server; when it is forgotten, what is shared with others is given back.
-        options: of the server.
+        owner: the server; the shared wheel is released when it is garbage collected.
+        settings: of the server.
     """
 
-    def __init__(self, owner: object, options: ServerSettings) -> None:
-        workers = options.workers
+    def __init__(self, owner: object, settings: ServerSettings) -> None:
+        workers = settings.workers
         self.pool: WorkerPool
         if isinstance(workers, WorkerPool):
             self.pool = workers
         else:
-            self.pool = WorkerPool(workers, options.worker_initializer)
-        #: What the context variables of each connection's callbacks begin with.
+            self.pool = WorkerPool(workers, settings.worker_initializer)
+        #: The context variables with which the callbacks of each connection begin.
         self.variables = contextvars.copy_context()
-        #: Of the listeners that have none of their own.
-        self.credentials = Credentials(options.tls)
-        #: Of the accepting, all listeners together.
+        #: Of all addresses that were not given a TLS context of their own.
+        self.credentials = Credentials(settings.tls)
+        #: The limit ``accept_rate``, for all listeners together.
         self.pace: TokenBucket | None = None
-        if options.accept_rate is not None:
-            self.pace = TokenBucket(options.accept_rate, options.accept_burst)
+        if settings.accept_rate is not None:
+            self.pace = TokenBucket(settings.accept_rate, settings.accept_burst)
         user = object()
-        #: To be called when the server has stopped; again does nothing.
+        #: Releases what is shared with other servers. Calling it twice is harmless.
         self.give_back = weakref.finalize(owner, shared_wheel.release, user)
         self.give_back.atexit = False
         self.wheel: TimingWheel = shared_wheel.acquire(user)

@@ -1,62 +1,44 @@
-"""The server: accepting, the set of connections, saying a thing to all, and stopping in order."""
+"""The server, as the application holds it: a thin face of its core (``core.py``)."""
 
 from __future__ import annotations
 
-import itertools
 import socket
 import ssl
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from tao.connection.connection import core_of
 from tao.connection.option_help import takes_options
 from tao.connection.option_types import CommonOptions
 from tao.connection.options import ServerSettings, make_settings
-from tao.connection.statistics import Snapshot, Tally
+from tao.connection.statistics import Snapshot
 from tao.connection.timers import ConnectionTimer
-from tao.errors import ConnectionClosed, ServerClosed, TaoError
-from tao.runtime.context import SERVER, Context, background
-from tao.runtime.forks import renew_after_fork
-from tao.runtime.log import logger
-from tao.runtime.signals import SignalCatcher
-from tao.runtime.threads import Doorbell
-from tao.runtime.timing_wheel import TimingWheel
+from tao.errors import ConnectionClosed
+from tao.runtime.context import Context
 from tao.runtime.worker_pool import WorkerPool
-from tao.server.accepting import Reception
-from tao.server.admission import Admission
 from tao.server.connection import ServerConn
-from tao.server.listener import Bound, Listener, listen
+from tao.server.core import ServerCore
 from tao.server.reports import Broadcast, StopReport
-from tao.server.resources import Holdings
-from tao.server.stopping import Parts, Stopping
-from tao.server.tls_reload import Credentials, HasCredentials
-from tao.transport.addresses import Address, address_text
-from tao.wire.codec_checks import check_decoder, checked_encoder
-from tao.wire.message import (
-    Dispatch,
-    ReadableT,
-    Registry,
-    ResultT,
-    check_callable,
-    default_registry,
-)
-from tao.wire.proxy_protocol import Network, ProxyNetworks
+from tao.server.state import ServerState
+from tao.server.tls_reload import reload_credentials, server_context
+from tao.transport.addresses import Address
+from tao.transport.certificates import StrPath
+from tao.wire.message import Dispatch, ReadableT, Registry, ResultT, default_registry
+from tao.wire.proxy_protocol import Network
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from tao.wire.message import HandlerDecorator
 
-__all__ = ["Broadcast", "Server", "ServerConn", "ServerOptions", "StopReport"]
+__all__ = ["Broadcast", "Server", "ServerConn", "ServerOptions", "StopReport", "server_core_of"]
 
 
 class ServerOptions(CommonOptions, total=False):
     """The options of a `Server`, as a type for functions of your own that pass them on.
 
     ``def gateway(**options: Unpack[tao.ServerOptions]) -> tao.Server`` is checked as `Server` is;
-    ``Unpack`` is in ``typing`` from Python 3.11 on, and in ``typing_extensions``. What the options
-    mean, and their defaults, ``help(tao.Server)`` shows.
+    ``Unpack`` is in ``typing`` from Python 3.11 on, and in ``typing_extensions``.
+    ``help(tao.Server)`` shows what the options mean, and their defaults.
     """
 
     on_connect: Callable[[ServerConn], object] | None
@@ -73,15 +55,12 @@ class ServerOptions(CommonOptions, total=False):
     accept_burst: int | None
 
 
-# Numbers the servers of the process, for their names.
-_numbers = itertools.count(1)
-
-
-class Server(HasCredentials, Reception):
+class Server:
     """A TCP server. All methods may be called from any thread, handlers included.
 
-    It may be started and stopped once. As a context manager it is stopped at the end of the block.
-    In a child of ``os.fork`` one that was started is stopped, see ``tao/runtime/forks.py``.
+    It can be started and stopped once. As a context manager it is stopped at the end of the block.
+    In a child of ``os.fork``, a server that was started before the fork is stopped, see
+    ``tao/runtime/forks.py``.
 
     Args:
         options: see `ServerOptions`; all are keyword-only.
@@ -93,133 +72,46 @@ class Server(HasCredentials, Reception):
     @takes_options(ServerSettings, explain=True)
     def __init__(self, **options: Unpack[ServerOptions]) -> None:
         """Make a server that is not started yet."""
-        self._options: ServerSettings = make_settings(ServerSettings, "Server", options)
-        #: What this server knows beside what the default registry has, or the registry it was
-        #: given.
-        self.registry: Registry = self._options.registry or Registry(default_registry)
-        #: Cancelled when the server stops; the connections' contexts are below it.
-        self.context: Context = background().with_value(SERVER, self).with_cancel()
-        self._ids = itertools.count(1)
-        # The connections that there are, and those about to be.
-        self._admission: Admission
-        self._proxies: ProxyNetworks | None
-        self._configure(self._options)
-        self._tally = Tally(f"server-{next(_numbers)}", self._fill)
-        # All below may be changed by any thread at any moment, in single steps of the interpreter.
-        self._listeners: list[Listener] = []
-        self._all: dict[int, ServerConn] = {}  # until their last thread's last step
-        self._schedules: dict[int, tuple[float, ConnectionTimer]] = {}
-        # What it has once it is started. If two threads start it at once, that of the first counts.
-        self._held: list[Holdings] = []
-        self._stopping = Stopping(self._parts, self._ring, self._flush)
-        self._why_stopped: str = "a server that was stopped cannot be started again"
-        # They ring when serve_forever is to return: one for each thread that is in it.
-        self._doorbells: list[Doorbell] = []
-        self._interrupted: bool = False  # by a signal
-        renew_after_fork(self, Server._after_fork)
-        self._tally.publish()
+        settings: ServerSettings = make_settings(ServerSettings, "Server", options)
+        registry = settings.registry or Registry(default_registry)
+        self._core = ServerCore(self, settings, registry)
 
-    def _configure(self, options: ServerSettings) -> None:
-        """Take options in place of those that it has; not to be called once it is started."""
-        self._options = options
-        self._admission = Admission(options.max_connections, options.max_connections_per_host)
-        proxies = options.proxy_protocol
-        self._proxies = None if proxies is None else ProxyNetworks(proxies)
+    @property
+    def registry(self) -> Registry:
+        """The messages and handlers of this server: a layer above the default registry.
+
+        Or the registry that it was given as an option.
+        """
+        return self._core.registry
+
+    @property
+    def context(self) -> Context:
+        """Cancelled when the server stops; the contexts of the connections are children of it."""
+        return self._core.context
 
     # -- starting
 
     def start(self, address: Address | socket.socket, *, tls: ssl.SSLContext | None = None) -> Any:
-        """Listen, and serve in the background; call it again for another address.
+        """Listen at an address, and serve in the background; call it again for another address.
 
         Args:
-            address: ``(host, port)``, port 0 for any that is free, an empty host for all addresses
-                of this machine; for a Unix socket its path, or ``"\\0name"`` for one without a file
-                (Linux); or a socket that is bound, as systemd hands one over (it becomes
-                non-blocking). Of several addresses that a name has, one is listened at: an IPv4
-                address if there is one. A file that a Unix socket of a killed process has left is
+            address: ``(host, port)``; port 0 is any free port, an empty host all addresses of this
+                machine. For a Unix socket its path, or ``"\\0name"`` for one without a file
+                (Linux). Or a socket that is bound, as systemd hands one over (it becomes
+                non-blocking). If a name has several addresses, the server listens at one of them:
+                an IPv4 address if there is one. A socket file that a killed process has left is
                 replaced.
-            tls: for who connects to this address; None: what the option ``tls`` says.
+            tls: for the connections to this address; None: the option ``tls``.
 
         Returns:
-            the address bound to; of a Unix socket as a str.
+            the address bound to; of a Unix socket a str.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or out of range.
-            OSError: the address cannot be listened at; the text names it.
+            OSError: listening failed; the text names the address.
             ServerClosed: the server has been stopped.
         """
-        ServerSettings(tls=tls)  # which checks it
-        check_decoder(self._options.codec, self.registry)  # all messages are declared by now
-        bound = listen(address, self._options.backlog)
-        listener = None
-        try:
-            self._raise_if_stopped()
-            listener = self._listener(bound, tls)
-            # It is known before it is started, and whether it may be is looked at after that: so
-            # either this sees a stop, or the stop sees the listener.
-            self._forget_ended()
-            self._listeners.append(listener)
-            listener.start()
-            self._raise_if_stopped()
-        except BaseException:
-            if listener is None:
-                bound.discard()
-            else:
-                listener.discard()
-                with suppress(ValueError):
-                    self._listeners.remove(listener)
-            raise
-        logger.info("listening at {}", address_text(listener.address))
-        return listener.address
-
-    def _raise_if_stopped(self) -> None:
-        if self._stopping.begun:
-            if self._stopping.done.is_set() and self._held:
-                self._held[0].give_back()  # the stop may have come before there was something
-            raise ServerClosed(self._why_stopped)
-
-    def _listener(self, bound: Bound, tls: ssl.SSLContext | None) -> Listener:
-        held = self._hold()
-        listener = Listener(
-            bound,
-            lambda sock, peer, found: self._admit(sock, peer, found, listener),
-            self._tally.accept_error,
-            credentials=held.credentials if tls is None else Credentials(tls),
-            pace=held.pace,
-            delayed=self._accept_delayed,
-            on_lost=self._ring,
-            cpus=self._options.cpus,
-        )
-        return listener
-
-    def _hold(self) -> Holdings:
-        """Have what a running server needs, and be one."""
-        if not self._held:
-            held = Holdings(self, self._options)
-            self._held.append(held)
-            if self._held[0] is not held:
-                held.give_back()
-        return self._held[0]
-
-    # Only a server that was started has these.
-
-    @property
-    def _credentials(self) -> Credentials:
-        return self._holding.credentials
-
-    @property
-    def _pool(self) -> WorkerPool:
-        return self._holding.pool
-
-    @property
-    def _wheel(self) -> TimingWheel:
-        return self._holding.wheel
-
-    @property
-    def _holding(self) -> Holdings:
-        if not self._held:
-            raise AttributeError("the server was not started")
-        return self._held[0]
+        return self._core.start(address, tls)
 
     def serve_forever(
         self,
@@ -227,62 +119,81 @@ class Server(HasCredentials, Reception):
         handle_signals: bool = False,
         ready: Callable[[Any], object] | None = None,
     ) -> None:
-        """Serve until `stop` is called, then return when it is done.
+        """Serve until `stop` is called, and return when the stop is over.
 
         Args:
-            address: where to listen, as for `start`; None if that has been done.
-            handle_signals: stop in order on SIGINT and SIGTERM, and return. Main thread only. A
-                second signal acts as it did before. Without it, Ctrl-C stops in order as well, and
-                KeyboardInterrupt is raised then.
-            ready: called with the bound address once the server listens and signals are handled:
-                to tell people, or a supervisor.
+            address: where to listen, as for `start`; None if the server listens already.
+            handle_signals: stop gracefully on SIGINT and SIGTERM, and return. Main thread only. A
+                second signal acts as it did before. Without it, Ctrl-C also stops the server
+                gracefully, and then raises KeyboardInterrupt.
+            ready: called with the bound address once the server listens and signals are handled,
+                for example to tell a supervisor.
         """
-        with Doorbell() as doorbell:
-            signals = SignalCatcher(self._interrupt)
-            try:
-                self._doorbells.append(doorbell)
-                if handle_signals:
-                    signals.catch()
-                if address is not None:
-                    self.start(address)
-                self._wait_for_the_end(doorbell, signals, ready)
-            finally:
-                signals.restore()
-                if doorbell in self._doorbells:
-                    self._doorbells.remove(doorbell)
-
-    def _wait_for_the_end(
-        self,
-        doorbell: Doorbell,
-        signals: SignalCatcher,
-        ready: Callable[[Any], object] | None,
-    ) -> None:
-        try:
-            if ready is not None:
-                ready(self.address)
-            while self.running and not self._interrupted:
-                doorbell.wait()
-        finally:
-            try:
-                signals.restore()  # a signal during the stop acts as it did before
-            finally:
-                self.stop()
-
-    def _interrupt(self) -> None:
-        """A signal ends `serve_forever`."""
-        self._interrupted = True
-        self._ring()
-
-    def _ring(self) -> None:
-        """Have `serve_forever` look whether to return, or not begin to wait."""
-        for doorbell in list(self._doorbells):
-            doorbell.ring()
+        self._core.serve_forever(address, handle_signals, ready)
 
     def __enter__(self) -> Server:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+    # -- addresses
+
+    @property
+    def address(self) -> Any:
+        """The address of the first listener; None if there is none."""
+        addresses = self.addresses
+        return addresses[0] if addresses else None
+
+    @property
+    def addresses(self) -> list[Any]:
+        """All addresses that the server listens at, without those given to `stop_listening`."""
+        return self._core.listeners.addresses
+
+    def stop_listening(self, address: Any = None) -> None:
+        """Accept no more connections; those that exist are served on.
+
+        So a server can leave a load balancer, and be stopped when its last peer has left.
+        Connections that wait in the listen backlog are lost, unless the socket was handed in and
+        another process has it too. The server runs on, `serve_forever` does not return, and `start`
+        may be called again. This may be called anywhere, also in a signal handler.
+
+        Args:
+            address: as `start` returned it; None: all.
+
+        Raises:
+            ValueError: the server does not listen there.
+        """
+        self._core.listeners.give_up(address)
+
+    def reload_tls(
+        self,
+        tls: ssl.SSLContext | StrPath,
+        keyfile: StrPath | None = None,
+        *,
+        password: str | bytes | None = None,
+        client_ca: StrPath | None = None,
+        address: Any = None,
+    ) -> None:
+        """Use another certificate, or another authority, for the connections accepted from now on.
+
+        Existing connections, and handshakes under way, keep what they began with. If this raises,
+        nothing has changed.
+
+        Args:
+            tls: a context, or a certificate file; with a file, ``keyfile``, ``password`` and
+                ``client_ca`` are those of `load_tls_config`.
+            address: of a listener that was started with its own ``tls``, as `start` returned it;
+                None: the listeners that use the option ``tls``.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a file holds something else, the context is for clients, or the server does
+                not speak TLS there.
+            TypeError: an argument is of the wrong kind.
+        """
+        context = server_context(tls, keyfile, password=password, client_ca=client_ca)
+        reload_credentials(self._core.credentials_at(address), context)
 
     # -- declaring
 
@@ -298,40 +209,24 @@ class Server(HasCredentials, Reception):
     def schedule(self, interval: float, callback: ConnectionTimer) -> int:
         """Call ``callback(due, conn)`` every ``interval`` seconds on every connection.
 
-        Also on those that come later. In each connection it takes its turn among the messages.
+        This includes connections that are made later. On each connection, the callback takes its
+        turn among the messages.
 
         Returns:
             an id for `cancel_schedule`.
         """
-        if not callable(callback):
-            raise TypeError(f"a timer's callback must be callable, not {callback!r}")
-        check_callable("callback", callback, "due", "conn")
-        if not isinstance(interval, (int, float)) or not interval > 0:
-            raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
-        schedule = next(self._ids)
-        try:
-            self._schedules[schedule] = (interval, callback)
-            for conn in self.connections:
-                core_of(conn).follow(schedule, interval, callback)
-        except BaseException:
-            self.cancel_schedule(schedule)
-            raise
-        return schedule
+        return self._core.schedules.add(interval, callback)
 
     def cancel_schedule(self, schedule: int) -> bool:
-        """End what `schedule` began, on all connections; tell whether it was on."""
-        known = self._schedules.pop(schedule, None) is not None
-        for conn in self.connections:
-            core_of(conn).unfollow(schedule)
-        return known
+        """Cancel what `schedule` started, on all connections; tell whether it was active."""
+        return self._core.schedules.cancel(schedule)
 
     # -- the connections
 
     @property
     def connections(self) -> list[ServerConn]:
         """The connections that are open now."""
-        everyone = list(self._all.values())
-        return [conn for conn in everyone if core_of(conn).lifecycle.open]
+        return self._core.connections
 
     @property
     def connection_count(self) -> int:
@@ -340,30 +235,18 @@ class Server(HasCredentials, Reception):
 
     def conn(self, net_id: int) -> ServerConn | None:
         """Return an open connection by its id, or None."""
-        conn = self._all.get(net_id)
-        return conn if conn is not None and core_of(conn).lifecycle.open else None
+        return self._core.conn(net_id)
 
     def broadcast(self, message: Any, exclude: Collection[Any] = ()) -> Broadcast:
         """Send a message to all connections; it is encoded once.
 
-        A connection that cannot take it does not keep the others from getting it.
+        A connection that cannot take the message does not keep it from the others.
 
         Args:
             message: what `Connection.write` takes.
             exclude: connections, or their ids, that do not get it.
         """
-        frame = checked_encoder(self._options.codec)(message)
-        receivers: Collection[ServerConn] = self.connections
-        if exclude:
-            excluded = {getattr(conn, "net_id", conn) for conn in exclude}
-            receivers = [conn for conn in receivers if conn.net_id not in excluded]
-        failed = []
-        for conn in receivers:
-            try:
-                core_of(conn).send_queue.write(frame)
-            except TaoError as error:
-                failed.append((conn, error))
-        return Broadcast(len(receivers) - len(failed), failed)
+        return self._core.broadcast(message, exclude)
 
     def unicast(self, net_id: int, message: Any) -> None:
         """Send a message to one connection.
@@ -379,102 +262,55 @@ class Server(HasCredentials, Reception):
 
     def snapshot(self) -> Snapshot:
         """Return the figures of this server as they are now."""
-        return self._tally.snapshot()
+        return self._core.tally.snapshot()
 
-    # -- stopping
+    # -- state and stopping
 
-    def stop(self, timeout: float | None = None) -> StopReport:
-        """Stop in order: accept no more, finish what runs, send what waits, close, join.
+    @property
+    def state(self) -> ServerState:
+        """The state of the server.
 
-        The contexts are cancelled at once, so that handlers which wait for that can return. Called
-        by one of tao's threads (in a handler, say), it begins all that and returns; called again,
-        it waits for the same stop, and shortens it if its own timeout ends first. It may be called
-        anywhere, in a signal handler too. Where no thread can be started for it, as in an
-        ``atexit`` function of some CPythons, the caller's does it.
-
-        Args:
-            timeout: seconds for all of it; None: ``drain_timeout``. What is not finished by then is
-                cut off, which takes a moment. Who has all that was sent, and does not close as
-                well, is waited for for a second, or a twentieth of one if it is on this machine.
-
-        Returns:
-            what could not be finished. ``finished`` is False if the stop is not over: one of tao's
-            threads has called, something takes longer than it may, or this is a signal handler or
-            finalizer that has interrupted a call on a connection, which cannot end before that call
-            goes on. Called again afterwards, it waits for the end and returns the whole report.
-
-        Raises:
-            RuntimeError: no thread can be had, and one of tao's has called. The server runs on.
+        ``"new"``, ``"running"``, ``"draining"`` (after `stop_listening`), ``"failed"`` (it cannot
+        accept any more, because its listening sockets were closed by something else),
+        ``"stopping"`` or ``"stopped"``.
         """
-        return self._stopping.stop(self._options.drain_timeout if timeout is None else timeout)
+        return self._core.state
 
     @property
     def running(self) -> bool:
         """Whether the server serves: it was started, and not stopped.
 
-        It is also False when nobody can be accepted any more although nobody has asked for that,
-        as somebody else has closed the sockets that it listens at.
+        Also False in the state ``"failed"``.
         """
-        return self._state == "running" and not self._deaf
+        return self._core.running
 
-    @property
-    def _state(self) -> str:
-        if self._stopping.done.is_set():
-            return "stopped"
-        if self._stopping.begun:
-            return "stopping"
-        return "running" if self._held else "new"
+    def stop(self, timeout: float | None = None) -> StopReport:
+        """Stop gracefully: accept no more, finish handlers, send what waits, close, join threads.
 
-    def _parts(self) -> Parts | None:
-        """What there is to stop."""
-        if not self._held:
-            return None
-        held = self._held[0]
-        return Parts(
-            listeners=list(self._listeners),
-            conns=list(self._all.values()),
-            context=self.context,
-            pool=None if held.pool is self._options.workers else held.pool,
-            release=held.give_back,
-        )
+        The contexts are cancelled at once, so that handlers that wait for this can return. Called
+        by one of tao's threads, a handler for example, this begins the stop and returns. Called
+        again, it waits for the same stop, and shortens it if its own timeout ends first. It may be
+        called anywhere, also in a signal handler. Where no thread can be started for the stop, as
+        in an ``atexit`` function of some CPythons, the calling thread carries it out.
 
-    def _flush(self) -> None:
-        """The last that is logged."""
-        self._tally.floods.flush()
-        self._tally.overdue.flush()
+        Args:
+            timeout: seconds for all of it; None: ``drain_timeout``. What is not finished by then is
+                aborted, which takes a moment. A peer that has received everything and does not
+                close its side is waited for at most a second, or 0.05 s on the same machine.
 
-    def _after_fork(self, reason: str) -> None:
-        """In a child process: be stopped if it was started; else it can be started here."""
-        if isinstance(self._options.workers, WorkerPool):
-            self._options.workers.after_fork()
-        if self._state == "new":
-            return
-        if self._held:  # a server may be stopped without having been started
-            self._held[0].give_back()
-        self._stopping.finish()
-        self._why_stopped = f"this server {reason}"
-        for listener in self._listeners:
-            listener.abandon()
-        self._listeners.clear()
-        for conn in self._all.values():
-            core_of(conn).after_fork(self._why_stopped)
-        self._all.clear()
-        self._admission.clear()
+        Returns:
+            what could not be finished. ``finished`` is False if the stop is not over: one of tao's
+            threads has called, something takes longer than allowed, or this is a signal handler or
+            finalizer that has interrupted a call on a connection, which cannot end before that call
+            goes on. Called again afterwards, it waits for the end and returns the whole report.
 
-    # -- for connections
+        Raises:
+            RuntimeError: no thread can be started, and the caller is one of tao's threads. The
+                server runs on.
+        """
+        return self._core.stop(timeout)
 
-    def _welcome(self, conn: ServerConn) -> None:
-        """A connection is established: give it what is scheduled for all."""
-        for schedule, (interval, callback) in list(self._schedules.items()):
-            core_of(conn).follow(schedule, interval, callback)
 
-    def _fill(self, snapshot: Snapshot) -> None:
-        snapshot.kind = "server"
-        snapshot.state = self._state
-        if snapshot.state == "running":
-            snapshot.state = "failed" if self._deaf else "draining" if self._drains else "running"
-        snapshot.address = ", ".join(map(address_text, self.addresses))
-        snapshot.connections = len(self._all)
-        if self._held:  # a server may be stopped without having been started
-            snapshot.workers, snapshot.workers_busy = self._pool.size, self._pool.busy
-            snapshot.timers = self._wheel.size
+def server_core_of(server: Server) -> ServerCore:
+    """Return the core of a server: for tests, and for tools that look inside."""
+    return server._core

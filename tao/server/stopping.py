@@ -1,9 +1,9 @@
-"""The stop of a server: who begins it, who carries it out, and what is told of it.
+"""The graceful shutdown of a server.
 
-A thread of its own carries it out. So whoever calls `Stopping.stop` may be a signal handler that
-has interrupted anything, or a handler of the server's, and gives up waiting when its time is over.
-All steps may be repeated, also by two threads at once: should the stopping thread be interrupted by
-an exception from outside, it begins again, and should it die, the next who calls starts another.
+A thread of its own carries it out, so `Stopping.stop` may be called by a signal handler that has
+interrupted anything, or by a handler of the server, and a caller stops waiting when its timeout has
+passed. All steps may be repeated, also by two threads at once: if an exception from outside
+interrupts the stopping thread, it begins again; if the thread dies, the next call starts another.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Parts", "Stopping"]
 
-# How long what is cut off at the deadline may take to come apart, in seconds, and how much longer
-# for each connection.
+# How long the threads of what is aborted at the deadline may take to end, in seconds, and how much
+# longer for each connection.
 _MOMENT, _MOMENT_EACH = 0.25, 1e-4
-# How often to look whether somebody wants it sooner, in seconds.
+# How often to look whether a call with a shorter timeout has come, in seconds.
 _LOOK = 0.1
-# How often an interrupted stop begins again.
+# How many times an interrupted stop begins again.
 _TRIES = 20
 
 
@@ -43,9 +43,9 @@ class Parts(NamedTuple):
     listeners: list[Listener]
     conns: list[ServerConn]
     context: Context
-    #: Its own, if it has one.
+    #: Its own workers; None if it shares those of others.
     pool: WorkerPool | None
-    #: Gives back what it shares with others.
+    #: Releases what it shares with others.
     release: Callable[[], object]
 
 
@@ -55,7 +55,7 @@ class Stopping:
     Args:
         parts: returns what there is to stop; None if the server was never started.
         begins: called when the server begins to stop.
-        ended: called when all is over, before whoever waits is told.
+        ended: called when the stop is over, before `stop` returns.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Stopping:
         self.begun: bool = False
         #: Set when it is over.
         self.done = Wakeup()
-        # When the time of each call is over, monotonic; the first counts.
+        # The deadline of each call, monotonic; the earliest counts.
         self._ends: list[float] = []
-        self._began: float = 0.0  # when the carrying out began, the last time
+        self._began: float = 0.0  # when the stop began, the last time
         self._thread: threading.Thread | None = None
         self._reports: list[StopReport] = []  # of which the first counts
 
@@ -81,15 +81,16 @@ class Stopping:
         """Begin to stop, and wait for the end unless this is one of tao's threads.
 
         Args:
-            timeout: seconds. What is not finished by then is cut off, also if another call granted
-                more.
+            timeout: seconds, after which what is not finished is aborted, even if another call
+                allowed more.
 
         Returns:
-            what could not be finished; if it is not over, what is still to be done. A call that has
-            interrupted one on a connection, on the same thread, does not wait for that connection.
+            what could not be finished; if the stop is not over, what is still to be done. A call
+            that has interrupted another on a connection, on the same thread, does not wait for that
+            connection.
 
         Raises:
-            RuntimeError: no thread can be had, and this one may not wait. The server runs on.
+            RuntimeError: no thread can be started, and this one may not wait. The server runs on.
         """
         if not self.done.is_set():
             end = monotonic() + timeout
@@ -104,8 +105,13 @@ class Stopping:
                 self._wait(end)
         return self._reports[0] if self.done.is_set() else self._so_far()
 
+    @property
+    def over(self) -> bool:
+        """Whether the stop is over; never reset."""
+        return self.done.is_set()
+
     def finish(self, report: StopReport | None = None) -> None:
-        """Note that it is over: there was nothing to stop, or nothing is left."""
+        """Note that the stop is over: there was nothing to stop, or nothing is left."""
         self.begun = True
         self._reports.append(report or StopReport())
         self.done.set()
@@ -113,7 +119,7 @@ class Stopping:
     # -- inside
 
     def _ensure_thread(self, end: float) -> bool:
-        """Have a thread carry it out; False if none can be had, so that the caller has to."""
+        """Have a thread carry it out; False if none can be started, so the caller has to."""
         self._ends.append(end)
         thread = self._thread
         if self._parts() is None or (thread is not None and thread.is_alive()):
@@ -130,7 +136,7 @@ class Stopping:
         return True
 
     def _wait(self, end: float) -> None:
-        """Wait until all is over but what waits for this thread, or a moment after the time is."""
+        """Wait until only what needs this thread is left, or until a moment after the deadline."""
         while (left := end + 2 * _MOMENT - monotonic()) > 0:
             if self.done.wait(min(left, _LOOK)) or self._held_up_here():
                 return
@@ -141,8 +147,8 @@ class Stopping:
     def _held_up_here(self) -> bool:
         """Tell whether nothing more can end before the calling thread goes on.
 
-        It may be in a signal handler that has interrupted a write, say: that connection ends when
-        the write does, after the handler has returned.
+        It may be in a signal handler that has interrupted a write: that connection cannot end
+        before the handler returns and the write goes on.
         """
         parts = self._parts()
         if parts is None or not all(listener.closed.is_set() for listener in parts.listeners):
@@ -151,7 +157,7 @@ class Stopping:
         return bool(left) and all(core.interrupted_here for core in left)
 
     def _carry_out(self) -> None:
-        """Stop, on a thread of its own as a rule."""
+        """Stop, as a rule on a thread of its own."""
         self.begun = True
         report = None
         for _ in range(_TRIES):
@@ -159,7 +165,7 @@ class Stopping:
                 report = self._stop()
                 break
             except BaseException as error:
-                logger.opt(exception=error).error("the stop was interrupted, and begins again")
+                logger.opt(exception=error).error("the stop was interrupted and begins again")
         try:
             self._ended()
             self._log(report)
@@ -174,10 +180,10 @@ class Stopping:
             listener.discard()  # it may be about to be started
         for listener in parts.listeners:
             listener.closed.wait(self._left(_MOMENT))
-        # All contexts at once; a callback that takes its time holds nothing up.
+        # All contexts at once; a callback that takes long delays nothing.
         parts.context.cancel_aside("server stopping")
-        parts = self._parts() or parts  # with those that were accepted last
-        report = self._see_off(parts.conns)
+        parts = self._parts() or parts  # with the connections accepted last
+        report = self._drain(parts.conns)
         threads: list[Joinable] = []
         end = Deadline(self._left(_moment(parts.conns)))
         for conn in parts.conns:
@@ -194,8 +200,8 @@ class Stopping:
         report.threads = [thread.name for thread in threads if thread.is_alive()]
         return report
 
-    def _see_off(self, conns: list[ServerConn]) -> StopReport:
-        """Have connections end, and wait for that."""
+    def _drain(self, conns: list[ServerConn]) -> StopReport:
+        """Close connections gracefully, and wait until they have ended."""
         end = self._close(conns)
         report = StopReport()
         for conn in conns:
@@ -203,7 +209,7 @@ class Stopping:
             while not core.finished.is_set() and (left := self._left(_moment(conns))):
                 core.finished.wait(min(left, _LOOK))
                 if min(self._ends) < end:
-                    end = self._close(conns)  # somebody wants it sooner
+                    end = self._close(conns)  # a call with a shorter timeout has come
             unhandled, unsent = core.unhandled, core.send_queue.waiting
             if core.finished.is_set() and not (unhandled or unsent or core.in_flight):
                 report.drained += 1
@@ -212,7 +218,7 @@ class Stopping:
         return report
 
     def _close(self, conns: list[ServerConn]) -> float:
-        """Have connections end in time, and return when that is over."""
+        """Begin to close connections, and return the deadline that they were given."""
         end = min(self._ends)
         for core in map(core_of, conns):
             if not core.finished.is_set():
@@ -220,14 +226,14 @@ class Stopping:
         return end
 
     def _left(self, moment: float = 0.0) -> float:
-        """How many seconds are left, with a moment for what is cut off to come apart."""
+        """How many seconds are left, with a moment for the threads of what was aborted."""
         end = min(self._ends)
         if moment:
             end = max(end, self._began) + moment
         return max(0.0, end - monotonic())
 
     def _so_far(self) -> StopReport:
-        """What is still to be done, by a look that waits for nothing."""
+        """What is still to be done; this waits for nothing."""
         parts = self._parts()
         conns = [] if parts is None else parts.conns
         left = [(conn, conn.unhandled, conn.send_queue_length) for conn in conns]
@@ -237,7 +243,7 @@ class Stopping:
 
     def _log(self, report: StopReport | None) -> None:
         if report is not None and report.clean:
-            logger.info("stopped; {} connections ended in order", report.drained)
+            logger.info("stopped; {} connections closed gracefully", report.drained)
         else:
             logger.warning("stopped, not cleanly: {}", report)
 

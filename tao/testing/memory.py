@@ -21,7 +21,7 @@ from tao.connection.options import ClientSettings
 from tao.errors import ConnectFailed, ServerClosed
 from tao.safe_text import safe_str
 from tao.server.connection import ServerConn
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.transport.stream import Transport
 
 if TYPE_CHECKING:
@@ -214,21 +214,21 @@ class MemorySource(Source):
         self.far: MemoryTransport | None = None
 
     def next(self) -> Reached:
-        server = self._server
-        if server._state == "new":
-            server._hold()
-        state = server._state
-        if state != "running":
-            raise self._failure(f"the server is {state}")
+        core = server_core_of(self._server)
+        if core.state == "new":
+            core.acquire()
+        if not core.serving:
+            raise self._failure(f"the server is {core.state}")
         near, far = memory_transports(self._capacity)
-        place = f"memory of {server._tally.name}"
+        place = f"memory of {core.tally.name}"
 
         def begin(conn: ServerConn) -> ServerConn:
             core_of(conn).start()
             return conn
 
         try:
-            self.server_conn = server._adopt(self.address, lambda: (far, place), far.close, begin)
+            adopt = core.acceptor.adopt
+            self.server_conn = adopt(self.address, lambda: (far, place), far.close, begin)
         except (ServerClosed, RuntimeError) as error:  # it just stopped, or has no thread
             raise self._failure(safe_str(error)) from error
         self.far = far
@@ -259,7 +259,7 @@ class MemoryClient(ClientConn):
     ) -> None:
         if options.get("tls") is not None:
             raise ValueError("tls: a connection in memory has none")
-        options.setdefault("codec", server._options.codec)
+        options.setdefault("codec", server_core_of(server).settings.codec)
         self._memory = MemorySource(server, capacity)
         super().__init__(self._memory, **options)
 
@@ -368,7 +368,7 @@ def memory_pair(
     """
     server = Server() if server is None else server
     pair = MemoryPair(
-        server, MemoryClient(server, capacity=capacity, **options), server._state == "new"
+        server, MemoryClient(server, capacity=capacity, **options), server.state == "new"
     )
     try:
         pair.client.start()

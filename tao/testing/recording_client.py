@@ -12,7 +12,7 @@ from tao.connection.connection import core_of
 from tao.connection.option_help import Shown, takes_options
 from tao.connection.options import ClientSettings
 from tao.runtime.deadline import Deadline
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.testing.memory import MemoryClient
 from tao.wire.message import HEARTBEAT, Registration, Registry, default_registry
 
@@ -365,7 +365,7 @@ def _client(target: Any, memory: bool, options: ClientOptions) -> ClientConn:
     if isinstance(address, tuple):
         host, *rest = address
         address = ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), *rest)
-    options = {"codec": target._options.codec, **options}
+    options = {"codec": server_core_of(target).settings.codec, **options}
     return ClientConn(address, **options)
 
 

@@ -319,7 +319,7 @@ def test_a_signal_at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
             signal.raise_signal(signal.SIGINT)
             super().wait()
 
-    monkeypatch.setattr("tao.server.server.Doorbell", Late)
+    monkeypatch.setattr("tao.server.core.Doorbell", Late)
     assert main(["serve", "fine", "--port", "0"]) == 0
 
 

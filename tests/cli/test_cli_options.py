@@ -20,6 +20,7 @@ from loguru import logger
 from tao.cli.arguments import make_parser
 from tao.cli.main import main
 from tao.connection.options import ServerSettings
+from tao.server.server import server_core_of
 from tests.programs import LONG, Program
 
 SERVER = """
@@ -86,7 +87,7 @@ def served(arguments: str) -> ServerSettings:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tao.cli.serve._announce", interrupt)
         assert main(words) == 0
-    options: ServerSettings = sys.modules["one"].server._options
+    options: ServerSettings = server_core_of(sys.modules["one"].server).settings
     return options
 
 

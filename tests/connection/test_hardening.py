@@ -23,7 +23,7 @@ from tao.connection.slow_handlers import Running, running_in
 from tao.errors import ConnectionClosed, HandshakeFailed
 from tao.monitor.monitor import monitor_on
 from tao.runtime.context import Context
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.transport.certificates import (
     Certificate,
     DevelopmentCA,
@@ -207,7 +207,7 @@ def test_a_callback_that_hangs_is_told_of(
     assert line.startswith(f"{what} has been running for 0.0 s on connection 1 from 127.0.0.1:")
     assert "in wait\n" in line and "in _call\n" not in line and "contextlib" not in line
     blocker.leave.release()
-    wait_until(lambda: not server._all)
+    wait_until(lambda: not server_core_of(server).acceptor.connections)
     assert server.snapshot().overdue == len(told(log_lines)) == 1
 
 

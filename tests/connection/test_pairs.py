@@ -38,7 +38,7 @@ from tao.runtime.timing_wheel import shared_wheel
 from tao.runtime.worker_pool import WorkerPool
 from tao.server.connection import ServerConn, ServerConnCore
 from tao.server.listener import Listener
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.wire.codec import TypeLengthValueCodec
 from tao.wire.message import HEARTBEAT, Registry
 from tests.ends import End, MakeServer, Number, Seen, Text, number, text
@@ -652,7 +652,7 @@ def test_stop_and_accept(make_server: MakeServer, seed: int, timeout: float | No
             except OSError as error:
                 assert not isinstance(error, TimeoutError), "kept"
     place.close()
-    wait_until(lambda: not server._all)
+    wait_until(lambda: not server_core_of(server).acceptor.connections)
     assert len(closed.items) == server.snapshot().connections_total <= len(opened.items)
 
 
@@ -670,14 +670,14 @@ def test_an_acceptor_that_sees_the_stop_first(
         original(conn, *args)
 
     def late(listener: Listener) -> None:
-        wait_until(lambda: not server._admission)
+        wait_until(lambda: not server_core_of(server).acceptor.admission)
         stop(listener)
 
     monkeypatch.setattr(ServerConn, "__init__", slowly)
     monkeypatch.setattr(Listener, "stop", late)
     with socket.create_connection(address, PATIENCE) as sock:
         assert making.wait(PATIENCE)
-        assert server.stop().clean and server._state == "stopped"
+        assert server.stop().clean and server.state == "stopped"
         assert sock.recv(1) == b""
 
 
@@ -702,7 +702,7 @@ def test_a_connection_accepted_while_stopping(
         assert server.stop(timeout=0).threads
         stopped.set()
         assert sock.recv(1) == b""
-    wait_until(lambda: not server._admission)
+    wait_until(lambda: not server_core_of(server).acceptor.admission)
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
@@ -710,9 +710,9 @@ def test_stop_and_handshake(make_server: MakeServer, timeout: float | None) -> N
     """A peer that is silent in the handshake does not hold the stop."""
     server, address = make_server(tls=SERVER)
     with socket.create_connection(address, PATIENCE):
-        wait_until(lambda: server._all)
+        wait_until(lambda: server_core_of(server).acceptor.connections)
         assert ends(lambda: server.stop(timeout))
-        wait_until(lambda: not server._all)
+        wait_until(lambda: not server_core_of(server).acceptor.connections)
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
@@ -738,7 +738,7 @@ def test_stop_in_a_handshake(make_server: MakeServer, seed: int, timeout: float 
         server.stop(timeout)
 
     together(dial, dial, stop)
-    wait_until(lambda: not server._all)
+    wait_until(lambda: not server_core_of(server).acceptor.connections)
     assert len(closed.items) == len(opened.items)
 
 
@@ -753,7 +753,7 @@ def test_stop_and_on_connect(make_server: MakeServer, timeout: float | None) -> 
         assert asked.wait(PATIENCE)
         assert not server.stop(timeout).clean
         answer.set()
-        wait_until(lambda: not server._all)
+        wait_until(lambda: not server_core_of(server).acceptor.connections)
         assert sock.recv(1) == b""
 
 
@@ -843,7 +843,7 @@ def test_stop_and_start() -> None:
 
         together(start, start, server.stop, server.stop)
         server.stop()
-        assert server._state == "stopped" and not server.running
+        assert server.state == "stopped" and not server.running
         with pytest.raises(ServerClosed):
             server.start(("127.0.0.1", 0))
 
@@ -859,7 +859,7 @@ def test_stop_and_two_that_serve_forever() -> None:
         server.stop()
 
     assert ends(lambda: together(serve, serve, stop))
-    assert not server._doorbells
+    assert not server_core_of(server).doorbells
 
 
 def test_stop_from_everywhere(make_server: MakeServer) -> None:
@@ -908,7 +908,7 @@ def test_timers_without_number_and_stop(
     socks.append(socket.create_connection(address, PATIENCE))
     wait_until(lambda: server.connection_count == 5)
     report = server.stop()
-    assert server._state == "stopped" and report.drained == 5
+    assert server.state == "stopped" and report.drained == 5
     client.close()
     for sock in socks:
         sock.close()

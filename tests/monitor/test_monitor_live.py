@@ -18,7 +18,7 @@ from tao.client.client import ClientConn
 from tao.monitor import http as module
 from tao.monitor import live as monitor_live
 from tao.monitor.monitor import Monitor, monitor_on
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.wire.message import Registry
 from tests.ends import Number, Text
 from tests.support import PATIENCE, ends, needs_stacks, wait_until
@@ -374,7 +374,7 @@ def test_what_is_wrong(
     monitor: Monitor, server: Server, client: ClientConn, clock: Callable[[float], None]
 ) -> None:
     """Errors, full queues, long handlers and busy workers are said in words, without contents."""
-    server._pool.size = 1
+    server_core_of(server).resources.pool.size = 1
     monitor._site.feed.news()
     for _ in range(8):
         client.write(Text(SECRET))

@@ -14,6 +14,7 @@ import pytest
 from tao.runtime.deadline import Deadline
 from tao.runtime.leader_followers import LeaderFollowers, Run
 from tao.runtime.thread_start import StartableThread
+from tao.server.server import server_core_of
 from tests.ends import MakeServer, Seen, Text, text
 from tests.support import PATIENCE, recv_exactly, together, wait_until
 
@@ -248,6 +249,6 @@ def test_connections_one_after_another(make_server: MakeServer) -> None:
         with socket.create_connection(address) as sock:
             sock.sendall(text("x"))
             recv_exactly(sock, len(text("x")))
-        wait_until(lambda: server._listeners[0]._turns.following)
+        wait_until(lambda: server_core_of(server).listeners.all[0]._turns.following)
     assert names.items == [f"tao-reader-{number}" for number in (1, 2, 3, 4)]
     assert len(set(idents.items)) <= 2

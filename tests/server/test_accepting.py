@@ -18,7 +18,7 @@ from tao.runtime.leader_followers import Run
 from tao.runtime.thread_start import StartableThread
 from tao.server.connection import ServerConn
 from tao.server.listener import Listener, listen
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tests.ends import MakeServer, Seen, Text, text
 from tests.injection import Interruption, opcodes, raise_in
 from tests.support import PATIENCE, recv_exactly, wait_until
@@ -90,7 +90,7 @@ def test_accepting_survives_each_error_and_a_raising_sink(
 ) -> None:
     """Whoever connects is served in the end, and the server tells the truth about itself."""
     server, address = echoing
-    listener = server._listeners[0]
+    listener = server_core_of(server).listeners.all[0]
     listener._sock = Broken(listener._sock, error, times=3)  # type: ignore[assignment]
     assert asks(address) and not listener._sock.times
     assert asks(address) and server.running
@@ -102,7 +102,7 @@ def test_an_error_with_everything_around_it_broken(
 ) -> None:
     """The log, the count and even the words for the error raise; connections are served after."""
     server, address = echoing
-    listener, broken = server._listeners[0], Seen()
+    listener, broken = server_core_of(server).listeners.all[0], Seen()
 
     def fail(*args: Any) -> Any:
         broken.add(None)
@@ -131,14 +131,17 @@ def test_one_connection_that_cannot_be_made_delays_no_other(
         if failures:
             raise failures.pop(0)
         monkeypatch.undo()
-        return server._listeners[0].local_address(*args)
+        return server_core_of(server).listeners.all[0].local_address(*args)
 
-    monkeypatch.setattr(server._listeners[0], "_back_off", None)
+    monkeypatch.setattr(server_core_of(server).listeners.all[0], "_back_off", None)
     monkeypatch.setattr("tao.server.accepting.set_kernel_clocks", connect)
     assert [asks(address) for _ in range(3)] == [False] * 3
     monkeypatch.undo()
     assert asks(address)
-    assert (server.snapshot().accept_errors, len(server._admission)) == (1, 1)
+    assert (server.snapshot().accept_errors, len(server_core_of(server).acceptor.admission)) == (
+        1,
+        1,
+    )
     told = [each["level"].name for each in log_lines if "could not be made" in each["message"]]
     assert told == ["ERROR", "DEBUG", "DEBUG"]
 
@@ -246,10 +249,18 @@ def test_an_exception_at_each_bytecode_of_accepting(monkeypatch: pytest.MonkeyPa
         assert door.listener.join(Deadline(PATIENCE)) == [], moment
 
 
+ADMITTING = (
+    "tao.server.accepting",
+    "tao.server.admission",
+    "tao.server.connection",
+    "tao.server.schedules",
+)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_exception_at_each_bytecode_of_admitting(make_server: MakeServer) -> None:
     """It costs one connection, which ends and keeps no place; the next is served."""
-    for moment in opcodes("tao.server.accepting", "tao.server.admission", "tao.server.connection"):
+    for moment in opcodes(*ADMITTING):
         listening = socket.create_server(("127.0.0.1", 0))
         address = listening.getsockname()
         with moment.raising(thread=f"tao-acceptor-{address[1]}"):
@@ -257,7 +268,14 @@ def test_an_exception_at_each_bytecode_of_admitting(make_server: MakeServer) -> 
             server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
             answers = [asks(address), asks(address)]
         assert True in answers and server.running, moment
-        wait_until(lambda server=server: not (server._admission or server._all))
+        wait_until(
+            lambda server=server: (
+                not (
+                    server_core_of(server).acceptor.admission
+                    or server_core_of(server).acceptor.connections
+                )
+            )
+        )
         assert server.stop().clean, moment
 
 
@@ -266,8 +284,8 @@ def test_exceptions_set_by_other_threads(echoing: tuple[Server, Any]) -> None:
     server, address = echoing
     for _ in range(20):
         wait_until(lambda: asks(address))
-        wait_until(lambda: not server._admission)
-        for thread in server._listeners[0]._turns._all.copy():
+        wait_until(lambda: not server_core_of(server).acceptor.admission)
+        for thread in server_core_of(server).listeners.all[0]._turns._all.copy():
             raise_in(thread, Interruption)
     wait_until(lambda: asks(address))
     assert server.running
@@ -283,7 +301,7 @@ def test_a_listening_socket_that_is_shut_down(
     server, _ = make_server(listening := socket.create_server(("127.0.0.1", 0)))
     serving = threading.Thread(target=server.serve_forever, name="test-serving")
     serving.start()
-    wait_until(lambda: server._doorbells)
+    wait_until(lambda: server_core_of(server).doorbells)
     listening.shutdown(socket.SHUT_RDWR)
     serving.join(PATIENCE)
     assert not serving.is_alive() and not server.running
@@ -297,7 +315,7 @@ def test_one_of_two_listening_sockets_is_gone(make_server: MakeServer) -> None:
     other = server.start(("127.0.0.1", 0))
     server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     listening.shutdown(socket.SHUT_RDWR)
-    assert server._listeners[0].closed.wait(PATIENCE)
+    assert server_core_of(server).listeners.all[0].closed.wait(PATIENCE)
     assert server.running and asks(other) and server.snapshot().state == "running"
 
 
@@ -317,10 +335,10 @@ def test_a_number_that_is_something_elses_by_now(
     """As when a program closes all descriptors, and opens others: it is noticed, and left alone."""
     monkeypatch.setattr("tao.server.listener._LOOK", 0.01)
     server, _ = make_server()
-    number = server._listeners[0]._sock.fileno()
+    number = server_core_of(server).listeners.all[0]._sock.fileno()
     with open(os.devnull) as other:
         os.dup2(other.fileno(), number)
-        assert server._listeners[0].closed.wait(PATIENCE)
+        assert server_core_of(server).listeners.all[0].closed.wait(PATIENCE)
         os.fstat(number)
         os.close(number)
     assert (server.running, server.snapshot().state) == (False, "failed")

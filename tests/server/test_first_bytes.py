@@ -13,7 +13,7 @@ import pytest
 
 from tao.runtime.context import Context
 from tao.server.connection import ServerConn
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.testing import memory_pair
 from tests.ends import MakeServer, Seen, Text, text
 from tests.support import PATIENCE, recv_exactly, wait_until
@@ -47,7 +47,7 @@ class Watched:
 
     def idle(self) -> None:
         """Wait until no connection is left."""
-        wait_until(lambda: not self.server._admission)
+        wait_until(lambda: not server_core_of(self.server).acceptor.admission)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_health_check_is_no_error(
     for count in (1, 2):
         sock = it.dial()
         if count == 2:
-            wait_until(lambda: it.server._admission)
+            wait_until(lambda: server_core_of(it.server).acceptor.admission)
         hang_up(sock, how)
         wait_until(lambda count=count: len(it.closed.items) + unheard(log_lines) >= count)
         it.idle()
@@ -113,7 +113,7 @@ def test_a_health_check_of_a_server_that_speaks_first(watch: Watch, how: str) ->
 
     it = watch(on_connect=greet)
     sock = it.dial()
-    wait_until(lambda: it.server._admission)
+    wait_until(lambda: server_core_of(it.server).acceptor.admission)
     hang_up(sock, how)
     gone.set()
     it.idle()
@@ -138,7 +138,7 @@ def test_a_health_check_of_the_proxys_own(watch: Watch, how: str) -> None:
         it = watch(proxy_protocol=["127.0.0.1"], **options)
         sock = it.dial()
         sock.sendall(binary(0, command=0x20))
-        wait_until(lambda it=it: it.server._admission)
+        wait_until(lambda it=it: server_core_of(it.server).acceptor.admission)
         hang_up(sock, how)
         it.idle()
         assert it.errors.items == []
@@ -150,9 +150,15 @@ def test_bytes_and_a_reset_are_an_error(watch: Watch, tls: ssl.SSLContext | None
     it = watch(tls=tls)
     sock = it.dial()
     sock.sendall(b"\x16")
-    wait_until(lambda: it.server._all)
+    wait_until(lambda: server_core_of(it.server).acceptor.connections)
     if tls is None:
-        wait_until(lambda: next(iter(it.server._all.values()))._core.counts().bytes_in)
+        wait_until(
+            lambda: (
+                next(iter(server_core_of(it.server).acceptor.connections.values()))
+                ._core.counts()
+                .bytes_in
+            )
+        )
     hang_up(sock, "reset")
     assert len(it.errors.wait()) == 1
     it.idle()
@@ -186,7 +192,7 @@ def test_a_header_tells_the_peer(watch: Watch, header: bytes, pieces: str) -> No
         assert conn.local_address == it.address
         assert conn._core.counts().bytes_in == len(text("behind"))
         assert it.connected.items == [("192.0.2.1", 56324)]
-        assert it.server._admission.hosts == {"192.0.2.1": 1}
+        assert server_core_of(it.server).acceptor.admission.hosts == {"192.0.2.1": 1}
 
 
 def test_a_header_before_tls(watch: Watch, header: bytes) -> None:
@@ -219,7 +225,7 @@ def test_a_header_that_tells_nothing(watch: Watch, header: bytes) -> None:
         sock.sendall(header)
         assert asks(sock)
         assert it.connected.items == [sock.getsockname()]
-        assert it.server._admission.hosts == {"127.0.0.1": 1}
+        assert server_core_of(it.server).acceptor.admission.hosts == {"127.0.0.1": 1}
 
 
 @pytest.mark.parametrize(
@@ -320,19 +326,19 @@ def test_peers_behind_a_proxy_are_counted_each(watch: Watch) -> None:
     served = [dial(host) for host in hosts]
     assert all(asks(sock) for sock in served)
     counts = {"192.0.2.1": 2, "192.0.2.2": 2, "2001:db8::1": 1}
-    assert it.server._admission.hosts == counts
+    assert server_core_of(it.server).acceptor.admission.hosts == counts
     for host in ("192.0.2.1", "::ffff:192.0.2.2"):
         with dial(host) as refused:
             assert ended(refused)
     wait_until(lambda: it.server.snapshot().refused == 2)
     served[0].close()
-    wait_until(lambda: it.server._admission.hosts.get("192.0.2.1") == 1)
+    wait_until(lambda: server_core_of(it.server).acceptor.admission.hosts.get("192.0.2.1") == 1)
     with dial("192.0.2.1") as again:
         assert asks(again)
     for sock in served:
         sock.close()
     it.idle()
-    assert it.server._admission.hosts == {} and it.errors.items == []
+    assert server_core_of(it.server).acceptor.admission.hosts == {} and it.errors.items == []
 
 
 def test_a_stop_does_not_wait_for_headers(watch: Watch) -> None:
@@ -340,7 +346,7 @@ def test_a_stop_does_not_wait_for_headers(watch: Watch) -> None:
     it = watch(proxy_protocol=["127.0.0.1"], handshake_timeout=1000.0)
     with it.dial() as nothing, it.dial() as half:
         half.sendall(V1[:10])
-        wait_until(lambda: len(it.server._all) == 2)
+        wait_until(lambda: len(server_core_of(it.server).acceptor.connections) == 2)
         assert it.server.stop(PATIENCE).clean
         assert ended(nothing) and ended(half)
     assert it.errors.items == []

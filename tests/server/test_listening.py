@@ -18,7 +18,7 @@ import pytest
 from tao.client.client import ClientConn
 from tao.monitor.connections import page_of_connections
 from tao.server.admission import Admission
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.transport.addresses import address_text, host_of, normalized, unix_address
 from tao.transport.unix_sockets import SocketFile, bind_unix
 from tao.wire.message import Registry
@@ -369,7 +369,7 @@ def test_an_ipv4_peer_is_one_whatever_it_dials(host: str, make_server: MakeServe
     port = server.start(dual)[1]
     with socket.create_connection(("127.0.0.1", port)) as first:
         assert seen.wait() == [("127.0.0.1", "127.0.0.1")]
-        assert server._admission.hosts == {"127.0.0.1": 1}
+        assert server_core_of(server).acceptor.admission.hosts == {"127.0.0.1": 1}
         with socket.create_connection(four, PATIENCE) as second:
             assert second.recv(1) == b""
         assert first.fileno() >= 0
@@ -395,8 +395,8 @@ def test_what_a_callback_sets_does_not_change_the_count(make_server: MakeServer)
         with socket.create_connection(address, PATIENCE) as sock:
             sock.sendall(text("x"))
             assert recv_exactly(sock, len(text("x"))) == text("x")
-        wait_until(lambda: not server._admission)
-    assert server._admission.hosts == {}
+        wait_until(lambda: not server_core_of(server).acceptor.admission)
+    assert server_core_of(server).acceptor.admission.hosts == {}
 
 
 def test_normal_forms() -> None:
@@ -484,8 +484,8 @@ def test_listening_stops_at_one_address_and_begins_anew(make_server: MakeServer)
         again = server.start(("127.0.0.1", 0))
         assert echoes(again)
         server.stop_listening(again)
-        wait_until(lambda: server._listeners[-1].ended)
-    assert len(server._listeners) <= 4 and echoes(second)
+        wait_until(lambda: server_core_of(server).listeners.all[-1].ended)
+    assert len(server_core_of(server).listeners.all) <= 4 and echoes(second)
 
 
 def test_serve_forever_goes_on_when_listening_stops(make_server: MakeServer) -> None:

@@ -25,7 +25,7 @@ from tao.runtime.context import Context
 from tao.runtime.leader_followers import LeaderFollowers
 from tao.runtime.worker_pool import WorkerPool
 from tao.server.connection import ServerConn
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.wire.codec import TypeLengthValueCodec
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Number, Seen, Text, number, text
@@ -205,7 +205,7 @@ def test_one_connection_too_many_is_closed(make_server: MakeServer, dial: Dial) 
     assert server.snapshot().refused == 1
     first.close()
     wait_until(lambda: server.connection_count == 1)
-    wait_until(lambda: len(server._admission) == 1)
+    wait_until(lambda: len(server_core_of(server).acceptor.admission) == 1)
     assert asks(dial(address), "again")
 
 
@@ -219,7 +219,7 @@ def test_a_limit_for_each_host(make_server: MakeServer, dial: Dial) -> None:
     with socket.create_connection(address, PATIENCE, source_address=("127.0.0.2", 0)) as other:
         assert asks(other, "2")
     first.close()
-    wait_until(lambda: "127.0.0.1" not in server._admission.hosts)
+    wait_until(lambda: "127.0.0.1" not in server_core_of(server).acceptor.admission.hosts)
     assert asks(dial(address), "again")
 
 
@@ -264,7 +264,7 @@ def test_a_thread_that_cannot_start(
     assert dial(address).recv(1) == b""
     assert asks(dial(address), "next")
     assert server.snapshot().accept_errors == 1
-    assert len(server._admission) == 1
+    assert len(server_core_of(server).acceptor.admission) == 1
 
 
 def test_a_codec_that_wants_to_exit(make_server: MakeServer, dial: Dial) -> None:
@@ -280,7 +280,10 @@ def test_a_codec_that_wants_to_exit(make_server: MakeServer, dial: Dial) -> None
     codec.decoder = leave  # type: ignore[method-assign]
     assert dial(address).recv(1) == b""
     assert asks(dial(address), "next")
-    assert (server.snapshot().accept_errors, len(server._admission)) == (1, 1)
+    assert (server.snapshot().accept_errors, len(server_core_of(server).acceptor.admission)) == (
+        1,
+        1,
+    )
 
 
 def test_a_path_that_cannot_be_removed(
@@ -295,7 +298,10 @@ def test_a_path_that_cannot_be_removed(
 
     monkeypatch.setattr("tao.transport.unix_sockets.os.unlink", refuse)
     assert server.stop().clean
-    assert server._listeners[0].closed.is_set() and not server._listeners[0]._turns._all
+    assert (
+        server_core_of(server).listeners.all[0].closed.is_set()
+        and not server_core_of(server).listeners.all[0]._turns._all
+    )
     assert any(f"{path} cannot be removed" in record["message"] for record in log_lines)
 
 
@@ -308,7 +314,7 @@ def test_who_has_gone_is_forgotten(make_server: MakeServer, dial: Dial) -> None:
     (conn,) = server.connections
     gone = weakref.ref(conn)
     sock.close()
-    wait_until(lambda: not server._all)
+    wait_until(lambda: not server_core_of(server).acceptor.connections)
     del conn
 
     def is_gone() -> bool:
@@ -330,7 +336,7 @@ def test_on_connect_may_refuse(make_server: MakeServer, dial: Dial) -> None:
     sock = dial(address)
     assert recv_exactly(sock, 100) == text("banned")
     sock.close()
-    wait_until(lambda: len(server._admission) == 0)
+    wait_until(lambda: len(server_core_of(server).acceptor.admission) == 0)
     assert server.snapshot().refused == 1
     assert server.snapshot().connections_total == 0
     assert seen.items == []
@@ -618,7 +624,7 @@ def test_stop_beside_accept(make_server: MakeServer) -> None:
             server.stop()
 
         together(come, come, come, come, stop)
-        assert server._all == {}
+        assert server_core_of(server).acceptor.connections == {}
 
 
 def test_a_server_starts_once(make_server: MakeServer) -> None:

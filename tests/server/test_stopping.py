@@ -18,7 +18,7 @@ from tao.errors import ServerClosed
 from tao.runtime.context import Context
 from tao.runtime.threads import in_tao_thread
 from tao.server.connection import ServerConn
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.transport.stream import Transport
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Text, text
@@ -71,7 +71,7 @@ def test_a_stop_takes_no_longer_than_its_timeout(make_server: MakeServer) -> Non
 def test_nothing_left_is_clean_without_any_time(make_server: MakeServer) -> None:
     """stop(0) names neither idle workers nor threads that are about to end."""
     server, _ = make_server()
-    server._pool.run(int)
+    server_core_of(server).resources.pool.run(int)
     assert server.stop(0).clean
 
 
@@ -88,9 +88,9 @@ def test_a_callback_of_a_context_holds_up_no_stop(make_server: MakeServer) -> No
 def test_after_an_interrupted_stop_the_next_waits(make_server: MakeServer) -> None:
     """Ctrl-C in ``stop`` ends the waiting, not the stop; whoever calls again gets its report."""
     with Stuck(make_server, drain_timeout=PATIENCE) as stuck:
-        with interrupting(lambda: stuck.server._stopping.done._waiting):
+        with interrupting(lambda: server_core_of(stuck.server).stopping.done._waiting):
             stuck.server.stop()
-        assert stuck.server._state == "stopping"
+        assert stuck.server.state == "stopping"
         stuck.leave.set()
         assert stuck.server.stop().clean
 
@@ -180,6 +180,11 @@ INNER = {
 }
 MODULES = (
     "tao.server.server",
+    "tao.server.core",
+    "tao.server.state",
+    "tao.server.accepting",
+    "tao.server.listeners",
+    "tao.server.schedules",
     "tao.server.stopping",
     "tao.server.connection",
     "tao.server.resources",
@@ -202,8 +207,8 @@ def test_any_call_may_come_in_the_midst_of_another(outer: str, inner: str) -> No
                     CALLS[outer](server)
                 except ServerClosed:
                     assert outer == "start" and inner == "stop", moment
-            assert server.stop(PATIENCE).clean and not server._schedules, moment
-            assert outer == "start" or len(server._listeners) == 1, moment
+            assert server.stop(PATIENCE).clean and not server_core_of(server).schedules, moment
+            assert outer == "start" or len(server_core_of(server).listeners.all) == 1, moment
         gc.collect()
 
     with ThreadPoolExecutor(1, "test-outer") as pool:
@@ -221,8 +226,10 @@ def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
             CALLS[call](server)
         if call != "stop":
             socket.create_connection(address).close()
-        assert server.stop(PATIENCE).clean and server._state == "stopped", moment
-        assert all(listener.closed.is_set() for listener in server._listeners), moment
+        assert server.stop(PATIENCE).clean and server.state == "stopped", moment
+        assert all(listener.closed.is_set() for listener in server_core_of(server).listeners.all), (
+            moment
+        )
     gc.collect()
 
 
@@ -233,4 +240,4 @@ def test_an_exception_at_any_bytecode_of_the_stopper(log_lines: list[Any]) -> No
         server.start(("127.0.0.1", 0))
         with moment.raising(thread="tao-stopper"):
             server.stop(0.2)
-        assert server.stop(PATIENCE).clean and server._state == "stopped", moment
+        assert server.stop(PATIENCE).clean and server.state == "stopped", moment

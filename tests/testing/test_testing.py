@@ -23,7 +23,7 @@ from tao.client.client import ClientConn
 from tao.connection.options import Reconnect
 from tao.errors import ConnectFailed, ConnectionClosed, WouldBlock
 from tao.runtime.context import background
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.testing import (
     Clock,
     MemoryClient,
@@ -482,9 +482,9 @@ def test_one_clock_is_in_force_at_a_time() -> None:
     with Clock(), pytest.raises(RuntimeError, match="another clock"), Clock():
         pass
     with Clock() as clock, serving(registry=Registry()) as server:
-        assert server._wheel is clock
+        assert server_core_of(server).resources.wheel is clock
     with serving(registry=Registry()) as server:
-        assert server._wheel is not clock
+        assert server_core_of(server).resources.wheel is not clock
 
 
 def test_timers_of_connections_by_the_clock() -> None:

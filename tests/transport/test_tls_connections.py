@@ -14,7 +14,7 @@ import pytest
 from tao.client.client import ClientConn
 from tao.connection.options import Reconnect
 from tao.errors import ConnectionClosed, HandshakeFailed
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.transport.certificates import DevelopmentCA
 from tao.wire.message import Registry
 from tests.ends import Seen, frame
@@ -244,7 +244,7 @@ def test_a_silent_peer_is_not_waited_for(ends: Ends) -> None:
         error = ends.errors.wait(count)[-1]
         assert isinstance(error, HandshakeFailed)
         assert str(error) == "TLS handshake not done after 0.02 s"
-        wait_until(lambda: not ends.server._all)
+        wait_until(lambda: not server_core_of(ends.server).acceptor.connections)
     assert ends.closed.items == []
 
 

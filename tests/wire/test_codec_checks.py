@@ -11,7 +11,7 @@ import pytest
 
 from tao.client.client import ClientConn
 from tao.errors import BadData, NotRegistered
-from tao.server.server import Server
+from tao.server.server import Server, server_core_of
 from tao.wire.codec import Batch, Codec, TypeLengthValueCodec
 from tao.wire.message import Registry
 from tests.ends import End, MakeServer, Seen, Text, text
@@ -149,7 +149,7 @@ def test_a_decoder_may_need_what_is_declared_later() -> None:
 )
 def test_what_may_be_right_is_taken(codec: Any) -> None:
     """A codec needs no base class, and a decoder need not take an empty piece."""
-    assert Server(codec=codec)._options.codec is codec
+    assert server_core_of(Server(codec=codec)).settings.codec is codec
 
 
 # -- what only use can show

@@ -1,0 +1,326 @@
+"""The core of a server: what its listeners, its connections and its stop share.
+
+Users hold a `Server`; the threads of a server, its connections and tools hold its core. The core
+makes the parts of the server and passes on what one part has to tell the others. In which state it
+is, ``state.py`` tells.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import ssl
+from collections.abc import Callable, Collection
+from typing import Any
+
+from tao.connection.connection import core_of
+from tao.connection.options import ServerSettings
+from tao.connection.statistics import Snapshot, Tally
+from tao.errors import ServerClosed, TaoError
+from tao.runtime.context import SERVER, Context, background
+from tao.runtime.forks import renew_after_fork
+from tao.runtime.log import logger
+from tao.runtime.signals import SignalCatcher
+from tao.runtime.threads import Doorbell
+from tao.runtime.worker_pool import WorkerPool
+from tao.server.accepting import Acceptor
+from tao.server.connection import ServerConn, ServerConnCore
+from tao.server.listener import Bound, Listener, listen
+from tao.server.listeners import Listeners
+from tao.server.reports import Broadcast, StopReport
+from tao.server.resources import Resources
+from tao.server.schedules import Schedules
+from tao.server.state import ServerState, state_of
+from tao.server.stopping import Parts, Stopping
+from tao.transport.addresses import Address, address_text
+from tao.transport.tls_credentials import Credentials
+from tao.wire.codec_checks import check_decoder, checked_encoder
+from tao.wire.message import Registry
+
+__all__ = ["ServerCore"]
+
+# Numbers the servers of the process, for their names.
+_numbers = itertools.count(1)
+
+
+class ServerCore:
+    """What does the work of a `Server`. Any thread may call any method, at any moment.
+
+    Args:
+        server: the users' object, which `tao.server_from` finds.
+        settings: checked.
+        registry: messages and handlers.
+    """
+
+    def __init__(self, server: Any, settings: ServerSettings, registry: Registry) -> None:
+        self.server: Any = server
+        #: The options.
+        self.settings: ServerSettings = settings
+        self.registry: Registry = registry
+        #: Cancelled when the server stops; the connections' contexts are below it.
+        self.context: Context = background().with_value(SERVER, server).with_cancel()
+        #: Counts what the server and its connections do.
+        self.tally = Tally(f"server-{next(_numbers)}", self._fill)
+        self.listeners = Listeners()
+        self.acceptor = Acceptor(self, settings)
+        self.schedules = Schedules(self._open_cores)
+        # Acquired by the start. If two threads start the server at once, the first entry counts.
+        self._resources: list[Resources] = []
+        self.stopping = Stopping(self._parts, self._wake_waiting, self._flush)
+        self._why_stopped: str = "a server that was stopped cannot be started again"
+        #: Wake the threads that are in `serve_forever`. Changed in single steps.
+        self.doorbells: list[Doorbell] = []
+        self._interrupted: bool = False  # by a signal
+        renew_after_fork(self, ServerCore.after_fork)
+        self.tally.publish()
+
+    def configure(self, settings: ServerSettings) -> None:
+        """Replace the options. Not to be called once the server is started."""
+        self.settings = settings
+        self.acceptor.configure(settings)
+
+    # -- state
+
+    @property
+    def state(self) -> ServerState:
+        """The state of the server, see ``state.py``."""
+        return state_of(bool(self._resources), self.stopping, self.listeners)
+
+    @property
+    def serving(self) -> bool:
+        """Whether the server takes connections: it was started, and is not stopping."""
+        return bool(self._resources) and not self.stopping.begun
+
+    @property
+    def running(self) -> bool:
+        """See `Server.running`."""
+        return self.state in ("running", "draining")
+
+    @property
+    def resources(self) -> Resources:
+        """What the server has acquired by starting.
+
+        Raises:
+            AttributeError: it was not started.
+        """
+        if not self._resources:
+            raise AttributeError("the server was not started")
+        return self._resources[0]
+
+    def acquire(self) -> Resources:
+        """Acquire what a running server needs, unless that is done, which sets a new one running.
+
+        So a server can serve connections that come from no listener, see `Acceptor.adopt`.
+        """
+        if not self._resources:
+            resources = Resources(self, self.settings)
+            self._resources.append(resources)
+            if self._resources[0] is not resources:
+                resources.give_back()
+        return self._resources[0]
+
+    # -- listening
+
+    def start(self, address: Address | socket.socket, tls: ssl.SSLContext | None) -> Any:
+        """See `Server.start`."""
+        ServerSettings(tls=tls)  # checks it
+        check_decoder(self.settings.codec, self.registry)  # all messages are declared by now
+        bound = listen(address, self.settings.backlog)
+        listener = None
+        try:
+            self._raise_if_stopped()
+            listener = self._listener(bound, tls)
+            # The listener is added before it is started, and the stop is looked for after that: so
+            # either this thread sees the stop, or the stop sees the listener.
+            self.listeners.add(listener)
+            listener.start()
+            self._raise_if_stopped()
+        except BaseException:
+            if listener is None:
+                bound.discard()
+            else:
+                listener.discard()
+                self.listeners.remove(listener)
+            raise
+        logger.info("listening at {}", address_text(listener.address))
+        return listener.address
+
+    def _raise_if_stopped(self) -> None:
+        if self.stopping.begun:
+            if self.stopping.over and self._resources:
+                self._resources[0].give_back()  # acquired after the stop had looked for it
+            raise ServerClosed(self._why_stopped)
+
+    def _listener(self, bound: Bound, tls: ssl.SSLContext | None) -> Listener:
+        resources = self.acquire()
+        listener = Listener(
+            bound,
+            lambda sock, peer, found: self.acceptor.admit(sock, peer, found, listener),
+            self.tally.accept_error,
+            credentials=resources.credentials if tls is None else Credentials(tls),
+            pace=resources.pace,
+            delayed=self.acceptor.delayed,
+            on_lost=self._wake_waiting,
+            cpus=self.settings.cpus,
+        )
+        return listener
+
+    def credentials_at(self, address: Any) -> list[Credentials]:
+        """Return the credentials of an address; None: those of the option ``tls``.
+
+        Raises:
+            ValueError: the server does not listen there, or was not started.
+        """
+        if address is not None:
+            return self.listeners.credentials_at(address)
+        if not self._resources:
+            raise ValueError("tls: this server has not been started")
+        return [self._resources[0].credentials]
+
+    # -- serving until it is stopped
+
+    def serve_forever(
+        self,
+        address: Address | socket.socket | None,
+        handle_signals: bool,
+        ready: Callable[[Any], object] | None,
+    ) -> None:
+        """See `Server.serve_forever`."""
+        with Doorbell() as doorbell:
+            signals = SignalCatcher(self._interrupt)
+            try:
+                self.doorbells.append(doorbell)
+                if handle_signals:
+                    signals.catch()
+                if address is not None:
+                    self.server.start(address)
+                self._wait_until_stopped(doorbell, signals, ready)
+            finally:
+                signals.restore()
+                if doorbell in self.doorbells:
+                    self.doorbells.remove(doorbell)
+
+    def _wait_until_stopped(
+        self,
+        doorbell: Doorbell,
+        signals: SignalCatcher,
+        ready: Callable[[Any], object] | None,
+    ) -> None:
+        try:
+            if ready is not None:
+                ready(self.server.address)
+            while self.running and not self._interrupted:
+                doorbell.wait()
+        finally:
+            try:
+                signals.restore()  # a signal during the stop acts as it did before
+            finally:
+                self.server.stop()
+
+    def _interrupt(self) -> None:
+        """A signal ends `serve_forever`."""
+        self._interrupted = True
+        self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
+        """Have `serve_forever` look whether to return."""
+        for doorbell in list(self.doorbells):
+            doorbell.ring()
+
+    # -- connections
+
+    @property
+    def connections(self) -> list[ServerConn]:
+        """The connections that are open now."""
+        everyone = list(self.acceptor.connections.values())
+        return [conn for conn in everyone if core_of(conn).lifecycle.open]
+
+    def _open_cores(self) -> list[ServerConnCore]:
+        return [core_of(conn) for conn in self.connections]
+
+    def conn(self, net_id: int) -> ServerConn | None:
+        """Return an open connection by its number, or None."""
+        conn = self.acceptor.connections.get(net_id)
+        return conn if conn is not None and core_of(conn).lifecycle.open else None
+
+    def broadcast(self, message: Any, exclude: Collection[Any]) -> Broadcast:
+        """See `Server.broadcast`."""
+        frame = checked_encoder(self.settings.codec)(message)
+        receivers: Collection[ServerConn] = self.connections
+        if exclude:
+            excluded = {getattr(conn, "net_id", conn) for conn in exclude}
+            receivers = [conn for conn in receivers if conn.net_id not in excluded]
+        failed = []
+        for conn in receivers:
+            try:
+                core_of(conn).send_queue.write(frame)
+            except TaoError as error:
+                failed.append((conn, error))
+        return Broadcast(len(receivers) - len(failed), failed)
+
+    # What a connection asks of its server.
+
+    def count_peer(self, net_id: int, address: Any) -> str:
+        """See `Acceptor.count_peer`."""
+        return self.acceptor.count_peer(net_id, address)
+
+    def welcome(self, core: ServerConnCore) -> None:
+        """See `Schedules.welcome`."""
+        self.schedules.welcome(core)
+
+    def has_schedule(self, schedule: int) -> bool:
+        """Whether a schedule is not cancelled."""
+        return schedule in self.schedules
+
+    def remove(self, net_id: int) -> None:
+        """Forget a connection that has ended."""
+        self.acceptor.remove(net_id)
+
+    # -- stopping
+
+    def stop(self, timeout: float | None) -> StopReport:
+        """See `Server.stop`."""
+        return self.stopping.stop(self.settings.drain_timeout if timeout is None else timeout)
+
+    def _parts(self) -> Parts | None:
+        """What there is to stop."""
+        if not self._resources:
+            return None
+        resources = self._resources[0]
+        return Parts(
+            listeners=list(self.listeners.all),
+            conns=list(self.acceptor.connections.values()),
+            context=self.context,
+            pool=None if resources.pool is self.settings.workers else resources.pool,
+            release=resources.give_back,
+        )
+
+    def _flush(self) -> None:
+        """Log what the limits on log lines have held back."""
+        self.tally.floods.flush()
+        self.tally.overdue.flush()
+
+    def after_fork(self, reason: str) -> None:
+        """In a child process: be stopped if it was started; else it can be started there."""
+        if isinstance(self.settings.workers, WorkerPool):
+            self.settings.workers.after_fork()
+        if self.state == "new":
+            return
+        if self._resources:  # a server may be stopped without having been started
+            self._resources[0].give_back()
+        self.stopping.finish()
+        self._why_stopped = f"this server {reason}"
+        self.listeners.abandon()
+        self.acceptor.after_fork(self._why_stopped)
+
+    # -- figures
+
+    def _fill(self, snapshot: Snapshot) -> None:
+        snapshot.kind = "server"
+        snapshot.state = self.state
+        snapshot.address = ", ".join(map(address_text, self.listeners.addresses))
+        snapshot.connections = len(self.acceptor.connections)
+        if self._resources:  # a server may be stopped without having been started
+            resources = self._resources[0]
+            snapshot.workers, snapshot.workers_busy = resources.pool.size, resources.pool.busy
+            snapshot.timers = resources.wheel.size
