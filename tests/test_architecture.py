@@ -294,7 +294,6 @@ def test_there_is_no_cycle_between_packages() -> None:
     assert not cycles(package_graph())
 
 
-@not_yet
 def test_there_is_no_cycle_between_modules() -> None:
     """They can be read one after another, also by what is imported for type checkers only."""
     assert not cycles(module_graph())
