@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from tao.client.developer_warnings import warn_unclosed, warn_unheard
 from tao.client.dialling import Reached
 from tao.client.start_claim import StartClaim
-from tao.connection.application import Application
+from tao.connection.application import Application, without_application
 from tao.connection.block_watch import watch_on
 from tao.connection.core import ConnectionCore
 from tao.connection.lifecycle import Event, Phase
@@ -31,7 +30,7 @@ from tao.runtime.threads import as_tao_thread, in_tao_thread
 from tao.runtime.timing_wheel import shared_wheel
 from tao.runtime.wakeup import Wakeup
 from tao.transport.stream import Transport
-from tao.wire.codec import Batch, TypeLengthValueCodec
+from tao.wire.codec import Batch
 from tao.wire.message import HEARTBEAT
 
 __all__ = ["ClientCore"]
@@ -78,7 +77,7 @@ class ClientCore(ConnectionCore):
         net_id = next(_ids)
         super().__init__(
             net_id,
-            _without_application(settings),
+            without_application(settings, reconnect=False),
             application,
             wheel=wheel,
             run=None,
@@ -487,17 +486,3 @@ class ClientCore(ConnectionCore):
         self._up, self._hurry = Wakeup(), Wakeup()
         self._up.set()
         self._give_back()
-
-
-def _without_application(settings: ClientSettings) -> ClientSettings:
-    """Return settings that do not refer to what the application has given."""
-    return replace(
-        settings,
-        codec=TypeLengthValueCodec(),
-        registry=None,
-        on_connect=None,
-        on_message=None,
-        on_close=None,
-        on_error=None,
-        reconnect=False,
-    )

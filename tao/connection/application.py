@@ -12,15 +12,18 @@ from __future__ import annotations
 import contextvars
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from tao.connection.context_variables import Variables
 from tao.connection.options import Settings
-from tao.wire.codec import Decoder
+from tao.wire.codec import Decoder, TypeLengthValueCodec
 from tao.wire.codec_checks import checked_decoder, checked_encoder
 from tao.wire.message import Registration, Registry
 
-__all__ = ["Application", "ApplicationLink"]
+__all__ = ["Application", "ApplicationLink", "without_application"]
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class Application:
@@ -102,3 +105,17 @@ class ApplicationLink:
         if application is not None and conn is not None:
             application.find_conn = weakref.ref(conn)
             self.find = weakref.ref(application)
+
+
+def without_application(settings: SettingsT, **changes: Any) -> SettingsT:
+    """Return settings that do not refer to anything that the application has given."""
+    return replace(
+        settings,
+        codec=TypeLengthValueCodec(),
+        registry=None,
+        on_connect=None,
+        on_message=None,
+        on_close=None,
+        on_error=None,
+        **changes,
+    )

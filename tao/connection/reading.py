@@ -107,11 +107,12 @@ class Reader:
                 except BaseException as error:
                     broken = error
                 application = None  # which may not be held while this waits
-            if size == self._recv_size or len(batch) > _BATCH_MOST:
-                enough = max(_RECV_LEAST, size * _BATCH_MOST // (len(batch) or 1))
-                self._recv_size = min(4 * size, enough, self._recv_most)
-            elif self._recv_size > _RECV_LEAST and 4 * size < self._recv_size:
-                self._recv_size //= 2
+            if (
+                size == self._recv_size
+                or len(batch) > _BATCH_MOST
+                or 4 * size < self._recv_size > _RECV_LEAST
+            ):
+                self._adapt(size, len(batch))
             if self.on_batch is not None:
                 self.on_batch(batch)
             if intake is not None:
@@ -127,6 +128,14 @@ class Reader:
                     return True
             if broken is not None:
                 self._break()
+
+    def _adapt(self, size: int, count: int) -> None:
+        """Choose how much to ask for, after so many bytes with so many messages arrived."""
+        if size == self._recv_size or count > _BATCH_MOST:
+            enough = max(_RECV_LEAST, size * _BATCH_MOST // (count or 1))
+            self._recv_size = min(4 * size, enough, self._recv_most)
+        else:
+            self._recv_size //= 2
 
     def _break(self) -> None:
         """Report what the decoder raised, once the messages before it are dispatched."""
