@@ -1,7 +1,7 @@
-"""What a server sees to before anything else: that a peer says something, and a proxy who it is.
+"""The first bytes of an accepted connection: waiting for them, and reading a PROXY header.
 
-It is read on the connection's own thread, from the socket itself, before TLS, and no more of it
-than belongs here. Another thread may shut the socket down meanwhile, which ends the waiting.
+They are read on the connection's own thread, from the socket itself, before TLS, and never beyond
+the header. Another thread may shut the socket down meanwhile, which ends the wait.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ _POLL_MOST = 2**31 - 1
 
 
 class PeerLeft(HandshakeFailed):
-    """The peer went away without having sent a byte, as health checks do."""
+    """The peer left without having sent a byte, as health checks do."""
 
 
 def wait_for_first_byte(sock: socket.socket, deadline: Deadline) -> bool:
-    """Wait for a byte, and leave it there; False: none came in time.
+    """Wait for a byte without consuming it; return False if none comes in time.
 
     Raises:
-        PeerLeft: none will come.
+        PeerLeft: the peer has left.
     """
     return _peek(sock, 1, deadline) is not None
 
 
 def read_proxy_header(sock: socket.socket, deadline: Deadline) -> HeaderReader | None:
-    """Read the header of a PROXY protocol, to its end; None: it did not come in time.
+    """Read a PROXY protocol header; return None if it does not come in time.
 
     Raises:
-        HandshakeFailed: what came is none; `PeerLeft`, if that was nothing at all.
+        HandshakeFailed: what the peer sent is no such header.
+        PeerLeft: the peer left before it had sent anything.
     """
     header, begun = HeaderReader(), False
     while not header.complete:
@@ -58,7 +59,7 @@ def read_proxy_header(sock: socket.socket, deadline: Deadline) -> HeaderReader |
 
 
 def _peek(sock: socket.socket, size: int, deadline: Deadline) -> bytes | None:
-    """Return what has come, ``size`` bytes at most, and leave it there; None: nothing in time."""
+    """Return at most ``size`` bytes without consuming them; None if none come in time."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     seconds = deadline.remaining()

@@ -1,11 +1,10 @@
 """Listening: from an address to accepted sockets, however accepting may fail.
 
-Whoever accepts a connection serves it, see ``runtime/leader_followers.py``. Accepting never ends
-because of an error: out of descriptors, memory or threads, a listener says so, waits a little,
-longer each time, and goes on, even if what it says raises. What goes wrong with one connection
-costs that connection only. There is one exception: a listening socket that somebody else has
-closed, or shut down, cannot be accepted from; the listener says so and ends, and `Listener.lost`
-tells.
+The thread that accepts a connection serves it, see ``runtime/leader_followers.py``. Accepting never
+ends because of an error: out of descriptors, memory or threads, a listener logs that, waits, longer
+each time, and goes on, even if the logging raises. An error of one connection costs that connection
+only. There is one exception: if something else has closed the listening socket, or shut it down,
+the listener logs an error and ends, and `Listener.lost` is True.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ __all__ = ["Bound", "Listener", "listen"]
 
 # After a failed accept, wait for so long, doubling up to the most, in seconds.
 _BACKOFF_LEAST, _BACKOFF_MOST = 0.005, 1.0
-# Errors of accept that concern one connection that came and went, not the listener.
+# Errors of accept that concern one connection that has gone again, not the listener.
 _PASSING = frozenset((errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EAGAIN))
-# Those that say that there is no listening socket any more.
+# Errors that mean that the listening socket is gone.
 _GONE = frozenset((errno.EBADF, errno.ENOTSOCK, errno.EINVAL))
-# How often to see whether it is there when nobody connects, in seconds.
+# How often to check the listening socket while no connection comes, in seconds.
 _LOOK = 30.0
-# Of those that keep a connection from being made, what the next would meet too: out of descriptors
-# or memory. (A thread that cannot be had is a RuntimeError.)
+# Errors that the next connection would meet too: out of descriptors or memory. (If no thread can be
+# started, that is a RuntimeError.)
 _SHORT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN))
-# Errors of binding that say that this machine has no such address, though it may have another.
+# Errors of binding that mean that this machine lacks this address; it may have another of the name.
 _NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -52,16 +51,17 @@ class Listener:
     """A listening socket and the threads that accept from it.
 
     Args:
-        bound: as `listen` returns it; it belongs to the listener from now on.
-        admit: given each accepted socket, its peer's address, and a list, to which it adds what is
-            to be done on the thread that has accepted it, if anything. What it raises costs that
-            connection, but `ServerClosed` ends the accepting.
+        bound: as `listen` returns it; the listener owns it from now on.
+        admit: called with each accepted socket, the peer's address, and a list to which it may add
+            what the accepting thread does next. An exception costs that connection, but
+            `ServerClosed` ends the accepting.
         failed: called for each failure, to count it.
-        credentials: what who connects here meets; for `admit` to look up, and others to change.
-        pace: has a token for each that may be accepted; who waits for one waits in the kernel.
-        delayed: called when someone has to.
-        on_lost: called if accepting has ended although nobody has stopped it.
-        cpus: which the threads are pinned to, or None.
+        credentials: the TLS context of the connections accepted here, which may be replaced.
+        pace: has a token for each connection that may be accepted; connections without one wait in
+            the listen backlog.
+        delayed: called when connections have to wait.
+        on_lost: called if accepting has ended without `stop`.
+        cpus: the CPUs that the threads are pinned to, or None.
     """
 
     def __init__(
@@ -90,19 +90,19 @@ class Listener:
             ("0.0.0.0",),
             ("::",),
         )
-        # Wakes who waits on every platform, and leaves alone a socket that others share.
+        # Wakes the accepting thread on every platform, without touching a socket that others share.
         self._wake, self._woken = socket.socketpair()
         # Set for good, by `stop` and when the socket is gone.
         self._stopping: bool = False
-        #: Set when nobody accepts any more, and the socket is free.
+        #: Set when accepting has ended and the socket is closed.
         self.closed = Wakeup()
         self._socket_gone: bool = False
-        #: Whether it is to end while the server goes on.
+        #: Whether it was told to end while the server goes on.
         self.given_up: bool = False
         self._turns = LeaderFollowers(
             self._accept_next, f"tao-acceptor-{_port_of(self.address)}", cpus
         )
-        # Owned by who accepts.
+        # Owned by the accepting thread.
         self._poll, self._poll_wake = select.poll(), select.poll()
         self._poll.register(sock, select.POLLIN)
         for poll in (self._poll, self._poll_wake):
@@ -113,7 +113,7 @@ class Listener:
         """Begin to accept.
 
         Raises:
-            RuntimeError: no thread can be had; the socket is free then.
+            RuntimeError: no thread can be started; the socket is closed then.
         """
         try:
             self._turns.start()
@@ -124,17 +124,17 @@ class Listener:
 
     @property
     def accepting(self) -> bool:
-        """Whether there is somebody who accepts."""
+        """Whether a thread accepts connections."""
         return not self._stopping and self._turns.led
 
     @property
     def lost(self) -> bool:
-        """Whether accepting has ended although nobody has stopped it."""
+        """Whether accepting has ended without `stop`."""
         return self._socket_gone or not (self._stopping or self._turns.led)
 
     def stop(self) -> None:
         """Accept no more. See `closed` and `join`."""
-        # In this order: once it is told to stop, who accepts may free what is written to here.
+        # In this order: once it is told to stop, the accepting thread may close this socket.
         try:
             self._wake.send(b"x")
         except OSError:
@@ -198,7 +198,7 @@ class Listener:
         return bool(found)
 
     def _accept_one(self, found: list[Run]) -> None:
-        """Accept who waits longest, and append what is to be done for it on this thread."""
+        """Accept a connection, and append what this thread does for it."""
         if self._pace is not None and not self._keep(self._pace):
             return
         try:
@@ -208,7 +208,7 @@ class Listener:
                 self._lose(error)
             elif error.errno not in _PASSING:
                 raise
-            return  # gone again, or it was the bell that rang
+            return  # gone again, or this thread was woken to stop
         try:
             if self._pace is not None:
                 self._pace.lend(1)
@@ -223,7 +223,7 @@ class Listener:
             self._tell(error)
 
     def _look(self) -> None:
-        """See whether there still is a listening socket, as poll() may not notice when it goes."""
+        """Check that the listening socket still exists, as poll() may not notice when it goes."""
         try:
             listens = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         except OSError as error:
@@ -233,7 +233,7 @@ class Listener:
                 self._lose(OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
 
     def _keep(self, pace: TokenBucket) -> bool:
-        """Wait until one more may be accepted; False: none may, as the listener is stopped."""
+        """Wait for the rate limit; return False if the listener is stopped meanwhile."""
         seconds = pace.wait_for()
         if seconds and not self._stopping:
             self._delayed()
@@ -255,7 +255,7 @@ class Listener:
             self._pause(wait)
 
     def _tell(self, error: BaseException) -> None:
-        """Log what has kept one connection from being made."""
+        """Log why one connection could not be made."""
         text = "a connection accepted at {} could not be made: {}"
         if isinstance(error, OSError):  # the peer has gone again
             logger.debug(text, address_text(self.address), explain(error))
@@ -265,7 +265,7 @@ class Listener:
         logger.opt(exception=error).error(text, where, why)
 
     def _lose(self, error: OSError) -> None:
-        """End, as somebody else has closed the listening socket or shut it down."""
+        """End, as something else has closed the listening socket or shut it down."""
         if error.errno != errno.EINVAL:
             self._sock.detach()  # if its number is in use, then for something else
         self._socket_gone = self._stopping = True
@@ -300,8 +300,8 @@ class Bound(NamedTuple):
     Attributes:
         sock: the socket.
         file: what it has in the file system, or None.
-        given: the socket that was handed in, of which `sock` is a duplicate; None: it was made
-            here. So nothing happens if whoever has handed it in closes it.
+        given: the socket that was handed in, of which `sock` is a duplicate, so that its former
+            owner may close it; None: the socket was made here.
     """
 
     sock: socket.socket
@@ -323,7 +323,7 @@ class Bound(NamedTuple):
                 self.given.close()
 
     def discard(self) -> None:
-        """Do without it after all; a socket that was handed in stays the caller's."""
+        """Close it before use; a socket that was handed in stays the caller's."""
         if self.given is None:
             self.close()
         else:
@@ -333,16 +333,16 @@ class Bound(NamedTuple):
 def listen(address: Address | socket.socket, backlog: int) -> Bound:
     """Listen at an address, or at a socket that is bound to one.
 
-    Of several addresses that a name has, an IPv4 address is taken if there is one, as Go does, else
+    If a name has several addresses, this takes an IPv4 address if there is one, as Go does, else
     the first that this machine has.
 
-    Args: address: in any form of ``transport/addresses.py``, or a stream socket that is bound, and
-        maybe
-            listens already.
-        backlog: how many connections may wait in the kernel.
+    Args:
+        address: in any form of ``transport/addresses.py``, or a stream socket that is bound, and
+            maybe listens already.
+        backlog: how many connections may wait in the listen backlog.
 
     Raises:
-        OSError: the address cannot be had; the text names it.
+        OSError: listening failed; the text names the address.
         TypeError, ValueError: it is no address, or a socket that cannot accept connections; the
             text says why.
     """
@@ -366,7 +366,7 @@ def _listening_at(address: tuple[Any, ...] | str, backlog: int) -> Bound:
 
 
 def _targets(address: tuple[Any, ...] | str) -> list[Target]:
-    """Return where to listen: one place, or several of which one will do."""
+    """Return the addresses to try, in order; one is enough."""
     if not address[0]:
         if socket.has_dualstack_ipv6():
             return [Target(socket.AF_INET6, ("::", address[1]))]
