@@ -322,7 +322,6 @@ def test_few_modules_lie_flat() -> None:
     assert len(flat()) <= MOST_FLAT, flat()
 
 
-@not_yet
 def test_modules_are_short() -> None:
     """Each can be read in one go."""
     assert not long_modules()
