@@ -1,4 +1,4 @@
-"""What the programs here have in common: their arguments, and how they end."""
+"""Shared by the examples: command-line arguments and error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tao
 
 
 def arguments(description: str | None, port: int) -> argparse.ArgumentParser:
-    """Return a parser for ``--host`` and ``--port``; more may be added."""
+    """Return a parser for ``--host`` and ``--port``, to which others can be added."""
     module = sys.modules["__main__"].__spec__
     prog = f"python -m {module.name}" if module else None
     parser = argparse.ArgumentParser(prog=prog, description=description)
@@ -21,7 +21,7 @@ def arguments(description: str | None, port: int) -> argparse.ArgumentParser:
 
 
 def announce(client: str) -> Callable[[tuple[str, int]], None]:
-    """Return what a server calls when it is ready: it says where it listens and who talks to it."""
+    """Return a callback that prints the server's address and the command of its client."""
 
     def say(address: tuple[str, int]) -> None:
         host, port = address[:2]
@@ -34,7 +34,7 @@ def announce(client: str) -> Callable[[tuple[str, int]], None]:
 
 @contextmanager
 def plain_end() -> Iterator[None]:
-    """End on Ctrl-C without a word, and on a wrong address or a lost connection with one line."""
+    """Exit silently on Ctrl-C, and with a one-line message on expected errors."""
     try:
         yield
     except KeyboardInterrupt:

@@ -115,7 +115,7 @@ def test_what_one_says_all_hear() -> None:
         for name, client in (("anna", anna), ("ben", ben), ("carl", carl)):
             client.prints("connected")
             client.type(f"I am {name}")
-            client.prints(f"^I am {name}$")  # who hears himself has been let in by the server
+            client.prints(f"^I am {name}$")  # the server has accepted it
         for client, line in ((anna, "hello"), (ben, "grüß dich"), (carl, "hi")):
             client.type(line)
             for other in (anna, ben, carl):
@@ -166,7 +166,7 @@ def test_clients_see_that_the_server_is_gone(number: signal.Signals) -> None:
     """They say so and end, though nobody types anything."""
     with serve("chat") as server, client_of("chat", server) as client:
         client.prints("connected")
-        server.prints("client 1 came")
+        server.prints("client 1 joined")
         server.send(number)
         assert client.status() == 1
         assert client.errors == ["the server is gone: peer closed"]

@@ -16,9 +16,9 @@ STDIN = 0
 
 def main() -> None:
     options = arguments(__doc__, port=12345).parse_args()
-    gone, going = os.pipe()  # closed at one end, it becomes readable at the other
+    closed, closing = os.pipe()  # readable once its other end is closed
 
-    client = tao.ClientConn((options.host, options.port), on_close=lambda conn: os.close(going))
+    client = tao.ClientConn((options.host, options.port), on_close=lambda conn: os.close(closing))
 
     @client.handler(ChatMessage)
     def show(ctx: tao.Context[ChatMessage], conn: tao.Connection) -> None:
@@ -26,7 +26,7 @@ def main() -> None:
 
     with client:
         print('connected; type something, "bye" leaves', flush=True)
-        for line in typed(until=gone):
+        for line in typed(until=closed):
             if line == "bye":
                 break
             client.write(ChatMessage(line + "\n"), timeout=10)
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def typed(until: int) -> Iterator[str]:
-    """Yield the lines that are typed, until a descriptor becomes readable; input() would wait."""
+    """Yield typed lines until a descriptor becomes readable, which input() cannot do."""
     rest = b""
     while until not in select.select([STDIN, until], [], [])[0]:
         data = os.read(STDIN, 4096)

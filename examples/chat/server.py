@@ -1,4 +1,4 @@
-"""A chat server: what one says, all hear."""
+"""A chat server: every line goes to everybody."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from examples._shared import announce, arguments, plain_end
 from examples.chat.messages import ChatMessage
 
 
-def came(conn: tao.Connection) -> None:
-    print(f"client {conn.name} came", flush=True)
+def joined(conn: tao.Connection) -> None:
+    print(f"client {conn.name} joined", flush=True)
 
 
 def left(conn: tao.Connection) -> None:
     print(f"client {conn.name} left: {conn.close_reason}", flush=True)
 
 
-# Who does not keep up with what the others say is dropped, so that nobody has to wait for him.
-server = tao.Server(on_connect=came, on_close=left, slow_consumer="close")
+# A client that does not keep up is disconnected, rather than missing lines unnoticed.
+server = tao.Server(on_connect=joined, on_close=left, slow_consumer="close")
 
 
 @server.handler(ChatMessage)
@@ -30,4 +30,4 @@ if __name__ == "__main__":
         address = (options.host, options.port)
         ready = announce("examples.chat.client")
         server.serve_forever(address, handle_signals=True, ready=ready)
-        print("stopped, all has been said")
+        print("stopped")

@@ -1,1 +1,1 @@
-"""What is sent comes back."""
+"""An echo over TCP."""

@@ -1,4 +1,4 @@
-"""An echo client: says the same thing a few times, and prints what comes back."""
+"""An echo client: sends a text several times and prints the replies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
 def main() -> None:
     parser = arguments(__doc__, port=12345)
-    parser.add_argument("--count", type=int, default=10, help="how often (%(default)s)")
-    parser.add_argument("text", nargs="?", default="hello, world", help="what to say")
+    parser.add_argument("--count", type=int, default=10, help="number of messages (%(default)s)")
+    parser.add_argument("text", nargs="?", default="hello, world", help="the text to send")
     options = parser.parse_args()
 
     client = tao.ClientConn((options.host, options.port), on_close=lambda conn: replies.put(None))

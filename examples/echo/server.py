@@ -1,4 +1,4 @@
-"""An echo server: what comes goes back."""
+"""An echo server: returns each message to its sender."""
 
 from __future__ import annotations
 

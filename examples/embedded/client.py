@@ -1,4 +1,4 @@
-"""A client of the workshop: orders one thing and prints what it hears until it has it."""
+"""A client of the workshop: sends an order and prints notices until the result arrives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ notices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
 def main() -> None:
     parser = arguments(__doc__, port=12345)
-    parser.add_argument("numbers", nargs="*", type=int, default=[1071, 462], help="two of them")
+    parser.add_argument("numbers", nargs="*", type=int, default=[1071, 462], help="two integers")
     options = parser.parse_args()
     if len(options.numbers) != 2:
         parser.error("two numbers are needed")

@@ -1,4 +1,4 @@
-"""What the workshop is asked and what it answers."""
+"""The orders that the workshop takes and the notices that it sends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TWO_NUMBERS = struct.Struct("<qq")
 
 @dataclass(frozen=True)
 class Order:
-    """Asks for the greatest common divisor of two numbers."""
+    """A request for the greatest common divisor of two numbers."""
 
     message_number: ClassVar[int] = 1
     first: int
@@ -27,7 +27,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Notice:
-    """Tells something, as UTF-8 text."""
+    """A text, as UTF-8 on the wire."""
 
     message_number: ClassVar[int] = 2
     text: str

@@ -1,4 +1,4 @@
-"""An old program with threads and a queue of its own, which now takes orders over TCP as well."""
+"""A program with threads and a queue of its own, which also takes orders over TCP."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from examples.embedded.messages import Notice, Order
 
 log = logging.getLogger("workshop")
 orders: queue.Queue[tuple[Order, Future[int]] | None] = queue.Queue(100)
-# A signal handler may put something in, whatever it interrupts. An Event is not made for that.
-closing_time: queue.SimpleQueue[int] = queue.SimpleQueue()
+closing_time: queue.SimpleQueue[int] = queue.SimpleQueue()  # safe in a signal handler; no Event is
 
-# -- what there was before
+# -- the existing program
 
 
 def work() -> None:
-    """What each worker thread of the program does: take an order, do it, say so."""
+    """Run in each worker thread: take an order, do it, announce it."""
     while (entry := orders.get()) is not None:
         order, result = entry
         result.set_result(math.gcd(order.first, order.second))
-        # New: a server may be used from any thread.
-        server.broadcast(Notice(f"{threading.current_thread().name} did {order}"))
+        notice = Notice(f"{threading.current_thread().name} did {order}")
+        for conn, _ in server.broadcast(notice).failed:  # new; any thread may do so
+            conn.abort()  # it does not keep up, and would miss this
 
 
-# -- what is new
+# -- the server
 
 server = tao.Server()
 
 
 @server.handler(Order)
 def take(ctx: tao.Context[Order], conn: tao.Connection) -> None:
-    """Pass an order on and wait for the result; only this connection waits with it."""
+    """Queue an order and wait for the result; only this connection waits."""
     result: Future[int] = Future()
     orders.put((ctx.message, result))
     conn.write(Notice(f"the result is {result.result()}"))
@@ -62,7 +62,7 @@ def main() -> None:
         with suppress(queue.Empty):
             caught = closing_time.get(timeout=1)
 
-    server.stop()  # while the workers work, so that all that was ordered is delivered
+    server.stop()  # while the workers still run, so that every order is completed
     for _ in workers:
         orders.put(None)
     for worker in workers:

@@ -1,1 +1,1 @@
-"""Ping, pong, and so on."""
+"""Ping-pong over TCP."""

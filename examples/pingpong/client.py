@@ -1,4 +1,4 @@
-"""A ping-pong client: each pong is answered by a ping, and the pace is told."""
+"""A ping-pong client: answers each pong with a ping and prints the time taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pongs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
 def main() -> None:
     parser = arguments(__doc__, port=12346)
-    parser.add_argument("--count", type=int, default=10_000, help="how many (%(default)s)")
+    parser.add_argument("--count", type=int, default=10_000, help="number of pings (%(default)s)")
     options = parser.parse_args()
 
     client = tao.ClientConn((options.host, options.port), on_close=lambda conn: pongs.put(None))

@@ -1,4 +1,4 @@
-"""A ping-pong server, with its figures to be seen in a browser."""
+"""A ping-pong server with a monitor to open in a browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def reply(ctx: tao.Context[PingPongMessage], conn: tao.Connection) -> None:
 
 if __name__ == "__main__":
     parser = arguments(__doc__, port=12346)
-    parser.add_argument("--monitor", type=int, default=12345, help="its port (%(default)s)")
+    parser.add_argument(
+        "--monitor", type=int, default=12345, help="port of the monitor (%(default)s)"
+    )
     options = parser.parse_args()
     with plain_end(), tao.monitor_on(options.monitor) as monitor:
         print(f"figures at {monitor.url}/debug/vars", flush=True)

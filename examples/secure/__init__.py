@@ -1,1 +1,1 @@
-"""Both ends show certificates (mutual TLS)."""
+"""Mutual TLS: both ends present certificates."""

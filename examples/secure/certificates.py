@@ -1,4 +1,4 @@
-"""Certificates to try it with, in a directory that only its owner may enter."""
+"""Certificates for the example, in a directory that only its owner may enter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIENTS = ("alice", "bob")
 
 
 def make(directory: Path) -> None:
-    """Write the certificates of a new authority: its own, the server's, and some clients'."""
+    """Create a CA, and write its certificate, the server's and the clients'."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     check(directory)
     authority = tao.DevelopmentCA("tao example")
@@ -27,20 +27,22 @@ def make(directory: Path) -> None:
 
 
 def check(directory: Path) -> None:
-    """Refuse a directory in which others might have put certificates of their own."""
+    """Refuse a directory in which other users could have placed certificates."""
     status = directory.lstat()
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise ValueError(f"{directory} must be yours alone (chmod 700); or use another, by --certs")
+        raise ValueError(
+            f"{directory} must be yours alone (chmod 700); or name another with --certs"
+        )
 
 
 def of_server(directory: Path) -> ssl.SSLContext:
-    """Show the server's certificate, and demand one of each client."""
+    """Present the server's certificate, and require one from each client."""
     certificate, key = directory / "server.pem", directory / "server.key"
     return tao.load_tls_config(certificate, key, client_ca=directory / "ca.pem")
 
 
 def of_client(directory: Path, name: str) -> ssl.SSLContext:
-    """Trust only servers of the authority, and show a client's certificate."""
+    """Trust only servers of the CA, and present a client's certificate."""
     check(directory)
     certificate, key = directory / f"{name}.pem", directory / f"{name}.key"
     return tao.load_client_tls_config(ca=directory / "ca.pem", certfile=certificate, keyfile=key)

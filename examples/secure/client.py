@@ -1,4 +1,4 @@
-"""A client that proves who it is and makes sure whom it talks to (mutual TLS)."""
+"""A client that authenticates itself and the server (mutual TLS)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one message between those who know each other."""
+"""The one message of the example."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class SecretMessage:
-    """Any text, as UTF-8; TLS sees to it that nobody else reads it."""
+    """Any text, as UTF-8; encrypted by TLS."""
 
     message_number: ClassVar[int] = 1
     text: str

@@ -1,4 +1,4 @@
-"""A server that knows who its clients are: both ends show a certificate (mutual TLS)."""
+"""A server that identifies its clients by their certificates (mutual TLS)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from examples.secure.messages import SecretMessage
 
 
 def identify(conn: tao.Connection) -> bool:
-    """Name a connection after its certificate; without one nobody is let in."""
+    """Name a connection after its certificate; refuse it without one."""
     subject = (conn.peer_certificate or {}).get("subject", ())
     names = [value for parts in subject for key, value in parts if key == "commonName"]
     if not names:

@@ -1,4 +1,4 @@
-"""A client of the time server: prints the times it is told."""
+"""A client of the time server: prints each time that it receives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ times: queue.SimpleQueue[datetime | None] = queue.SimpleQueue()
 
 def main() -> None:
     parser = arguments(__doc__, port=12345)
-    parser.add_argument("--count", type=int, default=0, help="how many, 0 for all (%(default)s)")
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=0,
+        help="number of times to print, 0 for no limit (%(default)s)",
+    )
     options = parser.parse_args()
 
     client = tao.ClientConn((options.host, options.port), on_close=lambda conn: times.put(None))

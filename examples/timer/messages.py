@@ -12,7 +12,7 @@ SECONDS = struct.Struct("<d")
 
 @dataclass(frozen=True)
 class TimeMessage:
-    """A time; on the wire the seconds since the Unix epoch, a float64 little-endian."""
+    """A time; on the wire, seconds since the Unix epoch as a little-endian float64."""
 
     message_number: ClassVar[int] = 1
     time: datetime

@@ -1,4 +1,4 @@
-"""A time server: a timing wheel prints the time every second, and each client is told it too."""
+"""A time server: prints the time every second and sends it to each client."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def show(due: datetime) -> None:
     print(f"{due:%H:%M:%S.%f} UTC", flush=True)
 
 
-def tell(due: datetime, conn: tao.Connection) -> None:
+def send(due: datetime, conn: tao.Connection) -> None:
     conn.write(TimeMessage(due))
 
 
-# On each connection, as long as it lasts.
-server.schedule(1.0, tell)
+# On every connection, later ones included.
+server.schedule(1.0, send)
 
 if __name__ == "__main__":
     options = arguments(__doc__, port=12345).parse_args()
