@@ -92,8 +92,7 @@ class Reader:
                 self._check_end()
                 conn.stream_ended()
                 return False
-            self.last_received = monotonic()
-            size = len(data)
+            self.last_received, size = monotonic(), len(data)
             self.bytes_in += size
             if lifecycle.ended:
                 self.discarded += size
@@ -107,11 +106,7 @@ class Reader:
                 except BaseException as error:
                     broken = error
                 application = None  # which may not be held while this waits
-            if (
-                size == self._recv_size
-                or len(batch) > _BATCH_MOST
-                or 4 * size < self._recv_size > _RECV_LEAST
-            ):
+            if not _RECV_LEAST >= self._recv_size > size or len(batch) > _BATCH_MOST:
                 self._adapt(size, len(batch))
             if self.on_batch is not None:
                 self.on_batch(batch)
@@ -134,7 +129,7 @@ class Reader:
         if size == self._recv_size or count > _BATCH_MOST:
             enough = max(_RECV_LEAST, size * _BATCH_MOST // (count or 1))
             self._recv_size = min(4 * size, enough, self._recv_most)
-        else:
+        elif 4 * size < self._recv_size > _RECV_LEAST:
             self._recv_size //= 2
 
     def _break(self) -> None:

@@ -33,8 +33,9 @@ class LateThread(threading.Thread):
         """
         try:
             super().start()
-        except RuntimeError:
-            if not _WANTED or self.ident is not None or sys.is_finalizing():
+        except RuntimeError as error:
+            # There may also be too many threads, which is no reason to start another one.
+            if not _WANTED or "shutdown" not in str(error) or sys.is_finalizing():
                 raise
             self._start_natively()
 
