@@ -1,8 +1,8 @@
-"""The client: dialling, and connecting again when the connection is lost.
+"""The client: connecting, and reconnecting when the connection is lost.
 
-In order: ``client.py`` is what the application holds, ``reconnect.py`` its core, with
-``start_claim.py`` and ``developer_warnings.py``; ``endpoints.py`` reads what it may connect to, and
-``dialling.py`` and ``happy_eyeballs.py`` connect.
+Read in this order: ``client.py`` has the public class, ``reconnect.py`` its core, with
+``start_claim.py`` and ``developer_warnings.py``; ``endpoints.py`` parses the addresses to connect
+to, and ``dialling.py`` and ``happy_eyeballs.py`` make the connections.
 """
 
 from tao.client.client import ClientConn, connect

@@ -1,8 +1,8 @@
-"""The client, as the application holds it: a thin face of its core (``reconnect.py``).
+"""The public client class, a thin layer on top of its core (``reconnect.py``).
 
-The client's threads hold the core alone. So if the application forgets a client without closing
-it, the garbage collector finds out, whatever refers to the client from its own handlers, callbacks,
-timers and values, and the client is closed; see ``connection/application.py``.
+The client's threads refer only to the core. So if the application drops a client without closing
+it, the garbage collector finds it, even if its own handlers, callbacks, timers and values refer to
+it, and the client is closed; see ``connection/application.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from tao.client.dialling import Dialler, Source
-from tao.client.endpoints import places_of
+from tao.client.endpoints import endpoints_of
 from tao.client.reconnect import ClientCore
 from tao.connection.application import Application
 from tao.connection.connection import Connection
@@ -48,27 +48,25 @@ class ClientOptions(CommonOptions, total=False):
 class ClientConn(Connection):
     """A client's end of a connection. All methods may be called from any thread.
 
-    With ``reconnect`` it outlives its transports: when one is lost it dials again; what was written
-    meanwhile, and what was not wholly sent, waits and then goes out in order, after what
-    ``on_connect`` writes. Timers and values stay; ``context`` is a new one for each. To the server
-    each is a connection of its own: what came on the one before may still be handled beside what
-    comes on the next, as order is kept within a connection only.
+    With ``reconnect`` the client dials again when its connection is lost. Messages that were
+    written meanwhile or not completely sent are kept, and are sent in order after those that
+    ``on_connect`` writes. Timers and values are kept; each connection has a new ``context``. For
+    the server each is a separate connection: it may still handle messages of the old one beside
+    those of the new one, as order is kept only within a connection.
 
-    Keep a reference to a client, and close it in the end. One that is forgotten, which means that
-    nothing but its own handlers, callbacks, timers and values refers to it, is closed, with a
-    `ResourceWarning`.
+    Keep a reference to a client, and close it at the end. A client that nothing refers to except
+    its own handlers, callbacks, timers and values is closed, with a `ResourceWarning`.
 
-    In a child of ``os.fork`` one that was started is closed, see ``tao/runtime/forks.py``.
+    In a child of ``os.fork`` a started client is closed, see ``tao/runtime/forks.py``.
 
     Args:
         address: where to connect to: ``(host, port)``, the path of a Unix socket, a function that
-            returns a connected socket, a socket that is connected already, or a list of these, each
-            a server that will do; see ``dialling.py``. Names are resolved anew for each attempt.
-            What is made of a socket belongs to the client.
+            returns a connected socket, a connected socket, or a list of these as alternatives; see
+            ``dialling.py``. Names are resolved for each attempt. The client owns a given socket.
         options: see `ClientOptions`; all are keyword-only.
 
     Raises:
-        TypeError, ValueError: an option is unknown or wrong; the text names it.
+        TypeError, ValueError: an option is unknown or invalid; the text names it.
     """
 
     _core: ClientCore
@@ -77,10 +75,12 @@ class ClientConn(Connection):
     def __init__(self, address: Any, **options: Unpack[ClientOptions]) -> None:
         """Make a client that is not started yet."""
         settings = make_settings(ClientSettings, "ClientConn", options)
-        #: What this client knows beside the default registry, or the registry it was given.
+        #: The client's own layer on top of the default registry, or the registry it was given.
         self.registry: Registry = settings.registry or Registry(default_registry)
         application = Application(self, settings, self.registry)
-        source = address if isinstance(address, Source) else Dialler(places_of(address), settings)
+        source = (
+            address if isinstance(address, Source) else Dialler(endpoints_of(address), settings)
+        )
         application.source = source
         super().__init__(application, ClientCore(application, settings, _caller()))
 
@@ -95,59 +95,59 @@ class ClientConn(Connection):
         """Connect.
 
         Args:
-            keep_trying: if nobody answers, go on in the background as after a lost connection
-                (``reconnect`` must be set), and return at once; see `wait_connected`.
+            keep_trying: return at once and connect in the background, with the retries of
+                ``reconnect``, which must be set; see `wait_connected`.
 
         Returns:
             the client itself, connected unless it keeps trying.
 
         Raises:
-            ConnectFailed: nobody answered; it may be tried again.
-            HandshakeFailed: TLS was not agreed upon.
+            ConnectFailed: no server accepted the connection; `start` may be called again.
+            HandshakeFailed: the TLS handshake failed.
             ConnectionClosed: closed meanwhile, or refused by ``on_connect``.
         """
         self._core.start(keep_trying)
         return self
 
     def close(self) -> None:
-        """End the connection in order, for good, and wait until it has ended.
+        """Close the connection gracefully and permanently, and wait until it has ended.
 
-        What was written before is sent if there is a peer that reads it, within ``drain_timeout``;
-        what came and was not handled yet is dropped. Back-off ends at once. Called by one of tao's
-        threads (in a handler, say), or by a signal handler in the midst of a write to this very
-        connection, it does not wait.
+        Queued messages are sent within ``drain_timeout`` if the peer reads them. Received messages
+        that were not handled yet are dropped. A back-off ends at once. Called on one of tao's
+        threads (in a handler), or in a signal handler that interrupts a write to this connection,
+        it does not wait.
         """
         self._core.close_and_wait()
 
     @property
     def reconnects(self) -> int:
-        """How many times the connection came back."""
+        """How many times the client has reconnected."""
         return self._core.reconnects
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection now."""
+        """Whether the client is connected now."""
         return self._core.connected
 
     def wait_connected(self, timeout: float | None = None) -> bool:
-        """Wait until there is a connection, ``timeout`` seconds at most; tell whether there is.
+        """Wait up to ``timeout`` seconds for a connection; return whether there is one.
 
-        It also returns, False, when the client is closed.
+        Returns False when the client is closed.
         """
         return self._core.wait_connected(timeout)
 
     def handler(
         self, message_class: type[ReadableT], *, dispatch: Dispatch | None = None
     ) -> HandlerDecorator[ReadableT, ClientConn, ResultT]:
-        """Make the decorated function the handler of a message class, on this client only."""
+        """Make the decorated function the handler of a message class, for this client only."""
         return self.registry.handler(message_class, dispatch=dispatch)
 
     def snapshot(self) -> Snapshot:
-        """Return the figures of this client as they are now."""
+        """Return the current statistics of this client."""
         return self._core.tally.snapshot()
 
     def __enter__(self) -> ClientConn:
-        """Connect, unless that is done."""
+        """Connect, unless connected already."""
         self._core.enter()
         return self
 
@@ -156,7 +156,7 @@ class ClientConn(Connection):
 
 
 def _caller() -> tuple[str, int]:
-    """Return file and line of the code outside of tao that called."""
+    """Return file and line of the nearest caller outside tao."""
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_ours(frame):
         frame = frame.f_back

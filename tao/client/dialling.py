@@ -1,13 +1,13 @@
-"""Dialling: from what a client is told to connect to, to transports that are connected.
+"""Dialling: connect to one of several endpoints, and return a transport.
 
-A client may be given several places. They are tried in order, beginning with the one that worked
-last. The next is tried as well when one has failed or has not answered for a while; what connects
-first is taken. A place is an address (see ``happy_eyeballs.py`` for how one is reached), a function
-of the application's that returns a connected socket, or such a socket itself.
+A client may have several endpoints. They are tried in order, beginning with the one that worked
+last. The next one is tried when one has failed, or in parallel when one has not answered for a
+while; the first to connect wins. An endpoint is an address (``happy_eyeballs.py`` connects to it),
+a function of the application that returns a connected socket, or a connected socket.
 
 One thread does all this, in `Dialler.next`. It waits in one ``poll`` for sockets, for helper
-threads and for `Dialler.close`, so nothing that hangs holds it up: neither a name server nor a
-function of the application's.
+threads and for `Dialler.close`, so neither a hanging name server nor a hanging function of the
+application blocks it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itertools import chain
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-from tao.client.endpoints import Place, check_options, why_not_connected
+from tao.client.endpoints import Endpoint, check_options, why_not_connected
 from tao.client.happy_eyeballs import Race, set_options
 from tao.connection.keepalive import set_kernel_clocks
 from tao.connection.options import ClientSettings
@@ -34,15 +34,15 @@ from tao.transport.tls_stream import TlsTransport
 
 __all__ = ["Dialler", "Reached", "Source"]
 
-# The next place is tried as well after so many seconds: time for a lost SYN to be sent again, which
-# is done after one, and to be answered.
-_PLACE_DELAY = 2.0
-# How many calls of an application's function may be under way for one client, if they hang.
+# Seconds until the next endpoint is tried in parallel: a lost SYN is sent again after one second,
+# and needs time to be answered.
+_ENDPOINT_DELAY = 2.0
+# How many calls of the application's function may run at once for one client, if they hang.
 _MOST_CALLS = 2
 
 
 class Reached(NamedTuple):
-    """A connection that was made."""
+    """An established connection."""
 
     transport: Transport
     remote_address: Any
@@ -50,16 +50,16 @@ class Reached(NamedTuple):
 
 
 class Source(ABC):
-    """Where a client has its connections from.
+    """The source of a client's connections.
 
-    `next` and `over` are the thread's that connects, `close` may be called by any.
+    The connecting thread calls `next` and `over`; any thread may call `close`.
     """
 
-    #: How many places there are, of which each should have its turn before it counts as a failure.
+    #: How many endpoints there are; each is tried before `ClientConn.start` fails.
     size: int = 1
-    #: Whether only one connection can be had, so that there is no coming back.
+    #: Whether there is only one connection, so that the client cannot reconnect.
     once: bool = False
-    #: What a client of it calls the address of its peer before there is a connection.
+    #: The remote address that the client shows before it is connected.
     address: Any = None
 
     @abstractmethod
@@ -67,25 +67,25 @@ class Source(ABC):
         """Return a new connection.
 
         Raises:
-            ConnectFailed: none can be had; it may be tried again.
+            ConnectFailed: connecting failed; it may be tried again.
             ConnectionClosed: `close` was called.
         """
 
     def over(self, useful: bool) -> None:  # noqa: B027
-        """Tell that the connection returned last is over, and whether it was of any use."""
+        """Report that the connection returned last has ended, and whether it was useful."""
 
     def close(self) -> None:  # noqa: B027
-        """End `next` at once, for good. A signal handler may call it, too."""
+        """End `next` at once and permanently. May be called from a signal handler."""
 
     def forked(self) -> None:  # noqa: B027
-        """In a child process: free what the parent's `next` uses, without a word to the peer."""
+        """Free the resources of `next` in a child process, without sending anything."""
 
 
-# -- reaching one place
+# -- connecting to one endpoint
 
 
 class _Search(Protocol):
-    """The search for a connection to one place, as `Race` is."""
+    """An attempt to connect to one endpoint, such as a `Race`."""
 
     @property
     def over(self) -> bool: ...
@@ -104,7 +104,7 @@ class _Search(Protocol):
 
 
 class _Given:
-    """The search that ends at once: a socket that was given."""
+    """The attempt for a given socket, which ends at once."""
 
     polled: Iterable[int] = ()
     due = 0.0
@@ -113,19 +113,19 @@ class _Given:
     cause: BaseException | None = None
     reason = "it was used already, and cannot be connected again"
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
 
     def step(self, now: float, ready: set[int]) -> socket.socket | None:
         self.over = True
-        return self._place.take_socket()
+        return self._endpoint.take_socket()
 
     def end(self) -> None:
         pass
 
 
 class _Call:
-    """The search that a function of the application's makes, on a helper thread."""
+    """The attempt by a function of the application, on a helper thread."""
 
     polled: Iterable[int] = ()
     reached: Target | None = None
@@ -177,52 +177,52 @@ class _Call:
 
 
 def _discard(made: Any) -> None:
-    """Close what came too late to be of use."""
+    """Close a socket that is not needed any more."""
     if isinstance(made, socket.socket):
         made.close()
 
 
-# -- reaching any
+# -- connecting to any endpoint
 
 
 class Dialler(Source):
     """A source of connections over sockets.
 
     Args:
-        places: at least one.
-        options: checked.
+        endpoints: at least one.
+        options: validated.
 
     Raises:
-        ValueError: an option does not fit the places; the text names it.
+        ValueError: an option does not fit the endpoints; the text names it.
     """
 
-    def __init__(self, places: list[Place], options: ClientSettings) -> None:
-        check_options(places, options)
-        self._places = places
+    def __init__(self, endpoints: list[Endpoint], options: ClientSettings) -> None:
+        check_options(endpoints, options)
+        self._endpoints = endpoints
         self._options = options
-        self.size = len(places)
-        self.once = all(place.once for place in places)
-        self.address = places[0].address
+        self.size = len(endpoints)
+        self.once = all(endpoint.once for endpoint in endpoints)
+        self.address = endpoints[0].address
         self._helpers = HelperThreads("tao-dialler", _MOST_CALLS)
         # Owned by the dialling thread.
-        self._first: int = 0  # which place to begin with
-        # Where the last connection was made, and to which of the addresses there.
-        self._last: tuple[Place, Target | None] | None = None
-        self._searches: dict[Place, _Search] = {}  # that are under way
-        # Written by the dialling thread before it reads _closed; `close` does it the other way
-        # round. So at least one of the two sees the other.
+        self._first: int = 0  # index of the endpoint to begin with
+        # The endpoint and the address of the last connection.
+        self._last: tuple[Endpoint, Target | None] | None = None
+        self._searches: dict[Endpoint, _Search] = {}  # attempts in progress
+        # The dialling thread writes this before it reads _closed; `close` writes _closed before it
+        # reads this. So at least one of the two sees the other.
         self._bell: Bell | None = None
         self._closed: bool = False
 
     @property
     def dialling(self) -> bool:
-        """Whether `next` is under way."""
+        """Whether `next` is running."""
         return self._bell is not None
 
     def next(self) -> Reached:
         try:
             self._bell = Bell()
-            place, sock = self._search(self._bell)
+            endpoint, sock = self._search(self._bell)
         except OSError as error:
             if isinstance(error, ConnectionClosed):
                 raise
@@ -231,31 +231,31 @@ class Dialler(Source):
             bell, self._bell = self._bell, None
             if bell is not None:
                 bell.close()
-            self._end_searches()  # once more, as an exception may interrupt that, too
+            self._end_searches()  # again, as an exception may have interrupted the first call
         try:
-            return self._made(place, sock)
+            return self._made(endpoint, sock)
         except BaseException as error:
             sock.close()
             if not isinstance(error, (OSError, ValueError)):
                 raise
             self.over(useful=False)
-            raise _failed({place: explain(error)}, error) from error  # it may be reset already
+            raise _failed({endpoint: explain(error)}, error) from error  # it may be reset already
 
     def over(self, useful: bool) -> None:
         if self._last is None or useful:
             return
-        place, target = self._last
+        endpoint, target = self._last
         if target is not None:
-            place.memory.failed(target)
-        self._first = (self._places.index(place) + 1) % self.size
+            endpoint.memory.failed(target)
+        self._first = (self._endpoints.index(endpoint) + 1) % self.size
 
     def close(self) -> None:
         self._closed = True
         bell = self._bell
         if bell is not None:
             bell.ring()
-        for place in self._places:
-            _discard(place.take_socket())
+        for endpoint in self._endpoints:
+            _discard(endpoint.take_socket())
 
     def forked(self) -> None:
         self._helpers = HelperThreads("tao-dialler", _MOST_CALLS)
@@ -265,36 +265,36 @@ class Dialler(Source):
             self._bell.close()
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self._places))
+        return ", ".join(map(str, self._endpoints))
 
     # -- inside
 
-    def _search(self, bell: Bell) -> tuple[Place, socket.socket]:
-        """Try the places until one is reached."""
-        waiting = deque(self._places[self._first :] + self._places[: self._first])
+    def _search(self, bell: Bell) -> tuple[Endpoint, socket.socket]:
+        """Try the endpoints until one is connected."""
+        waiting = deque(self._endpoints[self._first :] + self._endpoints[: self._first])
         searches = self._searches
         ready: set[int] = set()
-        begin = 0.0  # when to try the next place
+        begin = 0.0  # when to try the next endpoint
         try:
             while not self._closed:
                 now = monotonic()
                 if waiting and (now >= begin or all(each.over for each in searches.values())):
-                    place = waiting.popleft()
-                    searches[place] = self._searched(place, bell)
-                    begin = now + _PLACE_DELAY
-                for place, search in searches.items():
+                    endpoint = waiting.popleft()
+                    searches[endpoint] = self._searched(endpoint, bell)
+                    begin = now + _ENDPOINT_DELAY
+                for endpoint, search in searches.items():
                     sock = None if search.over else search.step(now, ready)
                     if sock is not None:
-                        self._first = self._places.index(place)
-                        self._last = place, search.reached
-                        return place, sock
+                        self._first = self._endpoints.index(endpoint)
+                        self._last = endpoint, search.reached
+                        return endpoint, sock
                 going_on = [search for search in searches.values() if not search.over]
                 if going_on:
                     until = min([each.due for each in going_on] + [begin] * bool(waiting))
                     polled = chain.from_iterable(each.polled for each in going_on)
                     ready = bell.wait(polled, until)
                 elif not waiting:
-                    reasons = {place: search.reason for place, search in searches.items()}
+                    reasons = {endpoint: search.reason for endpoint, search in searches.items()}
                     cause = next(each.cause for each in reversed(searches.values()))
                     raise _failed(reasons, cause) from cause
             raise ConnectionClosed("closed by this side")
@@ -306,15 +306,15 @@ class Dialler(Source):
             search.end()
         self._searches.clear()
 
-    def _searched(self, place: Place, bell: Bell) -> _Search:
-        if place.address is not None:
-            return Race(place.address, place.memory, self._options, bell)
-        if place.function is not None:
-            return _Call(place.function, self._helpers, self._options, bell)
-        return _Given(place)
+    def _searched(self, endpoint: Endpoint, bell: Bell) -> _Search:
+        if endpoint.address is not None:
+            return Race(endpoint.address, endpoint.memory, self._options, bell)
+        if endpoint.function is not None:
+            return _Call(endpoint.function, self._helpers, self._options, bell)
+        return _Given(endpoint)
 
-    def _made(self, place: Place, sock: socket.socket) -> Reached:
-        """Make a connection of a connected socket."""
+    def _made(self, endpoint: Endpoint, sock: socket.socket) -> Reached:
+        """Make a transport from a connected socket."""
         options = self._options
         sock.setblocking(True)
         remote, local = normalized(sock.getpeername()), normalized(sock.getsockname())
@@ -322,13 +322,13 @@ class Dialler(Source):
         if options.tls is None:
             transport = Transport(sock)
         else:
-            host = options.server_hostname or place.host
+            host = options.server_hostname or endpoint.host
             transport = TlsTransport(sock, options.tls, server_side=False, server_hostname=host)
-        set_options(sock, options)  # once more, as they count for more than what tao sets
+        set_options(sock, options)  # again, as they take precedence over what tao sets
         return Reached(transport, remote, local)
 
 
-def _failed(reasons: dict[Place, str], cause: BaseException | None) -> ConnectFailed:
-    told = "; ".join(f"{place.name}: {reason}" for place, reason in reasons.items())
+def _failed(reasons: dict[Endpoint, str], cause: BaseException | None) -> ConnectFailed:
+    told = "; ".join(f"{endpoint.name}: {reason}" for endpoint, reason in reasons.items())
     which = f"any of {len(reasons)} servers: " if len(reasons) > 1 else ""
     return ConnectFailed(f"cannot connect to {which}{told}")

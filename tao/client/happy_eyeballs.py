@@ -1,13 +1,12 @@
-"""Reaching one address, or any of those that a name has: RFC 8305, "Happy Eyeballs Version 2".
+"""Connecting to an address, or to any address of a name: RFC 8305, "Happy Eyeballs Version 2".
 
-The families take turns. An attempt is begun a quarter of a second after the one before, or as soon
-as that has failed; the first that is connected wins, and the others are given up. What won goes
-first the next time; what failed or was outrun goes last, and so does what was connected and then of
-no use. So an address that drops what is sent to it costs time once.
+Address families alternate. An attempt begins a quarter of a second after the previous one, or as
+soon as that has failed. The first to connect wins, and the others are cancelled. Next time the
+winner is tried first; addresses that failed, lost, or gave a useless connection are tried last. So
+an address that drops packets costs time only once.
 
-Other than the RFC's, the look-up is one for both families: ``getaddrinfo`` offers no more. It runs
-on a helper thread, see ``runtime/helper_threads.py``, which is shared by all who ask for the same
-name meanwhile.
+Unlike the RFC, one lookup serves both families, as ``getaddrinfo`` offers no more. It runs on a
+helper thread, see ``runtime/helper_threads.py``; concurrent lookups of one name share it.
 """
 
 from __future__ import annotations
@@ -30,18 +29,19 @@ from tao.transport.error_text import explain
 
 __all__ = ["Memory", "Race", "set_options"]
 
-# Seconds from the beginning of one attempt to that of the next (RFC 8305, 5).
+# Seconds between the starts of two attempts (RFC 8305, 5).
 _ATTEMPT_DELAY = 0.25
-# A Unix socket whose server is behind with accepting is tried again after so many seconds.
+# Seconds until a Unix socket whose backlog was full is tried again.
 _UNIX_RETRY = 0.05
-# How many look-ups run at once in the process, hanging ones included.
+# How many lookups run at once in the process, hanging ones included.
 _MOST_LOOKUPS = 16
-# On Linux: let the kernel choose the near port when it knows the far end, so that there are enough.
+# On Linux: choose the local port only on connect, so that connections to different peers can share
+# a port.
 _BIND_ADDRESS_NO_PORT = 24 if hasattr(socket, "SO_BINDTODEVICE") else None
 
 
 class _Lookup(HelperTask[tuple[list[Target], list[Target]]]):
-    """The resolving of an address and of where to come from, which several may wait for."""
+    """The lookup of a remote and a source address; several threads may wait for it."""
 
     def __init__(self, work: Callable[[], tuple[list[Target], list[Target]]]) -> None:
         super().__init__(work)
@@ -49,21 +49,21 @@ class _Lookup(HelperTask[tuple[list[Target], list[Target]]]):
         self.submitted: bool = False
 
     def may_be_joined(self, patience: float) -> bool:
-        """Tell whether to wait for it: not if it has hung for so long.
+        """Return whether to wait for it: not if it has been hanging for ``patience`` seconds.
 
-        Nor if this thread is in the midst of beginning it, and was interrupted to ask for the same.
+        Nor if this thread was interrupted while starting it, and now needs the same lookup.
         """
         begun = self.submitted or self._maker != threading.get_ident()
         return begun and not self.done and monotonic() - self.since < patience
 
 
 _resolvers = HelperThreads("tao-resolver", _MOST_LOOKUPS)
-# The look-ups that run, for others to join, by what is looked up.
+# The running lookups, which others may join, by address and source.
 _lookups: dict[Any, _Lookup] = {}
 
 
 def _forked(lookups: object, reason: str) -> None:
-    """In a child process no thread is left that looks anything up."""
+    """Reset the lookups in a child process, where their threads do not exist."""
     global _resolvers
     _resolvers = HelperThreads("tao-resolver", _MOST_LOOKUPS)
     _lookups.clear()
@@ -73,15 +73,15 @@ renew_after_fork(HelperThreads, _forked)
 
 
 class Memory:
-    """What became of the addresses that one name stands for. Owned by the dialling thread."""
+    """The results of earlier attempts for the addresses of a name. Owned by the dialling thread."""
 
     def __init__(self) -> None:
         self._failures = itertools.count(1)
-        # -1: it was the last to win; above zero: it failed, a higher number later.
+        # -1: it won last time; above zero: it failed, later failures have higher numbers.
         self._ranks: dict[Target, int] = {}
 
     def order(self, targets: Iterable[Target]) -> list[Target]:
-        """Return addresses in the order in which to try them; forget what is not among them."""
+        """Return addresses in the order in which to try them; forget all others."""
         by_family: dict[int, deque[Target]] = {}
         for target in targets:
             by_family.setdefault(target.family, deque()).append(target)
@@ -92,25 +92,25 @@ class Memory:
         return sorted(ordered, key=self._ranks.__getitem__)
 
     def worked(self, target: Target) -> None:
-        """Try this first the next time."""
+        """Try this address first next time."""
         self._ranks[target] = -1
 
     def failed(self, target: Target) -> None:
-        """Try this last the next time."""
+        """Try this address last next time."""
         self._ranks[target] = next(self._failures)
 
 
 class Race:
-    """One search for a connection to one address. Owned by the dialling thread.
+    """One attempt to connect to an address. Owned by the dialling thread.
 
-    Whoever runs it polls its sockets, and calls `step` when one is ready, the bell rings, or
-    `due` has come, until a socket is returned or it is `over`; and `end` in any case.
+    The thread polls the sockets of the race. It calls `step` when one is ready, the bell rings, or
+    `due` has come, until a socket is returned or the race is `over`, and `end` in any case.
 
     Args:
         address: parsed.
         memory: of the address.
-        options: checked.
-        bell: rung when a look-up is done.
+        options: validated.
+        bell: rung when a lookup is done.
     """
 
     def __init__(
@@ -126,18 +126,18 @@ class Race:
         self._bell = bell
         self._deadline: float = monotonic() + options.connect_timeout
         self._lookup: _Lookup | None = None
-        self._targets: deque[Target] = deque()  # to be tried
-        self._sources: list[Target] = []  # where to come from
+        self._targets: deque[Target] = deque()  # addresses still to be tried
+        self._sources: list[Target] = []  # source addresses to bind to
         self._running: dict[int, tuple[socket.socket, Target]] = {}  # attempts, by descriptor
         self._next: float = 0.0  # when to begin the next attempt, monotonic
         self._failures: list[tuple[Target | None, str]] = []
-        #: Which address the socket that was returned is connected to.
+        #: The address that the returned socket is connected to.
         self.reached: Target | None = None
-        #: The last error that a reason tells of.
+        #: The last error in `reason`.
         self.cause: BaseException | None = None
         self._resolve()
 
-    # -- for who runs it
+    # -- called by the dialling thread
 
     @property
     def over(self) -> bool:
@@ -146,17 +146,17 @@ class Race:
 
     @property
     def due(self) -> float:
-        """When to call `step` at the latest, monotonic."""
+        """The latest time to call `step`, monotonic."""
         return min(self._deadline, self._next) if self._targets else self._deadline
 
     @property
     def polled(self) -> Iterable[int]:
-        """The descriptors to wait for, until they are writable."""
+        """The descriptors to poll until they are writable."""
         return self._running
 
     @property
     def reason(self) -> str:
-        """Why nothing was reached."""
+        """Why no address could be connected to."""
         reasons = dict.fromkeys(why for _, why in self._failures)
         if len(reasons) == 1:
             return next(iter(reasons))
@@ -166,11 +166,11 @@ class Race:
         )
 
     def step(self, now: float, ready: set[int]) -> socket.socket | None:
-        """Go on as far as possible; return a socket if one is connected.
+        """Make progress without blocking; return a socket once one is connected.
 
         Args:
             now: the time, monotonic.
-            ready: descriptors at which something has happened.
+            ready: the descriptors that `Bell.wait` has returned.
         """
         if self._lookup is not None and self._lookup.done:
             self._resolved(self._lookup)
@@ -192,7 +192,7 @@ class Race:
         return None
 
     def end(self) -> None:
-        """Give up what is under way; what was reached stays."""
+        """Cancel the remaining attempts; a returned socket stays open."""
         if self._lookup is not None:
             self._lookup.leave(self._bell)
             self._lookup = None
@@ -206,7 +206,7 @@ class Race:
     # -- names
 
     def _resolve(self) -> None:
-        """Find out what to try, or have it found out."""
+        """Determine the addresses to try, or start a lookup."""
         address, source = self._address, self._options.source_address
         try:
             targets = resolve_literal(address)
@@ -235,7 +235,7 @@ class Race:
     # -- attempts
 
     def _begin(self, target: Target, now: float) -> socket.socket | None:
-        """Begin an attempt; return the socket if it is connected at once."""
+        """Begin an attempt; return the socket if it connects at once."""
         sock = None
         try:
             sock = socket.socket(target.family, socket.SOCK_STREAM)
@@ -269,20 +269,20 @@ class Race:
         return None
 
     def _bind(self, sock: socket.socket) -> None:
-        """Have a socket come from the address that the options name."""
+        """Bind a socket to the option ``source_address``."""
         if self._options.source_address is None or sock.family == socket.AF_UNIX:
             return
         source = next((each for each in self._sources if each.family == sock.family), None)
         if source is None:
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         if source.address[1]:
-            # Attempts run side by side, and the connection before may linger in the kernel.
+            # Attempts run in parallel, and the previous connection may linger in the kernel.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         elif _BIND_ADDRESS_NO_PORT is not None:
             try:
                 sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
             except OSError:
-                pass  # an old kernel: it chooses the port now
+                pass  # an old kernel chooses the port in bind()
         try:
             sock.bind(source.address)
         except OSError as error:
@@ -290,7 +290,7 @@ class Race:
             raise OSError(error.errno, why) from error
 
     def _is_connected(self, sock: socket.socket, target: Target, number: int) -> bool:
-        """Tell whether an attempt that has ended was a success; if not, its socket is closed."""
+        """Return whether a finished attempt has succeeded; close its socket if not."""
         number = number or _late_error(sock)
         if number:
             sock.close()
@@ -307,12 +307,12 @@ class Race:
         self._fail(target, error)
 
     def _fail(self, target: Target | None, error: BaseException) -> None:
-        # A traceback would keep the frames that are calling this, and all that is in them.
+        # A traceback would keep the calling frames and all their variables alive.
         self.cause = error.with_traceback(None)
         self._failures.append((target, _told(target, error)))
 
     def _give_up(self) -> None:
-        """It has taken too long."""
+        """Fail all attempts because the timeout has expired."""
         timeout = self._options.connect_timeout
         late = TimeoutError(f"no answer within {timeout} s")
         if self._lookup is not None:
@@ -329,7 +329,7 @@ class Race:
 
 
 def set_options(sock: socket.socket, options: ClientSettings) -> None:
-    """Set the options that the application wants of its sockets.
+    """Set the socket options that the application has given.
 
     Raises:
         OSError: one cannot be set; the text names it.
@@ -343,24 +343,24 @@ def set_options(sock: socket.socket, options: ClientSettings) -> None:
 
 
 def _late_error(sock: socket.socket) -> int:
-    """Return what is wrong with a socket that was connected: an error's number, or 0."""
+    """Return the errno of a fault in a connected socket, or 0."""
     if sock.family == socket.AF_UNIX:
         return 0
     try:
         met_itself = sock.getsockname() == sock.getpeername()
     except OSError as error:  # it may be reset already
         return error.errno or errno.ECONNRESET
-    # A free port of this machine, chosen as the near end too: TCP then meets itself.
+    # If the kernel chooses the destination as the local port too, TCP connects to itself.
     return errno.ECONNREFUSED if met_itself else 0
 
 
 def _told(target: Target | None, error: BaseException) -> str:
-    """Say why an attempt has failed."""
+    """Return why an attempt has failed."""
     if not isinstance(error, OSError) or error.errno is None:
         return explain(error)
     if isinstance(error, socket.gaierror):
         return explain(error)
-    # What was raised above says more than the number.
+    # Errors raised above have a more specific text than the errno.
     why = explain(error) if error.strerror == os.strerror(error.errno) else str(error.strerror)
     if error.errno == errno.EINVAL and target and str(target.address[0]).startswith("fe80:"):
         return f"{why} (a link-local address needs its scope, as in fe80::1%eth0)"
@@ -368,7 +368,7 @@ def _told(target: Target | None, error: BaseException) -> str:
 
 
 def _literal_sources(source: tuple[Any, ...]) -> list[Target] | None:
-    """Return where to come from, in each family; None: a name would have to be looked up."""
+    """Return the source address of each family; None if a name must be looked up."""
     host, port, *_ = source
     if host:
         return resolve_literal(source)
@@ -379,11 +379,11 @@ def _literal_sources(source: tuple[Any, ...]) -> list[Target] | None:
 
 
 def _look_up(address: Any, source: Any, patience: float) -> _Lookup:
-    """Have an address resolved, and where to come from; join who has asked for the same.
+    """Start the lookup of an address and a source, or join a running one.
 
     Args:
-        patience: how many seconds a look-up may have been under way to be joined. One that hangs
-            must not keep those from an answer who ask when the name server is well again.
+        patience: how old a lookup may be to be joined, in seconds. One that hangs must not delay
+            lookups made after the name server has recovered.
     """
 
     def work() -> tuple[list[Target], list[Target]]:
@@ -391,7 +391,7 @@ def _look_up(address: Any, source: Any, patience: float) -> _Lookup:
             sources = [] if source is None else _literal_sources(source) or resolve(source)
             return resolve(address), sources
         finally:
-            _lookups.pop(key, None)  # it may be another's by now, which then runs alone
+            _lookups.pop(key, None)  # may remove a newer lookup, which others then cannot join
 
     key = address, source
     lookup = _Lookup(work)
@@ -406,6 +406,6 @@ def _look_up(address: Any, source: Any, patience: float) -> _Lookup:
         _lookups.pop(key, None)
         lookup.fail(OSError(errno.EINTR, os.strerror(errno.EINTR)))
         raise
-    if lookup.done:  # there is no thread for it
+    if lookup.done:  # no thread could be started
         _lookups.pop(key, None)
     return lookup

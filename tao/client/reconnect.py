@@ -1,8 +1,8 @@
-"""The core of a client: connecting, losing the connection, and connecting again.
+"""The core of a client: connecting, and reconnecting when the connection is lost.
 
-The application holds a `ClientConn` (``client.py``), and the threads of the connection hold the
-core. Only the first refers to the second, so that the garbage collector can tell whether anybody
-still wants the connection.
+The application refers to a `ClientConn` (``client.py``), and the threads of the connection refer to
+the core. The core does not refer to the `ClientConn`, so the garbage collector can tell whether the
+application still uses it.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from tao.wire.message import HEARTBEAT
 __all__ = ["ClientCore"]
 
 _ids = itertools.count(1)
-# What closing in order may take beyond the drain timeout, before close() returns regardless.
+# How long close() waits beyond the drain timeout, in seconds.
 _SLACK = 5.0
 _PLAYER = "player"
-# A connection that lasts for so many seconds, and longer than any wait of the back-off, is of use.
+# A connection is useful if it lasts this many seconds and longer than the longest back-off.
 _LASTING = 10.0
 
 
 class ClientCore(ConnectionCore):
-    """What does the work of a `ClientConn`. All methods may be called from any thread.
+    """The implementation of a `ClientConn`. All methods may be called from any thread.
 
     Args:
-        application: what the application has given, the source of transports included.
-        settings: checked.
+        application: the application's objects, including the source of transports.
+        settings: validated.
         made_at: file and line of the program that made the client.
 
     Raises:
-        ValueError: there is no coming back where the connection comes from.
+        ValueError: the source gives one connection only, so ``reconnect`` is impossible.
     """
 
     label = "client-{}"
@@ -70,7 +70,7 @@ class ClientCore(ConnectionCore):
                 "function that returns a new one each time"
             )
         user = object()
-        # Given back at the end, or when a client that never started is forgotten.
+        # Called at the end, or when a client that never started is dropped.
         self._give_back = weakref.finalize(self, shared_wheel.release, user)
         wheel = shared_wheel.acquire(user)
         self._give_back.atexit = False
@@ -86,18 +86,18 @@ class ClientCore(ConnectionCore):
             keep=self._reconnects,
         )
         self.remote_address = source.address
-        self._where = str(source)  # for people
+        self._where = str(source)  # for display
         self._made_at = made_at
-        # Under one key, who plays the first role: starts the client, then reads, and sees to its
-        # end; or only sees off one that was never started.
+        # Under one key, the claim of the thread that starts the client, reads and finishes it; or
+        # that only finishes a client that was never started.
         self._claims: dict[str, StartClaim] = {}
         # Owned by the reading thread, once there is one.
-        self._attempts: int = 0  # to connect, since a connection proved to be one
+        self._attempts: int = 0  # attempts to connect since the last useful connection
         self._came_up: float = monotonic()
-        self._proved: bool = False  # a message of the application's has come since
+        self._proved: bool = False  # whether a known message was received since then
         self._up = Wakeup()  # set while established
         self._hurry = Wakeup()  # set when closing: ends the back-off
-        #: How many times the connection came back.
+        #: How many times the client has reconnected.
         self.reconnects: int = 0
         renew_after_fork(self, ClientCore.renew_after_fork)
         if settings.on_message is None:
@@ -107,7 +107,7 @@ class ClientCore(ConnectionCore):
     # -- for the application, see ClientConn
 
     def start(self, keep_trying: bool) -> None:
-        """Connect, or begin to."""
+        """Connect, or start connecting in the background."""
         if keep_trying and not self._reconnects:
             raise ValueError("keep_trying needs the option reconnect")
         claim = StartClaim()
@@ -118,7 +118,7 @@ class ClientCore(ConnectionCore):
                 self._give_up(claim)
                 raise
         except BaseException:
-            self._give_up(claim)  # again, as that may have been interrupted
+            self._give_up(claim)  # again, as the first call may have been interrupted
             raise
 
     def _start(self, claim: StartClaim, keep_trying: bool) -> None:
@@ -132,12 +132,12 @@ class ClientCore(ConnectionCore):
                 return
             self._connect_first()
             closed = self.lifecycle.close_reason
-            self._launch(claim, self.roles.play, True)  # also then: it sees the connection off
+            self._launch(claim, self.roles.play, True)  # even if closed: it ends the connection
         if closed is not None:
             raise ConnectionClosed(closed)
 
     def _give_up(self, claim: StartClaim) -> None:
-        """Starting has failed or was interrupted: leave all as it was, unless a thread goes on."""
+        """Undo a start that failed or was interrupted, unless a thread has taken over."""
         if self._claims.get(_PLAYER) is not claim or not claim.give_up():
             return
         if self.transport is not None:
@@ -152,7 +152,7 @@ class ClientCore(ConnectionCore):
             raise ConnectionClosed(reason)
 
     def close_and_wait(self) -> None:
-        """End the connection for good, and wait until it has ended."""
+        """Close the connection permanently, and wait until it has ended."""
         self.close()
         if not self._see_off() and not in_tao_thread():
             self.wait_closed(self.settings.drain_timeout + _SLACK)
@@ -164,7 +164,7 @@ class ClientCore(ConnectionCore):
         return starting or super().interrupted_here
 
     def _see_off(self) -> bool:
-        """Do the last steps of a client that has no thread; tell whether it has none."""
+        """Finish a client that has no thread; return whether it has none."""
         claim = StartClaim()
         try:
             first = self._claims.setdefault(_PLAYER, claim)
@@ -180,7 +180,7 @@ class ClientCore(ConnectionCore):
 
     @property
     def new(self) -> bool:
-        """Whether nobody has started or closed it."""
+        """Whether it was neither started nor closed."""
         return _PLAYER not in self._claims
 
     @property
@@ -188,33 +188,33 @@ class ClientCore(ConnectionCore):
         return self._up.is_set() and self.lifecycle.close_reason is None
 
     def wait_connected(self, timeout: float | None = None) -> bool:
-        """Wait until there is a connection, or the client is closed; tell whether there is.
+        """Wait for a connection or the close of the client; return whether it is connected.
 
-        As `wait_closed`, it does not wait in the midst of a call on this very connection.
+        Like `wait_closed`, it does not wait if it has interrupted a call on this connection.
         """
         self._up.wait(0 if self.interrupted_here else timeout)
         return self.connected
 
     def enter(self) -> None:
-        """Connect, unless that is done."""
+        """Connect, unless connected already."""
         if self.new or self.lifecycle.close_reason is not None:
             self.start(keep_trying=False)
 
     def forget(self, application: Application, client: Any) -> None:
-        """Close, as the application has no use for the client any more; called by a finalizer.
+        """Close a client that the application has dropped. Called by a finalizer.
 
-        That may run at any moment on any thread, inside of anything, so the work is handed over.
+        A finalizer may run at any moment on any thread, so another thread does the work.
         """
         if self.new or self.finished.is_set():
             return
-        self.application.hold(application, client)  # for on_close, and what else is to be called
+        self.application.hold(application, client)  # for on_close and other callbacks
         if self.lifecycle.close_reason is not None:
             return
         try:
             close = partial(self.begin_close, "forgotten without close()", drain=False)
             self.wheel.in_real_time.run_clock(0.0, lambda due: close())
         except RuntimeError:
-            pass  # the wheel has stopped, so it is over
+            pass  # the wheel has stopped, so the connection has ended
         warn_unclosed(client, application, self._made_at)
 
     # -- getting connected
@@ -227,17 +227,17 @@ class ClientCore(ConnectionCore):
         try:
             failed = partial(self._kept_from, claim)
             self.roles.thread("reader", failed, claim.hand_over, target, *args).start()
-        except RuntimeError:  # there are too many
+        except RuntimeError:  # no thread can be started
             self.begin_close("no thread could be started", drain=False)
             raise
 
     def _kept_from(self, claim: StartClaim, error: BaseException) -> None:
-        """End what the first thread has been kept from, unless start() was, and took it back."""
+        """End the client if its first thread has failed, unless start() has given up already."""
         if self._claims.get(_PLAYER) is claim:
             claim.hand_over(self.roles.struck, error)
 
     def _connect_first(self) -> None:
-        """Connect; a server with which no connection comes to be is passed over for the next."""
+        """Connect; if a connection ends before it is established, try the next server."""
         for left in reversed(range(self._size)):
             try:
                 self._connect_once()
@@ -250,7 +250,7 @@ class ClientCore(ConnectionCore):
                 self.reporter.log().info("{}; trying the next server", error)
 
     def _connect_once(self) -> None:
-        """Dial and establish, or leave everything as it was."""
+        """Dial and establish a connection, or restore the previous state."""
         self._renew_context()
         self.move(Event.DIAL)
         transport: Transport | None = None
@@ -303,13 +303,13 @@ class ClientCore(ConnectionCore):
         if not self._reconnects:
             super().drop(reason, ended=ended)
             return
-        # Those of now: at any moment after this, the next ones may be there.
+        # Read now: the next transport may replace them at any moment.
         context, transport = self.context, self.transport
         try:
             before, now = self.lifecycle.apply(Event.LOSE, reason)
             if now.close_reason is None and before.open:
                 self._leave_off(reason, context, transport)
-        except BaseException:  # once more, as whoever calls again finds it lost
+        except BaseException:  # again now, as a later call would do nothing in this state
             if self.lifecycle.phase is Phase.LOST:
                 self._leave_off(reason, context, transport)
             raise
@@ -317,17 +317,17 @@ class ClientCore(ConnectionCore):
             super().drop(reason, ended=ended)
 
     def _leave_off(self, reason: str, context: Context, transport: Transport | None) -> None:
-        """Let nothing more go to, or come from, a lost transport."""
+        """Stop sending to, and reading from, a lost transport."""
         context.cancel_aside(reason)
-        # Nothing more goes where it would be lost; it waits for the next. Should that be there
-        # already, it is given up as well: a transport that counts as lost is not read.
+        # Messages wait for the next transport instead of being lost. If the next one is there
+        # already, it is given up as well, as it counts as lost and is not read.
         for each in {transport, self.transport}:
             if each is not None:
                 self.send_queue.give_up(ConnectionAbortedError(reason), each)
         self._up.clear()
         status = self.lifecycle.status
         if status.disconnect_reason is None or status.close_reason is not None:
-            self._up.set()  # it is back already, or it is over, and nobody need wait for it
+            self._up.set()  # reconnected already, or closed: waiting threads must return
 
     def renew(self) -> bool:
         if self.lifecycle.phase is Phase.LOST:
@@ -338,10 +338,10 @@ class ClientCore(ConnectionCore):
         return False
 
     def _leave(self) -> None:
-        """Be done with a lost transport."""
+        """Finish with a lost transport."""
         why = self.lifecycle.status.disconnect_reason
         self.reporter.log().info("connection lost: {}; connecting again", why)
-        # While a handler runs, no message of another connection could be handled anyway.
+        # Until the handler has returned, no message of a new connection could be handled anyway.
         self.dispatcher.wait_idle()
         self.call_on_close()
         transport = self.transport
@@ -349,7 +349,7 @@ class ClientCore(ConnectionCore):
         self._take_down(transport)
 
     def _come_back(self, first: bool = False) -> bool:
-        """Dial until it succeeds; False if there is nothing to come back to."""
+        """Dial until it succeeds; return False if the client gives up or is closed."""
         if not first and self._proved_itself():
             self._attempts = 0
         why = self.lifecycle.status.disconnect_reason
@@ -374,10 +374,10 @@ class ClientCore(ConnectionCore):
             return True
         return False
 
-    # What the application has given is taken hold of only where it is used, and never in a wait.
+    # The application's objects are referenced only while they are used, and never during a wait.
 
     def _delay(self, attempt: int) -> float | None:
-        """How long to wait before an attempt, in seconds; None: there are to be no more."""
+        """Return the seconds to wait before an attempt; None if there are no more attempts."""
         application = self.application.find()
         how = None if application is None else application.reconnect
         if how is None or (how.attempts is not None and attempt > how.attempts):
@@ -385,7 +385,7 @@ class ClientCore(ConnectionCore):
         return how.delay(attempt) if attempt else 0.0
 
     def _tell_source(self, *, useful: bool) -> None:
-        """Tell where the last transport came from whether that was of use."""
+        """Report to the source whether the last connection was useful."""
         application = self.application.find()
         if application is not None:
             application.source.over(useful)
@@ -397,7 +397,7 @@ class ClientCore(ConnectionCore):
         return 1 if application is None else application.source.size
 
     def _look_for_proof(self, batch: Batch) -> None:
-        """See whether what was received shows that the peer is a server of this application's."""
+        """Note whether a received message proves that the peer is the application's server."""
         application = self.application.find()
         known: Any = {} if application is None else application.entries
         if any(number != HEARTBEAT and known.get(number) is not None for number, _ in batch):
@@ -405,10 +405,11 @@ class ClientCore(ConnectionCore):
             self.reader.on_batch = None
 
     def _proved_itself(self) -> bool:
-        """Whether the connection just lost was of use, which its source is told.
+        """Return whether the lost connection was useful, and report it to the source.
 
-        A wrong port may accept and send anything: a banner, an error, even a heartbeat. Of use is
-        what brought a message that the application knows, or lasted. Then the back-off begins anew.
+        A wrong port may accept and send anything: a banner, an error, even a heartbeat. A
+        connection is useful if it delivered a message that the application knows, or lasted long
+        enough. Then the back-off starts over.
         """
         application = self.application.find()
         if application is None or application.reconnect is None:
@@ -419,7 +420,7 @@ class ClientCore(ConnectionCore):
         return useful
 
     def _renew_context(self) -> None:
-        """Have a context for the next transport, unless no transport has had that of now."""
+        """Make a new context for the next transport, unless the current one is unused."""
         if self.lifecycle.close_reason is None and self.context.cancelled:
             self.context = self.new_context()
         reason = self.lifecycle.close_reason
@@ -428,7 +429,7 @@ class ClientCore(ConnectionCore):
 
     def ask_on_connect(self) -> bool:
         agreed = super().ask_on_connect()
-        if not agreed:  # what it began with this context is to end
+        if not agreed:  # end the work that on_connect has begun with this context
             self.context.cancel_aside("refused by on_connect")
         return agreed
 
@@ -447,7 +448,7 @@ class ClientCore(ConnectionCore):
 
     def finish(self) -> None:
         super().finish()
-        # Who waits for a connection need not wait any longer.
+        # Wake the threads that wait for a connection.
         self._up.set()
         self.application.release()
 
@@ -471,7 +472,7 @@ class ClientCore(ConnectionCore):
     # -- after a fork
 
     def renew_after_fork(self, reason: str) -> None:
-        """In a child process: be closed if it was started; else it can be started here."""
+        """In a child process: close a started client, or make a new one ready to start."""
         if self.new:
             self.wheel = wheel = shared_wheel.wheel
             self.timers.use_wheel(wheel)

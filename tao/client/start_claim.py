@@ -1,4 +1,4 @@
-"""Which thread plays a client's first role: the one that starts it, or the one that is started."""
+"""The claim on starting a client: held by the calling thread, then by the reading thread."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ __all__ = ["StartClaim"]
 
 
 class StartClaim:
-    """Who plays the first role: a thread in `ClientCore.start`, then one that it starts.
+    """Held by the thread inside `ClientCore.start`, then by the thread that it starts.
 
-    Taking it over is one step of the interpreter, so that after an exception there is always one
-    who has it.
+    The hand-over is one step of the interpreter, so after an exception exactly one thread holds it.
     """
 
     __slots__ = ("_ident", "_takers")
 
     def __init__(self) -> None:
         self._ident: int = threading.get_ident()
-        self._takers: dict[str, str] = {}  # under one key, who has taken it over: the first
+        self._takers: dict[str, str] = {}  # under one key, the new holder; the first counts
 
     def give_up(self) -> bool:
-        """Take it back, unless the thread has taken it over; again, too."""
+        """Give the claim up; return False if the thread has taken it. May be repeated."""
         return self._takers.setdefault("taker", "starter") == "starter"
 
     @property
     def given_up(self) -> bool:
-        """Whether it was taken back, maybe by one who was interrupted before the next step."""
+        """Whether it was given up, perhaps by a thread that was then interrupted."""
         return self._takers.get("taker") == "starter"
 
     def hand_over(self, target: Callable[..., object], *args: Any) -> None:
-        """Play, on the thread that was started for it."""
+        """Take the claim and call ``target``. Called on the started thread."""
         if self._takers.setdefault("taker", "thread") == "thread":
             target(*args)
 
     @property
     def waits_for_this_thread(self) -> bool:
-        """Whether it is this thread that has it, interrupted in the midst of starting."""
+        """Whether the calling thread holds it, having been interrupted while starting."""
         return not self._takers and self._ident == threading.get_ident()

@@ -1,8 +1,8 @@
-"""Figures over HTTP, a live page, and the threads' stacks, for people and for Prometheus.
+"""The monitor: statistics over HTTP, a live page and thread stacks, also for Prometheus.
 
-In order: ``monitor.py`` is what users start, ``http.py`` serves its sockets, ``answers.py`` makes
-responses of requests, and ``pages.py`` chooses among ``live.py`` (with ``dashboard.html``),
-``connections.py``, ``stacks.py``, ``health.py`` and ``prometheus.py``.
+Read in this order: ``monitor.py`` has the public class, ``http.py`` serves its sockets,
+``answers.py`` turns requests into responses, and ``pages.py`` selects a page of ``live.py`` (with
+``dashboard.html``), ``connections.py``, ``stacks.py``, ``health.py`` or ``prometheus.py``.
 """
 
 from tao.monitor.monitor import Monitor, monitor_on

@@ -1,7 +1,7 @@
-"""From the head of an HTTP request to the answer, as bytes: no socket, no waiting.
+"""Turn the head of an HTTP request into a response, as bytes: no socket, no waiting.
 
-Guarantee: `respond` always returns an answer. What fails in a page is logged with its traceback and
-answered with 500, so that the client gets a reason and not just a closed connection.
+Guarantee: `respond` always returns a response. An error in a page is logged with its traceback and
+answered with status 500, so that the client gets a reason and not just a closed connection.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ JSON: Final = "application/json"
 HTML: Final = "text/html; charset=utf-8"
 EVENTS: Final = "text/event-stream"
 
-# What every answer says: that it is to be taken for what it is, kept by nobody, shown in no frame,
-# and that nothing is to be loaded for it. The live page has a policy of its own.
+# Sent with every response: no sniffing of the content type, no caching, no framing, no loading of
+# other resources. The live page has its own content security policy.
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -54,13 +54,13 @@ _HEADERS: Final = {
 
 
 class Answer(NamedTuple):
-    """What a page returns.
+    """The result of a page.
 
     Attributes:
-        status: of HTTP.
-        content_type: one of the constants of this module, say.
-        body: all of it.
-        policy: the content security policy, if not the strictest.
+        status: the HTTP status.
+        content_type: usually one of the constants of this module.
+        body: the complete body.
+        policy: the content security policy; None: the strictest.
     """
 
     status: int
@@ -70,11 +70,11 @@ class Answer(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What is sent for a request.
+    """The response to a request.
 
     Attributes:
-        data: the answer, from its status line on.
-        streams: the connection stays open for events, of which the first are in ``data``.
+        data: the response, from its status line on.
+        streams: whether the connection stays open for events; ``data`` has the first ones.
     """
 
     data: bytes
@@ -82,11 +82,11 @@ class Reply(NamedTuple):
 
 
 class Pages(Protocol):
-    """What answers are made of."""
+    """The pages of a monitor, as `respond` needs them."""
 
     @property
     def local(self) -> bool:
-        """Whether only this machine can ask."""
+        """Whether only this machine can connect."""
         ...
 
     def page(self, path: str, query: dict[str, str]) -> Answer:
@@ -102,14 +102,14 @@ class Pages(Protocol):
         ...
 
     def leave_stream(self) -> None:
-        """Give the place back."""
+        """Release the place."""
         ...
 
 
 class FaultLog:
-    """Logs what fails in a page: at ERROR, with the traceback, and at most one a second.
+    """Logs errors in pages at ERROR with the traceback, at most one a second.
 
-    Any thread may call it.
+    May be called from any thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -127,13 +127,13 @@ class FaultLog:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Return JSON, in which what is of no kind that JSON has is a text."""
+    """Return ``value`` as JSON; types that JSON does not have become strings."""
     separators = None if indent else (",", ":")
     return json.dumps(value, default=safe_repr, indent=indent, separators=separators)
 
 
 def respond(head: bytes, pages: Pages, faults: FaultLog) -> Reply:
-    """Return what is to be sent for the head of a request."""
+    """Return the response to the head of a request."""
     try:
         request = _Request(head, pages, faults)
         return Reply(request.wfile.getvalue(), request.streams)
@@ -143,7 +143,7 @@ def respond(head: bytes, pages: Pages, faults: FaultLog) -> Reply:
 
 
 def plain(status: int, text: str) -> Reply:
-    """Return an answer that is made without looking at the request."""
+    """Return a response that does not depend on the request."""
     body = text.encode(errors="backslashreplace")
     headers = _HEADERS | {"Content-Type": TEXT, "Content-Length": str(len(body))}
     lines = [
@@ -170,7 +170,7 @@ class _Request(BaseHTTPRequestHandler):
         self._pages = pages
         self._faults = faults
         self._sent: dict[str, str] = {}  # headers
-        #: Whether events are to follow.
+        #: Whether events follow.
         self.streams: bool = False
         super().__init__(head, None, None)  # type: ignore[arg-type]
 
@@ -179,10 +179,10 @@ class _Request(BaseHTTPRequestHandler):
         self.wfile = io.BytesIO()
 
     def finish(self) -> None:
-        pass  # it is sent by others
+        pass  # the caller sends the response
 
     def parse_request(self) -> bool:
-        """As the standard library does, but refuse whatever is not to read."""
+        """Parse as the standard library does, but allow only GET and HEAD."""
         if not super().parse_request():
             return False
         if self.command not in ("GET", "HEAD"):
@@ -212,18 +212,18 @@ class _Request(BaseHTTPRequestHandler):
         return self._pages.page(path, fields)
 
     def _made(self, path: str, make: Callable[[], Answer]) -> Answer:
-        """Return what ``make`` does; if it raises, the answer that says so."""
+        """Return the result of ``make``, or a response with status 500 if it raises."""
         try:
             return make()
-        except BaseException as error:  # by code of the application's too, and this thread goes on
+        except BaseException as error:  # also from the application's code; this thread continues
             self._faults.add(path, error)
             return Answer(500, TEXT, _failed(error))
 
     def _is_welcome(self) -> bool:
         """Tell whether whoever asks knows whom he asks.
 
-        A site on the Internet can have its name resolve to this machine, and a browser would then
-        let it read what is here (DNS rebinding). It cannot call itself localhost.
+        A web site can make its name resolve to this machine, and a browser would then let it read
+        these pages (DNS rebinding). But it cannot use the name localhost.
         """
         if not self._pages.local:
             return True
@@ -233,7 +233,7 @@ class _Request(BaseHTTPRequestHandler):
         return is_number or name == "localhost" or name.endswith(".localhost")
 
     def _begin_stream(self) -> None:
-        """Answer with the first events, or with why there will be none."""
+        """Answer with the first events, or with the reason why there are none."""
         if not self._pages.join_stream():
             text = "enough are looking at this already; close one of the pages\n"
             self._send(Answer(503, TEXT, text), {"Retry-After": "5"})
@@ -249,7 +249,7 @@ class _Request(BaseHTTPRequestHandler):
     def _send(
         self, answer: Answer, headers: Mapping[str, str] | None = None, *, ends: bool = True
     ) -> None:
-        """Write an answer; one that does not end has no length."""
+        """Write a response; a stream has no Content-Length."""
         body = answer.body
         if isinstance(body, str):
             body = body.encode(errors="backslashreplace")
@@ -270,7 +270,7 @@ class _Request(BaseHTTPRequestHandler):
         super().send_header(keyword, value)
 
     def end_headers(self) -> None:
-        """Add what every answer says, also those to requests that cannot be understood."""
+        """Add the headers of every response, also of those to malformed requests."""
         for name, value in _HEADERS.items():
             if name not in self._sent:
                 self.send_header(name, value)

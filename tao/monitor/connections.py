@@ -1,4 +1,4 @@
-"""The connections of this process as a monitor shows them: a table, and what stands out in it."""
+"""The connections of this process, as the monitor shows them: a table and a list of problems."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tao.transport.addresses import address_text
 
 __all__ = ["Survey", "WrongQuery", "name_of", "page_of_connections", "peer_of", "survey"]
 
-# How many connections one answer holds, unless asked for fewer or more, and at most.
+# How many connections one response holds, by default and at most.
 _LIMIT, _LIMIT_MOST = 1000, 10_000
-# From when on a handler that runs deserves a look, in seconds.
+# A handler that runs longer than this is reported, in seconds.
 _LONG = 1.0
 # How much of a name or an address is shown, in characters.
 _LONGEST = 200
-# From which share of its limit on a queue does, in per cent.
+# A queue above this share of its limit is reported, in per cent.
 _FULL = 50
 
 
 class WrongQuery(ValueError):
-    """What was asked for makes no sense; the text says why."""
+    """The query is invalid; the text says why."""
 
 
 class _Seen(NamedTuple):
@@ -36,14 +36,14 @@ class _Seen(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What all connections of an owner are like at one moment.
+    """The state of all connections of an owner at one moment.
 
     Attributes:
-        pending: messages that wait to be handled, or are being handled.
+        pending: messages that wait for a handler or are being handled.
         send_queue: messages that wait to be sent.
-        slow: connections whose handler runs for long, as how long and a text; the worst first.
-        blocked: those whose queue of messages to send is long, as per cent and a text.
-        behind: those whose queue of messages to handle is long, likewise.
+        slow: connections with a slow handler, as seconds and a text; the worst first.
+        blocked: connections with a long send queue, as per cent of the limit and a text.
+        behind: connections with many messages to handle, likewise.
     """
 
     pending: int
@@ -54,15 +54,15 @@ class Survey(NamedTuple):
 
 
 def name_of(conn: Any) -> str:
-    """Return what the application has called a connection: anything that ``str`` makes a text of.
+    """Return the name that the application has given a connection, as a string.
 
-    It never raises, whatever ``str`` does.
+    It never raises, even if ``str(conn.name)`` does.
     """
     return safe_str(conn.name)[:_LONGEST]
 
 
 def peer_of(conn: Any) -> str:
-    """Return a peer's address as a text, also one that the application has put in its place."""
+    """Return the address of a peer as a string, also if the application has replaced it."""
     address = conn.remote_address
     try:
         return address_text(address)[:_LONGEST]
@@ -71,7 +71,7 @@ def peer_of(conn: Any) -> str:
 
 
 def survey(tally: Tally) -> Survey:
-    """Look at all connections of a server, or at a client's."""
+    """Examine all connections of a server, or the connection of a client."""
     found = Survey(0, 0, [], [], [])
     pending = send_queue = 0
     everyone = _seen([tally])
@@ -98,7 +98,7 @@ def survey(tally: Tally) -> Survey:
 
 
 def page_of_connections(query: Mapping[str, str]) -> dict[str, Any]:
-    """Return what ``/connections`` shows.
+    """Return the content of ``/connections``.
 
     Args:
         query: ``offset`` and ``limit``; ``server``, the name of a server or client; ``filter``, a
@@ -128,7 +128,7 @@ def page_of_connections(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _key(field: str, found: list[_Seen]) -> Callable[[_Seen], Any]:
-    """Return what to sort by."""
+    """Return the sort key for a field."""
     if field == "running_for":
         running = _running(found)
         return lambda seen: running[seen.conn].seconds if seen.conn in running else -1.0
@@ -158,7 +158,7 @@ def _seen(owners: list[Tally]) -> list[_Seen]:
 
 
 def _running(found: list[_Seen]) -> dict[Any, Running]:
-    """Return what the connections run now; those that run nothing are left out."""
+    """Return the running handlers by connection; idle connections are left out."""
     running = running_in([each.conn.runner for each in found])
     return {each.conn: running[each.conn.runner] for each in found if each.conn.runner in running}
 

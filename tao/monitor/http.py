@@ -6,14 +6,14 @@ Guarantees, whatever peers send, however slowly, and whether or not they read:
   and answers sent by one thread that never blocks. Answers are made by `_ANSWERS` threads at most,
   and those of one page by a few of them, so that one which hangs (it calls what the application
   has written, as ``__str__`` of a name) leaves the others.
-- A request may take `PATIENCE` seconds in all, a piece of a stream likewise.
+- A request may take `PATIENCE` seconds altogether; so may each event of a stream.
 - `_MOST_PEERS` connections are open at once, besides the streams. When that many are, a new one
   takes the place of one that is being waited for: of one that only has to close if possible, else
   of the oldest. So what is asked at once is answered at once, whoever else drips. Likewise what has
   not been read of answers is bounded.
-- Every complete request is answered. When no answer can be made in time, or no thread started, that
-  is 503.
-- Nothing that fails here ends the thread: it is logged, and at most its connection is closed.
+- Every complete request is answered: with status 503 if no answer can be made in time, or no thread
+  can be started.
+- No error ends the thread: it is logged, and at most the connection in question is closed.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ from tao.transport.error_text import explain
 
 __all__ = ["BACKLOG", "PATIENCE", "HttpServer"]
 
-#: What a request, or a piece of a stream, may take, in seconds.
+#: How long a request, or an event of a stream, may take, in seconds.
 PATIENCE: Final = 5.0
-# How much longer an answer may take that says that there is none.
+# The extra time to send a 503 response after that, in seconds.
 _APOLOGY: Final = 1.0
-# How many connections may be open at once, how many answers made, and how many of one page.
+# How many connections may be open, how many answers made at once, and how many of one page.
 _MOST_PEERS, _ANSWERS, _ANSWERS_EACH = 128, 16, 4
-# How many bytes of answers may wait to be sent, if they are of several connections.
+# How many bytes of answers may wait to be sent on all connections together.
 _MOST_UNSENT = 32 * 1024 * 1024
 # How long a new connection keeps its place, in seconds: its request may be under way.
 _GRACE: Final = 0.05
-# How long the head of a request may be, in bytes.
+# The longest head of a request, in bytes.
 _LONGEST_HEAD: Final = 16 * 1024
-# How much is read at once, in bytes, and how many are accepted before others have their turn.
+# How many bytes are read, and how many connections accepted, before others are served.
 _READ, _ACCEPTED_AT_ONCE = 4096, 16
 # How long to wait after a failure, in seconds.
 _BACKOFF = 0.5
-#: How many connections may wait in the kernel.
+#: The listen backlog.
 BACKLOG: Final = 1024
 
 
 class _State(Enum):
-    """Where a connection is in its life."""
+    """The state of a connection."""
 
-    READING = auto()  # the head has not come
-    ANSWERING = auto()  # the answer is waited for
-    SENDING = auto()  # the answer has not gone
-    STREAMING = auto()  # events go out as long as the peer likes
-    LINGERING = auto()  # all has gone; closing before the peer does could reset it
+    READING = auto()  # the head is incomplete
+    ANSWERING = auto()  # the answer is being made
+    SENDING = auto()  # the answer is being sent
+    STREAMING = auto()  # events are sent until the peer closes
+    LINGERING = auto()  # all is sent; closing before the peer does could reset the connection
     ENDED = auto()
 
 
@@ -78,12 +78,12 @@ class _Peer:
         self.deadline: float = now + PATIENCE
         self.state = _State.READING
         self.received = bytearray()
-        self.page: bytes = b""  # which it has asked for
+        self.page: bytes = b""  # the requested path
         self.out = memoryview(b"")
 
     @property
     def events(self) -> int:
-        """What to wait for."""
+        """The events to poll for."""
         if self.state is _State.ANSWERING:
             return 0
         if self.state is _State.SENDING:
@@ -100,16 +100,16 @@ class _Peer:
 
 
 class HttpServer:
-    """Reads requests, has them answered, and sends the answers.
+    """Reads requests, answers them by calling ``respond``, and sends the answers.
 
     Args:
-        sock: listens, and does not block. It is closed in the end.
+        sock: a listening, non-blocking socket, which is closed at the end.
         name: of the threads, and in the log.
-        respond: makes the answer to the head of a request; called on threads of their own.
-        news: makes the next event of all streams, likewise.
+        respond: makes the answer to the head of a request; called on separate threads.
+        news: makes the next event of all streams; called on a separate thread.
         period: seconds between two events.
         left: called for each stream that ends.
-        faults: where to tell what fails.
+        faults: logs errors.
     """
 
     def __init__(
@@ -137,22 +137,22 @@ class HttpServer:
         # Who is about to write to _wake, and whether it is too late for that: see _ring.
         self._ringing: list[None] = []
         self._over: bool = False
-        # What other threads hand to the loop: which thread, and its answer, or None if it failed.
+        # Results for the loop: the thread and its answer, or None if it failed.
         self._posted: deque[tuple[threading.Thread, Reply | None]] = deque()
-        # The rest belongs to the loop's thread.
+        # The fields below are owned by the loop's thread.
         self._peers: dict[int, _Peer] = {}  # by descriptor, the oldest first
-        self._queue: deque[tuple[_Peer, bytes]] = deque()  # heads for which no thread was free
+        self._queue: deque[tuple[_Peer, bytes]] = deque()  # heads that wait for a free thread
         self._answering: dict[threading.Thread, _Peer] = {}
-        self._teller: threading.Thread | None = None  # makes the news now
+        self._teller: threading.Thread | None = None  # makes the next event
         self._news_due: float = 0.0
         self._accept_again: float = 0.0
         self._thread: threading.Thread = spawn(self._run, name=name, failed=lambda _: self._run())
 
     def start(self) -> None:
-        """Begin to serve.
+        """Start serving.
 
         Raises:
-            RuntimeError: there can be no more threads. All is closed.
+            RuntimeError: no thread can be started. The sockets are closed.
         """
         try:
             self._thread.start()
@@ -161,13 +161,16 @@ class HttpServer:
             raise
 
     def close(self) -> None:
-        """Cut all off, and wait for the threads; any thread and signal handler may call it."""
+        """Close all connections and wait for the threads.
+
+        May be called from any thread or signal handler.
+        """
         self._closing.set()
         self._ring()
         gather([self._thread], Deadline(PATIENCE))
 
     def abandon(self) -> None:
-        """Close the sockets where no loop runs: in a forked child, these are copies."""
+        """Close the sockets when no loop runs, as in a forked child, which has copies of them."""
         self._closing = Wakeup()
         self._closing.set()
         self._over = True
@@ -186,7 +189,7 @@ class HttpServer:
         finally:
             self._ringing.pop()
 
-    # -- threads of their own
+    # -- on separate threads
 
     def _answer(self, head: bytes) -> None:
         reply = None
@@ -208,7 +211,7 @@ class HttpServer:
         self._posted.append((threading.current_thread(), reply))
         self._ring()
 
-    # -- the loop's thread, which all below belongs to
+    # -- on the loop's thread, as everything below
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -260,7 +263,7 @@ class HttpServer:
             self._accept(now)
 
     def _timeout(self, now: float) -> float:
-        """Return when to look next, in seconds from now."""
+        """Return the timeout of the next poll, in seconds."""
         times = [peer.deadline for peer in self._all() if peer.has_deadline]
         if self._accept_again > now:
             times.append(self._accept_again)
@@ -299,7 +302,7 @@ class HttpServer:
         return len(self._peers) - len(self._streams()) >= _MOST_PEERS
 
     def _make_room(self, now: float) -> bool:
-        """Close a connection if there are too many; False: there is none that could be."""
+        """Close a connection if there are too many; return False if none can be closed."""
         if not self._is_full():
             return True
         idle = [each for each in self._all() if each.waits_for_peer and now - each.since >= _GRACE]
@@ -309,13 +312,13 @@ class HttpServer:
         return bool(idle)
 
     def _make_room_for(self, size: int) -> None:
-        """Cut off the oldest that do not read, if so much more would be too much."""
+        """Close the oldest connections that do not read, if too many bytes would be unsent."""
         unsent = [peer for peer in self._all() if peer.out]
         while unsent and size + sum(len(peer.out) for peer in unsent) > _MOST_UNSENT:
             self._drop(unsent.pop(0), "too much waits to be read")
 
     def _advance(self, peer: _Peer) -> None:
-        """Go on with a connection that is ready to be read or written."""
+        """Read from or write to a connection that is ready."""
         try:
             if peer.state is _State.READING:
                 self._read(peer)
@@ -420,7 +423,7 @@ class HttpServer:
         self._advance(peer)
 
     def _begin_news(self, now: float) -> None:
-        """Have an event made for the streams, if it is time."""
+        """Start making an event for the streams, if it is time."""
         if self._teller is not None or now < self._news_due or not self._streams():
             return
         self._news_due = now + self._period
@@ -433,7 +436,7 @@ class HttpServer:
             logger.warning("{}: no news: {}", self._name, explain(error))
 
     def _tell(self, news: Reply | None) -> None:
-        """Send an event to all clients that have read the one before; None: end all streams."""
+        """Send an event to all streams that have sent the previous one; None: end all streams."""
         for peer in self._streams():
             if news is None:
                 self._drop(peer, "there is no news")  # it may ask why

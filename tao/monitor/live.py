@@ -1,7 +1,7 @@
-"""What the live page is fed with: once a second, what the servers and clients do at that moment.
+"""The data of the live page: once a second, the current state of the servers and clients.
 
-Nothing runs while no page is open. While one is, the update is made once a second, by the first
-thread that needs it, and all pages get the same one.
+Nothing runs while no page is open. Otherwise the update is made once a second, by the first thread
+that needs it, and all pages get the same one.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from tao.wire.message import HEARTBEAT
 
 __all__ = ["PERIOD", "Feed"]
 
-#: How often there is news, in seconds.
+#: Seconds between two updates.
 PERIOD = 1.0
-# For how many seconds readings are kept to compare with, and what was sent for the charts.
+# How long readings are kept for comparison, and points for the charts, in seconds.
 _READINGS, _HISTORY = 60, 300
-# How far back percentiles look, in seconds.
+# The period that percentiles cover, in seconds.
 _WINDOW = 10
-# How many servers are shown each for itself, and how many clients; the rest of them is added up.
+# How many servers, and how many clients, are shown separately; the rest is summed up.
 _APART = 16
-# How many message numbers and errors are shown for each, and how many alike concerns.
+# How many message numbers, errors and similar problems are shown for each.
 _NUMBERS, _ERRORS, _ALIKE = 40, 20, 3
 # How much of a handler's name is shown, in characters.
 _LONGEST_NAME = 100
-# Fewer errors than this in ten seconds are not said to be rising.
+# Fewer errors than this in ten seconds are not reported as rising.
 _RISING = 5
 
-#: What stands for all servers and clients together.
+#: The name for all servers and clients together.
 EVERYTHING: Final = "everything"
 
-# What is shown as so many a second, and what also as so many in the last minute.
+# The figures shown per second, and those that are summed up.
 _RATES = ("messages_in", "messages_out", "bytes_in", "bytes_out", "handled", "errors")
 _ADDED = (
     *("connections", "connections_total", "refused", "accept_errors", "workers"),
@@ -67,7 +67,7 @@ class _End:
 
 @dataclass
 class _Reading:
-    """What is kept of an end, to compare with later."""
+    """The figures of an end at one moment, kept for comparison."""
 
     when: float
     figures: dict[str, float]
@@ -75,10 +75,10 @@ class _Reading:
 
 
 class Feed:
-    """Makes the news. Any thread may call any method."""
+    """Makes the updates. Methods may be called from any thread."""
 
     def __init__(self) -> None:
-        # Guards all below, and that news is made by one thread at a time.
+        # Guards the fields below, and lets one thread at a time make the update.
         self._lock = threading.Lock()
         self._made: float = float("-inf")  # when, monotonic
         self._news: str = ""
@@ -86,7 +86,7 @@ class Feed:
         self._history: deque[dict[str, Any]] = deque(maxlen=_HISTORY)
 
     def news(self) -> str:
-        """Return the latest news as JSON, made now if the last are a second old."""
+        """Return the latest update as JSON; make a new one if it is a second old."""
         with self._lock:
             now = time.monotonic()
             if now - self._made >= 0.9 * PERIOD:
@@ -95,7 +95,7 @@ class Feed:
             return self._news
 
     def history(self) -> str:
-        """Return as JSON the history that the charts of a new page begin with."""
+        """Return the history for the charts of a new page, as JSON."""
         with self._lock:
             return as_json(list(self._history))
 
@@ -125,7 +125,7 @@ class Feed:
         }
 
     def _figures(self, end: _End, now: float) -> dict[str, Any]:
-        """Return what is shown of an end, and keep a reading of it."""
+        """Return the figures of an end, and keep a reading of them."""
         snapshot = end.snapshot
         figures = snapshot.as_dict()
         del figures["latency"]
@@ -169,7 +169,7 @@ def _rate(before: _Reading, now: _Reading, name: str) -> float:
 
 
 def _rising(kept: deque[_Reading], window: _Reading) -> bool:
-    """Tell whether errors came in the last seconds at twice the rate of the minute before."""
+    """Return whether errors occur at more than twice the rate of the minute before."""
     now = kept[-1]
     lately, before = (
         (end.figures["errors"] - start.figures["errors"], end.when - start.when)
@@ -197,7 +197,7 @@ def _handlers(end: _End, recent: dict[int | str, list[int]], span: float) -> lis
 
 
 def _point(figures: dict[str, Any]) -> list[float]:
-    """Return what the charts show of an end at one moment, in the order that the page knows."""
+    """Return the chart values of an end, in the order that the page expects."""
     rates, latency = figures["rates"], figures["latency"]
     return [
         *(rates["messages_in"], rates["messages_out"], figures["connections"]),
@@ -209,7 +209,7 @@ def _point(figures: dict[str, Any]) -> list[float]:
 
 
 def _ends() -> list[_End]:
-    """Return all that is shown: everything together, servers, clients."""
+    """Return all ends to show: the total, servers, clients."""
     found = [(tally, tally.snapshot()) for tally in tallies()]
     groups = [
         [(tally, snapshot) for tally, snapshot in found if snapshot.kind == kind]
@@ -232,7 +232,7 @@ def _end(tally: Tally, snapshot: Snapshot) -> _End:
 
 
 def _names(tally: Tally, numbers: Iterable[int | str]) -> dict[int | str, str]:
-    """Return what the functions are called that handle messages, as far as that can be known."""
+    """Return the names of the message handlers, as far as they are known."""
     conn = next(iter(tally.living()), None)
     application = None if conn is None else conn.application.find()
     entries: dict[Any, Any] = {} if application is None else application.entries
@@ -248,7 +248,7 @@ def _called(handler: object) -> str:
 
 
 def _together(ends: list[_End], name: str, kind: str) -> _End:
-    """Add ends up."""
+    """Sum up several ends."""
     total = Snapshot(name=name, kind=kind)
     cells: dict[int | str, list[int]] = {}
     names: dict[int | str, set[str]] = {}
@@ -282,11 +282,11 @@ def _worst(lists: Iterable[list[tuple[float, str]]]) -> list[tuple[float, str]]:
     return sorted((item for each in lists for item in each), reverse=True)
 
 
-# -- what is wrong
+# -- problems
 
 
 def _concerns(end: _End, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Say what deserves a look, the worst first; ``bad`` tells how much it does."""
+    """Yield the problems of an end, the worst first; ``bad`` marks serious ones."""
     snapshot, minute = end.snapshot, figures["minute"]
 
     def concern(text: str, bad: bool = False) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Figures over HTTP: what the servers and clients of this process have done, and how they are.
+"""Statistics over HTTP: the activity and state of the servers and clients of this process.
 
-- ``/``: a live page for people, which ``/events`` feeds (server-sent events, one a second).
+- ``/``: a live page, updated by ``/events`` (server-sent events, one a second).
 - ``/connections``: JSON, a row for each connection; ``?offset=``, ``limit=``, ``server=``,
   ``filter=`` and ``sort=`` choose among them.
-- ``/stacks``: where each of tao's threads is, as text.
+- ``/stacks``: the stack of each of tao's threads, as text.
 - ``/debug/vars``: JSON. For the whole process ``TotalConn``, connections open now, ``TotalHandle``,
   messages handled, ``TotalTime``, seconds spent handling them, and ``QPS``, messages handled a
   second over the last ten (exactly: since a reading about that old, or the latest that is older,
@@ -39,21 +39,21 @@ __all__ = ["Monitor", "monitor_on"]
 
 # How many may look at the live page.
 _STREAMS = 16
-# How far back QPS looks, and how close together it keeps readings, in seconds.
+# The period that QPS covers, and the interval of its readings, in seconds.
 _WINDOW, _STEP = 10.0, 0.5
 # Addresses at which only this machine reaches the monitor begin like this.
 _LOCAL: Final = ("127.", "::1")
 
 
 def monitor_on(port: int, host: str = "127.0.0.1") -> Monitor:
-    """Serve the figures of this process over HTTP, in the background, until the monitor is closed.
+    """Serve statistics of this process over HTTP in the background, until the monitor is closed.
 
     Args:
         port: where to listen; 0 for any that is free, see `Monitor.address`.
         host: an address of this machine; empty for all of them.
 
     Raises:
-        OSError: the address cannot be listened at; the text names it.
+        OSError: cannot listen at the address; the text names it.
         RuntimeError: no thread can be started.
         TypeError, ValueError: an argument is of the wrong type or out of range.
     """
@@ -61,16 +61,16 @@ def monitor_on(port: int, host: str = "127.0.0.1") -> Monitor:
 
 
 class Monitor:
-    """What `monitor_on` returns; also a context manager that closes it.
+    """A running monitor, returned by `monitor_on`; as a context manager it closes itself.
 
-    Any thread and any signal handler may call any method.
+    Methods may be called from any thread or signal handler.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         sock = _listen(host, port)
-        #: Where it listens: host and port.
+        #: The host and port where it listens.
         self.address: tuple[str, int] = sock.getsockname()[:2]
-        #: The same for a browser.
+        #: The same as a URL.
         self.url: str = f"http://{address_text(self.address)}"
         #: Whether only this machine can reach it.
         self.local: bool = self.address[0].startswith(_LOCAL)
@@ -90,7 +90,7 @@ class Monitor:
         self._http.start()
 
     def close(self) -> None:
-        """Answer no more, cut off what is under way, and wait for the threads: 5 s at most.
+        """Stop serving, close all connections, and wait up to 5 s for the threads.
 
         Closing twice is harmless.
         """
@@ -111,11 +111,11 @@ class Monitor:
 
 
 class _Site:
-    """The pages, and what they need to remember. Any thread may call any method.
+    """The pages and their state. Methods may be called from any thread.
 
     Attributes:
         local: see `Monitor.local`.
-        feed: what the live page is fed with.
+        feed: the data of the live page.
     """
 
     def __init__(self, local: bool) -> None:
@@ -142,7 +142,7 @@ class _Site:
         }
 
     def events(self) -> str:
-        """Return what a live page gets first: what was, then what is."""
+        """Return the first events of a live page: the history, then the current state."""
         return f"retry: 2000\nevent: history\n{_event(self.feed.history())}{self.news()}"
 
     def news(self) -> str:
@@ -163,15 +163,15 @@ class _Site:
 
 
 class _Rate:
-    """The rate at which a count grows. Any thread may read it, at any time."""
+    """The rate at which a count grows. May be used from any thread."""
 
     def __init__(self, count: int) -> None:
-        # When, and what; the first is the newest that fills the window.
+        # Pairs of time and count; the first is the newest one that covers the window.
         first = (time.monotonic(), count)
         self._readings: AtomicReference[tuple[tuple[float, int], ...]] = AtomicReference((first,))
 
     def now(self, count: int) -> float:
-        """Return the growth a second, up to a count read now."""
+        """Return the growth per second up to the current ``count``."""
         now = time.monotonic()
 
         def add(readings: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
@@ -182,7 +182,7 @@ class _Rate:
             return (*readings[first:], *latest)
 
         then, before = self._readings.update(add)[1][0]
-        # With a server that was forgotten its count has gone.
+        # The sum drops when a server is garbage-collected.
         return max(0.0, (count - before) / (now - then)) if now > then else 0.0
 
 

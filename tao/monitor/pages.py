@@ -1,4 +1,4 @@
-"""The pages of a monitor, but for the news."""
+"""The pages of a monitor, except the event stream."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ in this program; with PyInstaller, --collect-data tao puts it in; besides / ther
 
 
 def page_at(path: str, query: Mapping[str, str], variables: Variables) -> Answer:
-    """Return what is at ``path``, or an answer that says what there is.
+    """Return the page at ``path``, or a 404 response with a list of pages.
 
     Args:
-        path: without a query, and without a slash at its end.
+        path: without query and trailing slash.
         query: its fields.
-        variables: returns what ``/debug/vars`` shows.
+        variables: returns the content of ``/debug/vars``.
     """
     found = _PAGES.get(path)
     if found is None:
@@ -55,7 +55,7 @@ def _dashboard(query: Mapping[str, str], variables: Variables) -> Answer:
 
 @cache
 def _live_page() -> tuple[bytes, str]:
-    """Return the live page, and a policy that lets it do what it does and nothing else."""
+    """Return the live page and a content security policy that allows only what it needs."""
     text = files("tao.monitor").joinpath("dashboard.html").read_bytes()
     rules = {"default-src": "'none'", "connect-src": "'self'", "img-src": "data:"}
     for rule, tag in (("script-src", b"script"), ("style-src", b"style")):

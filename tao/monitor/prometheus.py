@@ -1,4 +1,4 @@
-"""The figures in the text format of Prometheus, made by prometheus-client where it is installed."""
+"""The statistics in the text format of Prometheus; needs prometheus-client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OCTAVES: Final = range(-18, 5, 2)
 
 
 class _Figure(NamedTuple):
-    """How a field of a snapshot is called in Prometheus."""
+    """The Prometheus name of a field of a snapshot."""
 
     field: str
     name: str  # a counter's without _total, which the format adds
@@ -69,7 +69,7 @@ def exposition() -> tuple[str, bytes]:
 
 
 class _Collector:
-    """Gives prometheus-client the figures of the moment."""
+    """Passes the current figures to prometheus-client."""
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

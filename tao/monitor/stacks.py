@@ -1,4 +1,4 @@
-"""Where tao's threads are: the stack of each, by connection and by role, without any values."""
+"""The stacks of tao's threads, by connection and role, without the values of variables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["stacks"]
 
 # How many threads are shown; a page of more is of no use to anybody.
 _MOST = 1000
-# What the threads that belong to no connection do, by how their names begin.
+# The roles of threads that belong to no connection, by the beginning of their names.
 _ROLES = (
     ("tao-acceptor", "accepts connections"),
     ("tao-spare", "waits to accept the next"),
@@ -28,10 +28,10 @@ _ROLES = (
 
 
 def stacks() -> str:
-    """Return the stacks of tao's threads as a text for people.
+    """Return the stacks of tao's threads as text.
 
-    A line of source is shown as it is in the file; the values of variables are not. The stacks are
-    taken one after another while the program runs.
+    Source lines are shown, the values of variables are not. The stacks are taken one after another
+    while the program runs.
     """
     frames = current_frames()
     alive = {each for each in threading.enumerate() if each.name.startswith("tao-")}

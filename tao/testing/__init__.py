@@ -1,14 +1,14 @@
 """Helpers for tests of your own handlers, clients and messages.
 
-- `serving` and `running` have a server run for the length of a ``with`` block.
-- `RecordingClient` talks to it, keeps what comes, and says what came instead.
+- `serving` and `running` run a server in a ``with`` block.
+- `RecordingClient` connects to it, records what it receives, and checks it.
 - `memory_pair` connects a client and a server without sockets.
-- `Clock` is a clock that the test advances: no test waits for a heartbeat.
-- `FaultProxy` sits between the two and breaks connections in any way they can break.
+- `Clock` is a clock that the test advances, so that it need not wait for timeouts.
+- `FaultProxy` sits between client and server and injects faults into their connections.
 
-With pytest the fixtures ``tao_server``, ``tao_client``, ``tao_clock`` and ``tao_no_leaks`` are
-there as soon as tao is installed; see ``pytest_plugin.py``. What fails, fails by an
-``AssertionError`` that tells what happened in its place.
+The pytest fixtures ``tao_server``, ``tao_client``, ``tao_clock`` and ``tao_no_leaks`` are available
+as soon as tao is installed; see ``pytest_plugin.py``. A failed check raises an ``AssertionError``
+that says what happened instead.
 
 The names are imported when they are first used, because pytest imports the plugin at every start.
 """
@@ -47,7 +47,7 @@ __all__ = [
     "serving",
 ]
 
-# Where each is made.
+# The module of each name.
 _HOMES = {
     "Clock": "tao.testing.clock",
     "FaultProxy": "tao.testing.fault_proxy",

@@ -1,10 +1,9 @@
 """A clock that a test advances instead of waiting for heartbeats, timeouts, timers and back-off.
 
-It is a timing wheel that is turned by hand. Servers and clients that come to life while it is in
-force take it for theirs. What stamps the hot path sets (when bytes last came, when some were last
-sent) remain ``time.monotonic()``: seen from there, this clock stands still and jumps, and it keeps
-a list of its jumps, so it can tell what its time was at any such moment. So a connection costs not
-an instruction more for being testable.
+It is a timing wheel that is advanced by hand. Servers and clients that are started while it is
+active use it. The timestamps of the hot path (when bytes were last received or sent) still come
+from ``time.monotonic()``. In that time this clock stands still and jumps. It records its jumps, so
+it can convert such a timestamp to its own time. So testability costs a connection nothing.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from tao.runtime.wakeup import Notifier, Waitable
 
 __all__ = ["Clock"]
 
-# Sums of floating-point seconds are not exact; what is due within this of the time is due.
+# Tolerance for rounding errors of floating-point seconds.
 _SLACK = 1e-9
-# How often a thread that waits on the clock looks whether it has been woken otherwise, in seconds.
+# How often a thread that waits on the clock checks whether its event is set, in seconds.
 _LOOK = 0.002
 
 
 class Clock(TimingWheel):
-    """Time that passes when `advance` is called, and not otherwise.
+    """A clock whose time passes only when `advance` is called.
 
-    Servers started and clients made inside of its ``with`` block live by it, in the whole process,
-    and go on doing so afterwards. By it go heartbeats, ``idle_timeout`` and ``write_timeout``, the
-    back-off of ``reconnect``, timers and schedules, deadlines of contexts (``with_timeout``), and
-    ``last_heartbeat``. By real time go, as other programs do: connecting, handshakes, the end of
-    connections, the stop of a server; and waits of a thread of your own: ``ctx.wait(seconds)``,
-    ``write(timeout=...)``.
+    Servers started and clients made inside its ``with`` block use it, in the whole process, and
+    keep using it afterwards. It drives heartbeats, ``idle_timeout`` and ``write_timeout``, the
+    back-off of ``reconnect``, timers and schedules, context deadlines (``with_timeout``) and
+    ``last_heartbeat``. Real time drives what depends on other programs (connecting, handshakes,
+    closing connections, stopping a server) and explicit waits (``ctx.wait(seconds)``,
+    ``write(timeout=...)``).
 
-    It is a `TimingWheel`, so it has timers of its own too, which run on the thread that advances.
-    All methods may be called from any thread, but `advance` not by a handler or callback.
+    It is a `TimingWheel`, so it can have timers of its own, which run on the thread that advances.
+    All methods may be called from any thread, but `advance` not from a handler or callback.
 
     ::
 
@@ -57,8 +56,8 @@ class Clock(TimingWheel):
             client.close()
 
     Args:
-        start: the time of day at the beginning, as an aware datetime or in seconds since the Unix
-            epoch; None: the real one.
+        start: the initial time of day, as an aware datetime or in seconds since the Unix epoch;
+            None: the current time.
     """
 
     def __init__(self, start: datetime | float | None = None) -> None:
@@ -68,65 +67,65 @@ class Clock(TimingWheel):
                 raise ValueError(f"start needs a time zone, not {start!r}")
             start = start.timestamp()
         self._start: float = time.time() if start is None else start
-        # What belongs to the thread that advances the clock, while one does.
+        # Owned by the thread that advances the clock.
         self._turned = Agenda()
-        # That thread. It alone changes the two that follow.
+        # The ident of that thread, which alone changes the next two.
         self._advancer: dict[str, int] = {}
         self._time: float = 0.0
-        self._jumps: list[tuple[float, float]] = [(time.monotonic(), 0.0)]  # when, and to what
-        self._under_way: dict[object, None] = {}  # calls that timers brought about elsewhere
-        self._waiting: dict[object, float] = {}  # until when threads wait
-        self._changed = Notifier()  # tells of changes to these and to _advancer
+        # For each jump the monotonic time and the new time of this clock.
+        self._jumps: list[tuple[float, float]] = [(time.monotonic(), 0.0)]
+        self._under_way: dict[object, None] = {}  # calls from timers, running on other threads
+        self._waiting: dict[object, float] = {}  # the times until which threads wait
+        self._changed = Notifier()  # notified when these or _advancer change
 
     def advance(self, seconds: float, *, patience: float = 10.0) -> None:
-        """Let time pass: call all that is due, in order, each at the time it is due.
+        """Advance the time, and fire the timers that are due, in order, each at its due time.
 
-        When it returns the callbacks have returned, also those of connections, which run elsewhere,
-        in their turn among the messages. What they caused beyond (something was sent, a connection
-        begins to close) may still be on its way. A client that waits before it dials again does so
-        when this returns; see `wait_for_back_off`.
+        On return all callbacks have returned, including those of connections, which run on other
+        threads in order with the messages. Their effects (a message sent, a connection that begins
+        to close) may still be in progress. A client whose back-off has ended dials again after
+        this returns; see `wait_for_back_off`.
 
         Args:
-            seconds: how far; 0 calls what is due already.
+            seconds: how far; 0 fires only what is already due.
             patience: real seconds that one callback may take.
 
         Raises:
-            TimeoutError: a callback took longer, or waits behind a handler that does.
-            RuntimeError: called by a handler or callback, which would wait for itself.
+            TimeoutError: a callback took longer, or waits for a handler before it.
+            RuntimeError: called from a handler or callback, which would wait for itself.
             ValueError: ``seconds`` is negative.
         """
         if not seconds >= 0:
             raise ValueError(f"time does not go back: seconds must be 0 or more, not {seconds!r}")
         if in_tao_thread():
-            raise RuntimeError("a clock cannot be advanced by a handler or callback")
+            raise RuntimeError("a clock cannot be advanced from a handler or callback")
         me = threading.get_ident()
         if self._advancer.get("thread") == me:
             raise RuntimeError("a clock cannot be advanced while this thread advances it")
         try:
             try:
                 self._changed.wait_for(lambda: self._advancer.setdefault("thread", me) == me)
-                self._turned.rebuild(
-                    self._timers
-                )  # a thread may have been interrupted while it changed the heap
+                # An earlier call may have been interrupted while it changed the heap.
+                self._turned.rebuild(self._timers)
                 target = self._time + seconds
                 while self._go_on(target):
                     self._wait_for_calls(patience)
             finally:
                 self._let_go(me)
         finally:
-            self._let_go(me)  # in case that an exception came in between before it did
+            self._let_go(me)  # in case an exception has interrupted the first call
 
     def wait_for_back_off(self, count: int = 1, timeout: float = 10.0) -> list[float]:
-        """Wait until so many clients wait on this clock before they dial again.
+        """Wait until ``count`` clients are in the back-off before they dial again.
 
-        A client notices the loss of its connection, and that an attempt failed, a little later than
-        it happens; time that passes before it begins to wait does not count for it.
+        A client notices a lost connection or a failed attempt a little later than it happens. Time
+        that passes before its back-off begins does not count.
 
         Returns:
-            for how many seconds each still does, the shortest first.
+            the remaining back-off of each client in seconds, the shortest first.
 
         Raises:
-            TimeoutError: there were not so many within ``timeout`` real seconds.
+            TimeoutError: fewer clients were waiting after ``timeout`` real seconds.
         """
         if not self._changed.wait_for(lambda: len(self._still()) >= count, timeout):
             raise TimeoutError(f"{len(self._still())} of {count} clients wait on the clock")
@@ -134,7 +133,7 @@ class Clock(TimingWheel):
 
     def __enter__(self) -> Clock:
         if shared_wheel.stand_in is not None:
-            raise RuntimeError("another clock is in force")
+            raise RuntimeError("another clock is active")
         shared_wheel.stand_in = self
         return self
 
@@ -144,7 +143,7 @@ class Clock(TimingWheel):
     def __repr__(self) -> str:
         return f"<Clock: {self._time:g} s, {self.size} timers>"
 
-    # -- what the timing wheel does otherwise
+    # -- overridden methods of the timing wheel
 
     def now(self) -> float:
         """Return how far the clock has been advanced, in seconds."""
@@ -169,7 +168,7 @@ class Clock(TimingWheel):
         try:
             self._waiting[key] = until
             self._changed.notify_all()
-            # A thread can wait for one thing only, and it is woken for the event at once.
+            # A thread can wait for one object only: the event, which wakes it at once.
             while self._time + _SLACK < until:
                 if event.wait(_LOOK):
                     return True
@@ -187,18 +186,18 @@ class Clock(TimingWheel):
             raise
 
     def _tell(self, due: float, timer_id: int) -> None:
-        self._turned.add(due, timer_id)  # the thread that advances the clock turns it
+        self._turned.add(due, timer_id)  # processed by the thread that advances the clock
 
     # -- inside
 
     def _let_go(self, me: int) -> None:
-        """Let another thread advance the clock, if this one does."""
+        """Release the right to advance the clock, if this thread has it."""
         if self._advancer.get("thread") == me:
             self._advancer.pop("thread", None)
         self._changed.notify_all()
 
     def _go_on(self, target: float) -> bool:
-        """Call what is due next; when nothing is before the target, go there and return False."""
+        """Fire the next timer; if none is due by the target, jump there and return False."""
         self._turned.take_in(self._timers)
         first = self._turned.first(self._timers)
         if first is None or first[0] > target + _SLACK:
@@ -210,13 +209,13 @@ class Clock(TimingWheel):
         return True
 
     def _jump(self, to: float) -> None:
-        """Make it later, if it is not."""
+        """Move the time forward, never back."""
         if to > self._time:
             self._jumps.append((time.monotonic(), to))
             self._time = to
 
     def _still(self) -> list[float]:
-        """For how long threads still wait."""
+        """Return the seconds for which threads still wait."""
         left = sorted(until - self._time for until in list(self._waiting.values()))
         return [seconds for seconds in left if seconds > _SLACK]
 
@@ -233,13 +232,13 @@ class Clock(TimingWheel):
 
 
 class _Call:
-    """A call on its way, which has ended when it has returned, or when it was dropped unmade."""
+    """A call on another thread; it ends when it returns, or when it is discarded without a call."""
 
     __slots__ = ("_call", "_ended")
 
     def __init__(self, call: Callable[[], object], ended: Callable[[], object]) -> None:
         self._call = call
-        self._ended: Callable[[], object] = ended  # called twice, the second time in vain
+        self._ended: Callable[[], object] = ended  # may be called twice; the second has no effect
 
     def __call__(self) -> None:
         try:

@@ -1,14 +1,14 @@
-"""A proxy that breaks connections on purpose, for tests of what is to survive that.
+"""A proxy that injects faults into connections, for tests of robustness.
 
-It sits between a client and a server and passes on what both say, as `Faults` tells: late, in
-shreds, in lumps, slowly, wrongly, not at all, or up to a certain byte. The settings may be changed
-while it runs; they are read anew for each piece.
+It sits between a client and a server and forwards bytes as `Faults` says: delayed, split, merged,
+slowly, corrupted, not at all, or up to a certain byte. The settings may be changed while it runs;
+they are read again for each piece.
 
-Each connection has two threads, one for each direction. They wait by ``poll`` for a socket and,
-at the same time, for the end of the connection, so that nothing needs to be closed under a thread
-that is blocked on it. Whoever of the two leaves last closes the sockets. What is left to chance
-comes from generators seeded with the proxy's seed, the connection's number and the direction, so a
-run can be repeated as far as the timing of threads allows.
+Each connection has two threads, one for each direction. They ``poll`` a socket together with the
+end of the connection, so no socket is closed while a thread is blocked on it. The thread that
+leaves last closes the sockets. Random choices come from generators seeded with the proxy's seed,
+the number of the connection and the direction, so a run can be repeated as far as the timing of
+threads allows.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ from tao.transport.addresses import Address, Target, parse, resolve
 
 __all__ = ["FaultProxy", "Faults"]
 
-# The most that is read, and so passed on, in one piece.
+# The most bytes that are read and forwarded in one piece.
 _PIECE = 64 * 1024
-# How often a direction that is held up looks whether its settings have changed, in seconds.
+# How often a stalled direction checks whether its settings have changed, in seconds.
 _TICK = 0.005
-# With a limited rate, so many pieces are sent a second.
+# How many pieces are sent a second if the rate is limited.
 _PIECES_A_SECOND = 50
-# How long the server may take to be connected to, and threads to end, in seconds.
+# How long connecting to the server may take, and joining a thread, in seconds.
 _CONNECT_TIMEOUT, _JOIN_TIMEOUT = 10.0, 10.0
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 @dataclass
 class Faults:
-    """What becomes of the bytes that go in one direction; as it is made, they just pass.
+    """The faults of one direction; by default bytes are forwarded unchanged.
 
-    Offsets and numbers of bytes count from the beginning of each connection.
+    Offsets and byte counts start at the beginning of each connection.
     """
 
-    #: Seconds that each piece waits before it is passed on.
+    #: Seconds to wait before each piece is forwarded.
     delay: float = 0.0
-    #: Bytes that are passed on at once, at most: each piece has a random size up to this. With 1,
-    #: every byte comes alone. None: as they come.
+    #: Maximum bytes forwarded at once: each piece has a random size up to this. With 1, every byte
+    #: is sent alone. None: as received.
     split: int | None = None
-    #: So many bytes are gathered and then passed on together; what is left at the end follows.
+    #: Bytes to collect before forwarding them together; the rest follows at the end.
     merge: int = 0
-    #: Bytes a second. None: as fast as they come.
+    #: Bytes a second. None: unlimited.
     rate: float | None = None
-    #: The byte at this offset arrives with all its bits turned over.
+    #: The byte at this offset arrives with all bits inverted.
     corrupt_at: int | None = None
-    #: After so many bytes both sides see an orderly end.
+    #: After this many bytes both sides see an orderly end.
     cut_after: int | None = None
-    #: After so many bytes both sides see a reset. What they had not read by then may be lost.
+    #: After this many bytes both sides see a reset. Data that they have not read may be lost.
     reset_after: int | None = None
-    #: Nothing arrives any more, the end neither, and the sender is not told: bytes are taken and
-    #: forgotten. On in both directions, each side takes the other for alive and silent.
+    #: Read and discard all bytes and the end of the stream, unnoticed by the sender. If set in both
+    #: directions, each side sees a peer that is alive but silent.
     swallow: bool = False
-    #: Nothing is taken any more, until this is off again: the sender's buffers run full.
+    #: Read nothing while this is set, so that the sender's buffers fill up.
     stall: bool = False
 
     def ends_after(self) -> int | None:
@@ -73,19 +73,19 @@ class Faults:
         return min((n for n in (self.cut_after, self.reset_after) if n is not None), default=None)
 
 
-#: Given the number of a connection, from 1, returns its own faults, to the server and back.
+#: Returns the faults of a connection, to the server and to the client, by its number from 1.
 Plan = Callable[[int], tuple[Faults, Faults]]
 
 
 class FaultProxy:
-    """Passes connections on to a server, with faults. Any thread may call its methods.
+    """Forwards connections to a server, with faults. Methods may be called from any thread.
 
     Args:
-        target: the server's address, in any form; looked at for each connection.
-        to_server: what becomes of the bytes that clients send.
-        to_client: what becomes of those that the server sends.
-        plan: gives each connection faults of its own, in place of these two.
-        seed: of all that is left to chance.
+        target: the server's address, in any form; read for each connection.
+        to_server: the faults of bytes that clients send.
+        to_client: the faults of bytes that the server sends.
+        plan: returns separate faults for each connection, in place of these two.
+        seed: of all random choices.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class FaultProxy:
         plan: Plan | None = None,
         seed: int = 0,
     ) -> None:
-        parse(target)  # checks it
+        parse(target)  # validates it
         self.target: Any = target
-        #: The faults of connections without a plan; change them, or replace them, at any time.
+        #: The faults of connections without a plan; may be changed or replaced at any time.
         self.to_server: Faults = to_server or Faults()
         self.to_client: Faults = to_client or Faults()
         self.plan = plan
@@ -107,7 +107,7 @@ class FaultProxy:
         # Guards the fields below.
         self._lock = threading.Lock()
         self._count: int = 0
-        self._links: dict[int, _Link] = {}  # until both their threads have left
+        self._links: dict[int, _Link] = {}  # until both threads have left
         self._threads: list[list[threading.Thread]] = []  # of each connection
         # Guards the fields below; held while a listener's thread ends.
         self._switching = threading.Lock()
@@ -117,18 +117,18 @@ class FaultProxy:
         self._place = socket.socket()
         self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._place.bind(("127.0.0.1", 0))
-        #: Where clients connect to.
+        #: The address that clients connect to.
         self.address: tuple[str, int] = self._place.getsockname()
         self.accept()
 
     @property
     def accepted(self) -> int:
-        """How many connections there have been, those hung up on at once included."""
+        """How many connections were accepted, including those that were reset at once."""
         return self._count
 
     @property
     def connections(self) -> int:
-        """How many connections there are now."""
+        """How many connections are open."""
         return len(self._links)
 
     def refuse(self, hang_up: bool = False) -> None:
@@ -143,7 +143,7 @@ class FaultProxy:
                 self._stop_listening()
 
     def accept(self) -> None:
-        """Let clients in (again), at the same address."""
+        """Accept connections (again), at the same address."""
         with self._switching:
             self._hang_up = False
             if self._listener is None:
@@ -156,12 +156,12 @@ class FaultProxy:
             link.end()
 
     def reset(self) -> None:
-        """Reset all connections of now."""
+        """Reset all current connections."""
         for link in self._living():
             link.end(reset=True)
 
     def close(self) -> None:
-        """End everything and wait for it; closing twice is harmless."""
+        """Close all connections and wait for the threads; closing twice is harmless."""
         with self._switching:
             self._stop_listening()
             self._place.close()
@@ -183,14 +183,14 @@ class FaultProxy:
             return list(self._links.values())
 
     def _stop_listening(self) -> None:
-        """Needs _switching."""
+        """Stop the listener. Needs _switching."""
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.stop()
             listener.join(Deadline(_JOIN_TIMEOUT))
 
     def _admit(self, sock: socket.socket, address: object, found: object) -> None:
-        """Begin to pass on a connection. Called by the listener's thread."""
+        """Begin to forward a connection. Called on the listener's thread."""
         self._count += 1
         number = self._count
         if self._hang_up:
@@ -209,7 +209,7 @@ class FaultProxy:
             link.pump(lambda: there, lambda: back, self.seed)
         with self._lock:
             self._links[number] = link
-            # By pairs, because a second thread that is not alive may be about to start.
+            # In pairs, because a second thread that is not alive may be about to start.
             alive = [pair for pair in self._threads if any(each.is_alive() for each in pair)]
             self._threads = [*alive, link.threads]
         if self._hang_up:  # since a moment ago: `refuse` may have looked for links before this one
@@ -222,7 +222,7 @@ class FaultProxy:
 
 
 class _Over(Exception):
-    """The connection is to end: a thread that hears this leaves."""
+    """Raised in a thread when its connection is to end."""
 
 
 class _Link:
@@ -231,7 +231,7 @@ class _Link:
     Args:
         number: of the connection.
         near: the client's socket.
-        target: where the server is.
+        target: the server's address.
         forget: called when both sockets are closed.
     """
 
@@ -240,9 +240,9 @@ class _Link:
     ) -> None:
         self._number = number
         self._target = target
-        self._sockets = [near]  # and the server's, once it is reached
+        self._sockets = [near]  # and the server's, once connected
         self._forget = forget
-        #: Once the first has ended, the second has started, or never will.
+        #: When the first has ended, the second has either started or never will.
         self.threads: list[threading.Thread] = []
         # Guards the fields below.
         self._lock = threading.Lock()
@@ -255,7 +255,7 @@ class _Link:
     def pump(
         self, to_server: Callable[[], Faults], to_client: Callable[[], Faults], seed: int
     ) -> None:
-        """Make the threads that will pass bytes on; the first is to be started."""
+        """Make the threads that forward bytes; the caller starts the first one."""
         there, back = (
             _Pump(self, faults, random.Random(f"{seed}-{self._number}-{way}"))
             for faults, way in ((to_server, "there"), (to_client, "back"))
@@ -266,7 +266,7 @@ class _Link:
         ]
 
     def _begin(self, there: _Pump, back: _Pump) -> None:
-        """The first thread: reach the server, and pass on; without a server, reset the client."""
+        """Connect to the server and forward bytes; if that fails, reset the client."""
         near = self._sockets[0]
         try:
             far = _connected(self._target)
@@ -285,14 +285,14 @@ class _Link:
         there.run()
 
     def end(self, *, reset: bool = False) -> None:
-        """Have both threads leave; the first call says how it ends."""
+        """Make both threads leave; the first call decides how the connection ends."""
         with self._lock:
             if not self._over:
                 self._over, self._reset = True, reset
                 self._ring.close()
 
     def leave(self) -> None:
-        """A thread leaves; the last one closes everything."""
+        """Leave, as one of the two threads; the last one closes the sockets."""
         with self._lock:
             self._left += 1
             last = self._left == 2
@@ -308,7 +308,7 @@ class _Link:
     def wait(
         self, timeout: float | None, sock: socket.socket | None = None, event: int = 0
     ) -> bool:
-        """Wait for ``event`` of a socket, or for the time; tell whether it happened.
+        """Wait up to ``timeout`` seconds for ``event`` of a socket; return whether it happened.
 
         Raises:
             _Over: the connection is to end.
@@ -328,8 +328,8 @@ class _Pump:
 
     Args:
         link: the connection.
-        faults: returns the settings of the moment.
-        chance: decides what the settings leave open.
+        faults: returns the current settings.
+        chance: makes the random choices.
     """
 
     source: socket.socket
@@ -339,10 +339,10 @@ class _Pump:
         self._link = link
         self._faults = faults
         self._chance = chance
-        self._passed: int = 0  # bytes of the stream that have come this far
+        self._passed: int = 0  # bytes of the stream processed so far
 
     def run(self) -> None:
-        """Pass on everything, as the settings say."""
+        """Forward the stream, as the settings say."""
         try:
             self._end_if_due()
             while data := self._gather():
@@ -352,13 +352,13 @@ class _Pump:
                 self.sink.shutdown(socket.SHUT_WR)
         except _Over:
             pass
-        except OSError:  # one side is gone, so the other hears of it
+        except OSError:  # one side is gone, so reset the other
             self._link.end(reset=True)
         finally:
             self._link.leave()
 
     def _gather(self) -> bytes:
-        """Wait for what is to be passed on together; ``b""`` at the end of the stream."""
+        """Wait for data to forward together; return ``b""`` at the end of the stream."""
         data = bytearray()
         while True:
             if data and len(data) >= self._faults().merge:
@@ -367,14 +367,14 @@ class _Pump:
                 self._link.wait(_TICK)
             elif self._link.wait(_TICK if data else None, self.source, select.POLLIN):
                 if self._faults().stall:
-                    continue  # it came to be while this waited
+                    continue  # set during the wait
                 piece = self.source.recv(_PIECE)
                 if not piece:
-                    return bytes(data)  # if there is some, the end is found again
+                    return bytes(data)  # if not empty, the next call finds the end again
                 data += piece
 
     def _pieces(self, data: bytes) -> Iterator[bytes]:
-        """Cut up what was read."""
+        """Split the data into pieces."""
         start = 0
         while start < len(data):
             faults = self._faults()
@@ -387,7 +387,7 @@ class _Pump:
             start += size
 
     def _deliver(self, piece: bytes) -> None:
-        """Pass on one piece."""
+        """Forward one piece."""
         faults = self._faults()
         if faults.delay:
             self._link.wait(faults.delay)
@@ -422,7 +422,7 @@ class _Pump:
 
 
 def _connected(address: Any) -> socket.socket:
-    """Return a socket that is connected to an address, or one of those that its name has."""
+    """Return a socket connected to an address, or to the first reachable one of a name."""
     *others, last = resolve(parse(address))
     for each in others:
         try:
@@ -451,9 +451,9 @@ def _close(sock: socket.socket, reset: bool) -> None:
         else:
             sock.shutdown(socket.SHUT_WR)
             sock.setblocking(False)
-            # What came and was not read would make the kernel reset the connection.
+            # Unread data would make the kernel reset the connection.
             while sock.recv(_PIECE):
                 pass
     except OSError:
-        pass  # the peer was faster, or nothing has come
+        pass  # the peer has closed already, or there is no more data
     sock.close()

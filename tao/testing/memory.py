@@ -1,6 +1,6 @@
-"""Connections without sockets: real ends, with codec, dispatch, send queue and all, on two pipes.
+"""Connections without sockets: real ends with codec, dispatch and send queue, joined by two pipes.
 
-A pipe holds a bounded number of bytes, so back-pressure is felt as it is from a kernel, only sooner
+A pipe holds a bounded number of bytes, so back-pressure works as with kernel buffers, only earlier
 and always at the same byte.
 """
 
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryClient", "MemoryPair", "MemoryTransport", "memory_pair", "memory_transports"]
 
-# How long an end may take to begin reading, in seconds: long, for machines under load.
+# How long an end may take to begin reading, in seconds; generous, for machines under load.
 _PATIENCE = 10.0
 
 _numbers = itertools.count(1)
 
 
 class _Pipe:
-    """Bytes on their way in one direction. Any thread may call any method."""
+    """A bounded byte stream in one direction. Methods may be called from any thread."""
 
     __slots__ = ("_bytes", "_capacity", "_changed", "_ended", "_lock", "_unread")
 
     def __init__(self, capacity: int) -> None:
         self._capacity: int = capacity
-        # Guards all below; notified when any of them changes.
+        # Guards the fields below; the condition is notified when any of them changes.
         self._lock: Any = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._bytes = bytearray()
-        self._ended: bool = False  # the writer has said that no more comes
-        self._unread: bool = False  # the reader has gone
+        self._ended: bool = False  # the writer has ended the stream
+        self._unread: bool = False  # the reader has stopped reading
 
     @property
     def interrupted_here(self) -> bool:
@@ -55,7 +55,7 @@ class _Pipe:
         return bool(self._lock._is_owned())
 
     def read(self, size: int) -> bytes:
-        """Wait for bytes; ``b""`` at the end, and when the reader itself has gone."""
+        """Wait for bytes; return ``b""`` at the end, or if reading has been stopped."""
         with self._changed:
             while not (self._bytes or self._ended or self._unread):
                 self._changed.wait()
@@ -65,7 +65,7 @@ class _Pipe:
         return data
 
     def write(self, data: bytes | memoryview) -> int:
-        """Take as many bytes as there is room for, without waiting."""
+        """Write as many bytes as there is room for, without blocking; return their number."""
         with self._changed:
             if self._ended:
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -79,28 +79,28 @@ class _Pipe:
 
     @property
     def waiting(self) -> int:
-        """How many bytes are under way."""
+        """The number of bytes in the pipe."""
         return len(self._bytes)
 
     def wait_room(self) -> None:
-        """Wait until `write` takes something, or raises."""
+        """Wait until `write` accepts a byte or raises."""
         with self._changed:
             while len(self._bytes) >= self._capacity and not (self._ended or self._unread):
                 self._changed.wait()
 
     def wait_end(self, timeout: float | None) -> bool:
-        """Wait until nothing can be written any more; tell whether that is so."""
+        """Wait until writing is no longer possible; return whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: self._ended or self._unread, timeout)
 
     def end(self) -> None:
-        """Let the reader see the end, after what is under way."""
+        """End the stream; the reader sees the end after the remaining bytes."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def leave(self) -> None:
-        """Read no more: what is written from now on is refused."""
+        """Stop reading: later writes raise."""
         with self._changed:
             self._unread = True
             self._changed.notify_all()
@@ -116,12 +116,12 @@ class MemoryTransport(Transport):
     __slots__ = ("_inward", "_outward", "in_use")
 
     def __init__(self, inward: _Pipe, outward: _Pipe) -> None:
-        # Not the base's, which wants a socket.
+        # Does not call the base class, which needs a socket.
         self.answers = []
         self._inward = inward
         self._outward = outward
-        #: Set when somebody begins to read, which a connection does once it is established, or when
-        #: it is clear that nobody will.
+        #: Set when reading begins, which a connection does once it is established, or when it is
+        #: certain that it never will.
         self.in_use = threading.Event()
 
     @property
@@ -161,7 +161,7 @@ class MemoryTransport(Transport):
         self._inward.leave()
 
     def reset(self) -> None:
-        pass  # a pipe that is not read any more tells its writer
+        pass  # writes to a pipe that is no longer read raise
 
     def close(self) -> None:
         self.abort()
@@ -184,10 +184,10 @@ def memory_transports(capacity: int = 64 * 1024) -> tuple[MemoryTransport, Memor
         assert near.send(b"o") == 1
 
     Args:
-        capacity: how many bytes may be under way, in each direction.
+        capacity: how many bytes each pipe holds.
 
     Raises:
-        TypeError, ValueError: it is not a number, or less than 1.
+        TypeError, ValueError: it is not an int, or less than 1.
     """
     if not isinstance(capacity, int) or isinstance(capacity, bool):
         raise TypeError(f"capacity must be an int, not {capacity!r}")
@@ -198,18 +198,18 @@ def memory_transports(capacity: int = 64 * 1024) -> tuple[MemoryTransport, Memor
 
 
 class MemorySource(Source):
-    """Where a client in memory has its connections from: a server of the same process.
+    """The source of connections of a client in memory: a server of the same process.
 
     Args:
         server, capacity: as for `MemoryClient`.
     """
 
     def __init__(self, server: Server, capacity: int) -> None:
-        memory_transports(capacity)  # checks it
+        memory_transports(capacity)  # validates it
         self._server = server
         self._capacity = capacity
         self.address = f"memory-{next(_numbers)}"
-        # Of the connection made last.
+        # Both belong to the latest connection.
         self.server_conn: ServerConn | None = None
         self.far: MemoryTransport | None = None
 
@@ -242,13 +242,13 @@ class MemorySource(Source):
 
 
 class MemoryClient(ClientConn):
-    """A client that reaches a server of the same process without sockets.
+    """A client that connects to a server of the same process without sockets.
 
-    It is a `ClientConn` in all else: it is started, comes back with ``reconnect``, is closed. The
-    server counts and limits such connections like any others.
+    Otherwise it is a normal `ClientConn`, which can be started, reconnect and be closed. The server
+    counts and limits such connections like any others.
 
     Args:
-        server: running, or new: then it is set running, without listening anywhere.
+        server: running, or new; a new one is set running without listening.
         capacity: see `memory_transports`.
         options: of the client. The codec is the server's unless given; there is no TLS.
     """
@@ -258,18 +258,18 @@ class MemoryClient(ClientConn):
         self, server: Server, *, capacity: int = 64 * 1024, **options: Unpack[ClientOptions]
     ) -> None:
         if options.get("tls") is not None:
-            raise ValueError("tls: a connection in memory has none")
+            raise ValueError("tls: a connection in memory cannot use TLS")
         options.setdefault("codec", server_core_of(server).settings.codec)
         self._memory = MemorySource(server, capacity)
         super().__init__(self._memory, **options)
 
     @property
     def server_conn(self) -> ServerConn | None:
-        """The server's end of the connection made last, or None."""
+        """The server's end of the latest connection, or None."""
         return self._memory.server_conn
 
     def wait_accepted(self, timeout: float = _PATIENCE) -> None:
-        """Wait until the server's end has asked its ``on_connect``, and is established or closed.
+        """Wait until the server's ``on_connect`` has returned and its end is established or closed.
 
         Raises:
             TimeoutError: ``on_connect`` has not returned within ``timeout`` seconds.
@@ -282,8 +282,8 @@ class MemoryClient(ClientConn):
 class MemoryPair:
     """Both ends of a connection in memory; made by `memory_pair`.
 
-    At the end of its ``with`` block both are closed, the client first, and the server is stopped if
-    it was the pair that set it running.
+    At the end of its ``with`` block the client and then the server's end are closed. The server is
+    stopped if the pair has set it running.
     """
 
     def __init__(self, server: Server, client: MemoryClient, owns_server: bool) -> None:
@@ -296,7 +296,7 @@ class MemoryPair:
         """The server's end.
 
         Raises:
-            LookupError: the server had no room for it.
+            LookupError: the server refused the connection.
         """
         conn = self.client.server_conn
         if conn is None:
@@ -322,7 +322,7 @@ class MemoryPair:
 def memory_pair(
     server: Server | None = None, *, capacity: int = 64 * 1024, **options: Unpack[ClientOptions]
 ) -> MemoryPair:
-    """Connect a client to a server in memory; return when both ends are established.
+    """Connect a client to a server in memory and wait until both ends are established.
 
     ::
 
@@ -358,8 +358,8 @@ def memory_pair(
             assert pair.conn.remote_address == pair.client.local_address
 
     Args:
-        server: with its handlers; new or running. None: one without.
-        capacity: how many bytes may be under way in each direction. With 1 every byte comes alone.
+        server: with its handlers; new or running. None: a new one without handlers.
+        capacity: how many bytes each direction buffers. With 1, every byte arrives alone.
         options: of the client, as for `ClientConn`.
 
     Raises:

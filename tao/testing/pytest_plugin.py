@@ -1,8 +1,7 @@
-"""Fixtures for pytest, there as soon as tao is installed; what they give is in ``servers.py``.
+"""Fixtures for pytest, available as soon as tao is installed; see ``servers.py`` for their types.
 
-pytest imports this module when it starts, whether or not anybody wants it. So the rest of tao is
-imported only by the fixtures: who does not use them does not wait for it, and what measures the
-coverage of tao begins before it is there.
+pytest imports this module at every start, so only the fixtures import the rest of tao. Test runs
+that do not use them start faster, and coverage measurement begins before tao is imported.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["tao_client", "tao_clock", "tao_no_leaks", "tao_server"]
 
-# How long threads and sockets may take to go, in seconds.
+# How long threads may take to end, and sockets to be closed, in seconds.
 _PATIENCE = 10.0
 
 
 @pytest.fixture
 def _tao_opened() -> Iterator[ExitStack]:
-    """What the test has opened by the fixtures below; closed in reverse order."""
+    """The stack of objects opened by the fixtures below; closed in reverse order."""
     with ExitStack() as opened:
         yield opened
 
@@ -38,9 +37,9 @@ def _tao_opened() -> Iterator[ExitStack]:
 def tao_server(_tao_opened: ExitStack) -> ServerFactory:
     """A function that starts a server on a free port of 127.0.0.1 and returns it.
 
-    ``tao_server(workers=2)`` makes one of options; ``tao_server(server)`` takes one that is there.
-    It is stopped after the test, which fails if that has to cut something off, unless it was called
-    with ``clean=False``.
+    ``tao_server(workers=2)`` makes a server from options; ``tao_server(server)`` starts an existing
+    one. It is stopped after the test, which fails if the shutdown is not clean, unless
+    ``clean=False`` is given.
     """
     from tao.testing import running, serving
 
@@ -50,7 +49,7 @@ def tao_server(_tao_opened: ExitStack) -> ServerFactory:
         if server is None:
             return _tao_opened.enter_context(serving(clean=clean, **options))
         if options:
-            raise TypeError(f"the server is made already, so it takes no options: {options}")
+            raise TypeError(f"an existing server cannot be given options: {options}")
         _tao_opened.enter_context(running(server, clean=clean))
         return server
 
@@ -59,10 +58,10 @@ def tao_server(_tao_opened: ExitStack) -> ServerFactory:
 
 @pytest.fixture
 def tao_client(_tao_opened: ExitStack) -> ClientFactory:
-    """A function that connects a `RecordingClient`, to be called like it.
+    """A function that connects a `RecordingClient` and takes the same arguments.
 
-    ``tao_client(server)``, or ``tao_client(address, messages=[ChatMessage])``. It is closed after
-    the test, before a server that was started earlier is stopped.
+    ``tao_client(server)``, or ``tao_client(address, messages=[ChatMessage])``. The client is closed
+    after the test, before a server that was started earlier is stopped.
     """
     from tao.testing import RecordingClient
 
@@ -74,7 +73,7 @@ def tao_client(_tao_opened: ExitStack) -> ClientFactory:
 
 @pytest.fixture
 def tao_clock() -> Iterator[Clock]:
-    """A `Clock`, in force for servers started and clients made in the test."""
+    """A `Clock`, active for servers started and clients made in the test."""
     from tao.testing import Clock
 
     with Clock() as clock:
@@ -83,11 +82,11 @@ def tao_clock() -> Iterator[Clock]:
 
 @pytest.fixture
 def tao_no_leaks(_tao_opened: ExitStack) -> Iterator[None]:
-    """Fail the test if it leaves a thread of tao's, or a socket, behind.
+    """Fail the test if it leaves a tao thread or a socket behind.
 
-    What the fixtures here have opened is closed before it looks. For what other fixtures open, have
-    it set up first: ``pytestmark = pytest.mark.usefixtures("tao_no_leaks")``. Sockets are found on
-    Linux only.
+    The fixtures of tao are closed before the check. To include other fixtures, set this one up
+    first: ``pytestmark = pytest.mark.usefixtures("tao_no_leaks")``. Sockets are checked on Linux
+    only.
     """
     threads, sockets = tao_threads(), open_sockets()
     yield
@@ -99,12 +98,12 @@ def tao_no_leaks(_tao_opened: ExitStack) -> Iterator[None]:
 
 
 def tao_threads() -> set[threading.Thread]:
-    """Return the threads of tao that run."""
+    """Return the running threads of tao."""
     return {thread for thread in threading.enumerate() if thread.name.startswith("tao-")}
 
 
 def open_sockets() -> set[str]:
-    """Return the sockets that the process has open, by their numbers in the kernel."""
+    """Return the open sockets of the process, by their inode numbers."""
     found = set()
     for entry in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         try:
@@ -117,8 +116,8 @@ def open_sockets() -> set[str]:
 
 
 def _left(look: Callable[[], set[Any]], before: set[Any]) -> set[Any]:
-    """Return what is there that was not before, once nothing is or after a while."""
-    # Threads that are ending take a moment, without a signal: so this looks repeatedly.
+    """Return what is new compared to ``before``; wait a while for it to disappear."""
+    # Threads and sockets may need a moment to end, and no event reports it, so poll.
     never, looks = threading.Event(), int(_PATIENCE / 0.01)
     while (left := look() - before) and looks:
         never.wait(0.01)

@@ -1,4 +1,4 @@
-"""A client that keeps what comes: what a server does, seen from outside."""
+"""A client that records what it receives, to check a server from outside."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PATIENCE", "RecordingClient", "Unregistered"]
 
-#: How long is waited for what should come at once, in seconds: long, for machines under load.
+#: The default timeout in seconds; generous, for machines under load.
 PATIENCE = 10.0
 
-# How many messages a text shows.
+# How many messages an error text shows.
 _SHOWN = 5
 
 MessageT = TypeVar("MessageT")
@@ -44,10 +44,11 @@ class Unregistered:
 
 
 class RecordingClient:
-    """A client that keeps what comes, for tests of a server. Any thread may call its methods.
+    """A client that records received messages, for tests of a server.
 
-    It is connected when it is made. It knows the messages that the server knows, those registered
-    later too, but none of their handlers; heartbeats it counts, and sends none unless told to.
+    It connects when it is made. It uses the server's message registrations, including later ones,
+    but not the handlers. It counts heartbeats, and sends none by default. Methods may be called
+    from any thread.
 
     ::
 
@@ -84,18 +85,18 @@ class RecordingClient:
                 assert len(client.received) == 2
 
     Args:
-        target: a server that listens, whose first address, codec and messages are taken; or an
+        target: a listening server, whose first address, codec and messages are used; or an
             address.
-        messages: message classes that it knows beside those.
-        registry: whose messages it knows; None: the server's, or those of the default registry.
-        memory: reach the server, which need not listen, without a socket.
-        accepted: of a server, wait until it has accepted the connection, too: then its
-            ``on_connect`` has returned, it is among ``server.connections``, and its timers run.
-        options: of the client, as for `ClientConn`; ``heartbeat`` is off unless given.
+        messages: additional message classes.
+        registry: the messages to use; None: those of the server or of the default registry.
+        memory: connect without a socket; the server need not listen.
+        accepted: with a server, also wait until it has accepted the connection: its ``on_connect``
+            has returned, it is in ``server.connections``, and its timers run.
+        options: of the client, as for `ClientConn`; ``heartbeat`` is off by default.
 
     Raises:
         ConnectFailed, HandshakeFailed: as for `ClientConn.start`.
-        TimeoutError: the server has not accepted the connection, as ``on_connect`` does not return.
+        TimeoutError: the server's ``on_connect`` has not returned in time.
     """
 
     @takes_options(ClientSettings, codec=Shown("the server's"), heartbeat=None)
@@ -108,10 +109,10 @@ class RecordingClient:
         accepted: bool = True,
         **options: Unpack[ClientOptions],
     ) -> None:
-        # Guards the fields below; notified when something has come, and at the end.
+        # Guards the fields below; notified when a message arrives, and at the end.
         self._changed = threading.Condition()
         self._received: list[Any] = []
-        self._expected: int = 0  # how many of them `expect` has seen
+        self._expected: int = 0  # how many of them `expect` has taken
         self._heartbeats: int = 0
         self._on_close_called: bool = False
         self._on_close = options.pop("on_close", None)
@@ -128,14 +129,14 @@ class RecordingClient:
         if accepted and isinstance(target, Server):
             self._wait_accepted(target)
 
-    # -- what the test does
+    # -- sending
 
     def send(self, message: Any) -> None:
-        """Send a message, or queue it, as `Connection.write` does."""
+        """Send or queue a message, as `Connection.write` does."""
         self.conn.write(message)
 
     def send_bytes(self, data: bytes) -> None:
-        """Send bytes as they are, which need not be a message."""
+        """Send raw bytes, which need not be a valid message."""
         self.conn.write_frame(data)
 
     def close(self) -> None:
@@ -148,7 +149,7 @@ class RecordingClient:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # -- what came
+    # -- receiving
 
     @property
     def received(self) -> list[Any]:
@@ -158,7 +159,7 @@ class RecordingClient:
 
     @property
     def heartbeats(self) -> int:
-        """How many heartbeats have come."""
+        """How many heartbeats were received."""
         return self._heartbeats
 
     @property
@@ -168,7 +169,7 @@ class RecordingClient:
 
     @property
     def close_reason(self) -> str | None:
-        """Why it is, in words: ``"peer closed"``, for instance. None while it lives."""
+        """Why it is closed, for example ``"peer closed"``; None while it is open."""
         return self.conn.close_reason
 
     @overload
@@ -178,17 +179,17 @@ class RecordingClient:
     def wait_for(self, what: Callable[[Any], object], timeout: float = PATIENCE) -> Any: ...
 
     def wait_for(self, what: Any, timeout: float = PATIENCE) -> Any:
-        """Wait until something has come; what came earlier counts as well.
+        """Wait until messages have been received; earlier ones count as well.
 
         Args:
-            what: how many messages, or a function that is true for the right one.
-            timeout: for how long, in seconds.
+            what: a number of messages, or a function that returns true for the wanted one.
+            timeout: in seconds.
 
         Returns:
-            all messages so far, or the first for which the function is true.
+            all messages so far, or the first one for which the function is true.
 
         Raises:
-            AssertionError: it has not come in time, or the connection has ended without it.
+            AssertionError: it was not received in time, or the connection has ended without it.
         """
         if isinstance(what, int):
             if self._wait(lambda: len(self._received) >= what, timeout):
@@ -209,15 +210,16 @@ class RecordingClient:
     def expect(
         self, message_class: type[MessageT], timeout: float = PATIENCE, **attributes: Any
     ) -> MessageT:
-        """Take the next message, the first that no other `expect` has taken, and check it.
+        """Take the next message that no earlier `expect` has taken, and check it.
 
         Args:
-            message_class: what it must be.
-            timeout: for how long to wait for it, in seconds.
-            attributes: what it must have: ``client.expect(ChatMessage, text="hello")``.
+            message_class: its required class.
+            timeout: how long to wait for it, in seconds.
+            attributes: its required attributes: ``client.expect(ChatMessage, text="hello")``.
 
         Raises:
-            AssertionError: another message came, or none in time, or the connection has ended.
+            AssertionError: another message was received, or none in time, or the connection has
+                ended.
         """
         wanted = _wanted(message_class, attributes)
         if not self._wait(lambda: len(self._received) > self._expected, timeout):
@@ -238,10 +240,10 @@ class RecordingClient:
         return matching
 
     def expect_closed(self, timeout: float = PATIENCE) -> str:
-        """Wait until the connection has ended, and return why.
+        """Wait until the connection has ended, and return the reason.
 
         Raises:
-            AssertionError: it has not within ``timeout`` seconds.
+            AssertionError: it has not ended within ``timeout`` seconds.
         """
         if not self.conn.wait_closed(timeout):
             raise AssertionError(
@@ -286,7 +288,7 @@ class RecordingClient:
             self._on_close(conn)
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> bool:
-        """Wait for a condition on what came, or for the end; tell whether it is true."""
+        """Wait for a condition on the messages, or for the end; return whether it is true."""
         # on_close is called when the last message has been handled.
         conn = self.conn
         with self._changed:
@@ -309,7 +311,7 @@ class RecordingClient:
 
 
 class _RecordingRegistry(Registry):
-    """Knows the messages of another registry, and has all of them recorded."""
+    """Has the messages of another registry, with a recorder as their handler."""
 
     def __init__(
         self,
@@ -322,7 +324,7 @@ class _RecordingRegistry(Registry):
         super().__init__(source)
 
     def know(self, message_class: Any) -> None:
-        """Register a message class, unless it is."""
+        """Register a message class, unless its number is registered."""
         number = message_class.message_number
         if number not in self:
             self.register(number, message_class.deserialize, self._record, dispatch="inline")
@@ -337,7 +339,7 @@ class _RecordingRegistry(Registry):
 
 
 class _Entries(dict[int, Registration]):
-    """Entries of a registry that has one for each number, but does not say so."""
+    """Entries of a registry whose `get` returns an entry for every number."""
 
     def __init__(self, record: Callable[[Any, Any], None]) -> None:
         super().__init__()
@@ -370,7 +372,7 @@ def _client(target: Any, memory: bool, options: ClientOptions) -> ClientConn:
 
 
 def _port(address: Any) -> Any:
-    """What tells connections to one server apart, in whatever way its host is written."""
+    """Return what distinguishes connections to one server, however its host is written."""
     return address[1] if isinstance(address, tuple) else address
 
 
@@ -383,7 +385,7 @@ def _wanted(message_class: type, attributes: dict[str, Any]) -> str:
 
 
 def _shown(message: Any) -> str:
-    """A message for people: by its own ``repr``, or by its attributes if it has none."""
+    """Format a message: by its own ``repr``, or by its attributes if it has none."""
     kind: Any = type(message)
     if kind.__repr__ is object.__repr__:
         return f"{kind.__name__}({_assignments(getattr(message, '__dict__', {}))})"
@@ -395,7 +397,7 @@ def _assignments(values: dict[str, Any]) -> str:
 
 
 def _listed(messages: list[Any]) -> str:
-    """The last of some messages for people."""
+    """Format the last few messages."""
     if not messages:
         return "nothing"
     left_out = len(messages) - _SHOWN

@@ -1,4 +1,4 @@
-"""Servers that run for the length of a ``with`` block."""
+"""Servers that run during a ``with`` block."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["ClientFactory", "ServerFactory", "running", "serving"]
 def running(
     server: Server, address: Address = ("127.0.0.1", 0), *, clean: bool = True
 ) -> Iterator[Any]:
-    """Have a server run in a ``with`` block that is given the address.
+    """Run a server in a ``with`` block, which gets the address.
 
     ::
 
@@ -37,13 +37,13 @@ def running(
             socket.create_connection(address).close()
 
     Args:
-        server: with its handlers; not started, as a rule.
-        address: where to listen; as it is, a free port that only this machine reaches.
-        clean: whether it is a failure if the stop at the end has to cut something off.
+        server: with its handlers; usually not started.
+        address: where to listen; by default a free port that only this machine can reach.
+        clean: whether to fail if the shutdown at the end is not clean.
 
     Raises:
         AssertionError: a handler or a thread did not end, or messages were not handled or not sent,
-            within the server's ``drain_timeout``. What the block itself raises comes first.
+            within the server's ``drain_timeout``. An exception of the block takes precedence.
     """
     bound = server.start(address)
     try:
@@ -61,7 +61,7 @@ def running(
 def serving(
     address: Address = ("127.0.0.1", 0), *, clean: bool = True, **options: Unpack[ServerOptions]
 ) -> Iterator[Server]:
-    """Make a server and have it run in a ``with`` block, which is given the server.
+    """Make a server and run it in a ``with`` block, which gets the server.
 
     ::
 
@@ -81,7 +81,7 @@ def serving(
 
 
 class ServerFactory(Protocol):
-    """What the fixture ``tao_server`` gives, to annotate it with."""
+    """The type of the fixture ``tao_server``, for annotations."""
 
     def __call__(
         self, server: Server | None = None, *, clean: bool = True, **options: Unpack[ServerOptions]
@@ -89,7 +89,7 @@ class ServerFactory(Protocol):
 
 
 class ClientFactory(Protocol):
-    """What the fixture ``tao_client`` gives, to annotate it with; it takes what the client does."""
+    """The type of the fixture ``tao_client``, for annotations; takes the client's arguments."""
 
     def __call__(
         self,
@@ -103,7 +103,7 @@ class ClientFactory(Protocol):
 
 
 def _told(report: StopReport) -> str:
-    """A stop report for people."""
+    """Format a stop report."""
     lines = [
         f"connection {safe_str(conn.name)} ({address_text(conn.remote_address)}) was cut off with "
         f"{unhandled} messages not handled and {unsent} not sent"

@@ -135,7 +135,7 @@ def test_an_address_that_drops_everything_is_passed_over(
         host.accept()
         wait_until(lambda: client.reconnects == 1)
         assert client.remote_address == host.address
-    memory = client._application.source._places[0].memory
+    memory = client._application.source._endpoints[0].memory
     good, bad = Target(socket.AF_INET, host.address), Target(socket.AF_INET, ("127.0.0.2", port))
     assert memory.order([bad, good]) == [good, bad]
 
@@ -339,7 +339,7 @@ def test_a_server_that_hangs_is_passed_over(
 @pytest.mark.parametrize(
     ("wrong", "error", "says"),
     [
-        ([], ValueError, "empty list"),
+        ([], ValueError, "must not be empty"),
         ([("localhost", 80), ("localhost",)], TypeError, "an address is"),
         ([[("localhost", 80)]], TypeError, "an address is"),
         (["one", "two"], ValueError, r"'\./one' for that path"),
@@ -432,7 +432,7 @@ def test_sockets_that_will_not_do(host: Host, make_client: MakeClient) -> None:
     with socket.socket() as new, pytest.raises(ValueError, match="endpoint is not connected"):
         make_client(new)
     near, far = socket.socketpair(type=socket.SOCK_DGRAM)
-    with near, far, pytest.raises(ValueError, match="no stream socket"):
+    with near, far, pytest.raises(ValueError, match="not a stream socket"):
         make_client(near)
 
 
@@ -480,7 +480,7 @@ def test_a_function_that_hangs(host: Host, make_client: MakeClient) -> None:
 @pytest.mark.parametrize(
     ("returned", "says"),
     [
-        (None, "not a connected socket: it is no socket, but NoneType"),
+        (None, "not a connected socket: it is not a socket, but NoneType"),
         (KeyError("x"), "KeyError: 'x'"),
         (ConnectionRefusedError("the proxy refused"), "returns: the proxy refused"),
     ],

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from tao.client.dialling import Dialler
-from tao.client.endpoints import places_of
+from tao.client.endpoints import endpoints_of
 from tao.connection.options import ClientSettings
 from tao.errors import ConnectionClosed
 from tao.runtime.helper_threads import Bell, HelperTask, HelperThreads
@@ -54,8 +54,8 @@ def address() -> Iterator[tuple[str, int]]:
 
 def dialler_of(address: tuple[str, int], name: str = "localhost") -> Dialler:
     """A dialler that has to pass over a server, and to resolve a name."""
-    places = places_of(["/nobody/listens/here", (name, address[1])])
-    return Dialler(places, ClientSettings(connect_timeout=PATIENCE))
+    endpoints = endpoints_of(["/nobody/listens/here", (name, address[1])])
+    return Dialler(endpoints, ClientSettings(connect_timeout=PATIENCE))
 
 
 @pytest.mark.parametrize("module", MODULES)

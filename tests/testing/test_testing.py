@@ -635,7 +635,7 @@ def test_no_callback_advances_the_clock() -> None:
         pair.client.run_after(1, advance)
         clock.run_after(1, lambda due: advance(due, None))
         clock.advance(1)
-    assert errors.items == ["a clock cannot be advanced by a handler or callback"] * 2
+    assert errors.items == ["a clock cannot be advanced from a handler or callback"] * 2
 
 
 def test_handlers_that_block_are_relieved_in_real_time() -> None:
