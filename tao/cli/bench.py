@@ -1,4 +1,4 @@
-"""``tao bench``: puts a load on an echo server, and tells how fast it answers."""
+"""``tao bench``: measures throughput and latency of an echo server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tao.wire.codec import TypeLengthValueCodec
 
 __all__ = ["run"]
 
-# What may be under way on one connection, in bytes.
+# The most bytes in flight on one connection.
 _MOST_UNDER_WAY = 64 * 1024 * 1024
 _PERCENTILES = ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"))
 _BAR = 40
-# From this share of a CPU on, the load and not the server may be what is slow.
+# Above this share of a CPU, the load generator itself may be the bottleneck.
 _BUSY = 0.9
 
 
@@ -99,12 +99,12 @@ def _time(milliseconds: float) -> str:
     return f"{milliseconds:.1f} ms" if milliseconds < 1000 else f"{milliseconds / 1e3:.2f} s"
 
 
-# -- how far it has come; on stderr, so that the result can go elsewhere
+# -- progress, on stderr, so that stdout has only the result
 
 
 @contextmanager
 def _progress(options: argparse.Namespace) -> Iterator[Callable[[float, int], object]]:
-    """Return what to call with the seconds passed and the replies so far."""
+    """Yield a function to call with the seconds passed and the replies so far."""
     if options.json:
         yield lambda seconds, count: None
     elif sys.stderr.isatty() and has_rich():

@@ -1,7 +1,7 @@
-"""``tao --print-completion SHELL``: what makes a shell complete commands and options.
+"""``tao --print-completion SHELL``: shell scripts that complete commands and options.
 
-The scripts are written from the parser, so they know what it knows, and nothing of tao runs while
-the user types.
+The scripts are generated from the parser, so they match it, and tao does not run while the user
+types.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _zsh(main: _Command, commands: list[_Command]) -> str:
     names = [f"        '{each.name}:{each.help.replace(':', ',')}'" for each in commands]
     cases = []
     for command in commands:
-        # Whatever is no option may come anywhere.
+        # Positional arguments may appear anywhere.
         options = " ".join([*map(quoted, command.options), "'*:argument: '"])
         cases.append(
             f"        {command.name}) shift words; (( CURRENT-- )); _arguments {options};;"

@@ -1,4 +1,4 @@
-"""``tao dev-cert``: files with which TLS can be tried, and how to use them."""
+"""``tao dev-cert``: writes certificates for trying TLS, and shows how to use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connecting to what the command line names, in a time that nothing prolongs."""
+"""Connect to the address given on the command line, within a strict timeout."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["reach"]
 
 
 def reach(address: Address, timeout: float) -> socket.socket:
-    """Return a socket that is connected, and blocks.
+    """Return a connected, blocking socket.
 
-    The timeout is for all of it: resolving the name, however the name server behaves, and every
-    address that it has.
+    The timeout covers everything: name resolution, even if the name server hangs, and the attempts
+    for all addresses of the name.
 
     Raises:
-        OSError: no connection, or none in time; the text says why.
-        ValueError: it is no address.
+        OSError: connecting failed or timed out; the text says why.
+        ValueError: the address is invalid.
     """
     options = ClientSettings(connect_timeout=timeout)
     with Bell() as bell:

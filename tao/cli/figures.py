@@ -1,8 +1,7 @@
-"""The figures that ``tao top`` shows: fetched from a monitor, and made into tables of text.
+"""The statistics that ``tao top`` shows, fetched from a monitor and formatted as tables.
 
-What comes over the network is not trusted to be what it should be, nor to come in time: what is
-missing, of another kind or no number that makes sense counts as nothing, no text reaches a terminal
-as anything but text, and one deadline is for all that is asked at once.
+Data from the network is not trusted: a value that is missing, of another type or out of range
+counts as nothing, control characters in text are escaped, and one deadline covers a whole request.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from tao.transport.error_text import explain
 
 __all__ = ["GAP", "Frame", "Table", "Watch"]
 
-# How long the monitor may take to answer, in seconds, and how much it may say, in bytes.
+# How long the monitor may take to answer, in seconds, and the longest response, in bytes.
 _PATIENCE = 5.0
 _MOST = 64 * 1024 * 1024
 # How much is received at once, in bytes.
 _PIECE = 64 * 1024
-# How many connections are looked at: what a monitor tells of in one answer.
+# How many connections are requested: the most that a monitor returns in one response.
 _MOST_CONNECTIONS = 10_000
-# From where on a number is nonsense, and how many characters of a text are shown.
+# Larger numbers are ignored, and longer texts are cut to this many characters.
 _MOST_NUMBER, _WIDEST = 1e15, 80
-# From when on a handler that runs is a reason to look, in seconds.
+# A handler that runs longer than this is highlighted, in seconds.
 _LONG = 1.0
 
-#: What is between two columns.
+#: The separator of two columns.
 GAP = "  "
-# The columns that are left out where there is little room, the least important first.
+# The columns that are dropped when the terminal is too narrow, the least important first.
 _EXPENDABLE = (
     *("TLS", "DROPPED", "B IN/s", "B OUT/s", "HEARD", "REFUSED", "UP", "AGE", "NAME", "OF"),
     *("ERRORS", "HANDLED/s", "WORKERS", "RUNNING", "STATE", "ADDRESS", "ID", "OUT/s", "IN/s"),
@@ -49,10 +48,10 @@ class Table(NamedTuple):
     """Rows of text below a header.
 
     Attributes:
-        header: a word for each column.
+        header: the column titles.
         rows: as long as the header.
-        bad: for each row whether it deserves a look.
-        left: how many columns are words; the others are figures.
+        bad: for each row, whether it is highlighted.
+        left: how many columns are left-aligned text; the others are numbers.
     """
 
     header: list[str]
@@ -61,11 +60,11 @@ class Table(NamedTuple):
     left: int
 
     def widths(self) -> list[int]:
-        """Return how wide each column is."""
+        """Return the width of each column."""
         return [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
 
     def fitted(self, width: int) -> Table:
-        """Return the table with as many columns as fit, one of `_EXPENDABLE` less at a time."""
+        """Return the table without those columns of `_EXPENDABLE` for which there is no room."""
         table = self
         for name in _EXPENDABLE:
             if sum(table.widths()) + len(GAP) * (len(table.header) - 1) <= width:
@@ -80,7 +79,7 @@ class Table(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What is shown at one moment."""
+    """The content of the screen at one moment."""
 
     title: str
     tables: list[Table]
@@ -88,10 +87,10 @@ class Frame(NamedTuple):
 
 
 class Watch:
-    """One monitor, and what it said last.
+    """Reads one monitor repeatedly, to show rates.
 
     Args:
-        address: host and port where it listens.
+        address: host and port of the monitor.
         sort: which connections come first: ``"queue"``, ``"running"``, ``"rate"`` or ``"age"``.
         limit: how many connections are shown.
     """
@@ -103,10 +102,10 @@ class Watch:
         self._before: dict[Any, Record] = {}
 
     def read(self) -> Frame:
-        """Ask the monitor.
+        """Query the monitor.
 
         Raises:
-            Failed: it does not answer, or not as a monitor does.
+            Failed: it does not answer, or is not a tao monitor.
         """
         variables = self._get("/debug/vars")
         if not isinstance(variables, dict) or "TotalConn" not in variables:
@@ -141,7 +140,7 @@ class Watch:
         where = address_text(self._address)
         try:
             data = _received(self._address, path, Deadline(_PATIENCE))
-        except (OSError, ValueError) as error:  # a host may be no name at all
+        except (OSError, ValueError) as error:  # ValueError: the host is not a valid name
             raise Failed(f"cannot reach {where}: {explain(error)}") from error
         try:
             response = http.client.HTTPResponse(_Read(data))  # type: ignore[arg-type]
@@ -198,7 +197,7 @@ class Watch:
         """Return how to tell the growth a second of a count, by the clock of who counts."""
         before = self._before.get(key, {})
         if _number(before.get(clock)) >= _number(record.get(clock)):
-            before = {}  # it is another of the same name
+            before = {}  # a new one with the same name
         seconds = _number(record.get(clock)) - _number(before.get(clock))
 
         def rate(name: str) -> float:
@@ -208,7 +207,7 @@ class Watch:
         return rate
 
     def _badness(self, record: Record) -> tuple[float, ...]:
-        """The greater, the higher up a connection is shown."""
+        """Return the sort key of a connection; the greatest is shown first."""
         waiting = _number(record.get("send_queue")) + _number(record.get("pending"))
         running, age = _number(record.get("running_for")), _number(record.get("age"))
         if self._sort == "queue":
@@ -226,7 +225,7 @@ def _key(record: Record) -> Any:
 
 
 class _Read:
-    """What was received, as `http.client.HTTPResponse` wants it."""
+    """Received data in the form that `http.client.HTTPResponse` needs."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -236,10 +235,10 @@ class _Read:
 
 
 def _received(address: tuple[str, int], path: str, deadline: Deadline) -> bytes:
-    """Ask for a page, and return all of the answer.
+    """Request a page, and return the complete response.
 
     Raises:
-        OSError, ValueError: it cannot be had, or not in time.
+        OSError, ValueError: the request failed or timed out.
     """
     host = address_text(address)
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
@@ -256,7 +255,7 @@ def _received(address: tuple[str, int], path: str, deadline: Deadline) -> bytes:
     raise TimeoutError("timed out" if deadline.expired else f"more than {_MOST} bytes came")
 
 
-# -- from anything to text
+# -- formatting of untrusted values
 
 
 def _dict(value: Any) -> dict[str, Any]:
@@ -270,7 +269,7 @@ def _records(values: Any) -> list[Record]:
 
 
 def _number(value: Any) -> float:
-    """Return a number; 0 for what is none, or none that can be calculated and shown with."""
+    """Return a number; 0 for other types and numbers that are out of range."""
     try:
         number = float(value) if isinstance(value, (int, float)) else 0.0
     except OverflowError:
@@ -279,7 +278,7 @@ def _number(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    """Return a text that fits into a cell."""
+    """Return a short, printable text for a cell."""
     if not isinstance(value, (str, int, float)) or value == "":
         return "-"
     text = harmless(str(value))
@@ -291,7 +290,7 @@ def _rate_text(rate: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Write seconds in at most five characters or so: ``0.25s``, ``12s``, ``3m04s``, ``5h12m``."""
+    """Format seconds in about five characters: ``0.25s``, ``12s``, ``3m04s``, ``5h12m``."""
     if seconds < 10:
         return f"{seconds:.2f}s" if seconds < 1 else f"{seconds:.1f}s"
     whole = int(seconds)

@@ -1,10 +1,9 @@
-"""The load that ``tao bench`` puts on a server: connections, one loop around them, and latencies.
+"""The load generator of ``tao bench``: connections, one loop for all of them, and latencies.
 
-One thread serves all connections from a selector, which costs less than a thread for each. Every
-send takes as many messages as the window has room for, out of one block that was made before; every
-receive takes all that has come. What comes is compared with what was sent, in one step however many
-messages it is, and cut into messages only where it differs: a server may answer with something
-else, and may send heartbeats.
+One thread serves all connections with a selector, which costs less than a thread for each. A send
+takes as many messages as the window allows from a prepared block; a receive takes all data
+available. Received data is compared with the data sent, in one step for any number of messages. It
+is split into messages only where it differs: a server may send other replies, and heartbeats.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ __all__ = ["Histogram", "Load", "ReplyCounter"]
 
 _HEADER = struct.Struct("<iI")
 _RECV_SIZE = 256 * 1024
-# A longer block of messages to send than this would only cost memory, in bytes.
+# The size of the prepared block of messages, in bytes; a larger one would only cost memory.
 _BLOCK_SIZE = 256 * 1024
-# How long nothing may come from any connection, in seconds, or connecting to one may take.
+# How long connecting may take, and how long all connections may be silent, in seconds.
 _STALLED = 5.0
-# How long replies that are still to come are waited for at the end.
+# How long to wait for outstanding replies at the end, in seconds.
 _LINGER = 1.0
-# How often the loop looks at the clock when nothing happens.
+# The longest wait of the loop before it checks the clock, in seconds.
 _TICK = 0.1
-# Nothing can be received or sent for now.
+# Raised when nothing can be received or sent at the moment.
 _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Histogram:
-    """Durations, counted in classes no wider than 1/32 of what is in them.
+    """A histogram of durations, with buckets no wider than 1/32 of their values.
 
-    The way of HdrHistogram (Gil Tene): each power of two is divided into as many classes.
+    As in HdrHistogram (Gil Tene), each power of two is divided into the same number of buckets.
     """
 
     def __init__(self) -> None:
@@ -64,7 +63,7 @@ class Histogram:
         self.longest = max(self.longest, seconds)
 
     def percentile(self, share: float) -> float:
-        """Return the seconds that a share of all durations, from 0 to 1, did not exceed."""
+        """Return the seconds that a share (0 to 1) of all durations did not exceed."""
         left = share * self.count
         for index in sorted(self._classes):
             left -= self._classes[index]
@@ -73,7 +72,7 @@ class Histogram:
         return self.longest
 
     def bars(self) -> list[tuple[float, int]]:
-        """Return how many durations there were up to each of a few that double, in seconds."""
+        """Return pairs of an upper bound in seconds, each twice the previous one, and a count."""
         bars: dict[int, int] = {}
         for index, count in self._classes.items():
             power = (_end_of(index) - 1).bit_length()
@@ -84,36 +83,36 @@ class Histogram:
 
 
 def _end_of(index: int) -> int:
-    """The nanoseconds at which a class ends."""
+    """Return the upper bound of a bucket in nanoseconds."""
     return ((index & 63) + 1) << (index >> 6)
 
 
 class ReplyCounter:
-    """Counts the messages in a stream, heartbeats left out.
+    """Counts the messages in a stream, without heartbeats.
 
     Args:
-        frame: the message that is expected, again and again.
-        pattern: what `pattern_of` makes of it, for many counters of one message.
+        frame: the expected message, repeated.
+        pattern: the result of `pattern_of` for it, shared by all counters.
     """
 
     def __init__(self, frame: bytes, pattern: bytes) -> None:
         self._size: int = len(frame)
         self._pattern: bytes = pattern
         self._beats: bool = _HEADER.unpack_from(frame)[0] == HEARTBEAT
-        self._offset: int = 0  # in a message that is as expected so far
-        # After something else: what is there of a header, or how much of a value is to come, and
-        # whether that message counts.
+        self._offset: int = 0  # within a message that matches so far
+        # After a message that differs: the beginning of a header, or the missing bytes of a value,
+        # and whether that message counts.
         self._head: bytes = b""
         self._skip: int = 0
         self._counts: bool = True
 
     @staticmethod
     def pattern_of(frame: bytes) -> bytes:
-        """Return so many messages that a piece can be compared wherever in one it begins."""
+        """Return enough repeated messages to match a received piece that begins at any offset."""
         return frame * (2 + _RECV_SIZE // len(frame))
 
     def feed(self, data: memoryview) -> int:
-        """Return how many messages ``data``, at most 256 KiB, completes."""
+        """Return the number of messages that ``data``, at most 256 KiB, completes."""
         if self._head or self._skip:
             return self._cut(bytes(data))
         if self._pattern.startswith(data, self._offset):
@@ -129,7 +128,7 @@ class ReplyCounter:
             return 0
         count = int(self._counts) if self._skip else 0
         at, self._skip = self._skip, 0
-        data, self._head = self._head + data, b""  # one of the two was nothing
+        data, self._head = self._head + data, b""  # the head is empty if a value is skipped
         while at + _HEADER.size <= len(data):
             number, length = _HEADER.unpack_from(data, at)
             at += _HEADER.size + length
@@ -148,13 +147,13 @@ class _Client:
     def __init__(self, sock: socket.socket, counter: ReplyCounter) -> None:
         self.sock = sock
         self.counter = counter
-        self.offset: int = 0  # in the message that is being sent
-        self.pending: int = 0  # bytes that may be sent and are not yet
-        self.blocked: bool = False  # waits for room to send
-        self.since: deque[tuple[float, int]] = deque()  # when how many messages were let go
+        self.offset: int = 0  # within the message being sent
+        self.pending: int = 0  # bytes that may be sent now
+        self.blocked: bool = False  # whether the socket buffer is full
+        self.since: deque[tuple[float, int]] = deque()  # send time and count of messages in flight
 
     def more(self) -> bool:
-        """Tell whether something was received that no selector knows of."""
+        """Return whether TLS has buffered data that the selector does not report."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
 
@@ -163,10 +162,10 @@ class Load:
 
     Args:
         address: of the server.
-        tls: for encrypted connections.
-        server_name: whom the server's certificate must be of; None: the host connected to.
-        frame: the message, encoded.
-        window: how many of them are under way on each connection.
+        tls: the context for TLS connections, or None.
+        server_name: the name in the server's certificate; None: the host connected to.
+        frame: the encoded message.
+        window: how many messages are in flight on each connection.
     """
 
     def __init__(
@@ -183,16 +182,16 @@ class Load:
         self._frame = frame
         self._window: int = window
         self._pattern: bytes = ReplyCounter.pattern_of(frame)
-        # Sending begins anywhere in a message, and there must be something left to send.
+        # Sending may begin at any offset in a message, so one message more is needed.
         self._block = memoryview(frame * (1 + max(1, min(window, _BLOCK_SIZE // len(frame)))))
         self._buffer = memoryview(bytearray(_RECV_SIZE))
         self._selector = selectors.DefaultSelector()
         self._clients: list[_Client] = []
         self._sending: bool = True
         self._last_came: float = 0.0
-        #: Of each reply.
+        #: The latencies of all replies.
         self.latencies = Histogram()
-        #: Sent and received.
+        #: Bytes sent and received.
         self.bytes_out: int = 0
         self.bytes_in: int = 0
 
@@ -211,20 +210,20 @@ class Load:
         return sock.version() if isinstance(sock, ssl.SSLSocket) else None
 
     def connect(self) -> None:
-        """Open one connection more, and see that a message is answered on it.
+        """Open another connection, and check that the server replies to a message on it.
 
         Raises:
-            Failed: it cannot be made, or there is no answer.
+            Failed: the connection failed, or there is no reply.
         """
         where = address_text(self._address)
         try:
             sock = self._reach()
-        except (OSError, ValueError) as error:  # a host may be no name at all
+        except (OSError, ValueError) as error:  # ValueError: the host is not a valid name
             raise Failed(f"cannot connect to {where}: {explain(error)}") from error
         client = _Client(sock, ReplyCounter(self._frame, self._pattern))
         self._clients.append(client)
         try:
-            deadline = Deadline(_STALLED)  # for all of it: what comes may be anything but a reply
+            deadline = Deadline(_STALLED)  # for the reply, whatever else is received before it
             sock.sendall(self._frame)
             count = 0
             while not count:
@@ -244,14 +243,14 @@ class Load:
         self._selector.register(sock, selectors.EVENT_READ, client)
 
     def run(self, seconds: float, tell: Callable[[float, int], object]) -> float:
-        """Keep the connections busy for a while, and return for how many seconds.
+        """Keep the connections busy for ``seconds``, and return the actual duration.
 
         Args:
             seconds: how long.
             tell: called a few times a second with the seconds passed and the replies so far.
 
         Raises:
-            Failed: a connection was lost, or the server does not answer any more.
+            Failed: a connection was lost, or the server has stopped replying.
         """
         begin = now = self._last_came = time.monotonic()
         self.bytes_in = self.bytes_out = 0
@@ -272,7 +271,7 @@ class Load:
         return max(now - begin, 1e-6)
 
     def finish(self) -> None:
-        """Wait a moment for what is under way: closing before would look like a reset."""
+        """Wait briefly for outstanding replies, because closing earlier would cause a reset."""
         self._sending = False
         end = time.monotonic() + _LINGER
         with contextlib.suppress(Failed):
@@ -299,7 +298,7 @@ class Load:
     # -- the loop
 
     def _step(self, timeout: float) -> None:
-        """Wait for something to happen, and do what is to be done then."""
+        """Wait for ready sockets, and send and receive on them."""
         try:
             for key, events in self._selector.select(timeout):
                 if events & selectors.EVENT_WRITE:
@@ -310,7 +309,7 @@ class Load:
             raise self._lost(error) from error
 
     def _allow(self, client: _Client, count: int, now: float) -> None:
-        """Let a connection send so many messages more."""
+        """Let a connection send ``count`` more messages."""
         client.since.append((now, count))
         client.pending += count * len(self._frame)
         if not client.blocked:
@@ -333,7 +332,7 @@ class Load:
             self._selector.modify(client.sock, events, client)
 
     def _take(self, client: _Client) -> None:
-        """Receive what is there, and send as many messages as were answered."""
+        """Receive the available data, and send as many messages as were answered."""
         try:
             count = client.counter.feed(self._receive(client))
             while client.more():
@@ -357,10 +356,10 @@ class Load:
             self._allow(client, count, now)
 
     def _receive(self, client: _Client) -> memoryview:
-        """Return what has come, in a buffer that is used again.
+        """Return received data, in a buffer that is reused.
 
         Raises:
-            OSError: there is nothing, or nothing more.
+            OSError: there is no data, or the stream has ended.
         """
         size = client.sock.recv_into(self._buffer)
         if not size:

@@ -1,8 +1,8 @@
-"""The command line, ``tao`` or ``python -m tao``: which command is meant, and what it ends with.
+"""The command line, ``tao`` or ``python -m tao``: selects the command and returns the exit status.
 
-Each command is a module of its own, imported when it is asked for. What is wrong with the call is
-said in one line on stderr, and the exit status is 2; what could not be done, likewise, is 1. Ctrl-C
-ends quietly with 130; a server shuts down gracefully, with 0. See ``tao COMMAND --help``.
+Each command is a separate module, imported when it is called. An error is one line on stderr: a
+wrong call exits with status 2, a failure with 1. Ctrl-C exits quietly with 130, except for a
+server, which shuts down gracefully and exits with 0. See ``tao COMMAND --help``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # whose encoding may know few characters
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack characters
             stream.reconfigure(errors="backslashreplace")
     try:
         parser = make_parser()

@@ -1,13 +1,13 @@
-"""``tao serve --reload``: a process that starts the server in another, anew when a module changes.
+"""``tao serve --reload``: runs the server in a child process, restarted when a module changes.
 
-The two are joined by a socket. On it the server's process, the child, tells which modules it has
-imported from below the current directory; that the other, the parent, closes its end asks the child
-to stop. So it does in order, whether the parent was interrupted, has seen a change, or was killed,
-and a Ctrl-C at the terminal, which both get, asks no more than that.
+A socket joins the two processes. On it the child reports which modules it has imported from below
+the current directory. When the parent closes its end, the child shuts down gracefully: because the
+parent was interrupted, has seen a change, or was killed. A Ctrl-C at the terminal, which both
+processes get, has the same effect.
 
-What the files looked like is noted before the child starts, so that no change is overlooked which
-comes while it imports them. A child that ended by itself, because of a mistake in a module as a
-rule, may not have told of all its files: then any Python file below the current directory counts.
+The state of the files is recorded before the child starts, so changes during its imports are not
+missed. A child that has ended by itself, usually because of an error in a module, may not have
+reported all its files. Then a change to any Python file below the current directory counts.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tao.server.server import Server
 
 __all__ = ["Link", "supervise"]
 
-# How often both look, in seconds.
+# How often both processes check for changes, in seconds.
 _STEP: Final = 0.2
-# How long a child that was asked to stop may take, in seconds: its drain timeout, as a rule.
+# How long a child may take to stop, in seconds; usually it needs its drain timeout at most.
 _PATIENCE: Final = 60.0
-# How long one that was interrupted twice may take to say so.
+# How long it may take after a second interrupt, in seconds.
 _HASTE: Final = 2.0
 
-#: When a file was changed, and its size; None if there is no such file.
+#: Modification time and size of a file; None if it does not exist.
 _Stamp = tuple[int, int] | None
 
 
@@ -44,14 +44,14 @@ class Link:
     """The child's end; its thread ends with the process.
 
     Args:
-        number: the descriptor of a socket that is connected with the parent.
+        number: the descriptor of a socket connected to the parent.
     """
 
     def __init__(self, number: int) -> None:
         self._sock = socket.socket(fileno=number)
         self._sock.set_inheritable(False)
         self._told: set[str] = set()
-        #: What to stop; None as long as there is no server yet.
+        #: The server to stop; None until there is one.
         self.server: Server | None = None
         spawn(self._play, name="tao-reload").start()
 
@@ -71,7 +71,7 @@ class Link:
 
 
 def _imported() -> Iterable[str]:
-    """The files of the modules that are imported from below the current directory."""
+    """Yield the files of modules imported from below the current directory."""
     here = os.path.join(os.getcwd(), "")
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
@@ -82,7 +82,7 @@ def _imported() -> Iterable[str]:
 
 
 def supervise(words: list[str]) -> int:
-    """Keep ``tao WORDS...`` running in a child, anew after each change, until interrupted.
+    """Run ``tao WORDS...`` in a child, and restart it after each change, until interrupted.
 
     Args:
         words: the command line, without ``--reload``.
@@ -103,17 +103,17 @@ def supervise(words: list[str]) -> int:
 
 
 class _Parent:
-    """What `supervise` does, and what it knows meanwhile."""
+    """The parent process of `supervise`."""
 
     def __init__(self, words: list[str]) -> None:
         self._words = words
         self._interrupts: int = 0
         self._noted: dict[str, _Stamp] = {}  # each file as it was before the child started
         self._watched: set[str] = set()  # those that the child has imported
-        self._partial = b""  # of the name of another
+        self._partial = b""  # the beginning of the next file name
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """The handler of signals."""
+        """Handle a signal."""
         self._interrupts += 1
 
     def run(self) -> int:
@@ -135,7 +135,7 @@ class _Parent:
             say(f"tao: {os.path.relpath(changed)} has changed")
 
     def _watch(self, child: subprocess.Popen[bytes], ours: socket.socket) -> str:
-        """Return the file that has changed; "" when interrupted, or the child has ended."""
+        """Return the changed file; "" if interrupted or the child has ended."""
         self._watched, self._partial = set(), b""
         return self._wait_for_a_change(ours, child)
 
@@ -158,7 +158,7 @@ class _Parent:
         return ""
 
     def _listen(self, ours: socket.socket) -> bool:
-        """Take down what the child says; False when it has ended."""
+        """Record the files that the child reports; return False if it has ended."""
         try:
             data = ours.recv(65536)
         except OSError:
@@ -172,7 +172,7 @@ class _Parent:
         return bool(data)
 
     def _changed(self, *, everywhere: bool) -> str:
-        """Return a file that is not as it was noted, "" if there is none."""
+        """Return a file that has changed since it was recorded, or "" if there is none."""
         if everywhere:
             now = _all_files()
             names = sorted(self._noted.keys() | now.keys() | self._watched)
@@ -185,7 +185,7 @@ class _Parent:
 
     @staticmethod
     def _settle(poll: select.poll, name: str) -> None:
-        """Wait until a file that is being written is left alone for a step."""
+        """Wait until a file has not changed for one step, as it may still be being written."""
         before = _stamp(name)
         while True:
             poll.poll(_STEP * 500)
@@ -195,7 +195,7 @@ class _Parent:
             before = now
 
     def _see_off(self, child: subprocess.Popen[bytes]) -> int:
-        """Wait for a child that was asked to stop; return its status."""
+        """Wait for a child that is stopping; return its exit status."""
         deadline = Deadline(_PATIENCE)
         hurry: Deadline | None = None
         while True:
@@ -219,7 +219,7 @@ def _start(words: list[str], theirs: socket.socket) -> subprocess.Popen[bytes]:
 
 
 def _all_files() -> dict[str, _Stamp]:
-    """The Python files below the current directory, but for those that are installed there."""
+    """Return the Python files below the current directory, without virtual environments."""
     found: dict[str, _Stamp] = {}
     for directory, below, files in os.walk(os.getcwd()):
         if "pyvenv.cfg" in files:
