@@ -1,8 +1,7 @@
-"""What the commands of the command line share: how they speak, and how they read what is given.
+"""Functions shared by the commands: output, and parsing of arguments.
 
-What a command prints on stdout is its result; everything about the command itself (what is wrong,
-how far it has come) is a line on stderr. Text that came from a peer or over the network is shown
-with nothing in it that a terminal would obey.
+A command prints its result on stdout, and errors and progress on stderr. Text from the network is
+escaped, so that it cannot contain control sequences for the terminal.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ __all__ = [
     "unix_address_of",
 ]
 
-#: What the process ends with.
+#: The exit statuses of the process.
 DONE, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 
 #: Where a process that ``tao serve --reload`` has started finds the number of its end of a socket.
@@ -61,7 +60,7 @@ RELOAD_LINK = "TAO_RELOAD_LINK"
 #: Host and port, or the path of a Unix socket.
 Address = tuple[str, int] | str
 
-# The most that is taken for a count, and for seconds: 30 years, which any clock can wait for.
+# The largest count, and the largest number of seconds (30 years), that an option accepts.
 _MOST_COUNT, _MOST_SECONDS = 10**15, 1e9
 # How much of the user's input an error message repeats, in characters.
 _LONGEST_QUOTE = 60
@@ -69,14 +68,14 @@ _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class WrongCall(Exception):
-    """The call itself is wrong; the text says in one line what is."""
+    """The command line is wrong; the text says in one line why."""
 
 
 class Failed(Exception):
-    """The call was right, but what it asked for could not be done; the text says why."""
+    """The command line is right, but the command has failed; the text says why."""
 
 
-# -- speaking
+# -- output
 
 
 def say(line: str) -> None:
@@ -85,7 +84,7 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """Print a line about the command itself on stderr; what is in it may be a peer's."""
+    """Print a line about the command itself on stderr; it may contain text from a peer."""
     print(f"tao: {harmless(line)}", file=sys.stderr, flush=True)
 
 
@@ -106,7 +105,7 @@ def harmless(text: str) -> str:
 
 
 def size_text(count: float) -> str:
-    """Write a number of bytes as people do: ``1.5 MiB``."""
+    """Format a number of bytes with a unit: ``1.5 MiB``."""
     power = 0
     while count >= 1000 and power < len(_SIZES) - 1:
         count /= 1024
@@ -124,7 +123,7 @@ def has_rich() -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say what is wrong without the number of the error."""
+    """Return the text of an error without its errno."""
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror.lower() if error.filename else error.strerror
         return f"{error.filename}: {reason}" if error.filename else reason
@@ -164,7 +163,7 @@ def unix_address_of(text: str) -> str:
 
 
 def parse_monitor(text: str) -> tuple[str, int]:
-    """Read where a monitor listens, maybe as the page's URL, which is shown when it starts."""
+    """Read the address of a monitor, or the URL of its page."""
     address = parse_address(text.removeprefix("http://").removesuffix("/"))
     if isinstance(address, str):
         raise argparse.ArgumentTypeError("a monitor listens at HOST:PORT, not at a path")

@@ -1,10 +1,10 @@
 """``tao connect``: a console to talk to any server that speaks the default framing.
 
-The main thread reads lines and writes messages; the connection's reading thread shows what comes.
+The main thread reads lines and writes messages; the reading thread prints received messages.
 
-A main thread that waits for a line knows nothing of the connection. When that is lost, the reading
-thread sends it SIGINT until it has heard of it: once would not do, as a signal that comes in the
-instant before the waiting begins does not end it.
+While the main thread waits for a line it does not notice the loss of the connection. So the reading
+thread sends it SIGINT until it reacts. One signal is not enough: if it arrives just before the wait
+begins, it does not interrupt the wait.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _PROMPT = "> "
 _HISTORY_LENGTH = 1000
 # How many lines may wait to be sent.
 _QUEUE = 16
-# How long a server may take nothing before a line is given up, in seconds.
+# How long a line may wait for a server that reads nothing, in seconds.
 _PATIENCE = 30.0
-# How long the end may take, for what waits to be sent, in seconds.
+# How long closing may take to send queued messages, in seconds.
 _DRAIN = 2.0
-# How often the main thread looks whether the connection is lost, in seconds.
+# How often the signal is sent to the main thread, in seconds.
 _NUDGE = 0.1
 
 _HELP = """\
@@ -66,7 +66,7 @@ class _Lost(Exception):
 
 
 def run(options: argparse.Namespace) -> int:
-    """Be a console as the command line says, and return the exit status."""
+    """Run the console, and return the exit status."""
     tls = client_tls(options)
     known: Deserializers = {}
     if options.messages is not None:

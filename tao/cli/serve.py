@@ -1,7 +1,7 @@
-"""``tao serve``: starts a server that some module has made, and serves until it is stopped.
+"""``tao serve``: starts a server defined in a module, and serves until it is stopped.
 
-A server that was stopped by Ctrl-C, SIGTERM or from within ends with 0 if it finished everything,
-else with 1.
+When the server is stopped by Ctrl-C, SIGTERM or its own code, the exit status is 0 if the shutdown
+was clean, else 1.
 """
 
 from __future__ import annotations
