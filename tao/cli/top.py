@@ -1,4 +1,4 @@
-"""``tao top``: shows what a process with a monitor does, again and again."""
+"""``tao top``: shows the activity of a process with a monitor, updated continuously."""
 
 from __future__ import annotations
 

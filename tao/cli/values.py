@@ -1,6 +1,6 @@
-"""What ``tao connect`` reads and shows: from lines to messages and back, with no I/O inside.
+"""Convert the lines of ``tao connect`` to messages and back, without I/O.
 
-What is shown could be typed: a value is text, or ``hex:`` and digits if it is no printable text.
+A value is shown as it could be typed: as text, or as ``hex:`` and digits if it is not printable.
 """
 
 from __future__ import annotations

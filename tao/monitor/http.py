@@ -2,15 +2,15 @@
 
 Guarantees, whatever peers send, however slowly, and whether or not they read:
 
-- A peer costs a thread only while its answer is made, never while it is waited for: heads are read
-  and answers sent by one thread that never blocks. Answers are made by `_ANSWERS` threads at most,
-  and those of one page by a few of them, so that one which hangs (it calls what the application
-  has written, as ``__str__`` of a name) leaves the others.
+- A peer occupies a thread only while its answer is made: one thread that never blocks reads all
+  requests and sends all answers. At most `_ANSWERS` threads make answers, and only a few of them
+  work on one page. So a page that hangs in the application's code (such as ``__str__`` of a name)
+  does not block the others.
 - A request may take `PATIENCE` seconds altogether; so may each event of a stream.
-- `_MOST_PEERS` connections are open at once, besides the streams. When that many are, a new one
-  takes the place of one that is being waited for: of one that only has to close if possible, else
-  of the oldest. So what is asked at once is answered at once, whoever else drips. Likewise what has
-  not been read of answers is bounded.
+- At most `_MOST_PEERS` connections are open at once, besides the streams. Above that, a new one
+  replaces one that waits for its peer: if possible one that only has to close, else the oldest. So
+  complete requests are answered at once, even if other peers send slowly. The unread bytes of
+  answers are bounded likewise.
 - Every complete request is answered: with status 503 if no answer can be made in time, or no thread
   can be started.
 - No error ends the thread: it is logged, and at most the connection in question is closed.
