@@ -255,7 +255,7 @@ def test_a_decoder_that_fails_later_costs_its_connection(
 
 def test_the_default_codec_is_not_slowed_down(open_end: OpenEnd) -> None:
     """Its methods are called as they are."""
-    end = open_end()
+    end = open_end(on_message=lambda message, conn: None)
     codec = end.conn._application.codec
     assert end.conn._encode == codec.encode
     assert type(end.conn._application.decoder) is type(codec.decoder(Registry()))
