@@ -45,7 +45,7 @@ class Combiner:
         self._repair = repair
         self._notify = notify
         self.due: bool = False  #: whether there may be work; set after it has been noted
-        #: For those who cannot afford the call of `run`; they call `recover` after any exception.
+        #: For callers to which `run` costs too much; they call `recover` after any exception.
         #: It is reentrant only so that its owner is known.
         self.turn: Any = threading.RLock()
 

@@ -146,7 +146,7 @@ class Registration:
         handler: called with ``(ctx, conn)``; None: ``on_message`` is called instead.
         dispatch: ``"auto"``, ``"pool"`` or ``"inline"`` for this handler; None: the setting of
             the connection.
-        trust: how far the handler is trusted to be quick; owned by ``connection/dispatcher.py``.
+        trust: how far the handler is trusted to be quick; see ``connection/handler_trust.py``.
         declared, handler_declared: the module executions that declared the number and its handler,
             see ``reloading.py``.
     """
