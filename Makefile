@@ -8,6 +8,9 @@ NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
 VENV ?= .venv
 # What is given to pytest by `make test`, and to the benchmarks: make test ARGS="-k tls -x".
 ARGS ?=
+# Tests run in as many processes as there are cores, up to four; ARGS="-n 0" runs them in one. If one
+# of them crashes the run ends, as it would wait for the lost tests for ever.
+IN_PARALLEL = -n auto --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
@@ -21,7 +24,7 @@ RUFF_RULES = --select E,F,W,I,UP,B,RUF,A,C4,DTZ,EXE,FLY,G,ISC,LOG,PGH,PIE,PLE,PT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test interrupt check format coverage test-all test-free-threaded chaos pairs soak fuzz bench bench-quick docs dist clean
+.PHONY: help run test interrupt check format coverage test-all test-free-threaded chaos storm pairs crowd cluster sessions soak fuzz bench bench-quick docs dist clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -36,11 +39,11 @@ run: $(VENV)/.run ## start the chat server on port 12345; ARGS="--port N" for an
 		else exec $(BIN)/python -m examples.chat.server $(ARGS); fi
 
 test: $(VENV)/.test ## run the tests; ARGS="..." goes to pytest
-	$(BIN)/python -m pytest -m 'not interrupted' $(ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not interrupted' $(ARGS)
 
 interrupt: export EACH_BYTECODE = $(EACH)
 interrupt: $(VENV)/.test ## run those that interrupt calls at many bytecodes, EACH=1 at each
-	$(BIN)/python -m pytest -m interrupted $(ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m interrupted $(ARGS)
 
 check: $(VENV)/.test ## check format, lint and types
 	$(BIN)/ruff format $(RUFF_SETTINGS) --check $(SOURCES)
@@ -56,7 +59,7 @@ coverage: export COVERAGE_PROCESS_START = $(CURDIR)/setup.cfg
 coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
 coverage: $(VENV)/.test ## run the tests and report the branch coverage of tao, at least 95 %
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest $(IN_PARALLEL) $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -93,9 +96,33 @@ test-free-threaded: ## run the tests on a free-threaded CPython; FREE_THREADED=.
 chaos: $(VENV)/.test ## run a random mix of faults, SECONDS=30; ARGS="--seed N" repeats one
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),30) $(ARGS)
 
+storm: $(VENV)/.test ## have exceptions and finalizers strike at random, SECONDS=60
+	$(BIN)/python -m tests.chaos.storm --seconds $(or $(SECONDS),60) $(ARGS)
+
+# A test of these targets may take longer than one of the test run.
+pairs crowd cluster sessions: PATIENT = --quiet -o faulthandler_timeout=900
+
 pairs: export PAIRS = $(or $(TIMES),20)
 pairs: $(VENV)/.test ## have events meet in pairs, TIMES=20 as often as in a test run
-	$(BIN)/python -m pytest --quiet tests/connection/test_pairs.py $(ARGS)
+	$(BIN)/python -m pytest $(PATIENT) tests/connection/test_pairs.py tests/connection/test_request_pairs.py \
+		tests/server/test_login.py $(ARGS)
+
+crowd: export CROWD = $(or $(COUNT),10000)
+crowd: $(VENV)/.test ## connect COUNT=10000 peers to one server that shares its reading
+	$(BIN)/python -m pytest $(PATIENT) tests/connection/test_crowd.py $(ARGS)
+
+cluster: export RELOADS = $(or $(TIMES),20)
+cluster: export PUBLICATIONS = 100000
+cluster: export PAUSE = 30
+cluster: $(VENV)/.test ## replace processes TIMES=20 times under load; kill and stop Redis
+	$(BIN)/python -m pytest $(PATIENT) tests/cluster/test_supervisor.py -k reload $(ARGS)
+	$(BIN)/python -m pytest $(PATIENT) tests/cluster/test_redis.py -k 'restarts or stop' $(ARGS)
+	$(BIN)/python -m pytest $(PATIENT) tests/cluster/test_machines.py $(ARGS)
+
+sessions: export SESSION_MESSAGES = $(or $(COUNT),100000)
+sessions: $(VENV)/.test ## send COUNT=100000 messages each way over connections that are cut
+	$(BIN)/python -m pytest $(PATIENT) tests/session tests/connection/test_sessions.py \
+		tests/cluster/test_passed_links.py $(ARGS)
 
 soak: $(VENV)/.test ## run all kinds of traffic, MINUTES=5, and look for what grows
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),5) $(ARGS)

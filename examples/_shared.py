@@ -44,3 +44,17 @@ def plain_end() -> Iterator[None]:
         sys.exit(f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}")
     except (tao.TaoError, ValueError) as error:
         sys.exit(f"error: {error}")
+
+
+def run(server: tao.Server, description: str | None, port: int, command: str) -> None:
+    """Run a server for other programs, until a signal; ``command`` tells how to talk to it."""
+    options = arguments(description, port).parse_args()
+
+    def say(address: tuple[str, int]) -> None:
+        host, port = address[:2]
+        what = command.format(port=port)
+        print(f"listening at {host} port {port}; to talk to it: {what}", flush=True)
+
+    with plain_end():
+        server.serve_forever((options.host, options.port), handle_signals=True, ready=say)
+        print("stopped")

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name == "__all__" or not name.startswith("__"):
         api = import_module("tao.api")
-        names = {"__all__": api.__all__, **{each: getattr(api, each) for each in api.__all__}}
-        globals().update(names)
+        early = [each for each in api.__all__ if each not in api.LATE]
+        globals().update({"__all__": api.__all__, **{each: getattr(api, each) for each in early}})
+        if name in api.LATE:
+            globals()[name] = getattr(api, name)
         if name in globals():
             return globals()[name]
     raise AttributeError(f"module 'tao' has no attribute {name!r}")

@@ -48,8 +48,8 @@ class AtomicReference(Generic[T]):
         value: T = state[0]
         return value
 
-    def update(self, change: Callable[[T], T]) -> tuple[T, T]:
-        """Replace the value by ``change(value)``; return the value before and after.
+    def update(self, change: Callable[..., T], *args: Any) -> tuple[T, T]:
+        """Replace the value by ``change(value, *args)``; return the value before and after.
 
         ``change`` may be called several times, so it must have no side effects.
         """
@@ -57,11 +57,13 @@ class AtomicReference(Generic[T]):
         while True:
             while len(state) > 1:
                 state = state[1]
-            new: list[Any] = [change(state[0])]
+            before = state[0]
+            after = change(before, *args)
+            new: list[Any] = [after]
             state.append(new)
             if state[1] is new:
                 self._state = new
-                return state[0], new[0]
+                return before, after
 
 
 class _AtomicInteger:

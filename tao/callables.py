@@ -1,4 +1,4 @@
-"""Check callbacks where they are declared, whatever kind of callable they are.
+"""Check callbacks of every kind, and flags, where they are given.
 
 The check must know which arguments a callable really accepts. ``inspect.signature`` does not tell:
 it reports the signature that a decorator advertises by ``__wrapped__`` (set by ``functools.wraps``)
@@ -15,12 +15,12 @@ from typing import Any
 
 from tao.safe_text import safe_repr, safe_str
 
-__all__ = ["check_callable", "check_quickly", "name_of"]
+__all__ = ["check_callable", "check_quickly", "checked_flag", "name_of", "takes_arguments"]
 
 _NOTHING = object()
 # CPython 3.14 can leave gaps among the positional arguments of a partial.
 _GAP = getattr(functools, "Placeholder", _NOTHING)
-# The flags of functions whose body does not run when they are called.
+# The flags of functions that do not run their body when called.
 _NOT_RUN = (
     inspect.CO_COROUTINE
     | inspect.CO_ITERABLE_COROUTINE
@@ -66,11 +66,26 @@ def check_callable(what: str, value: object, *arguments: str) -> None:
         ) from None
 
 
+def takes_arguments(value: object, *arguments: str) -> bool:
+    """Return whether ``value`` can be called with these arguments, as far as that is known."""
+    try:
+        check_callable("", value, *arguments)
+    except TypeError:
+        return False
+    return True
+
+
 def check_quickly(what: str, value: object, *arguments: str) -> None:
-    """Check like `check_callable`, but only functions and methods, as this is called often."""
+    """Check like `check_callable`, but only functions and methods, as this is called often.
+
+    Of other callables only what runs nothing when it is called is refused.
+    """
     function = value.__func__ if type(value) is MethodType else value
-    if type(function) is FunctionType or not callable(value):
-        check_callable(what, value, *arguments)
+    if type(function) is not FunctionType and callable(value):
+        called = _called_first(value, ())[0]
+        if type(called) is not FunctionType or not called.__code__.co_flags & _NOT_RUN:
+            return
+    check_callable(what, value, *arguments)
 
 
 def name_of(thing: Any) -> str:
@@ -154,3 +169,14 @@ def _describe(value: Any, called: Any) -> str:
             wrapper = own if each is called else called.__qualname__
             return f"{wrapper}, which decorates {name_of(wrapped)},"
     return name_of(value)
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """Return a bool as it is.
+
+    Raises:
+        TypeError: the value is none, such as the string ``"false"``, which would count as true.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value

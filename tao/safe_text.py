@@ -1,4 +1,4 @@
-"""Format foreign objects, whose ``__str__`` and ``__repr__`` may raise.
+"""Format objects of the application: ``__str__`` and ``__repr__`` may raise.
 
 Error messages name addresses, callbacks, messages and other errors. A failure to format one of
 these must not prevent the report.
@@ -6,7 +6,10 @@ these must not prevent the report.
 
 from __future__ import annotations
 
-__all__ = ["safe_repr", "safe_str"]
+__all__ = ["number_text", "number_value", "safe_repr", "safe_str"]
+
+# How much of a message number is shown, in characters: a peer may send one of any length.
+_LONGEST_NUMBER = 100
 
 
 def safe_str(value: object) -> str:
@@ -23,6 +26,24 @@ def safe_repr(value: object) -> str:
         return repr(value)
     except Exception as error:
         return _unprintable(value, error)
+
+
+def number_text(number: object) -> str:
+    """Return a message number as it is shown in logs and figures.
+
+    Numbers of different kinds look different, as ``7``, ``'7'`` and ``b'7'`` do.
+    """
+    if isinstance(number, int):
+        return safe_repr(int(number))  # not the name that an enumeration gives it
+    if isinstance(number, (str, bytes)):
+        number = number[: _LONGEST_NUMBER + 1]  # before it is formatted
+    text = safe_repr(number)
+    return text if len(text) <= _LONGEST_NUMBER else f"{text[:_LONGEST_NUMBER]}..."
+
+
+def number_value(number: object) -> int | str:
+    """Return a message number as JSON shows it: an int as it is, others as `number_text`."""
+    return number if isinstance(number, int) else number_text(number)
 
 
 def _unprintable(value: object, error: Exception) -> str:

@@ -1,7 +1,4 @@
-"""What every test gets: a check that it leaves no thread and no socket of tao's behind.
-
-And what some ask for: the lines that tao logs.
-"""
+"""Fixtures for all tests: a check for leaked threads and sockets, and collected log lines."""
 
 from __future__ import annotations
 
@@ -18,22 +15,23 @@ from tao.server.server import Server
 from tao.testing.pytest_plugin import open_sockets
 from tao.wire.message import Registry
 from tests.ends import End, MakeServer
+from tests.session_pairs import Both
 from tests.support import wait_until
 
-# pytest shows what a test prints; loguru's own way to stderr is of no use, and tests of the bridge
-# to stdlib logging could not put it back.
+# pytest captures what a test prints. loguru's own handler for stderr is of no use here, and tests
+# of the bridge to stdlib logging could not restore it.
 loguru.logger.remove()
 
-# A shell starts what it runs in the background with SIGINT ignored, and programs inherit that:
-# those that the tests start would not end on Ctrl-C.
+# A shell starts background jobs with SIGINT ignored, and child processes inherit that: programs
+# started by the tests would not end on Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline for an example: a machine under load is no failure. And nothing is written to disk.
+# No deadline for an example, because machines may be under load. Nothing is written to disk.
 hypothesis.settings.register_profile("tao", deadline=None, database=None)
 hypothesis.settings.load_profile("tao")
 
-# Threads of tests and libraries that are not tao's start with neither.
+# Threads of tests and of other libraries do not have these prefixes.
 OURS = ("tao-", "test-")
 
 
@@ -43,7 +41,7 @@ def _threads() -> set[threading.Thread]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """Fail a test after which a thread or a socket of tao's is still there."""
+    """Fail a test that leaves a tao thread or an open socket behind."""
     threads, sockets = _threads(), open_sockets()
     yield
     _eventually(lambda: _threads() <= threads)
@@ -68,12 +66,12 @@ def _eventually(condition: Callable[[], bool]) -> None:
     try:
         wait_until(condition, timeout=5)
     except AssertionError:
-        pass  # the assertion that follows says what is left
+        pass  # the following assertion reports what is left
 
 
-@pytest.fixture(params=["server", "client"])
+@pytest.fixture(params=["server", "client", "server-shared", "client-shared"])
 def open_end(request: pytest.FixtureRequest) -> Iterator[Callable[..., End]]:
-    """A function that opens an `End`, once for each kind; what it opened is closed afterwards."""
+    """A function that opens an `End` of each kind in turn; ends are closed afterwards."""
     opened: list[End] = []
 
     def open_one(**options: Any) -> End:
@@ -87,7 +85,7 @@ def open_end(request: pytest.FixtureRequest) -> Iterator[Callable[..., End]]:
 
 @pytest.fixture
 def make_server() -> Iterator[MakeServer]:
-    """A function that starts a server and returns it with its address; stopped afterwards."""
+    """A function that starts a server and returns it and its address; stopped afterwards."""
     servers: list[Server] = []
 
     def make(address: Any = ("127.0.0.1", 0), **options: Any) -> tuple[Server, Any]:
@@ -98,3 +96,34 @@ def make_server() -> Iterator[MakeServer]:
     yield make
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """A function after which no thread starts if its name begins with a prefix."""
+    start = threading.Thread.start
+
+    def forbid(prefix: str) -> None:
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name.startswith(prefix):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    yield forbid
+    monkeypatch.undo()
+
+
+@pytest.fixture
+def open_both() -> Iterator[Callable[..., Both]]:
+    """A function that makes and starts `Both`."""
+    opened: list[Both] = []
+
+    def make(**options: Any) -> Both:
+        opened.append(Both(**options))
+        return opened[-1].start()
+
+    yield make
+    for each in opened:
+        each.close()

@@ -1,4 +1,4 @@
-"""Hundreds of peers at once that begin to speak, and stop."""
+"""Hundreds of peers that connect at once, send the beginning of a message, and then nothing."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-#: How long to wait for one of them, in seconds: their threads are many, and a machine under load
-#: gives each its turn.
+#: How long to wait for one peer, in seconds. There are many threads, and a machine under load runs
+#: them one after another.
 CROWD_PATIENCE = 60.0
-# What else a process of tests may have open.
+# How many other descriptors the process may have open.
 OTHERS = 200
 
 
 @contextmanager
 def crowd(address: Any, count: int, beginning: bytes) -> Iterator[list[socket.socket]]:
-    """Open so many connections that say ``beginning`` and no more; close them at the end.
+    """Open ``count`` connections that send ``beginning`` and nothing more; close them at the end.
 
-    The server is in this process too, so that each of them takes two descriptors.
+    The server runs in the same process, so each connection takes two descriptors.
     """
     with descriptors(2 * count + OTHERS), ExitStack() as stack:
         socks = []
@@ -33,7 +33,7 @@ def crowd(address: Any, count: int, beginning: bytes) -> Iterator[list[socket.so
 
 @contextmanager
 def descriptors(count: int) -> Iterator[None]:
-    """Allow this process so many descriptors, or skip the test if that cannot be."""
+    """Allow this process ``count`` descriptors, or skip the test if that is not possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = soft == resource.RLIM_INFINITY or soft >= count
     try:

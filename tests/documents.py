@@ -1,13 +1,13 @@
-"""Documents whose code is run: what stands in them, in which order, and what it needs.
+"""Runs the code in documents: finds the blocks, their order, and the packages they need.
 
-A block of code that starts with ``.. code-block:: python`` is run, unless a comment before it says
+A block that starts with ``.. code-block:: python`` is run, unless a comment before it says
 otherwise::
 
-    .. not run: why it cannot be
+    .. not run: the reason
 
     .. needs: msgpack
 
-A block that needs a package is run where that is installed.
+A block that needs a package is run if the package is installed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 
 class Block(NamedTuple):
-    """A block of Python in a document."""
+    """A block of Python code in a document."""
 
     path: Path
-    line: int  # of its first line, from 1
+    line: int  # the number of its first line, from 1
     code: str
-    needs: str | None  # a package
-    not_run: str | None  # why not
+    needs: str | None  # the package that it needs
+    not_run: str | None  # the reason why it is not run
 
 
 _BLOCK = re.compile(
@@ -41,7 +41,7 @@ _BLOCK = re.compile(
 
 
 def blocks_of(path: Path) -> list[Block]:
-    """Return the blocks of Python in a document, in order."""
+    """Return the blocks of Python code in a document, in their order."""
     text = path.read_text(encoding="utf-8") + "\n"
     return [
         Block(
@@ -61,10 +61,10 @@ def run(blocks: list[Block], name: str, **known: Any) -> dict[str, Any]:
     A traceback shows the lines of the document.
 
     Args:
-        blocks: of one document or of several.
-        name: the module that the program is while it runs, for what looks itself up there, as
-            dataclasses do.
-        known: names that are there from the beginning.
+        blocks: from one document or from several.
+        name: the name of the module that the program becomes while it runs, because dataclasses
+            look up their module.
+        known: names that are defined at the start.
     """
     module = types.ModuleType(name)
     module.__dict__.update(known)

@@ -1,4 +1,4 @@
-"""Either end of a connection, with a plain socket as its peer: most tests run over both."""
+"""Both ends of a connection, each with a plain socket as its peer; most tests run over both."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from tao.server.server import Server, server_core_of
 from tao.wire.message import Registry
 from tests.support import PATIENCE, recv_exactly
 
-#: What the fixture ``make_server`` gives: options in, a started server and its address out.
+#: The fixture ``make_server``: takes options, returns a started server and its address.
 MakeServer = Callable[..., tuple[Server, Any]]
 
 
+#: Kinds of `End` for tests about the threads of a connection that reads by itself.
+OWN_READERS = ["server", "client"]
+
+
 class Text:
-    """A message with text in it."""
+    """A message that contains text."""
 
     message_number = 1
 
@@ -36,7 +40,7 @@ class Text:
 
 
 class Number:
-    """A message with an integer in it."""
+    """A message that contains an integer."""
 
     message_number = 2
 
@@ -52,7 +56,7 @@ class Number:
 
 
 def frame(number: int, value: bytes = b"") -> bytes:
-    """A message as the default codec writes it."""
+    """Return a message in the encoding of the default codec."""
     return struct.pack("<iI", number, len(value)) + value
 
 
@@ -65,7 +69,7 @@ def number(value: int) -> bytes:
 
 
 class Seen:
-    """Collects what happens, in order, and lets a test wait for it."""
+    """Collects events in order, and lets a test wait for them."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
@@ -77,7 +81,7 @@ class Seen:
             self._changed.notify_all()
 
     def wait(self, count: int = 1, timeout: float = PATIENCE) -> list[Any]:
-        """Return the items once there are ``count`` of them."""
+        """Wait until there are ``count`` items, and return them."""
         with self._changed:
             arrived = self._changed.wait_for(lambda: len(self.items) >= count, timeout)
             assert arrived, f"{len(self.items)} of {count} items: {self.items[:10]}"
@@ -85,7 +89,7 @@ class Seen:
 
 
 def _noting(server: Server) -> Seen:
-    """Return where the server's connections appear once each is established."""
+    """Return a `Seen` to which each connection of the server is added once it is established."""
     established = Seen()
     schedules = server_core_of(server).schedules
     welcome = schedules.welcome
@@ -99,11 +103,11 @@ def _noting(server: Server) -> Seen:
 
 
 class End:
-    """A connection under test and the plain socket at its other side.
+    """A connection under test, and the plain socket that is its peer.
 
     Args:
-        kind: ``"server"`` or ``"client"``.
-        options: of the server or client; ``registry`` is made unless given.
+        kind: ``"server"`` or ``"client"``; with ``"-shared"`` appended, its reading is shared.
+        options: of the server or client; a ``registry`` is created unless given.
     """
 
     def __init__(self, kind: str, **options: Any) -> None:
@@ -111,9 +115,12 @@ class End:
         self.server: Server | None = None
         self.listener: socket.socket | None = None
         self.conn: Connection
+        kind, _, shared = kind.partition("-")
+        if shared:
+            options.setdefault("readers", "shared")
         if kind == "server":
             self.server = server = Server(**options)
-            established = _noting(server)  # where it is even if it ends at once
+            established = _noting(server)  # recorded even if the connection ends at once
             self.peer = socket.create_connection(server.start(("127.0.0.1", 0)), PATIENCE)
             self.conn = established.wait()[0]
         else:
@@ -133,7 +140,7 @@ class End:
         return self.read_frame()[1].decode()
 
     def read_frame(self) -> tuple[int, bytes]:
-        """The next message, heartbeats included."""
+        """Return the next message, including heartbeats."""
         kind, length = struct.unpack("<iI", self.read(8))
         return kind, self.read(length)
 
@@ -144,7 +151,7 @@ class End:
         return bytes(data)
 
     def stop(self) -> None:
-        """End both sides; the peer first, so that nobody lingers."""
+        """Close both sides, the peer first, so that no side lingers."""
         self.peer.close()
         if self.listener is not None:
             self.listener.close()

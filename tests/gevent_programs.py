@@ -1,6 +1,6 @@
-"""What `test_gevent.py` runs: ``python -m gevent.monkey --module tests.gevent_programs NAME``.
+"""Programs of `test_gevent.py`: ``python -m gevent.monkey --module tests.gevent_programs NAME``.
 
-So threads, sockets, locks and waits are gevent's in here, and all runs on one thread. A program
+gevent has replaced threads, sockets, locks and waits, so everything runs on one thread. A program
 fails by raising, prints nothing, and ends by itself.
 """
 
@@ -23,13 +23,14 @@ import gevent
 
 import tao
 from tao.monitor.stacks import stacks
+from tao.testing.fault_proxy import FaultProxy
 from tests.ends import Text
 from tests.ends import text as frame
 from tests.support import PATIENCE, recv_exactly, wait_until
 
 PROGRAMS: dict[str, Callable[[], None]] = {}
 HERE = ("127.0.0.1", 0)
-#: More than the kernel takes at once.
+#: Larger than the kernel's buffers.
 LONG = "x" * 8_000_000
 
 
@@ -49,7 +50,7 @@ def echo_server(**options: Any) -> tuple[tao.Server, Any]:
 
 
 class Client:
-    """A client whose replies can be waited for."""
+    """A client that records its replies, so that a test can wait for them."""
 
     def __init__(self, address: Any, **options: Any) -> None:
         self.replies: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -67,7 +68,7 @@ class Client:
 
 
 def end(server: tao.Server, *clients: Client) -> None:
-    """Close and stop, which goes in order."""
+    """Close the clients and stop the server; the shutdown must be clean."""
     for client in clients:
         client.conn.close()
         assert client.conn.wait_closed(PATIENCE)
@@ -76,7 +77,7 @@ def end(server: tao.Server, *clients: Client) -> None:
 
 
 def in_event_loop(function: Callable[[], object]) -> Any:
-    """Call a function in the event loop, where nothing may wait; return its result, or raise it."""
+    """Call a function in the event loop, which must not block; return its result."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def call() -> None:
@@ -94,7 +95,7 @@ def in_event_loop(function: Callable[[], object]) -> Any:
 
 @program
 def echo() -> None:
-    """Replies come in order, long ones too, with and without TLS."""
+    """Replies arrive in order, including long ones, with and without TLS."""
     certificate = tao.self_signed_certificate()
     for server_tls, client_tls in (
         (None, None),
@@ -112,7 +113,7 @@ def echo() -> None:
 
 @program
 def timers() -> None:
-    """Timers fire, once and again and again, and can be cancelled."""
+    """Timers fire once or periodically, and can be cancelled."""
     server, address = echo_server()
     client = Client(address)
     fired: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -126,7 +127,7 @@ def timers() -> None:
 
 @program
 def reconnect() -> None:
-    """A client comes back to a server that was started again, with what was written meanwhile."""
+    """A client reconnects to a restarted server, and sends what was written meanwhile."""
     server, address = echo_server()
     client = Client(address, reconnect=tao.Reconnect(initial=0.01))
     assert client.ask("one") == "one"
@@ -142,8 +143,26 @@ def reconnect() -> None:
 
 
 @program
+def sessions() -> None:
+    """Connections are lost again and again; every message is handled once, in order."""
+    server, address = echo_server(sessions=tao.Sessions())
+    proxy = FaultProxy(address)
+    client = Client(proxy.address, session="required", reconnect=tao.Reconnect(initial=0.01))
+    for value in range(200):
+        client.conn.write(Text(str(value)), timeout=PATIENCE)
+        if value % 50 == 25:
+            proxy.reset()
+            count = value // 50
+            wait_until(lambda count=count: client.conn.session.resumes > count)
+    assert [client.reply() for _ in range(200)] == [str(value) for value in range(200)]
+    assert client.conn.session is not None and client.conn.session.resumes == 4
+    end(server, client)
+    proxy.close()
+
+
+@program
 def blocking_handlers() -> None:
-    """Handlers that wait hold nobody else up; who asks for it is told of them, with the stack."""
+    """Blocking handlers do not delay others, and are logged with their stack if that is enabled."""
     server = tao.Server(handler_warn_after=0.05)
     go = threading.Event()
 
@@ -168,7 +187,7 @@ def blocking_handlers() -> None:
 
 @program
 def fairness() -> None:
-    """A peer that has sent very much does not keep others from being answered."""
+    """A peer that has sent a lot of data does not delay the replies to others."""
     server, address = echo_server()
     client = Client(address)
     assert client.ask("before") == "before"
@@ -190,7 +209,7 @@ def fairness() -> None:
 
 @program
 def broadcast() -> None:
-    """A broadcast reaches everybody."""
+    """A broadcast reaches all connections."""
     server, address = echo_server()
     clients = [Client(address) for _ in range(20)]
     wait_until(lambda: server.connection_count == 20)
@@ -201,7 +220,7 @@ def broadcast() -> None:
 
 @program
 def slow_readers() -> None:
-    """A write to a peer that does not read does not wait, and why the connection ends is told."""
+    """A write to a peer that does not read does not block, and the close reason is reported."""
     certificate = tao.self_signed_certificate()
     for tls, policy, reason in (
         (None, "raise", "aborted"),
@@ -232,7 +251,7 @@ def slow_readers() -> None:
 
 @program
 def half_close() -> None:
-    """A peer that has ended its direction gets its reply, and its end is noticed."""
+    """A peer that has shut down its sending direction gets its reply, and its end is noticed."""
     server = tao.Server(half_close=True)
     conns: queue.SimpleQueue[Any] = queue.SimpleQueue()
     server.handler(Text)(lambda ctx, conn: conns.put(conn))
@@ -256,7 +275,7 @@ def half_close() -> None:
 
 @program
 def stop_under_load() -> None:
-    """What was read when a server stops was handled, or the report has it as unhandled."""
+    """After a stop, every message that was read is either handled or counted as unhandled."""
     for dispatch in ("auto", "pool", "inline"):
         server, address = echo_server(dispatch=dispatch)
         peers = [socket.create_connection(address) for _ in range(4)]
@@ -272,7 +291,7 @@ def stop_under_load() -> None:
 
 
 def pour(peer: socket.socket) -> None:
-    """Send messages until the other side ends."""
+    """Send messages until the peer closes."""
     try:
         while True:
             peer.sendall(frame("x") * 100)
@@ -281,7 +300,7 @@ def pour(peer: socket.socket) -> None:
 
 
 def drain(peer: socket.socket) -> None:
-    """Read until the other side ends, and then end too."""
+    """Read until the peer closes, and then close too."""
     with peer:
         while peer.recv(65536):
             pass
@@ -289,10 +308,10 @@ def drain(peer: socket.socket) -> None:
 
 @program
 def event_loop() -> None:
-    """What is called in the event loop, which may not wait, is done all the same."""
+    """Calls in the event loop, which must not block, have the same effect as elsewhere."""
     server, address = echo_server()
     client = Client(address)
-    in_event_loop(lambda: client.conn.write(Text(LONG)))  # which starts a thread
+    in_event_loop(lambda: client.conn.write(Text(LONG)))  # the write starts a thread
     assert client.reply() == LONG
     in_event_loop(client.conn.close)
     assert client.conn.wait_closed(PATIENCE)
@@ -316,7 +335,7 @@ def event_loop() -> None:
 
 @program
 def close_anywhere() -> None:
-    """A client may be closed by its handler or timer, by a real thread, or by being forgotten."""
+    """A handler, a timer, a native thread or the garbage collector can close a client."""
     server, address = echo_server()
     pool = gevent.get_hub().threadpool
     client = Client(address)
@@ -349,7 +368,7 @@ def close_anywhere() -> None:
 
 @program
 def signals() -> None:
-    """A server is stopped by a signal's handler, whichever way that was installed."""
+    """A signal stops a server, whether the handler was installed with ``signal`` or gevent."""
 
     def stopped(send: signal.Signals, install: Iterable[Any] = (), **options: Any) -> None:
         server = tao.Server()
@@ -368,7 +387,7 @@ def signals() -> None:
 
 @program
 def exit_without_stop() -> None:
-    """The process ends although a server and a client go on."""
+    """The process exits although a server and a client are still running."""
     _, address = echo_server()
     client = Client(address)
     assert client.ask("hello") == "hello"

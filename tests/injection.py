@@ -1,22 +1,22 @@
-"""Interrupting a call at each of its bytecodes, as signal handlers and finalizers do.
+"""Interrupt a call at each of its bytecodes, as signal handlers and finalizers do.
 
 CPython runs signal handlers, finalizers and exceptions set by another thread between two bytecodes
-of whatever a thread is doing. `opcodes` tries all of these moments, one after another::
+of whatever a thread is executing. `opcodes` tries all of these moments, one after another::
 
     for moment in opcodes("tao.runtime.timing_wheel", "tao.runtime.wakeup"):
         wheel = TimingWheel()
         with moment.raising(KeyboardInterrupt):
             wheel.run_after(1, print)
-        assert wheel.size <= 1, moment  # ... whatever must be true, interrupted or not
+        assert wheel.size <= 1, moment  # ... an invariant that holds in either case
         wheel.stop()
 
-In the first round it strikes before the first bytecode that is executed in a function of these
-modules, in the second before the second, and so on. The rounds end with the one in which the block
-came to its end before anything was struck, so the last round is one without interruption.
+The first round interrupts before the first bytecode that is executed in a function of these
+modules, the second round before the second, and so on. The last round is the one in which the
+block ends before its bytecode is reached, so it runs without an interruption.
 
-``moment.calling(function)`` calls a function there, as a signal handler or a finalizer would, and
-lets the interrupted code go on. With ``thread="name"`` it is not the calling thread that is struck,
-but threads of this name that are started inside the block.
+``moment.calling(function)`` calls a function at that point, as a signal handler or a finalizer
+would, and then the interrupted code continues. With ``thread="name"``, it interrupts threads of
+this name that are started inside the block, instead of the calling thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import ctypes
 import dis
 import functools
 import gc
-import inspect
 import signal
 import sys
 import threading
@@ -42,18 +41,18 @@ Step = Callable[[CodeType, int], bool]
 
 
 class Interruption(BaseException):
-    """What is raised, unless a test wants another: nothing that tao could expect."""
+    """The exception raised by default, which no code of tao expects."""
 
 
 class Moment:
-    """One round: the bytecode with this number, of all that are executed in the modules.
+    """One round: an interruption before one of the bytecodes that are executed in the modules.
 
     Attributes:
-        number: counted from 0.
-        struck: whether that many were executed, so that it has struck.
-        place: where it struck, for people.
-        possible: whether an exception from outside can come there. The interpreter looks for
-            signals, and the like, only after calls, and where functions and loops begin.
+        number: the number of the bytecode, from 0.
+        struck: whether the bytecode was reached and the interruption took place.
+        place: where it took place, for error messages.
+        possible: whether an asynchronous exception can occur there. The interpreter checks for
+            signals only after calls, and at the beginning of functions and loops.
     """
 
     def __init__(self, number: int, modules: tuple[str, ...]) -> None:
@@ -69,7 +68,7 @@ class Moment:
     def raising(
         self, error: type[BaseException] = Interruption, thread: str | None = None
     ) -> Iterator[None]:
-        """Raise the error at this moment of the block; it ends the block, and no more."""
+        """Raise the error at this moment of the block; suppress it at the end of the block."""
 
         def strike() -> None:
             raise error(f"raised at {self.place}")
@@ -91,17 +90,17 @@ class Moment:
         self._strike = None
 
     def _step(self, code: CodeType, offset: int) -> bool:
-        """Before a bytecode: strike if it is the one; tell whether more are of interest."""
+        """Interrupt if this is the bytecode; return whether further bytecodes are of interest."""
         strike, number = self._strike, self._passed
-        lines = [line for start, end, line in code.co_lines() if start <= offset < end]
-        if lines == [None] and code.co_flags & inspect.CO_GENERATOR:
-            return strike is not None  # it is being closed by its destructor, which cannot raise
+        if offset in _offsets_of_ends(code):
+            return strike is not None
         self._passed += 1
         if strike is None or number != self.number:
             return strike is not None
         self._strike = None
         self.struck = True
         self.possible = offset in _offsets_of_checks(code)
+        lines = [line for start, end, line in code.co_lines() if start <= offset < end]
         self.place = f"{code.co_filename}:{lines} in {code.co_name}, {offset}"
         strike()
         return False
@@ -112,7 +111,7 @@ class Moment:
 
 @functools.cache
 def _offsets_of_checks(code: CodeType) -> set[int]:
-    """Return before which bytecodes the interpreter looks for signals."""
+    """Return the offsets of the bytecodes before which the interpreter checks for signals."""
     offsets, before = set[int](), ""
     for instruction in dis.get_instructions(code):
         name = instruction.opname
@@ -125,14 +124,31 @@ def _offsets_of_checks(code: CodeType) -> set[int]:
     return offsets
 
 
+@functools.cache
+def _offsets_of_ends(code: CodeType) -> set[int]:
+    """Return the offsets of the bytecodes that begin or end ``except`` clauses, or have no line.
+
+    No exception can occur there. One that is raised nevertheless would leave the exception that was
+    handled in ``sys.exc_info()`` of the thread for ever.
+    """
+    instructions = dis.get_instructions(code)
+    offsets = {
+        each.offset for each in instructions if each.opname in ("PUSH_EXC_INFO", "POP_EXCEPT")
+    }
+    for start, end, line in code.co_lines():
+        if line is None:
+            offsets.update(range(start, end))
+    return offsets
+
+
 def opcodes(*modules: str, first: int = 0, most: int = 20_000, step: int = 1) -> Iterator[Moment]:
-    """Yield one `Moment` after another until one has not struck.
+    """Yield one `Moment` after another until one is not reached.
 
     Args:
-        modules: the names of the modules in whose functions it strikes.
-        first: with which bytecode to begin.
-        most: how many bytecodes there may be, lest a test never ends.
-        step: try every so-manyth, where each would take too long.
+        modules: the names of the modules in which functions are interrupted.
+        first: the number of the first bytecode.
+        most: the maximum number of bytecodes, so that a test cannot run forever.
+        step: try only every ``step``-th bytecode, for tests that would take too long.
     """
     for number in range(first, first + most, step):
         moment = Moment(number, modules)
@@ -144,7 +160,7 @@ def opcodes(*modules: str, first: int = 0, most: int = 20_000, step: int = 1) ->
 
 @contextmanager
 def _tracing(modules: tuple[str, ...], thread: str | None, step: Step) -> Iterator[None]:
-    """Call ``step`` before each bytecode, up to CPython 3.11."""
+    """Call ``step`` before each bytecode, for CPython up to 3.11."""
 
     def trace_call(frame: FrameType, event: str, arg: Any) -> Any:
         if thread is not None and threading.current_thread().name != thread:
@@ -176,7 +192,7 @@ def _tracing(modules: tuple[str, ...], thread: str | None, step: Step) -> Iterat
 
 @contextmanager
 def _monitoring(modules: tuple[str, ...], thread: str | None, step: Step) -> Iterator[None]:
-    """Call ``step`` before each bytecode, from CPython 3.12 on, where tracing may crash it."""
+    """Call ``step`` before each bytecode, from CPython 3.12 on, where tracing may crash."""
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined]
     tool, event = monitoring.PROFILER_ID, monitoring.events.INSTRUCTION
     caller = threading.get_ident()
@@ -205,19 +221,19 @@ def _monitoring(modules: tuple[str, ...], thread: str | None, step: Step) -> Ite
 
 @functools.cache
 def _codes_of(modules: tuple[str, ...]) -> list[CodeType]:
-    """The code of all functions of the modules, with those inside of others."""
+    """Return the code objects of all functions of the modules, including nested ones."""
     codes = [
         item.__code__
         for item in gc.get_objects()
         if isinstance(item, FunctionType) and item.__module__ in modules
     ]
-    for code in codes:  # which grows
+    for code in codes:  # the list grows during the loop
         codes += [const for const in code.co_consts if isinstance(const, CodeType)]
     return codes
 
 
 def raise_in(thread: threading.Thread | None, error: type[BaseException]) -> None:
-    """Have an exception raised in a thread, as libraries for timeouts do."""
+    """Raise an exception in a thread asynchronously, as libraries for timeouts do."""
     if thread is not None and thread.ident is not None:
         number, kind = ctypes.c_ulong(thread.ident), ctypes.py_object(error)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(number, kind)
@@ -225,10 +241,10 @@ def raise_in(thread: threading.Thread | None, error: type[BaseException]) -> Non
 
 @contextmanager
 def interrupting(when: Callable[[], object]) -> Iterator[None]:
-    """Have a signal handler raise an exception in the main thread, which ends the block.
+    """Raise an exception in the main thread from a signal handler, which ends the block.
 
     Args:
-        when: tells when; as soon as it returns something true.
+        when: polled by another thread; the signal is sent once it returns a true value.
     """
     raised = threading.Event()
 
@@ -239,7 +255,7 @@ def interrupting(when: Callable[[], object]) -> Iterator[None]:
 
     def send() -> None:
         wait_until(when)
-        while not raised.wait(0.01):  # it may come just before the thread blocks
+        while not raised.wait(0.01):  # the signal may arrive just before the thread blocks
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, strike)

@@ -1,4 +1,4 @@
-"""Programs run for real: started, talked to, and ended, whatever happens."""
+"""Run programs as child processes: start them, exchange lines, and always end them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parent.parent
-#: How long to wait for what a program should do at once, in seconds. It has to start first, which
-#: on a busy machine takes a hundred times as long as on an idle one.
+#: The timeout for an expected event, in seconds. It includes the start of the program, which on a
+#: busy machine takes a hundred times as long as on an idle one.
 LONG = 180.0
 
 
 class Program:
-    """``python -m`` something, and all that it has printed so far. Use it in a ``with`` block."""
+    """``python -m`` something, and its output so far. Use it in a ``with`` block."""
 
     def __init__(self, *arguments: object, cwd: Path = ROOT) -> None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            # A shell has its background jobs ignore Ctrl-C, and who ignores it passes that on.
+            # A shell makes its background jobs ignore SIGINT, and children inherit that.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         self._process = subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
@@ -55,7 +55,7 @@ class Program:
             self._changed.notify_all()
 
     def prints(self, pattern: str) -> re.Match[str]:
-        """Wait for a line of the output in which the pattern is found."""
+        """Wait for an output line that matches the pattern."""
 
         def found() -> re.Match[str] | None:
             return next(
@@ -69,7 +69,7 @@ class Program:
         return match
 
     def type(self, line: str) -> None:
-        """Type a line."""
+        """Send a line to the program's standard input."""
         assert self._process.stdin
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
@@ -82,9 +82,9 @@ class Program:
         self._process.send_signal(number)
 
     def interrupt(self) -> int:
-        """Press Ctrl-C until the program ends, and return its status.
+        """Send SIGINT until the program ends, and return its exit status.
 
-        Python sees no signal that comes in the instant before a call that blocks.
+        Python may miss a signal that arrives just before a blocking call.
         """
         for _ in range(36):
             self.send(signal.SIGINT)
@@ -96,7 +96,7 @@ class Program:
         return self.status()
 
     def status(self) -> int:
-        """Wait until the program ends and all it has printed is here, and return its status."""
+        """Wait until the program has ended and its output is complete; return its exit status."""
         status = self._process.wait(LONG)
         for reader in self._readers:
             reader.join(LONG)
@@ -113,4 +113,4 @@ class Program:
             try:
                 stream.close()
             except BrokenPipeError:
-                pass  # what was typed last was not read
+                pass  # the program did not read the last line

@@ -1,4 +1,4 @@
-"""What many tests need: waiting for a condition, running things at once, reading exactly."""
+"""Helpers for many tests: wait for a condition, run functions at once, read an exact size."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tao.connection.slow_handlers import current_frames
+from tao.connection.handling.slow_handlers import current_frames
 
-#: How long a test waits for what should come at once, in seconds: long, for machines under load.
+#: The timeout for an expected event, in seconds: long, for machines under load.
 PATIENCE = 20.0
 
-#: For tests of what is read from the stacks of running threads.
+#: Marks tests that need the stacks of running threads.
 needs_stacks = pytest.mark.skipif(
     not current_frames(), reason="without the interpreter lock stacks cannot be looked at"
 )
@@ -25,7 +25,7 @@ needs_stacks = pytest.mark.skipif(
 def wait_until(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
     """Return as soon as ``condition()`` is true; fail after ``timeout`` seconds.
 
-    For what has no event to wait on. It looks every millisecond or so.
+    For conditions without an event to wait on; it polls every millisecond.
     """
     never = threading.Event()
     end = time.monotonic() + timeout
@@ -35,9 +35,9 @@ def wait_until(condition: Callable[[], object], timeout: float = PATIENCE) -> No
 
 
 def together(*functions: Callable[[], Any]) -> list[Any]:
-    """Call all functions at once, each in a thread, and return their results in order.
+    """Call all functions at once, each in a thread, and return their results in the same order.
 
-    What one of them raises is raised here, after all have ended.
+    An exception of one of them is raised here, after all have returned.
     """
     start = threading.Barrier(len(functions))
 
@@ -49,8 +49,14 @@ def together(*functions: Callable[[], Any]) -> list[Any]:
         return list(pool.map(run, functions))
 
 
+def written_here() -> Callable[[], bool]:
+    """Return a function for `SendQueue.attach`: what this thread writes belongs to the preface."""
+    me = threading.get_ident()
+    return lambda: threading.get_ident() == me
+
+
 def ends(function: Callable[[], object]) -> bool:
-    """Call ``function`` in a thread and tell whether it came back: for what might dead-lock."""
+    """Call ``function`` in a thread and return whether it returned in time; it may deadlock."""
     thread = threading.Thread(target=function, name="test-ends", daemon=True)
     thread.start()
     thread.join(PATIENCE)
@@ -58,7 +64,7 @@ def ends(function: Callable[[], object]) -> bool:
 
 
 def recv_exactly(sock: socket.socket, count: int) -> bytes:
-    """Read ``count`` bytes; fewer only if the peer closes before."""
+    """Read ``count`` bytes, or fewer if the peer closes first."""
     data = bytearray()
     while len(data) < count:
         piece = sock.recv(count - len(data))

@@ -1,6 +1,6 @@
-"""The architecture, read from the source: imports go down, and private names stay at home.
+"""The architecture, checked in the source: imports go down, private names stay in their module.
 
-``python tests/test_architecture.py`` lists everything that breaks a rule.
+``python tests/test_architecture.py`` lists all violations.
 """
 
 from __future__ import annotations
@@ -17,37 +17,43 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tao"
 
-#: The leaves that lie flat and may be imported from everywhere.
+#: The flat modules that every package may import.
 GROUND = {"atomic", "callables", "errors", "safe_text", "version"}
-#: Which packages a package may import, besides itself and the leaves.
+#: The packages that a package may import, besides itself and the flat modules.
 BELOW: dict[str, set[str]] = {
     "wire": set(),
+    "framing": {"wire"},
+    "session": {"wire"},
     "runtime": set(),
     "transport": {"runtime"},
-    "connection": {"wire", "runtime", "transport"},
-    "server": {"connection", "wire", "runtime", "transport"},
-    "client": {"connection", "wire", "runtime", "transport"},
-    "cluster": {"server", "client", "connection", "wire", "runtime", "transport"},
-    "monitor": {"cluster", "server", "client", "connection", "wire", "runtime", "transport"},
+    "connection": {"session", "wire", "runtime", "transport"},
 }
+BELOW["server"] = BELOW["client"] = {*BELOW["connection"], "connection"}
+BELOW["cluster"] = {*BELOW["server"], "server", "client"}
+BELOW["monitor"] = {*BELOW["cluster"], "cluster"}
 BELOW["testing"] = {*BELOW["monitor"], "monitor"}
-BELOW["cli"] = {*BELOW["testing"], "testing"}
+BELOW["cli"] = {*BELOW["testing"], "testing", "framing"}
 
-#: The world outside, threads, clocks and the log: not for ``wire``.
+#: The rooms of the largest package, from the ground up: each imports only those before it. Modules
+#: that lie flat in the package, such as the core, may import any, and be imported by any.
+ROOMS = ("options", "sending", "handling", "reports", "receiving", "requests", "sessions")
+#: Packages without I/O, which take bytes and return bytes.
+PURE = {"wire", "framing", "session"}
+#: Modules for I/O, threads, clocks and logging, which the pure packages must not import.
 OUTSIDE = {
     *("asyncio", "multiprocessing", "os", "select", "selectors", "socket", "ssl", "subprocess"),
     *("_thread", "concurrent", "queue", "threading"),
     *("datetime", "sched", "time"),
     *("logging", "loguru", "warnings"),
 }
-#: Private names that a module may use of another, and why.
+#: Private names that a module may use from another one, with the reason.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
-#: Methods of named tuples, which are public in spite of their names.
+#: Methods of named tuples, which are public despite their underscore.
 OF_TUPLES = {"_asdict", "_fields", "_field_defaults", "_make", "_replace"}
 #: Functions that take the name of an attribute.
 BY_NAME = {"getattr", "setattr", "hasattr", "delattr"}
 
-#: Imports that go up, and why. They are for type checkers only, and make no cycle.
+#: Imports that go up, with the reason. They are for type checkers only, and form no cycle.
 UPWARD = {
     ("tao.wire.message", "tao.runtime.context"): "the type of a handler's first argument",
 }
@@ -62,10 +68,10 @@ class Reach(NamedTuple):
 
     module: str
     line: int
-    #: What it is taken of, as written.
+    #: The expression before the name, as written in the source.
     of: str
     name: str
-    #: The modules that define it.
+    #: The modules that define the name.
     owners: tuple[str, ...]
 
 
@@ -83,14 +89,14 @@ def tree_of(module: str) -> ast.Module:
 
 
 def imports(tree: ast.AST, known: Iterable[str]) -> Iterator[str]:
-    """The full names of the modules that are imported, in functions and for type checkers too."""
+    """Yield the full names of imported modules, also in functions and for type checkers."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"line {node.lineno}: write the import with its full name"
             origin = node.module or ""
-            for alias in node.names:  # a name of the module, or a module of the package
+            for alias in node.names:  # either a name of the module, or a submodule of the package
                 full = f"{origin}.{alias.name}"
                 yield full if full in known else origin
 
@@ -100,12 +106,18 @@ def own_imports(module: str) -> set[str]:
 
 
 def package_of(module: str) -> str:
-    """The package below ``tao``, or the name of a flat module."""
+    """Return the package below ``tao``, or the name of a flat module."""
     return module.split(".")[1] if "." in module else ""
 
 
+def room_of(module: str) -> str:
+    """Return the folder of ``tao.connection`` that a module is in, or an empty string."""
+    parts = module.split(".")
+    return parts[2] if parts[1:2] == ["connection"] and len(parts) > 3 else ""
+
+
 def upward() -> Iterator[tuple[str, str]]:
-    """Imports from a package that is not below."""
+    """Yield the imports of packages that are not below the importing one."""
     for module in MODULES:
         package = package_of(module)
         for other in sorted(own_imports(module)):
@@ -114,14 +126,14 @@ def upward() -> Iterator[tuple[str, str]]:
                 allowed = target in BELOW[package] | GROUND | {package}
             elif package in GROUND:
                 allowed = target in GROUND
-            else:  # __init__, __main__, api: the public face, which is above everything
+            else:  # __init__, __main__ and api are the public face, which is above everything
                 allowed = package != target or not package
             if not allowed:
                 yield module, other
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """The groups of modules that import each other: strongly connected components (Tarjan 1972)."""
+    """Return the groups of modules in a cycle: strongly connected components (Tarjan 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -166,7 +178,7 @@ def is_private(name: str) -> bool:
 
 
 def defined(tree: ast.AST) -> set[str]:
-    """The private names that a module makes: of its own, of its classes, and of their instances."""
+    """Return the private names that a module defines, including attributes."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -186,7 +198,7 @@ def is_own(node: ast.AST) -> bool:
 
 
 def private_uses(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
-    """Private names that are not taken of ``self`` or ``cls``: line, of what, name."""
+    """Yield uses of private names on anything but ``self`` or ``cls``: line, expression, name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and not is_own(node.value):
             yield node.lineno, ast.unparse(node.value), node.attr
@@ -201,7 +213,7 @@ def private_uses(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
 
 
 def reaches() -> Iterator[Reach]:
-    """Uses of private names that the module itself does not define, but another of tao does."""
+    """Yield uses of private names that another module of tao defines, and this one does not."""
     made = {module: defined(tree_of(module)) for module in MODULES}
     for module in MODULES:
         for line, of, name in sorted(set(private_uses(tree_of(module)))):
@@ -223,7 +235,7 @@ def long_modules() -> dict[str, int]:
 
 
 def long_functions() -> dict[str, int]:
-    """The functions with too many lines, their docstrings not counted."""
+    """Return the functions that are too long, not counting their docstrings."""
     found = {}
     for module in MODULES:
         for node in ast.walk(tree_of(module)):
@@ -236,12 +248,12 @@ def long_functions() -> dict[str, int]:
 
 
 def impure(module: str) -> set[str]:
-    """What a module imports of the world outside."""
+    """Return the modules for I/O, threads, clocks and logging that a module imports."""
     return {each.partition(".")[0] for each in imports(tree_of(module), MODULES)} & OUTSIDE
 
 
 def test_the_reading_of_imports() -> None:
-    """Every way of writing one is understood, also inside functions and for type checkers only."""
+    """Every form of import is found, also inside functions and for type checkers only."""
     source = """
 import tao, tao.wire.codec
 from tao.wire import message, Registry
@@ -258,7 +270,7 @@ def late():
 
 
 def test_the_reading_of_private_names() -> None:
-    """A name of something else is found, one of ``self`` is not."""
+    """A private name of another object is found; one of ``self`` is not."""
     source = """
 from tao.wire.codec import _check
 self._own + cls._too + other._theirs + self.part._deep + getattr(other, "_named") + other.__dict__
@@ -274,67 +286,78 @@ def test_the_finding_of_cycles() -> None:
 
 
 def test_every_package_has_its_place() -> None:
-    """A new package is put into the table above, where its place is thought about."""
+    """Every package is listed in the table above, so a new package needs a decision."""
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     assert folders <= set(BELOW)
 
 
 def test_every_package_says_what_it_is_for() -> None:
-    """In the docstring of its ``__init__``."""
+    """The ``__init__`` of every package has a docstring."""
     for module, path in MODULES.items():
         assert path.name != "__init__.py" or ast.get_docstring(tree_of(module)), module
 
 
 def test_imports_go_down() -> None:
-    """No package imports one that is not below it, not even for type checkers, but as listed."""
+    """No package imports one that is not below it, except for the listed imports."""
     assert set(upward()) == set(UPWARD)
 
 
 def test_there_is_no_cycle_between_packages() -> None:
-    """They can be read one after another."""
+    """No packages import each other in a cycle."""
     assert not cycles(package_graph())
 
 
+def test_the_rooms_of_a_connection_import_downwards() -> None:
+    """Each room is listed, and imports only those below it."""
+    found = set()
+    for module in MODULES:
+        room = room_of(module)
+        for other in map(room_of, own_imports(module)):
+            found |= {room, other} - {""}
+            assert not room or not other or ROOMS.index(other) <= ROOMS.index(room), (module, other)
+    assert found == set(ROOMS)
+
+
 def test_there_is_no_cycle_between_modules() -> None:
-    """They can be read one after another, also by what is imported for type checkers only."""
+    """No modules import each other in a cycle, including imports for type checkers."""
     assert not cycles(module_graph())
 
 
 def test_private_names_stay_in_their_module() -> None:
-    """No module uses a name with an underscore of another."""
+    """No module uses a private name of another one."""
     assert not list(reaches())
 
 
 def test_the_exceptions_are_few_and_needed() -> None:
-    """Each is still used; there is a handful at most."""
+    """Each exception is still needed, and there are only a few."""
     used = {(m, name) for m in MODULES for _, _, name in private_uses(tree_of(m))}
     assert set(EXCEPTIONS) <= used
     assert len(EXCEPTIONS) <= 5
 
 
-@pytest.mark.parametrize("module", [each for each in MODULES if package_of(each) == "wire"])
+@pytest.mark.parametrize("module", [each for each in MODULES if package_of(each) in PURE])
 def test_the_wire_has_no_io(module: str) -> None:
-    """Messages and framing are bytes in and bytes out: no socket, thread, clock or log."""
+    """``wire`` imports no module for I/O, threads, clocks or logging."""
     assert not impure(module)
 
 
 def test_few_modules_lie_flat() -> None:
-    """The public face, and the leaves that everything may import."""
+    """The flat modules are the public face, and modules that every package may import."""
     assert len(flat()) <= MOST_FLAT, flat()
 
 
 def test_modules_are_short() -> None:
-    """Each can be read in one go."""
+    """No module is longer than the limit."""
     assert not long_modules()
 
 
 def test_functions_are_short() -> None:
-    """Each is one thought."""
+    """No function is longer than the limit."""
     assert not long_functions()
 
 
 def report() -> Iterator[str]:
-    """Everything that breaks a rule, for people."""
+    """Yield all violations as text."""
     up, rings, found = list(upward()), cycles(module_graph()), list(reaches())
     yield f"imports that do not go down: {len(up)}"
     yield from (f"  {module} -> {other}" for module, other in up)
@@ -345,8 +368,8 @@ def report() -> Iterator[str]:
     for each in found:
         makers = ", ".join(each.owners)
         yield f"  {each.module}:{each.line}: {each.of}.{each.name} (made in {makers})"
-    wire = [module for module in MODULES if package_of(module) == "wire" and impure(module)]
-    yield f"modules of wire with I/O: {wire}"
+    unclean = [module for module in MODULES if package_of(module) in PURE and impure(module)]
+    yield f"modules of {', '.join(sorted(PURE))} with I/O: {unclean}"
     yield f"flat modules: {len(flat())}, {', '.join(flat())}"
     yield f"long modules: {long_modules()}"
     yield f"long functions: {long_functions()}"

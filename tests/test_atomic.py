@@ -1,4 +1,4 @@
-"""The atomic types: what each operation returns, wrapping around, and no update lost."""
+"""The atomic types: return values, wrap-around, and no lost updates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ both_widths = pytest.mark.parametrize("integer", [AtomicInt32, AtomicInt64])
 
 @pytest.fixture
 def hectic() -> Iterator[None]:
-    """Let threads take turns far more often than usual, so that a lost update shows."""
+    """Make threads switch far more often than usual, so that a lost update becomes visible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -26,7 +26,7 @@ def hectic() -> Iterator[None]:
 
 @both_widths
 def test_operations_return_the_value_before_or_after(integer: Any) -> None:
-    """Each method's name says which of the two values it returns."""
+    """Each method returns the value that its name says: before or after the change."""
     value = integer(5)
     assert (value.add_and_get(3), value.get()) == (8, 8)
     assert (value.get_and_add(-2), value.get()) == (8, 6)
@@ -42,7 +42,7 @@ def test_operations_return_the_value_before_or_after(integer: Any) -> None:
 
 @both_widths
 def test_compare_and_set_replaces_only_what_is_expected(integer: Any) -> None:
-    """It tells whether it did, and leaves any other value alone."""
+    """It returns whether it replaced the value, and leaves any other value unchanged."""
     value = integer(1)
     assert value.compare_and_set(1, 2)
     assert not value.compare_and_set(1, 3)
@@ -51,7 +51,7 @@ def test_compare_and_set_replaces_only_what_is_expected(integer: Any) -> None:
 
 @pytest.mark.parametrize(("integer", "bits"), [(AtomicInt32, 32), (AtomicInt64, 64)])
 def test_integers_wrap_around(integer: Any, bits: int) -> None:
-    """Above the largest comes the smallest and below it the largest, in every operation."""
+    """Every operation wraps around at the largest and the smallest value."""
     smallest, largest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     value = integer(largest)
     assert value.increment_and_get() == smallest
@@ -66,7 +66,7 @@ def test_integers_wrap_around(integer: Any, bits: int) -> None:
 @both_widths
 @pytest.mark.parametrize("wrong", [1.5, "1", None])
 def test_only_integers_go_in(integer: Any, wrong: Any) -> None:
-    """Anything else is a TypeError, and the value stays."""
+    """Any other type is a TypeError, and the value does not change."""
     with pytest.raises(TypeError, match="integer"):
         integer(wrong)
     value = integer(1)
@@ -79,7 +79,7 @@ def test_only_integers_go_in(integer: Any, wrong: Any) -> None:
 
 @both_widths
 def test_no_update_is_lost(integer: Any, hectic: None) -> None:
-    """Eight threads that count up and down end where arithmetic says."""
+    """Eight threads that increment and decrement reach the expected value."""
     value = integer()
 
     def count() -> None:
@@ -93,14 +93,14 @@ def test_no_update_is_lost(integer: Any, hectic: None) -> None:
 
 
 def test_every_number_is_handed_out_once(hectic: None) -> None:
-    """A shared counter gives no two threads the same number."""
+    """A shared counter gives each number to one thread only."""
     value = AtomicInt64()
     taken = together(*[lambda: [value.get_and_increment() for _ in range(2_000)]] * 4)
     assert sorted(chain(*taken)) == list(range(8_000))
 
 
 def test_compare_and_set_has_one_winner(hectic: None) -> None:
-    """Of several threads that expect the same value exactly one replaces it."""
+    """Of several threads that expect the same value, exactly one replaces it."""
     for round_number in range(100):
         value, flag = AtomicInt32(round_number), AtomicBoolean()
         won = together(
@@ -111,7 +111,7 @@ def test_compare_and_set_has_one_winner(hectic: None) -> None:
 
 
 def test_booleans() -> None:
-    """A flag starts false, holds what it is told, and is usable as a condition."""
+    """A flag starts as false, holds the value that is set, and is usable as a condition."""
     flag = AtomicBoolean()
     assert (bool(flag), flag.get(), repr(flag)) == (False, False, "AtomicBoolean(False)")
     flag.set(True)

@@ -1,4 +1,4 @@
-"""Callbacks of every kind: what can be called as tao calls it is taken, all else is refused."""
+"""Checks of callbacks: callables that accept tao's arguments are accepted, all others refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from tao.connection.options import ServerSettings
+from tao.connection.options.definitions import ServerSettings
 from tao.runtime.timing_wheel import TimingWheel
 from tao.runtime.worker_pool import WorkerPool
 from tao.wire.message import Registry
@@ -26,7 +26,7 @@ async def asynchronous(ctx: Any, conn: Any) -> None: ...
 
 
 def with_database(function: Function) -> Function:
-    """Give a function one argument more than its wrapper takes."""
+    """Pass one argument more than the wrapper gets."""
 
     @functools.wraps(function)
     def with_it(ctx: Any, conn: Any) -> Any:
@@ -36,7 +36,7 @@ def with_database(function: Function) -> Function:
 
 
 def passing_on(function: Function) -> Function:
-    """A wrapper that takes whatever it is given."""
+    """Wrap a function with ``*args``, which accepts any arguments."""
 
     @functools.wraps(function)
     def pass_on(*args: Any, **keywords: Any) -> Any:
@@ -46,7 +46,7 @@ def passing_on(function: Function) -> Function:
 
 
 def of_one(function: Function) -> Function:
-    """A wrapper that cannot be called with two arguments."""
+    """Wrap a function so that it cannot be called with two arguments."""
 
     @functools.wraps(function)
     def wrong(ctx: Any) -> None: ...
@@ -55,14 +55,14 @@ def of_one(function: Function) -> Function:
 
 
 def pretending(function: Function) -> Function:
-    """Like `passing_on`, with the signature of something else."""
+    """Like `passing_on`, but with the signature of another function."""
     wrapper = passing_on(function)
     wrapper.__signature__ = inspect.signature(three)  # type: ignore[attr-defined]
     return wrapper
 
 
 class Service:
-    """Has methods of every kind, and can be called itself."""
+    """A class with methods of every kind, which is callable itself."""
 
     def method(self, ctx: Any, conn: Any) -> None: ...
     def of_one(self, ctx: Any) -> None: ...
@@ -80,7 +80,7 @@ class Service:
 
 
 class Static:
-    """What is called is a static method."""
+    """A callable with a static ``__call__``."""
 
     @staticmethod
     def __call__(ctx: Any, conn: Any) -> None: ...
@@ -106,7 +106,7 @@ async def streams(ctx: Any, conn: Any) -> AsyncIterator[int]:
 TAKEN = [
     *(two, print, dict, mock.Mock(), lambda *args: None, lambda ctx, conn=None, *, more=1: None),
     *(with_database(three), passing_on(with_database(three)), passing_on(three)),
-    passing_on(of_one(two)),  # the outer might give less to the inner
+    passing_on(of_one(two)),  # the outer function might pass fewer arguments to the inner one
     *(pretending(two), functools.lru_cache(two), functools.singledispatch(two)),
     *(functools.partial(three, database=1), functools.partial(three, "first")),
     functools.partial(with_database(three)),
@@ -132,25 +132,25 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("function", TAKEN, ids=repr)
+@pytest.mark.parametrize("function", TAKEN, ids=range(len(TAKEN)))
 def test_what_can_be_called_is_taken(function: Function) -> None:
-    """Whatever kind of callable it is, and whatever its decorators pretend."""
+    """Every kind of callable that takes the arguments is accepted, whatever decorators claim."""
     registry = Registry()
     assert registry.handler(Text)(function) is function
     registry.register(2, lambda data: data, function)
 
 
-@pytest.mark.parametrize(("function", "why"), REFUSED, ids=lambda each: repr(each)[:40])
+@pytest.mark.parametrize(("function", "why"), REFUSED, ids=range(len(REFUSED)))
 def test_what_cannot_be_called_is_refused(function: Any, why: str) -> None:
-    """The error blames the function that is called first, which may be a decorator's."""
+    """The error names the function that is called first, which may be a decorator's."""
     with pytest.raises(TypeError) as caught:
         Registry().handler(Text)(function)
-    # Before CPython 3.11 code does not know what it is part of.
+    # Before CPython 3.11, code objects have no qualified name.
     assert why in str(caught.value) or why.rpartition(">.")[2] in str(caught.value)
 
 
 def test_callbacks_and_options_are_judged_alike() -> None:
-    """What a decorator gives on its own is not asked of tao."""
+    """Arguments that a decorator adds are not expected from tao."""
 
     @with_database
     def on_error(conn: Any, error: Any, database: Any) -> None: ...
@@ -160,8 +160,8 @@ def test_callbacks_and_options_are_judged_alike() -> None:
         ServerSettings(on_close=on_error)
 
 
-def test_what_cannot_even_be_shown_is_refused() -> None:
-    """The error is the one that names the argument."""
+def test_a_callable_with_a_raising_repr_is_refused() -> None:
+    """The error still names the argument."""
 
     class Odd:
         def __repr__(self) -> str:
@@ -172,7 +172,7 @@ def test_what_cannot_even_be_shown_is_refused() -> None:
 
 
 def test_a_decorated_handler_handles(open_end: Callable[..., End]) -> None:
-    """It gets what its decorator adds."""
+    """A decorated handler receives the argument that its decorator adds."""
     registry = Registry()
 
     @registry.handler(Text)
@@ -186,7 +186,7 @@ def test_a_decorated_handler_handles(open_end: Callable[..., End]) -> None:
 
 
 def test_what_is_declared_often_is_judged_as_well(open_end: Callable[..., End]) -> None:
-    """Timers and callbacks are refused where they are set, not when they are due."""
+    """Timers and callbacks are refused when they are set, not when they are due."""
     conn = open_end().conn
     with pytest.raises(TypeError, match=r"two cannot be called as callback\(\)"):
         conn.context.after_cancel(two)  # type: ignore[arg-type]
@@ -195,7 +195,8 @@ def test_what_is_declared_often_is_judged_as_well(open_end: Callable[..., End]) 
         with pytest.raises(TypeError, match=r"two cannot be called as callback\(due\)"):
             declare(1, two)  # type: ignore[arg-type]
     for set_timer in (conn.run_after, conn.run_every):
-        for wrong in (three, asynchronous, Service().of_one):
+        unrun = functools.partial(asynchronous), functools.partial(generates)
+        for wrong in (three, asynchronous, Service().of_one, *unrun):
             with pytest.raises(TypeError, match=r"callback\(due, conn\)"):
                 set_timer(1, wrong)
         set_timer(1, Service().method)

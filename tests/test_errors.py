@@ -1,4 +1,4 @@
-"""The error tree is what its docstring draws."""
+"""The tree of error classes matches its docstring."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tao import errors
 
 
 def test_the_tree_is_as_drawn() -> None:
-    """Each class of the drawing exists and derives from the one it hangs below."""
+    """Each class in the drawing exists and derives from the class above it."""
     assert errors.__doc__ is not None
     path: list[str] = []
     drawn = set()
@@ -36,19 +36,19 @@ def test_the_tree_is_as_drawn() -> None:
     ],
 )
 def test_some_errors_are_builtin_ones_too(error: type[Exception], builtin: type[Exception]) -> None:
-    """Who knows only Python's own errors catches these as well, with their text."""
+    """Some errors also derive from built-in ones, so that code can catch those."""
     with pytest.raises(builtin, match=r"^why$"):
         raise error("why")
 
 
 def test_an_undefined_message_tells_its_number() -> None:
-    """The number is in the text and an attribute."""
+    """The number is in the text and in an attribute."""
     error = errors.UndefinedMessage(-7)
     assert (error.number, str(error)) == (-7, "message number -7 is not registered")
 
 
 def every_error(kind: type[Exception] = errors.TaoError) -> list[type[Exception]]:
-    """All classes of errors that there are, whatever module they are in."""
+    """Return all error classes, whatever module they are in."""
     return [kind, *(each for below in kind.__subclasses__() for each in every_error(below))]
 
 
@@ -63,7 +63,7 @@ TIMES_TWO = [
 
 @pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
 def test_an_error_survives_copying_and_pickling(kind: type[Exception]) -> None:
-    """Twice in a row, with its text, arguments and attributes."""
+    """Errors keep text, arguments and attributes when they are copied or pickled twice."""
     error = kind(7)
     error.note = "a note"  # type: ignore[attr-defined]
     for twice in TIMES_TWO:

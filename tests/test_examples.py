@@ -1,23 +1,34 @@
-"""Every example, as a newcomer runs it: a server, clients, and how they end."""
+"""Every example, run as a newcomer would: a server, clients, and how they end."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import struct
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import tao
+from examples.chat.messages import ChatMessage
+from tests.cluster.redis_server import program
 from tests.programs import LONG, ROOT, Program
-from tests.support import recv_exactly
+from tests.support import recv_exactly, wait_until
 
-NAMES = ["chat", "echo", "pingpong", "timer", "embedded", "secure"]
+NAMES = [
+    *("chat", "echo", "pingpong", "timer", "embedded", "secure", "modbus", "fix"),
+    *("redis", "mqtt", "mllp"),
+]
+#: Of these, which speak other protocols.
+PROTOCOLS = ["modbus", "fix", "redis", "mqtt", "mllp"]
+#: Of these, whose clients are other programs.
+WITHOUT_CLIENT = {"redis", "mqtt", "mllp"}
 
 
 def serve(name: str, *arguments: object) -> Program:
@@ -36,29 +47,29 @@ def client_of(name: str, server: Program, *arguments: object) -> Program:
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> Path:
-    """Where the secure example may put its certificates."""
+    """Return the directory for the certificates of the secure example."""
     return tmp_path / "certificates"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_can_be_read_in_one_go(name: str) -> None:
-    """A few dozen lines each; the chat server, of which the documentation boasts, 50 at most."""
+def test_an_example_is_short(name: str) -> None:
+    """Each file is short; the chat server has at most 50 lines, as the documentation says."""
     for path in (ROOT / "examples" / name).glob("*.py"):
-        most = 50 if path.match("chat/server.py") else 75
+        most = 50 if path.match("chat/server.py") else 100 if name in PROTOCOLS else 75
         assert len(path.read_text(encoding="utf-8").splitlines()) <= most
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_importing_starts_nothing(name: str) -> None:
-    """Each server module has its ``server``, for other programs to start."""
+    """Importing a server module starts nothing; it defines ``server`` for other programs."""
     server = importlib.import_module(f"examples.{name}.server").server
     assert isinstance(server, tao.Server)
     assert not server.running and server.address is None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_port_in_use_is_one_line(name: str, certificates: Path) -> None:
-    """A server that cannot listen says so, without a traceback."""
+def test_a_port_in_use_is_reported_in_one_line(name: str, certificates: Path) -> None:
+    """A server that cannot listen prints one line, without a traceback."""
     arguments = ("--certs", certificates) if name == "secure" else ()
     with (
         socket.create_server(("127.0.0.1", 0)) as sock,
@@ -69,11 +80,11 @@ def test_a_port_in_use_is_one_line(name: str, certificates: Path) -> None:
     assert "address already in use" in server.errors[0]
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"secure"}))
-def test_no_server_is_one_line(name: str) -> None:
-    """A client that reaches nobody says so, without a traceback."""
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"secure"} - WITHOUT_CLIENT))
+def test_an_absent_server_is_reported_in_one_line(name: str) -> None:
+    """A client that cannot connect prints one line, without a traceback."""
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))  # but it does not listen
+        sock.bind(("127.0.0.1", 0))  # the socket is bound, but does not listen
         with Program(f"examples.{name}.client", "--port", sock.getsockname()[1]) as client:
             assert client.status() == 1
     assert len(client.errors) == 1
@@ -82,8 +93,8 @@ def test_no_server_is_one_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_server_stops_when_told(name: str, number: signal.Signals, certificates: Path) -> None:
-    """Ctrl-C and SIGTERM stop it in order, with a peer connected, and its status is 0."""
+def test_a_signal_stops_a_server(name: str, number: signal.Signals, certificates: Path) -> None:
+    """Ctrl-C and SIGTERM shut it down gracefully with a connected peer, and its status is 0."""
     arguments = ("--certs", certificates) if name == "secure" else ()
     with serve(name, *arguments) as server:
         with socket.create_connection(("127.0.0.1", port_of(server)), LONG) as sock:
@@ -92,7 +103,7 @@ def test_a_server_stops_when_told(name: str, number: signal.Signals, certificate
                 while sock.recv(1024):
                     pass
             except ConnectionResetError:
-                pass  # it was not accepted yet
+                pass  # the connection was not accepted yet
         assert server.status() == 0
     if name == "embedded":
         assert server.errors[-1] == "workshop: closed"
@@ -104,8 +115,8 @@ def test_a_server_stops_when_told(name: str, number: signal.Signals, certificate
 # -- chat
 
 
-def test_what_one_says_all_hear() -> None:
-    """Three clients chat, and each hears everything, in the same order."""
+def test_all_clients_receive_each_message() -> None:
+    """Three clients chat, and all receive every message in the same order."""
     with (
         serve("chat") as server,
         client_of("chat", server) as anna,
@@ -115,7 +126,7 @@ def test_what_one_says_all_hear() -> None:
         for name, client in (("anna", anna), ("ben", ben), ("carl", carl)):
             client.prints("connected")
             client.type(f"I am {name}")
-            client.prints(f"^I am {name}$")  # the server has accepted it
+            client.prints(f"^I am {name}$")  # the server has accepted this client
         for client, line in ((anna, "hello"), (ben, "grüß dich"), (carl, "hi")):
             client.type(line)
             for other in (anna, ben, carl):
@@ -125,8 +136,30 @@ def test_what_one_says_all_hear() -> None:
         )
 
 
+def test_chat_in_several_processes() -> None:
+    """Each message reaches all clients, whichever process they are connected to."""
+    words = ("serve", "examples.chat.server:server", "--port", 0, "--processes", 4)
+    registry = tao.Registry()
+    registry.register(ChatMessage.message_number, ChatMessage.deserialize)
+    heard: list[list[str]] = [[] for _ in range(12)]
+    with Program("tao", *words) as server, ExitStack() as stack:
+        address = ("127.0.0.1", int(server.prints(r"listens at 127\.0\.0\.1:(\d+) ")[1]))
+        clients = []
+        for texts in heard:
+            note = lambda message, _, texts=texts: texts.append(message.text)  # noqa: E731
+            client = tao.connect(address, registry=registry, on_message=note)
+            clients.append(stack.enter_context(client))
+            client.write(ChatMessage("hello"))
+            wait_until(lambda: "hello" in texts, LONG)  # noqa: B023 - its server has accepted it
+        clients[0].write(ChatMessage("first"))
+        wait_until(lambda: all(texts[-1] == "first" for texts in heard), LONG)
+        clients[-1].write(ChatMessage("last"))
+        wait_until(lambda: all(texts[-2:] == ["first", "last"] for texts in heard), LONG)
+        assert server.interrupt() == 0
+
+
 def test_bye_leaves() -> None:
-    """Who says bye is gone; those who stay go on."""
+    """A client that says bye is disconnected; the others stay connected."""
     with serve("chat") as server, client_of("chat", server) as stays:
         stays.prints("connected")
         with client_of("chat", server) as leaves:
@@ -140,11 +173,11 @@ def test_bye_leaves() -> None:
 
 
 def test_the_end_of_the_input_leaves() -> None:
-    """What was typed before is sent; a last line without an end is none."""
+    """Lines typed before the end of input are sent; a last line without a line break is not."""
     with serve("chat") as server, client_of("chat", server) as hears:
         hears.prints("connected")
         hears.type("test")
-        hears.prints("^test$")  # so the server has let it in
+        hears.prints("^test$")  # so the server has accepted it
         with client_of("chat", server) as leaves:
             leaves.type("last words")
             leaves.end_input()
@@ -153,7 +186,7 @@ def test_the_end_of_the_input_leaves() -> None:
 
 
 def test_ctrl_c_in_a_client_is_quiet() -> None:
-    """No traceback, and the server sees an orderly end."""
+    """The client prints no traceback, and the server sees a graceful end."""
     with serve("chat") as server, client_of("chat", server) as client:
         client.prints("connected")
         assert client.interrupt() == 0
@@ -163,7 +196,7 @@ def test_ctrl_c_in_a_client_is_quiet() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_clients_see_that_the_server_is_gone(number: signal.Signals) -> None:
-    """They say so and end, though nobody types anything."""
+    """Clients report the lost server and end, without waiting for input."""
     with serve("chat") as server, client_of("chat", server) as client:
         client.prints("connected")
         server.prints("client 1 joined")
@@ -176,7 +209,7 @@ def test_clients_see_that_the_server_is_gone(number: signal.Signals) -> None:
     ("name", "answer"), [("chat", "ping"), ("echo", "ping"), ("pingpong", "pong")]
 )
 def test_the_bytes_are_the_original_ones(name: str, answer: str) -> None:
-    """Number 1 and UTF-8 text, in the original's framing."""
+    """The bytes are number 1 and UTF-8 text, in the framing of the Go original."""
     with (
         serve(name) as server,
         socket.create_connection(("127.0.0.1", port_of(server)), LONG) as sock,
@@ -185,18 +218,40 @@ def test_the_bytes_are_the_original_ones(name: str, answer: str) -> None:
         assert recv_exactly(sock, 12) == struct.pack("<iI", 1, 4) + answer.encode()
 
 
-# -- the others
+# -- several servers
+
+
+@pytest.mark.skipif(program() is None, reason="neither redis-server nor valkey-server is installed")
+def test_a_cluster() -> None:
+    """What a client of one server says arrives at the client of the other one."""
+    with Program("examples.cluster", "--port", 0) as cluster:
+
+        def ports() -> list[str]:
+            return re.findall(r"listens at 127\.0\.0\.1:(\d+) ", "\n".join(cluster.output))
+
+        wait_until(lambda: len(ports()) == 2, LONG)
+        anna, ben = (Program("examples.chat.client", "--port", port) for port in ports())
+        with anna, ben:
+            for name, client in (("anna", anna), ("ben", ben)):
+                client.type(f"I am {name}")
+                client.prints(f"^I am {name}$")  # its server is in the cluster
+            anna.type("hello")
+            ben.prints("^hello$")
+        assert cluster.interrupt() == 0
+
+
+# -- the other examples
 
 
 def test_echo() -> None:
-    """The client gets back what it said, as often."""
+    """The client receives each of its messages once."""
     with serve("echo") as server, client_of("echo", server, "--count", 3, "straße") as client:
         assert client.status() == 0
         assert client.output == ["straße"] * 3
 
 
 def test_pingpong_can_be_watched() -> None:
-    """The monitor shows what the client did."""
+    """The monitor shows the client's activity."""
     with serve("pingpong") as server, client_of("pingpong", server, "--count", 100) as client:
         assert client.status() == 0
         client.prints("100 times ping and pong")
@@ -205,16 +260,16 @@ def test_pingpong_can_be_watched() -> None:
             assert json.load(page)["TotalHandle"] == 100
 
 
-def test_the_time_is_told() -> None:
-    """The server prints it, the client gets it."""
+def test_the_time_service() -> None:
+    """The server prints the time, and the client receives it."""
     with serve("timer") as server, client_of("timer", server, "--count", 1) as client:
         server.prints(r"^\d\d:\d\d:\d\d\.\d{6} UTC$")
         client.prints(r"^\d\d:\d\d:\d\d$")
         assert client.status() == 0
 
 
-def test_the_server_inside_an_old_program() -> None:
-    """Its threads do the work and tell everyone; its log has tao's lines too."""
+def test_the_server_embedded_in_an_existing_program() -> None:
+    """The program's threads do the work and broadcast; its log includes tao's lines."""
     with serve("embedded") as server, client_of("embedded", server, 12, 18) as client:
         assert client.status() == 0
         client.prints("^the result is 6$")
@@ -223,8 +278,8 @@ def test_the_server_inside_an_old_program() -> None:
     assert any(line.startswith("tao.server.core: listening at") for line in server.errors)
 
 
-def test_both_ends_are_known(certificates: Path) -> None:
-    """The server calls its clients by the names in their certificates."""
+def test_mutual_tls(certificates: Path) -> None:
+    """The server names its clients by the names in their certificates."""
     with serve("secure", "--certs", certificates) as server:
         for name in ("alice", "bob"):
             arguments = ("--certs", certificates, "--name", name)
@@ -234,8 +289,8 @@ def test_both_ends_are_known(certificates: Path) -> None:
             server.prints(f"^{name} is connected, by TLS")
 
 
-def test_strangers_are_not_let_in(certificates: Path, tmp_path: Path) -> None:
-    """A certificate of another authority is worth nothing, to either side."""
+def test_unknown_certificates_are_refused(certificates: Path, tmp_path: Path) -> None:
+    """Both sides refuse a certificate from another authority."""
     others = tmp_path / "others"
     with (
         serve("secure", "--certs", certificates) as server,
@@ -248,8 +303,8 @@ def test_strangers_are_not_let_in(certificates: Path, tmp_path: Path) -> None:
             assert "certificate" in client.errors[0]
 
 
-def test_certificates_of_others_are_not_used(certificates: Path) -> None:
-    """A directory that others could write to is refused by both ends."""
+def test_certificates_in_an_unsafe_directory_are_not_used(certificates: Path) -> None:
+    """Both ends refuse a directory that other users can write to."""
     certificates.mkdir()
     certificates.chmod(0o777)
     for end in ("server", "client"):

@@ -1,4 +1,4 @@
-"""The ten commonest mistakes, and what tao says to each: the cause, and the way out."""
+"""The ten most common mistakes, and the errors that tao reports: each names cause and remedy."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tests.support import wait_until
 
 
 def test_a_port_in_use(make_server: MakeServer) -> None:
-    """The address is named, so that one knows which of several it was."""
+    """The error names the address, because a program may have several."""
     _, (host, port) = make_server()
     with pytest.raises(OSError, match=f"cannot listen at {host}:{port}: address already in use"):
         tao.Server().start((host, port))
 
 
 def test_a_handler_with_the_wrong_signature() -> None:
-    """It is refused where it is declared, with how it will be called, not when a message comes."""
+    """The handler is refused when it is declared, and the error shows how it would be called."""
     server = tao.Server(registry=tao.Registry())
 
     def answer(message: Text) -> None:
-        """It takes one argument, and gets two."""
+        """A handler with one argument instead of two."""
 
     with pytest.raises(
         TypeError, match=r"answer cannot be called as handler\(ctx, conn\): too many"
@@ -37,15 +37,15 @@ def test_a_handler_with_the_wrong_signature() -> None:
 
 
 def test_an_asynchronous_handler() -> None:
-    """Called, it would only make a coroutine; so it is refused, however it is made."""
+    """A coroutine function is refused in every form, because calling it only makes a coroutine."""
     server = tao.Server(registry=tao.Registry())
 
     async def answer(ctx: Any, conn: Any) -> None:
-        """It is for an event loop."""
+        """A handler for an event loop."""
 
     class Answer:
         async def __call__(self, ctx: Any, conn: Any) -> None:
-            """So is it."""
+            """The same as a method."""
 
     for handler in (answer, partial(answer), Answer()):
         with pytest.raises(TypeError, match=r"is asynchronous, but handler\(ctx, conn\) is called"):
@@ -55,11 +55,11 @@ def test_an_asynchronous_handler() -> None:
 
 
 def test_a_handler_without_its_message_class() -> None:
-    """How it is written is shown, whatever stands in its place."""
+    """The error shows how to write the decorator, whatever is given instead of the class."""
     server = tao.Server(registry=tao.Registry())
 
     def answer(ctx: Any, conn: Any) -> None:
-        """It is right, but for whom?"""
+        """A correct handler, but without a message class."""
 
     with pytest.raises(TypeError, match=r"as in @server\.handler\(ChatMessage\), not .*answer$"):
         server.handler(answer)
@@ -77,21 +77,21 @@ def test_a_handler_without_its_message_class() -> None:
     ],
 )
 def test_a_callback_with_the_wrong_signature(option: str, call: str) -> None:
-    """So are callbacks."""
+    """Callbacks are checked in the same way as handlers."""
 
     def callback() -> None:
-        """It takes nothing."""
+        """A callback without arguments."""
 
     with pytest.raises(TypeError, match=rf"callback cannot be called as {option}\({call}\)"):
         tao.Server(**{option: callback})
 
 
 def test_a_timer_with_the_wrong_signature(make_server: MakeServer) -> None:
-    """So are callbacks that would be called again and again."""
+    """Callbacks of timers are checked in the same way."""
     server, address = make_server()
 
     def callback(conn: Any) -> None:
-        """It gets the time as well."""
+        """A timer callback that lacks the argument for the time."""
 
     with tao.connect(address, registry=tao.Registry()) as client:
         for repeat in (server.schedule, client.run_every):
@@ -100,7 +100,7 @@ def test_a_timer_with_the_wrong_signature(make_server: MakeServer) -> None:
 
 
 def test_a_message_without_a_number() -> None:
-    """The class is named, and what it lacks."""
+    """The error names the class and the missing attribute."""
 
     class Nameless:
         @classmethod
@@ -112,7 +112,7 @@ def test_a_message_without_a_number() -> None:
 
 
 def test_text_instead_of_bytes(make_server: MakeServer) -> None:
-    """``serialize`` is named with its class, in ``write``, where the mistake is near."""
+    """``write`` raises an error that names the class and ``serialize``."""
     _, address = make_server()
 
     class Wrong(Text):
@@ -126,7 +126,7 @@ def test_text_instead_of_bytes(make_server: MakeServer) -> None:
 
 
 def test_connecting_before_the_server_is_up(make_server: MakeServer) -> None:
-    """The address and the reason are named; and with ``keep_trying`` it need not be up."""
+    """The error names address and reason; with ``keep_trying`` the server may start later."""
     server, (host, port) = make_server()
     server.stop()
     client = tao.ClientConn((host, port))
@@ -136,7 +136,7 @@ def test_connecting_before_the_server_is_up(make_server: MakeServer) -> None:
 
 
 def test_a_plain_client_to_a_tls_port(make_server: MakeServer) -> None:
-    """Both sides tell: what the server answers shows the client what it has come upon."""
+    """Both sides report the mismatch; the client recognizes the answer as TLS."""
     errors = Seen()
     certificate = tao.self_signed_certificate("localhost")
     _, address = make_server(
@@ -151,7 +151,7 @@ def test_a_plain_client_to_a_tls_port(make_server: MakeServer) -> None:
 
 
 def test_a_tls_client_to_a_plain_port(make_server: MakeServer) -> None:
-    """And the other way round both sides tell."""
+    """Both sides report the mismatch in this direction too."""
     reasons = Seen()
     _, address = make_server(on_close=lambda conn: reasons.add(conn.close_reason))
     config = tao.self_signed_certificate("localhost").client_config()
@@ -163,7 +163,7 @@ def test_a_tls_client_to_a_plain_port(make_server: MakeServer) -> None:
 
 
 def test_blocking_in_on_connect(make_server: MakeServer) -> None:
-    """It holds up that connection only: others come and go meanwhile."""
+    """It blocks only its own connection; others connect and disconnect meanwhile."""
     leave, first = threading.Event(), threading.Event()
 
     def slow_for_the_first(conn: Any) -> None:
@@ -180,7 +180,7 @@ def test_blocking_in_on_connect(make_server: MakeServer) -> None:
 
 
 def test_forgetting_to_stop() -> None:
-    """The program ends all the same."""
+    """The program ends nevertheless."""
     program = (
         "import tao; server = tao.Server(); address = server.start(('127.0.0.1', 0));"
         "client = tao.connect(address); print('end')"
@@ -192,7 +192,7 @@ def test_forgetting_to_stop() -> None:
 
 
 def test_writing_after_the_close(make_server: MakeServer) -> None:
-    """The error tells who has closed."""
+    """The error says which side closed the connection."""
     _, address = make_server()
     client = tao.connect(address, registry=tao.Registry())
     client.close()
@@ -201,7 +201,7 @@ def test_writing_after_the_close(make_server: MakeServer) -> None:
 
 
 def test_two_messages_with_one_number() -> None:
-    """Both are named."""
+    """The error names both classes."""
 
     class Other:
         message_number = Text.message_number
@@ -211,7 +211,7 @@ def test_two_messages_with_one_number() -> None:
             return cls()
 
     class Derived(Text):
-        """Has forgotten to give itself a number."""
+        """A subclass that does not define its own number."""
 
     registry = tao.Registry()
     registry.handler(Text)(lambda ctx, conn: None)

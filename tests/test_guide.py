@@ -1,4 +1,4 @@
-"""What the guide says is true: its code runs, and what it names exists."""
+"""The guide is correct: its code runs, and the names in it exist."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import pytest
 
 import tao
 import tao.testing
-from tao.connection.options import ClientSettings, Reconnect, ServerSettings
+from tao.connection.options.definitions import ClientSettings, Reconnect, ServerSettings
 from tao.testing import FaultProxy, memory_pair
 from tao.wire.message import Registry
 from tests.documents import Block, blocks_of, run
@@ -36,7 +36,7 @@ from tests.support import recv_exactly, wait_until
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "examples" / "guide"
 PAGES = sorted(path.stem for path in GUIDE.glob("*.rst"))
-#: Pages without any code to run.
+#: Pages without code to run.
 WITHOUT = ["choosing", "index", "limits"]
 BLOCKS = {page: blocks_of(GUIDE / f"{page}.rst") for page in PAGES}
 NEEDS = [
@@ -45,7 +45,7 @@ NEEDS = [
     for package in sorted({block.needs for block in BLOCKS[page] if block.needs})
 ]
 OPTIONS = ServerSettings.__dataclass_fields__ | ClientSettings.__dataclass_fields__
-#: Has a program take a socket, the first argument, as its descriptor 3.
+#: Runs a program with a socket, the first argument, as descriptor 3.
 AS_SYSTEMD_DOES = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -56,7 +56,7 @@ os.execv(sys.executable, [sys.executable, sys.argv[2]])
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each page has the default registry to itself, and what it does about the log is undone."""
+    """Give each page its own default registry, and undo its changes to logging."""
     fresh = Registry()
     for module in ("server.server", "client.client", "testing.recording_client"):
         monkeypatch.setattr(f"tao.{module}.default_registry", fresh)
@@ -70,7 +70,7 @@ def source(page: str) -> str:
 
 
 def names_after(page: str, needs: str | None = None) -> dict[str, Any]:
-    """Run the blocks of a page that need no package, or none but one; return their names."""
+    """Run the blocks of a page that need no package except ``needs``; return their names."""
     blocks = [each for each in BLOCKS[page] if not each.not_run and each.needs in (None, needs)]
     return run(blocks, f"guide_{page}")
 
@@ -82,7 +82,7 @@ def block(page: str, containing: str) -> Block:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in WITHOUT])
 def test_a_page_runs(page: str) -> None:
-    """All of its code, in order, as one program; and there is some."""
+    """All code of a page runs in order as one program, and there is some."""
     assert any(each.not_run is None and each.needs is None for each in BLOCKS[page])
     names_after(page)
 
@@ -90,13 +90,13 @@ def test_a_page_runs(page: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(("page", "package"), NEEDS)
 def test_a_page_runs_with(page: str, package: str) -> None:
-    """The same with what needs a package of others, where that is installed."""
+    """The blocks that need another package run as well, if it is installed."""
     pytest.importorskip(package, reason=f"{package} is not installed")
     names_after(page, package)
 
 
 def test_all_code_is_known_as_such() -> None:
-    """No block of Python is overlooked because of how it is written, or left out for no reason."""
+    """Every Python block is found, and only listed ones are not run."""
     for page in PAGES:
         written = re.findall(r"^ *\.\. code-block:: python", source(page), re.MULTILINE)
         assert len(written) == len(BLOCKS[page]), page
@@ -109,7 +109,7 @@ def test_all_code_is_known_as_such() -> None:
 
 
 def test_the_index_has_every_page() -> None:
-    """Each with one line."""
+    """The index lists every page with one line."""
     index = source("index")
     assert re.findall(r"^   (\w+)$", index, re.MULTILINE) == re.findall(
         r"^:doc:`(\w+)`\n    \S", index, re.MULTILINE
@@ -118,7 +118,7 @@ def test_the_index_has_every_page() -> None:
 
 
 def test_the_reference_has_every_public_name() -> None:
-    """Those of tao, of tao.testing, and the fixtures."""
+    """The reference has all names of tao and tao.testing, and the fixtures."""
     pages = "".join(path.read_text(encoding="utf-8") for path in GUIDE.glob("reference/*.rst"))
     documented = set(re.findall(r"^\.\. (?:auto|py:)\w+:: (?:tao\.)?([\w.]+)", pages, re.MULTILINE))
     assert set(tao.__all__) <= documented
@@ -129,18 +129,19 @@ def test_the_reference_has_every_public_name() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_exists(page: str) -> None:
-    """Names of tao's, and options written with their value."""
+    """Names of tao, and options written with their value, exist."""
     prose = re.sub(r"(?m)^\.\. code-block::.*\n(?:\n|    .*\n)+", "", source(page))
-    prose = prose.split("From Go Tao")[0]  # where the names are those of others, too
+    prose = prose.split("From Go Tao")[0]  # this part has names of Go as well
     for name in re.findall(r"``tao\.(\w+)", prose):
         assert hasattr(tao, name) or (ROOT / "tao" / name).is_dir(), name
-    owners = (tao.Server, tao.ClientConn, tao.Connection, tao.Context, tao.testing.RecordingClient)
+    owners: tuple[type, ...] = (tao.Server, tao.ServerConn, tao.ClientConn, tao.Context)
+    owners += (tao.testing.RecordingClient,)
     for name in re.findall(r"``(?:server|conn|client|ctx)\.(\w+)", prose):
         assert any(hasattr(each, name) for each in owners) or name == "context", name
 
 
 def test_order_is_promised_within_a_connection_only() -> None:
-    """Wherever order is promised, and nowhere across connections; the page above shows why."""
+    """The guide promises order only within a connection, and this page explains why."""
     readme = (ROOT / "README.rst").read_text(encoding="utf-8")
     pages = [readme, source("heartbeats_and_reconnecting"), source("handlers_order_threads")]
     for promise in (*pages, tao.ClientConn.__doc__ or "", tao.Connection.write.__doc__ or ""):
@@ -153,7 +154,7 @@ def test_order_is_promised_within_a_connection_only() -> None:
 
 
 def test_defaults_are_right() -> None:
-    """Each default of an option that the guide gives, in a table or in brackets, is the default."""
+    """Each default that the guide gives for an option, in a table or in brackets, is correct."""
     options = vars(ClientSettings()) | vars(ServerSettings())
     found = 0
     for page in PAGES:
@@ -169,19 +170,19 @@ def test_defaults_are_right() -> None:
 
 
 def test_the_limits_are_right() -> None:
-    """Each default that the page of limits gives is the default."""
-    page, options = source("limits"), ServerSettings()
+    """Each default on the page of limits is correct."""
+    page, options = source("limits"), vars(ClientSettings()) | vars(ServerSettings())
     given = re.findall(r"``(\w+)``,? \((\d+)(?: s)?\)", page)
     given += re.findall(r"\(``(\w+)``, (\d+)\)", page)
     given += re.findall(r"``(\w+)`` \((off)\)", page)
     assert len(given) > 15
     for name, value in given:
-        assert getattr(options, name) == (None if value == "off" else float(value)), name
+        assert options[name] == (None if value == "off" else float(value)), name
     assert tao.TypeLengthValueCodec().max_bytes == 8 * 1024 * 1024
 
 
 def test_the_names_of_go_are_translated() -> None:
-    """Each name on the right of the table exists, as a name of tao's, a method or an option."""
+    """Each name in the right column of the table exists, as a name, a method or an option."""
     table = source("moving_over").split("From Go Tao")[1].split("What is different")[0]
     right = " ".join(line[42:] for line in table.splitlines())
     names = re.findall(r"``@?(?:server\.|conn\.|ctx\.)?([A-Za-z_]\w*)", right)
@@ -192,7 +193,7 @@ def test_the_names_of_go_are_translated() -> None:
 
 
 def test_the_drawings_take_the_colours_of_the_page() -> None:
-    """They are inlined, their classes do not touch the page, and their ids do not meet."""
+    """The drawings are inlined, their classes do not affect the page, and their ids are unique."""
     drawings = sorted(GUIDE.glob("diagrams/*.svg"))
     assert len(drawings) == 3
     ids: list[str] = []
@@ -209,7 +210,7 @@ def test_the_drawings_take_the_colours_of_the_page() -> None:
 
 
 def test_the_symptoms_are_what_tao_says() -> None:
-    """Each text in the tables of reasons and symptoms is in the code of tao's."""
+    """Each text in the tables of reasons and symptoms occurs in tao's source."""
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tao").glob("**/*.py"))
     code = re.sub(r'"\s+f?"', "", re.sub(r"\{[^{}\n]*\}", "...", code))
     tables = source("debugging").split("Why did it end?")[1]
@@ -223,7 +224,7 @@ def test_the_symptoms_are_what_tao_says() -> None:
 
 
 def test_the_json_lines_blame_the_peer() -> None:
-    """Whatever a line is that is no message, it is BadData, which is no bug of this side's."""
+    """Every malformed line is BadData, which is not reported as a bug of this side."""
     names = names_after("messages_and_codecs")
     registry = Registry()
     registry.register(4, names["Move"].deserialize)
@@ -233,9 +234,9 @@ def test_the_json_lines_blame_the_peer() -> None:
 
 
 def test_no_result_is_lost_to_a_slow_peer() -> None:
-    """Those that the program's own threads write wait until the peer reads."""
+    """Threads of the program wait until the peer reads, so that no result is lost."""
     first = block("embedding", "def work()")
-    # Smaller than its queue of jobs, all of whose results may come at once.
+    # Smaller than its job queue, from which all results may arrive at once.
     first = first._replace(code=first.code.replace("workers=8", "workers=8, queue_size=20"))
     names = run([first, block("embedding", "class Urgent")], "guide_embedding")
     tickets: queue.Queue[int] = queue.Queue()
@@ -260,30 +261,27 @@ def test_no_result_is_lost_to_a_slow_peer() -> None:
     worker.join(LONG)
 
 
-def test_the_gateway_does_no_job_twice() -> None:
-    """Repeated upon ConnectionError, through servers that are away: each is done at most once."""
-    names = names_after("embedding")
+def test_a_web_process_does_no_job_twice() -> None:
+    """Jobs repeated where that is safe, across failing servers, are done at most once."""
+    names = names_after("asking")
     done, results, doubtful = Counter[float](), set[float](), set[float]()
-    repeated, orders = threading.Semaphore(0), iter(range(400))
+    orders = iter(range(400))
     server = tao.Server(registry=Registry())
 
     @server.handler(names["Job"])
     def do(ctx: Any, conn: Any) -> None:
         done[ctx.message.value] += 1
-        conn.write(names["Result"](ctx.message.ticket, ctx.message.value))
+        ctx.reply(names["Result"](ctx.message.value))
 
     def order() -> None:
         for value in map(float, orders):
             while value not in results | doubtful:
-                try:
-                    results.add(gateway.ask(value, 0.05))
-                except ConnectionError:
-                    repeated.release()
-                except names["MaybeDone"]:
-                    doubtful.add(value)
+                _, status = names["ask"](proxy.address, value)
+                if status != 503:
+                    (results if status == 200 else doubtful).add(value)
 
     with server, FaultProxy(server.start(("127.0.0.1", 0))) as proxy:
-        gateway = names["Gateway"](proxy.address)
+        names["clients"].clear()
         threads = [threading.Thread(target=order, name=f"test-order-{n}") for n in range(8)]
         for thread in threads:
             thread.start()
@@ -291,17 +289,16 @@ def test_the_gateway_does_no_job_twice() -> None:
             wait_until(lambda wanted=wanted: len(results) >= wanted)
             proxy.refuse()
             proxy.reset()
-            assert repeated.acquire(timeout=LONG)  # something waited in tao's queue, and came back
             proxy.accept()
         for thread in threads:
             thread.join(LONG)
-        gateway.client.close()
+        names["peer"](proxy.address).close()
     assert results | doubtful == set(map(float, range(400)))
     assert all(count == 1 for count in done.values()) and results <= set(done)
 
 
 def test_the_service_under_systemd(tmp_path: Path) -> None:
-    """It serves at the socket that it is given, says that it is ready, and stops in order."""
+    """The service serves on the inherited socket, reports readiness, and shuts down gracefully."""
     program = tmp_path / "gateway.py"
     program.write_text(block("deploying", "def sockets_of_systemd").code, encoding="utf-8")
     with (
@@ -337,8 +334,36 @@ def test_the_service_under_systemd(tmp_path: Path) -> None:
             process.communicate()
 
 
+def test_the_rooms_of_several_processes(tmp_path: Path) -> None:
+    """A group reaches its members in all of them."""
+    (tmp_path / "rooms.py").write_text(block("growing", "def enter").code, encoding="utf-8")
+    options = ("--port", 0, "--processes", 2)
+    with (
+        Program("tao", "serve", "rooms:server", *options, cwd=tmp_path) as program,
+        ExitStack() as end,
+    ):
+        port = int(program.prints(r"listens at 127\.0\.0\.1:(\d+) ")[1])
+        socks = [
+            end.enter_context(socket.create_connection(("127.0.0.1", port), LONG)) for _ in range(8)
+        ]
+
+        def hears(sock: socket.socket) -> bool:
+            """Whether a member has joined by now, and gets what another one says."""
+            socks[0].sendall(text("hello"))
+            sock.settimeout(0.1)
+            try:
+                return recv_exactly(sock, 13) == text("hello")
+            except TimeoutError:
+                return False
+
+        for sock in socks[1:]:
+            wait_until(lambda: hears(sock), LONG)  # noqa: B023
+        program.send(signal.SIGTERM)
+        assert program.status() == 0
+
+
 def test_the_program_with_a_signal_handler(tmp_path: Path) -> None:
-    """A signal that comes in the midst of a broadcast ends it in order, and no message is cut."""
+    """A signal during a broadcast stops the program gracefully, and no message is truncated."""
     program = tmp_path / "program.py"
     program.write_text(block("embedding", "def terminate").code, encoding="utf-8")
     with Program("program", cwd=tmp_path) as running, ExitStack() as here:
@@ -354,7 +379,7 @@ def test_the_program_with_a_signal_handler(tmp_path: Path) -> None:
 
 
 def test_the_page_on_testing_under_pytest(tmp_path: Path) -> None:
-    """Its tests pass, the one that wants fixtures too."""
+    """The tests on the page pass, including those that use fixtures."""
     page = "\n\n".join(each.code for each in BLOCKS["testing"] if not each.needs)
     (tmp_path / "test_page.py").write_text(page, encoding="utf-8")
     done = subprocess.run(
@@ -371,7 +396,7 @@ def test_the_page_on_testing_under_pytest(tmp_path: Path) -> None:
 
 
 def test_the_guide_and_the_reference_build(tmp_path: Path) -> None:
-    """Without a warning: every name in a docstring that is marked as one is known."""
+    """The guide builds without warnings: every marked name in a docstring exists."""
     pytest.importorskip("sphinx", reason="sphinx is not installed")
     pytest.importorskip("furo", reason="furo is not installed")
     arguments = ["-W", "--keep-going", "--quiet", "--doctree-dir", tmp_path / "trees"]
@@ -389,11 +414,11 @@ def test_the_guide_and_the_reference_build(tmp_path: Path) -> None:
 
 
 def test_the_pages_of_the_monitor_exist() -> None:
-    """Those that the guide names."""
+    """All pages of the monitor that the guide names exist."""
     names = set(re.findall(r"``(/[a-z/]*)``", source("deploying").split("Monitoring\n---")[1]))
     assert len(names) > 5
     with tao.monitor_on(0) as monitor:
-        for name in names - {"/healthz"}:  # which tells of the servers of earlier tests
+        for name in names - {"/healthz"}:  # this one reports the servers of earlier tests
             with urllib.request.urlopen(monitor.url + name, timeout=LONG) as page:
                 assert page.status == 200, name
         with urllib.request.urlopen(monitor.url + "/metrics", timeout=LONG) as page:

@@ -1,6 +1,6 @@
-"""The Makefile in a fresh clone: each target installs what it runs and imports.
+"""The Makefile in a fresh clone: each target installs the packages that it runs and imports.
 
-That is read from the commands and the sources, as installing would take minutes; ``.ci/run`` makes
+The test reads the commands and sources, because installing would take minutes; ``.ci/run`` runs
 the quick targets.
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -21,22 +22,27 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^([a-z-]+):.*?## ", MAKEFILE, re.MULTILINE)
-#: The packages of this repository, and what comes with Python or with every virtual environment.
+#: The packages of this repository, and those that come with Python or a virtual environment.
 PRESENT = {"tao", "tests", "examples", *sys.stdlib_module_names, "pip", "setuptools"}
-#: What a tool imports of this repository.
+#: The modules of this repository that a tool imports.
 READ_BY = {
     "sphinx": ["tao/**/*.py", "examples/guide/conf.py"],
     "pytest": ["tests/**/test_*.py", "tests/conftest.py"],
     "mypy": ["tao/**/*.py", "examples/**/*.py"],
 }
-#: Distributions whose packages are called otherwise.
-PACKAGES = {"protobuf": "google"}
+#: Distributions with packages of another name.
+PACKAGES = {
+    "pyro5": "Pyro5",
+    "grpcio": "grpc",
+    "protobuf": "google",
+    "python-socketio": "socketio",
+}
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 
 
 def commands(target: str) -> str:
-    """Return what ``make target`` would run where nothing has been made yet."""
+    """Return the commands that ``make target`` runs in a fresh clone."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     arguments = ["make", "-n", "--no-print-directory", target, "VENV=/nowhere", "PYTHON=python3"]
     done = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
@@ -44,7 +50,7 @@ def commands(target: str) -> str:
 
 
 def installed(text: str) -> set[str]:
-    """Return the packages that the commands install, by the names under which they are imported."""
+    """Return the packages that the commands install, by their import names."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     requirements = re.findall(r"pip .*install ([a-z].*)", text)
@@ -60,7 +66,7 @@ def installed(text: str) -> set[str]:
 
 
 def used(text: str) -> set[str]:
-    """Return the packages that the commands, and what they import of this repository, need."""
+    """Return the packages that the commands and the modules imported by them need."""
     tools = set(re.findall(r"/nowhere/bin/(?!python)(\w+)", text))
     if "-m sphinx" in text:
         settings = (ROOT / "examples" / "guide" / "conf.py").read_text(encoding="utf-8")
@@ -76,7 +82,7 @@ def used(text: str) -> set[str]:
 
 
 def imported(files: Iterable[Path]) -> set[str]:
-    """Return the packages that files import, and the files of this repository that they import."""
+    """Return the packages and the files of this repository that files import."""
     found: set[str] = set()
     waiting, seen = list(files), set()
     while waiting:
@@ -84,15 +90,18 @@ def imported(files: Iterable[Path]) -> set[str]:
         if path in seen or not path.exists():
             continue
         seen.add(path)
-        for name in imports(path.read_text(encoding="utf-8")):
+        for name in imports(path):
             found.add(name.partition(".")[0])
             place = ROOT / name.replace(".", "/")
             waiting += [place.with_suffix(".py"), place / "__init__.py"]
     return found
 
 
-def imports(source: str) -> Iterator[str]:
-    """The modules that a source cannot do without: those imported at the top of it."""
+@functools.cache
+def imports(path: Path) -> list[str]:
+    """Return the modules that a source imports at the top, and therefore always needs."""
+    source = path.read_text(encoding="utf-8")
+    found: list[str] = []
     optional = re.findall(r"importorskip\(\s*\"(\w+)", source)
     for statement in ast.parse(source).body:
         names: list[str] = []
@@ -101,19 +110,20 @@ def imports(source: str) -> Iterator[str]:
         elif isinstance(statement, ast.ImportFrom) and statement.module:
             names = [f"{statement.module}.{alias.name}" for alias in statement.names]
             names.append(statement.module)
-        yield from (name for name in names if name.partition(".")[0] not in optional)
+        found += [name for name in names if name.partition(".")[0] not in optional]
+    return found
 
 
 @pytest.mark.parametrize("target", [each for each in TARGETS if each != "test-free-threaded"])
 def test_a_target_installs_what_it_needs(target: str) -> None:
-    """The tools that it calls, and what these and the modules import."""
+    """A target installs its tools, and the packages that they and the modules import."""
     text = commands(target)
     assert text
     assert used(text) <= installed(text)
 
 
 def test_what_is_needed_is_found() -> None:
-    """The reading of commands and sources misses nothing of what is known."""
+    """The analysis finds all known requirements."""
     needs = {
         target: used(commands(target)) for target in ("docs", "check", "bench", "dist", "pairs")
     }
@@ -125,7 +135,7 @@ def test_what_is_needed_is_found() -> None:
 
 
 def test_ci_makes_every_target_that_is_quick() -> None:
-    """Those left out take minutes; what they import is known from the sources."""
+    """CI runs every quick target; the others take minutes."""
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     made = {word for line in re.findall(r"\bmake (.*)", script) for word in line.split()}
     slow = {"coverage", "soak", "test-all", "test-free-threaded", "bench-quick"}

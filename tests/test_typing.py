@@ -1,4 +1,4 @@
-"""What users write is typed: checkers see every option, and ``help()`` shows it."""
+"""The public API is typed: type checkers and ``help()`` see every option."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 import tao
 import tao.testing
-from tao.connection.option_help import options_of, options_table
-from tao.connection.options import ClientSettings, ServerSettings
+from tao.connection.options.definitions import ClientSettings, ServerSettings
+from tao.connection.options.help import options_of, options_table
 from tests.typed_options import PACKAGE, PLACES, generated
 
 ROOT = Path(__file__).parent.parent
@@ -32,21 +32,21 @@ TAKERS: list[tuple[Any, type[Any]]] = [
 
 
 def mypy(*arguments: str) -> str:
-    """Run mypy where it finds the settings, and return what it says."""
-    # What is wrong in tao itself, `make check` tells.
+    """Run mypy with the project's settings, and return its output."""
+    # `make check` reports errors in tao itself.
     flags = ["--strict", "--follow-imports=silent"]
     command = [sys.executable, "-m", "mypy", *flags, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
 
-def test_a_type_checker_takes_the_right_uses_and_refuses_the_wrong() -> None:
-    """Each mark of an error in the cases is needed, and no other error is found."""
+def test_a_type_checker_accepts_right_and_refuses_wrong_uses() -> None:
+    """Each marked error in the cases is found, and no other."""
     assert mypy(CASES).startswith("Success")
 
 
 def test_the_wrong_uses_are_really_looked_at(tmp_path: Path) -> None:
-    """An accepted mistake fails the test above: a mark that nothing needs is an error."""
+    """A wrong use that mypy accepts fails the test above, because its mark is unused."""
     source = (ROOT / CASES).read_text(encoding="utf-8")
     (tmp_path / "cases.py").write_text(source.replace("queue_siz=5", "queue_size=5"))
     assert 'Unused "type: ignore" comment' in mypy(str(tmp_path / "cases.py"))
@@ -54,13 +54,13 @@ def test_the_wrong_uses_are_really_looked_at(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PLACES)
 def test_the_types_are_those_of_the_definition(name: str) -> None:
-    """``python -m tests.typed_options`` writes them again after a change of the definition."""
+    """``python -m tests.typed_options`` updates the types after a change of the definition."""
     assert (PACKAGE / name).read_text(encoding="utf-8") == generated(name)
 
 
 @pytest.mark.parametrize(("taker", "settings"), TAKERS)
 def test_each_option_is_a_parameter(taker: Any, settings: type[Any]) -> None:
-    """Editors that ask the running program find every option by name, with its default."""
+    """Introspection finds every option by name, with its default."""
     parameters = inspect.signature(taker).parameters
     for option in options_of(settings):
         parameter = parameters[option.name]
@@ -72,7 +72,7 @@ def test_each_option_is_a_parameter(taker: Any, settings: type[Any]) -> None:
 
 @pytest.mark.parametrize(("taker", "settings"), TAKERS[:2])
 def test_help_shows_type_unit_default_and_meaning(taker: Any, settings: type[Any]) -> None:
-    """Of every option, in the words of its definition."""
+    """``help()`` describes every option in the words of its definition."""
     shown = " ".join(pydoc.plain(pydoc.render_doc(taker)).replace("|", " ").split())
     assert "heartbeat: float None, seconds; default 30.0. Send a heartbeat when nothing" in shown
     assert "slow_consumer: Literal['raise', 'drop_newest', " in shown
@@ -81,7 +81,7 @@ def test_help_shows_type_unit_default_and_meaning(taker: Any, settings: type[Any
 
 
 def test_the_types_have_the_options_of_the_settings() -> None:
-    """At run time, too, for whatever reads them."""
+    """The types are also correct at run time, for code that inspects them."""
     for types, settings in (
         (tao.ServerOptions, ServerSettings),
         (tao.ClientOptions, ClientSettings),
@@ -93,7 +93,7 @@ def test_the_types_have_the_options_of_the_settings() -> None:
 
 
 def test_the_table_has_every_option_once() -> None:
-    """The one that the guide shows."""
+    """The table in the guide has every option once."""
     table = options_table()
     for settings in (ServerSettings, ClientSettings):
         for option in options_of(settings):

@@ -13,16 +13,16 @@ from tests.support import PATIENCE, together
 CA = DevelopmentCA()
 _SERVER = CA.issue()
 
-#: Of a server for ``localhost`` and ``127.0.0.1``, and of a client that trusts it.
+#: A server for ``localhost`` and ``127.0.0.1``, and a client that trusts it.
 SERVER: ssl.SSLContext = _SERVER.server_config()
 CLIENT: ssl.SSLContext = _SERVER.client_config()
-#: The same with mutual trust: the client is called ``alice``.
+#: The same with mutual authentication; the client is named ``alice``.
 MUTUAL_SERVER: ssl.SSLContext = _SERVER.server_config(mutual=True)
 ALICE: ssl.SSLContext = CA.issue_client("alice").client_config()
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected TCP sockets."""
+    """Return two connected TCP sockets."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname(), PATIENCE)
         server, _ = listener.accept()
@@ -36,7 +36,7 @@ def tls_pair(
     hostname: str = "localhost",
     sockets: tuple[socket.socket, socket.socket] | None = None,
 ) -> tuple[TlsTransport, TlsTransport]:
-    """A server's and a client's transport, connected; the handshake is still to be done."""
+    """Return the connected transports of a server and a client, before the handshake."""
     ours, theirs = sockets or tcp_pair()
     return (
         TlsTransport(ours, server, server_side=True),
@@ -45,5 +45,5 @@ def tls_pair(
 
 
 def shake_hands(*transports: Transport) -> None:
-    """Do the handshake of both at once."""
+    """Perform the handshake of both sides concurrently."""
     together(*(lambda each=each: each.handshake(PATIENCE) for each in transports))

@@ -1,7 +1,7 @@
-"""Writes the types of the options, which type checkers and editors read, from their definition.
+"""Generates the types of the options, for type checkers and editors, from their definition.
 
-``python -m tests.typed_options`` does so after a change of ``tao/connection/options.py``. In each
-of the files below, the class ends where its generated lines end.
+Run ``python -m tests.typed_options`` after a change of ``tao/connection/options``. In each
+of the files below, the class ends with the generated lines.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from tao.connection.option_help import type_of
-from tao.connection.options import ClientSettings, ServerSettings, Settings
+from tao.connection.options.definitions import ClientSettings, ServerSettings, Settings
+from tao.connection.options.help import type_of
 
 PACKAGE = Path(__file__).parent.parent / "tao"
-#: The files with generated lines, each with the class and the options that belong into it.
+#: The files with generated lines, each with its class and the options that belong to it.
 PLACES: dict[str, tuple[str, type[Settings]]] = {
-    "connection/option_types.py": ("CommonOptions", Settings),
+    "connection/options/types.py": ("CommonOptions", Settings),
     "server/server.py": ("ServerOptions", ServerSettings),
     "client/client.py": ("ClientOptions", ClientSettings),
 }
 
 
 def generated(name: str) -> str:
-    """Return what a file should be."""
+    """Return the content that a file should have."""
     class_name, settings = PLACES[name]
     source = (PACKAGE / name).read_text(encoding="utf-8")
     lines = "".join(
@@ -39,9 +39,9 @@ def generated(name: str) -> str:
 
 
 def own_options(settings: type[Settings]) -> Iterator[Field[Any]]:
-    """The options that a class has beside those of its base.
+    """Return the options that a class adds to those of its base.
 
-    Callbacks are among them for each end, as each gets connections of its own kind.
+    They include the callbacks, because their connections are of a different type at each end.
     """
     shared = Settings.__dataclass_fields__
     for each in fields(settings):

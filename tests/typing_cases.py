@@ -1,14 +1,15 @@
-"""Right and wrong uses of tao, for mypy: it must accept the ones and refuse the others.
+"""Right and wrong uses of tao, for mypy: it must accept the former and refuse the latter.
 
-Nothing here runs. What must be refused is marked with the error that it is; as mypy is told to warn
-about marks that are not needed, an accepted mistake fails too.
+Nothing here runs. Wrong uses are marked with the expected error. mypy reports unused marks, so a
+wrong use that it accepts fails as well.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tao
+from tao import framing as f
 from tao.testing import MemoryClient, RecordingClient, memory_pair, serving
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ def tell(conn: tao.Connection, error: BaseException) -> None:
     print(conn.name, error)
 
 
+def tell_more(conn: tao.Connection, error: BaseException, ctx: tao.Context | None) -> None:
+    print(conn.name, error, ctx and ctx.message)
+
+
 def callbacks() -> None:
     tao.Server(on_connect=greet, on_close=greet_peer, on_error=tell)
     tao.connect(ADDRESS, on_connect=greet_server, on_close=greet, on_error=tell)
@@ -94,6 +99,9 @@ def callbacks() -> None:
     tao.Server(on_connect=greet_server)  # type: ignore[arg-type]
     tao.connect(ADDRESS, on_connect=greet_peer)  # type: ignore[arg-type]
     tao.Server(on_error=greet)  # type: ignore[arg-type]
+    tao.connect(ADDRESS, on_error=tell_more)
+    tao.Server(on_error=lambda conn, error: print(conn.name, error))
+    tao.Server(on_error=lambda conn, error, ctx: print(conn.name, error, ctx))
     tao.Server(on_connect=lambda conn: conn.connected)  # type: ignore[attr-defined]
 
 
@@ -114,7 +122,7 @@ class Text:
 
 
 class Number:
-    """A message whose number is declared as a class variable."""
+    """A message that declares its number as a class variable."""
 
     message_number: ClassVar[int] = 2
 
@@ -193,6 +201,7 @@ def handlers() -> None:
     registry.handler(Number)(take_all)
     server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     server.handler(Text)(lambda ctx, conn: ctx.message.number)  # type: ignore[attr-defined]
+    server.handler(tao.ANY)(lambda ctx, conn: print(ctx.message.number, ctx.message.value))
     server.handler(Nameless)  # type: ignore[type-var]
     server.handler(Text("hi"))  # type: ignore[arg-type]
     server.handler(Text, dispatch="thread")  # type: ignore[arg-type]
@@ -201,3 +210,35 @@ def handlers() -> None:
     registry.register(2, Number.deserialize, take_any)
     registry.register(2, Number.deserialize, take_all)
     registry.register(2, Number.deserialize, 5)  # type: ignore[arg-type]
+
+
+# -- declared values
+
+
+class Point(tao.StructMessage):
+    x: f.i16
+    y: f.i16 = 0
+
+
+class Track(tao.StructMessage, number=7, byte_order="big"):
+    name: Annotated[str, f.Counted("u8")]
+    points: list[Point]
+
+
+def declared() -> None:
+    track = Track("way", [Point(1), Point(x=1, y=2)])
+    assert_type(track.points[0].x, int)
+    assert_type(Track.deserialize(track.serialize()), Track)
+    Track("way")  # type: ignore[call-arg]
+    Point("1")  # type: ignore[arg-type]
+    server.handler(Track)(lambda ctx, conn: conn.write(Track(ctx.message.name, [])))
+    server.handler(Track)(lambda ctx, conn: ctx.message.title)  # type: ignore[attr-defined]
+
+
+def audit(ctx: tao.Context, conn: tao.Connection, call_next: Any) -> None:
+    call_next(ctx, conn)
+
+
+def middleware() -> None:
+    assert_type(server.use(audit)(tao.background(), server.connections[0], say_anywhere), None)
+    server.use(lambda ctx, conn: None)  # type: ignore[type-var]

@@ -1,4 +1,4 @@
-"""A chat server: every line goes to everybody."""
+"""A chat server: every line is sent to all clients."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def work() -> None:
         result.set_result(math.gcd(order.first, order.second))
         notice = Notice(f"{threading.current_thread().name} did {order}")
         for conn, _ in server.broadcast(notice).failed:  # new; any thread may do so
-            conn.abort()  # it does not keep up, and would miss this
+            conn.abort()  # it does not keep up, and would miss this message
 
 
 # -- the server

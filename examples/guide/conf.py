@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tao
-from tao.connection.option_help import options_table
+from tao.connection.options.help import options_table
 
 project = "tao"
 version = release = tao.__version__
@@ -53,7 +53,7 @@ autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
 
 # Where a name may be meant to be that does not say.
-_MODULES = ("tao", "tao.connection.options", "tao.testing")
+_MODULES = ("tao", "tao.connection.options.definitions", "tao.testing")
 # The docstrings of attributes while napoleon looks at them.
 _kept: dict[str, list[str]] = {}
 

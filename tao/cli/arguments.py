@@ -15,7 +15,6 @@ from tao.cli.common import (
     parse_address,
     parse_count,
     parse_monitor,
-    parse_number,
     parse_seconds,
 )
 from tao.cli.help_texts import DESCRIPTIONS, EPILOGS, MAIN_EPILOG
@@ -59,6 +58,7 @@ def make_parser() -> Parser:
         ("connect", "talk to a server, line by line", _add_connect),
         ("bench", "measure how fast a server answers", _add_bench),
         ("top", "watch servers and their connections", _add_top),
+        ("frame", "explain the bytes of a frame", _add_frame),
         ("dev-cert", "make certificates for development", _add_dev_cert),
     ):
         command = commands.add_parser(
@@ -72,6 +72,7 @@ def make_parser() -> Parser:
 
 def _add_connect(parser: argparse.ArgumentParser) -> None:
     _add_address(parser)
+    _add_codec(parser)
     parser.add_argument(
         "--messages",
         metavar="MODULE",
@@ -116,12 +117,13 @@ def _add_connect(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     _add_address(parser)
+    _add_codec(parser)
     for name, kind, default, meaning in (
         ("connections", parse_count, 10, "how many"),
         ("window", parse_count, 16, "messages in flight on each"),
         ("size", parse_size, 64, "bytes of a value"),
         ("duration", parse_seconds, 5.0, "seconds to measure"),
-        ("number", parse_number, 1, "message number"),
+        ("number", str, 1, "message number"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -161,6 +163,13 @@ def _add_top(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="show one frame and end")
 
 
+def _add_frame(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "codec", metavar="PRESET|MODULE:FRAME", help="a preset, or a codec that a module defines"
+    )
+    parser.add_argument("hex", nargs="+", metavar="HEX", help="the bytes, as hexadecimal digits")
+
+
 def _add_dev_cert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
@@ -190,6 +199,22 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
         type=parse_address,
         metavar="HOST:PORT",
         help="the server's address; :PORT is on this machine, a path is a Unix socket",
+    )
+
+
+def _add_codec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--codec",
+        metavar="PRESET|MODULE:FRAME",
+        help="the protocol, if it is not tao's own framing",
+    )
+    parser.add_argument(
+        "--header",
+        metavar="NAME=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="fields of the messages that are sent; needs --codec",
     )
 
 

@@ -8,11 +8,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from tao.cli.common import DONE, WrongCall, client_tls, has_rich, say, size_text
-from tao.cli.load import Histogram, Load
+from tao.cli.codecs import (
+    CodecCounter,
+    encode_raw,
+    find_codec,
+    parse_any_number,
+    parse_header,
+)
+from tao.cli.common import DONE, WrongCall, client_tls, has_rich, parse_number, say, size_text
+from tao.cli.load import Counter, Histogram, Load
 from tao.cli.values import Raw
+from tao.errors import BadData
 from tao.transport.addresses import address_text
 from tao.wire.codec import TypeLengthValueCodec
 
@@ -27,13 +36,15 @@ _BUSY = 0.9
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure as the command line says, and return the exit status."""
+    """Measure, print the result, and return the exit status."""
     tls = client_tls(options)
     value = bytes(index & 255 for index in range(options.size))
-    frame = TypeLengthValueCodec().encode(Raw(options.number, value))
+    frame, make_counter = _traffic(options, value)
     if options.window * len(frame) > _MOST_UNDER_WAY:
         raise WrongCall("--window times --size must not be more than 64 MiB")
-    with Load(options.address, tls, options.server_name, frame, options.window) as load:
+    with Load(
+        options.address, tls, options.server_name, frame, options.window, make_counter
+    ) as load:
         with _progress(options) as tell:
             for _ in range(options.connections):
                 load.connect()
@@ -47,6 +58,27 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(result, load.latencies)
     return DONE
+
+
+def _traffic(
+    options: argparse.Namespace, value: bytes
+) -> tuple[bytes, Callable[[], Counter] | None]:
+    """Return the frame to send, and what counts replies, or None for the default framing."""
+    if options.codec is None:
+        if options.header:
+            raise WrongCall("--header needs --codec")
+        try:
+            options.number = parse_number(str(options.number))
+        except argparse.ArgumentTypeError as error:
+            raise WrongCall(f"argument --number: {error}") from None
+        return TypeLengthValueCodec().encode(Raw(options.number, value)), None
+    codec = find_codec(options.codec)
+    options.number = parse_any_number(str(options.number))
+    try:
+        frame = encode_raw(codec, Raw(options.number, value), parse_header(options.header, codec))
+    except (BadData, TypeError) as error:
+        raise WrongCall(str(error)) from None
+    return frame, partial(CodecCounter, codec)
 
 
 def _result(options: argparse.Namespace, load: Load, seconds: float, busy: float) -> dict[str, Any]:
@@ -78,15 +110,15 @@ def _print(result: dict[str, Any], latencies: Histogram) -> None:
         f"{result['address']} ({how}): {result['connections']} connections, window "
         f"{result['window']}, {result['size']} bytes, {result['seconds']:.1f} s"
     )
-    say(f"replies   {result['messages_per_second']:,.0f} a second, {result['messages']:,} in all")
+    say(f"replies   {result['messages_per_second']:,.0f} per second, {result['messages']:,} total")
     out, back = (size_text(result[f"bytes_{way}_per_second"]) for way in ("out", "in"))
-    say(f"bytes     {out}/s there, {back}/s back")
+    say(f"bytes     {out}/s sent, {back}/s received")
     times = result["latency_ms"]
     names = [name for _, name in _PERCENTILES] + ["max"]
     say(f"latency   {'   '.join(f'{name} {_time(times[name])}' for name in names)}")
     say(f"load      {result['load_cpu']:.0%} of a CPU")
     if result["load_cpu"] > _BUSY:
-        say("          so it may be the load that is slow, and not the server")
+        say("          so the load generator may be the bottleneck, not the server")
     most = max((count for _, count in latencies.bars()), default=0)
     for end, count in latencies.bars():
         bar = "#" * round(_BAR * count / most)
@@ -130,4 +162,4 @@ def _progress(options: argparse.Namespace) -> Iterator[Callable[[float, int], ob
 
 
 def _so_far(seconds: float, count: int) -> str:
-    return f"{count / seconds:,.0f} replies a second"
+    return f"{count / seconds:,.0f} replies per second"

@@ -16,7 +16,8 @@ import traceback
 from types import ModuleType
 from typing import NoReturn
 
-from tao.connection.options import ClientSettings
+from tao.connection.options.definitions import ClientSettings
+from tao.runtime.log import logger
 from tao.safe_text import safe_str
 from tao.transport.certificates import load_client_tls_config
 
@@ -35,6 +36,7 @@ __all__ = [
     "has_rich",
     "import_module",
     "leave",
+    "log_to_stderr",
     "parse_address",
     "parse_count",
     "parse_monitor",
@@ -54,7 +56,7 @@ __all__ = [
 #: The exit statuses of the process.
 DONE, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 
-#: Where a process that ``tao serve --reload`` has started finds the number of its end of a socket.
+#: The environment variable by which ``tao serve --reload`` passes a child the number of its socket.
 RELOAD_LINK = "TAO_RELOAD_LINK"
 
 #: Host and port, or the path of a Unix socket.
@@ -62,13 +64,13 @@ Address = tuple[str, int] | str
 
 # The largest count, and the largest number of seconds (30 years), that an option accepts.
 _MOST_COUNT, _MOST_SECONDS = 10**15, 1e9
-# How much of the user's input an error message repeats, in characters.
+# The longest user input that an error message quotes in full, in characters.
 _LONGEST_QUOTE = 60
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class WrongCall(Exception):
-    """The command line is wrong; the text says in one line why."""
+    """The command line is wrong; the text is one line that says why."""
 
 
 class Failed(Exception):
@@ -79,13 +81,20 @@ class Failed(Exception):
 
 
 def say(line: str) -> None:
-    """Print a line of the result at once, also into a pipe."""
+    """Print a line of the result, and flush it even if stdout is a pipe."""
     print(line, flush=True)
 
 
 def complain(line: str) -> None:
-    """Print a line about the command itself on stderr; it may contain text from a peer."""
+    """Print a line about the command itself on stderr; text from a peer in it is escaped."""
     print(f"tao: {harmless(line)}", file=sys.stderr, flush=True)
+
+
+def log_to_stderr(level: str) -> None:
+    """Log to stderr only, from this level on."""
+    logger.remove()
+    logger.add(sys.stderr, level=level.upper())
+    logger.enable("tao")
 
 
 def leave(status: int) -> NoReturn:
@@ -96,7 +105,7 @@ def leave(status: int) -> NoReturn:
 
 
 def harmless(text: str) -> str:
-    """Return ``text`` as one line in which nothing moves the cursor or changes a colour."""
+    """Return ``text`` as one line, with control characters escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -114,7 +123,7 @@ def size_text(count: float) -> str:
 
 
 def has_rich() -> bool:
-    """Tell whether rich, which draws tables and bars, is installed."""
+    """Return whether rich, which draws tables and progress bars, is installed."""
     try:
         import rich  # noqa: F401
     except ImportError:
@@ -130,83 +139,83 @@ def reason_of(error: BaseException) -> str:
     return safe_str(error) or type(error).__name__
 
 
-# -- reading what is given; what these raise, argparse turns into a line
+# -- parsing of arguments; argparse reports what these functions raise in one line
 
 
 def parse_port(text: str) -> int:
-    return parse_whole(text, 0, 65535, "a port is a number from 0 to 65535")
+    return parse_whole(text, 0, 65535, "expected a port from 0 to 65535")
 
 
 def parse_address(text: str) -> Address:
-    """Read ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` or ``PORT`` at this machine.
+    """Parse ``HOST:PORT`` or ``[IPV6]:PORT``, or ``:PORT`` or ``PORT`` for this machine.
 
-    Or the address of a Unix socket: a path, or ``@NAME`` for one without a file.
+    The address of a Unix socket is a path, or ``@NAME`` for the abstract namespace.
     """
     if "/" in text or text.startswith("@"):
         return unix_address_of(text)
     host, colon, port = text.rpartition(":")
     if not colon and not port.isdigit():
-        raise argparse.ArgumentTypeError(f"a port is wanted as well, as in {text or 'HOST'}:12345")
+        raise argparse.ArgumentTypeError(f"the port is missing, as in {text or 'HOST'}:12345")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise argparse.ArgumentTypeError(f"write [{host}]:{port} for an IPv6 address and a port")
+        raise argparse.ArgumentTypeError(f"write an IPv6 address and a port as [{host}]:{port}")
     number = parse_port(port)
     if not number:
-        raise argparse.ArgumentTypeError("port 0 is not an address to connect to")
+        raise argparse.ArgumentTypeError("cannot connect to port 0")
     return host or "127.0.0.1", number
 
 
 def unix_address_of(text: str) -> str:
-    """Read the address of a Unix socket, as `address_text` writes it: ``@NAME`` has no file."""
+    """Parse the address of a Unix socket as `address_text` formats it: a path, or ``@NAME``."""
     return f"\0{text[1:]}" if text.startswith("@") else text
 
 
 def parse_monitor(text: str) -> tuple[str, int]:
-    """Read the address of a monitor, or the URL of its page."""
+    """Parse the address of a monitor, or the URL of its page."""
     address = parse_address(text.removeprefix("http://").removesuffix("/"))
     if isinstance(address, str):
-        raise argparse.ArgumentTypeError("a monitor listens at HOST:PORT, not at a path")
+        raise argparse.ArgumentTypeError("a monitor's address is HOST:PORT, not a path")
     return address
 
 
 def parse_count(text: str) -> int:
-    return parse_whole(text, 1, _MOST_COUNT, "a whole number from 1 on is wanted")
+    return parse_whole(text, 1, _MOST_COUNT, "expected a positive whole number")
 
 
 def parse_whole(text: str, least: int, most: int, wanted: str) -> int:
-    """Read digits."""
-    # Python refuses to make a number of thousands of digits.
+    """Parse digits, and nothing else."""
+    # int() raises an error of its own for thousands of digits.
     if text.isascii() and text.isdigit() and len(text) <= 20 and least <= int(text) <= most:
         return int(text)
     raise argparse.ArgumentTypeError(f"{wanted}, not {quoted(text)}")
 
 
 def quoted(text: str) -> str:
-    """Return the user's input for an error message."""
+    """Quote the user's input for an error message."""
     return repr(text) if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]!r}..."
 
 
 def parse_number(text: str) -> int:
-    """Read a message number."""
+    """Parse a message number."""
     try:
         number = int(text)
     except ValueError:
         number = 2**31
     if not -(2**31) <= number < 2**31:
         raise argparse.ArgumentTypeError(
-            f"a message number is a whole number from -2147483648 to 2147483647, not {quoted(text)}"
+            f"expected a message number from -2147483648 to 2147483647, not {quoted(text)}"
         )
     return number
 
 
 def parse_seconds(text: str) -> float:
-    return _positive(text, _MOST_SECONDS, "a positive number of seconds is wanted")
+    return _positive(text, _MOST_SECONDS, "expected a positive number of seconds")
 
 
 def parse_rate(text: str) -> float:
-    """Read how many of something a second."""
-    return _positive(text, math.inf, "a positive number is wanted")
+    """Parse a rate per second."""
+    return _positive(text, math.inf, "expected a positive number")
 
 
 def _positive(text: str, most: float, wanted: str) -> float:
@@ -221,14 +230,14 @@ def _positive(text: str, most: float, wanted: str) -> float:
     return number
 
 
-# -- TLS of a client
+# -- TLS for clients
 
 
 def client_tls(options: argparse.Namespace) -> ssl.SSLContext | None:
-    """Return the context that ``--tls`` and the options beside it ask for; None without it.
+    """Return the context for ``--tls`` and the related options; None without ``--tls``.
 
     Raises:
-        WrongCall: they do not fit together, or a file cannot be used.
+        WrongCall: the options contradict each other, or a file cannot be used.
     """
     if not options.tls:
         for name in ("ca", "insecure", "cert", "key", "server_name"):
@@ -236,7 +245,7 @@ def client_tls(options: argparse.Namespace) -> ssl.SSLContext | None:
                 raise WrongCall(f"--{name.replace('_', '-')} needs --tls")
         return None
     if options.ca and options.insecure:
-        raise WrongCall("--insecure trusts anybody, so --ca makes no sense with it")
+        raise WrongCall("--ca and --insecure exclude each other")
     try:
         context = load_client_tls_config(ca=options.ca, certfile=options.cert, keyfile=options.key)
         ClientSettings(tls=context, server_hostname=options.server_name)
@@ -249,18 +258,19 @@ def client_tls(options: argparse.Namespace) -> ssl.SSLContext | None:
     return context
 
 
-# -- modules of others
+# -- the user's modules
 
 
 def import_module(name: str, *, debug: bool | None = None) -> ModuleType:
     """Import a module, which may be in the current directory.
 
     Args:
-        name: in full, with dots.
-        debug: if the module raises, print the traceback; None: there is no option for that.
+        name: the full dotted name.
+        debug: whether to print the traceback if the module raises; None: the command has no option
+            for that.
 
     Raises:
-        WrongCall: there is none, or it raises.
+        WrongCall: the module does not exist, or it raises.
     """
     here = os.getcwd()
     if here not in sys.path:
@@ -269,16 +279,16 @@ def import_module(name: str, *, debug: bool | None = None) -> ModuleType:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        # The module itself or a package above it, not one that it imports.
+        # The module itself or its package is missing, not a module that it imports.
         if missing and f"{name}.".startswith(f"{missing}."):
             meant = name.removesuffix(".py").replace("/", ".")
-            hint = "" if meant == name else f"; a module is written {meant}, not as its file"
-            raise WrongCall(f"there is no module {missing}, nor one below {here}{hint}") from None
+            hint = "" if meant == name else f"; write the module's name, {meant}, not its file"
+            raise WrongCall(f"there is no module {missing}, also not below {here}{hint}") from None
         raise raised_in(f"module {name} cannot be imported", error, debug=debug) from error
 
 
 def raised_in(what: str, error: BaseException, *, debug: bool | None) -> WrongCall:
-    """Say in a line which exception code of others raised, and show all of it if wanted."""
+    """Return an error that names an exception of user code; ``debug``: print its traceback."""
     if debug:
         traceback.print_exception(error)
         return WrongCall(what)

@@ -16,11 +16,12 @@ import signal
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from tao.cli.codecs import ShownCodec, find_codec, parse_any_number, parse_header
 from tao.cli.common import (
     DONE,
     Failed,
@@ -29,23 +30,31 @@ from tao.cli.common import (
     complain,
     harmless,
     import_module,
+    parse_number,
     reason_of,
     say,
 )
-from tao.cli.values import Deserializers, Raw, RawCodec, deserializers_of, parse_line, value_text
+from tao.cli.values import (
+    Deserializers,
+    Raw,
+    RawCodec,
+    deserializers_of,
+    parse_line,
+    raw_registry,
+    value_text,
+)
 from tao.client.client import ClientConn
-from tao.errors import BadData, ConnectionClosed, TaoError, WouldBlock
+from tao.errors import BadData, ConnectionClosed, ConnectionLost, RequestError, TaoError, WouldBlock
 from tao.runtime.deadline import Deadline
 from tao.transport.addresses import address_text
-from tao.wire.message import HEARTBEAT, Registry
 
 __all__ = ["run"]
 
 _PROMPT = "> "
 _HISTORY_LENGTH = 1000
-# How many lines may wait to be sent.
+# The queue size: how many lines may wait to be sent.
 _QUEUE = 16
-# How long a line may wait for a server that reads nothing, in seconds.
+# How long a line may wait while the server reads nothing, in seconds.
 _PATIENCE = 30.0
 # How long closing may take to send queued messages, in seconds.
 _DRAIN = 2.0
@@ -57,12 +66,13 @@ NUMBER text           send text, as UTF-8
 NUMBER hex:00ff10     send bytes
 NUMBER json:{"a": 1}  send JSON, made compact
 NUMBER text:hex:00    send text that looks like one of these
+?NUMBER text          ask, and show the reply (= ...) before the next line is read
 help                  show this
 quit, or Ctrl-D       end"""
 
 
 class _Lost(Exception):
-    """The connection is over; raised in the main thread while it waits for a line."""
+    """The connection is closed; raised in the main thread while it waits for a line."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -77,30 +87,38 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _Console:
-    """The conversation.
+    """The console.
 
     Args:
-        options: of the command line.
-        known: what makes messages of bytes.
+        options: the parsed command line.
+        known: the deserializers of the application's messages.
     """
 
     def __init__(self, options: argparse.Namespace, known: Deserializers) -> None:
         self._options = options
         self._known = known
-        self._codec = RawCodec(self._came, self._beat)
+        self._parse_number: Callable[[str], Any] = parse_number
+        self._codec: RawCodec | ShownCodec = RawCodec(self._came, self._beat)
+        if options.codec is None and options.header:
+            raise WrongCall("--header needs --codec")
+        if options.codec is not None:
+            self._parse_number = parse_any_number
+            spoken = find_codec(options.codec)
+            header = parse_header(options.header, spoken)
+            self._codec = ShownCodec(spoken, header, self._came, self._beat)
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # any bytes may be sent
         self._terminal: bool = sys.stdin.isatty() and sys.stdout.isatty()
         self._readline: Any = _import_readline() if self._terminal else None
-        # Whether the main thread waits for a line; written by it only.
+        # Whether the main thread waits for a line; only that thread writes it.
         self._waiting: bool = False
-        # Guards those below, and the output; notified of each change.
+        # Guards the attributes below, and the output; notified of each change.
         self._changed = threading.Condition()
         self._replies: int = 0
-        self._reason: str | None = None  # why the connection is over
-        self._silent: bool = True  # no message has ever come
-        self._told: bool = False  # that the connection is over, or no need to know any more
-        self._unheard: bool = False  # the reader of the output has gone
+        self._reason: str | None = None  # why the connection is closed
+        self._silent: bool = True  # no message has been received
+        self._told: bool = False  # the main thread needs no further signal
+        self._unheard: bool = False  # the reader of the output has closed the pipe
 
     def talk(self, tls: ssl.SSLContext | None) -> int:
         """Connect, and read lines until the end of input; return the exit status."""
@@ -108,7 +126,7 @@ class _Console:
         conn = ClientConn(
             options.address,
             codec=self._codec,
-            registry=Registry(),
+            registry=raw_registry(),
             tls=tls,
             server_hostname=options.server_name,
             heartbeat=options.heartbeat,
@@ -126,7 +144,7 @@ class _Console:
                     self._wait_for_replies()
         except _Lost:
             self._lost()
-        except ConnectionClosed as error:  # it never came to be
+        except ConnectionClosed as error:  # connecting failed
             raise Failed(str(error)) from error
         finally:
             conn.close()
@@ -136,7 +154,7 @@ class _Console:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Listen to the signal by which the reading thread tells that the connection is lost."""
+        """Handle the signal by which the reading thread reports that the connection is lost."""
         before = signal.signal(signal.SIGINT, self._interrupted)
         try:
             yield
@@ -151,13 +169,13 @@ class _Console:
             if self._terminal:
                 print()
             raise KeyboardInterrupt
-        # Elsewhere than in waiting for a line it might be in the middle of something.
+        # An exception is safe only while waiting for a line, not in the middle of other work.
         if self._waiting and not self._told:
             self._told = True
             raise _Lost
 
     def _converse(self, conn: ClientConn) -> bool:
-        """Obey line after line; return whether it is the input that has ended."""
+        """Execute the lines; return True at the end of input, False after ``quit``."""
         while True:
             line = self._read_line()
             if line is None or line.strip() == "quit":
@@ -171,7 +189,7 @@ class _Console:
         """Return the next line; None at the end of input.
 
         Raises:
-            _Lost: there is no connection any more.
+            _Lost: the connection is closed.
         """
         self._waiting = True
         try:
@@ -189,18 +207,32 @@ class _Console:
 
     def _send(self, conn: ClientConn, line: str) -> None:
         try:
-            conn.write(parse_line(line), _PATIENCE)
+            if line.startswith("?"):
+                self._ask(conn, parse_line(line[1:].lstrip(), self._parse_number))
+            else:
+                conn.write(parse_line(line, self._parse_number), _PATIENCE)
+        except ConnectionLost as error:
+            raise _Lost from error
+        except RequestError as error:
+            complain(harmless(str(error)))
         except BadData as error:
             complain(str(error).removeprefix("Raw has "))
-        except (ValueError, argparse.ArgumentTypeError) as error:
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
             complain(harmless(str(error)))
         except WouldBlock:
-            raise Failed(f"the server has taken nothing for {_PATIENCE:g} s") from None
+            raise Failed(f"the server has not read anything for {_PATIENCE:g} s") from None
         except TaoError as error:
             raise _Lost from error
 
+    def _ask(self, conn: ClientConn, message: Raw) -> None:
+        """Make a request, and show the reply to it."""
+        reply = conn.request(message, _PATIENCE)
+        with self._changed:
+            self._show(f"= {value_text(reply, self._known, self._options.show)}")
+            self._replies += 1
+
     def _wait_for_replies(self) -> None:
-        """After the last line: give the server time to answer, but a person need not wait."""
+        """Wait for outstanding replies at the end of input, unless the input is a terminal."""
         wanted, wait = self._options.replies, self._options.wait
         if self._terminal:
             return
@@ -213,10 +245,10 @@ class _Console:
             if self._reason is not None:
                 raise _Lost
             if wanted is not None and self._replies < wanted:
-                raise Failed(f"{self._replies} of {wanted} replies came within {wait:g} s")
+                raise Failed(f"received {self._replies} of {wanted} replies within {wait:g} s")
 
     def _lost(self) -> None:
-        """The connection is over: that is a failure, unless all that was wanted has come."""
+        """Report the lost connection as a failure, unless all expected replies have arrived."""
         wanted = self._options.replies
         with self._changed:
             self._changed.wait_for(lambda: self._reason is not None, _PATIENCE)
@@ -227,14 +259,14 @@ class _Console:
         if self._terminal:
             print()
         doubtful = self._silent and not self._options.tls
-        hint = "; does it speak TLS? then --tls is needed" if doubtful else ""
+        hint = "; if the server expects TLS, add --tls" if doubtful else ""
         raise Failed(f"connection lost: {self._reason}{hint}")
 
-    # -- the line that is being typed
+    # -- the terminal
 
     @contextmanager
     def _history(self) -> Iterator[None]:
-        """Remember the lines typed from one time to the next."""
+        """Load the history of typed lines, and save it afterwards."""
         readline = self._readline
         if readline is None:
             yield
@@ -245,7 +277,7 @@ class _Console:
         try:
             readline.read_history_file(file)
         except OSError:
-            pass  # usually there is none yet; a failure to write it is reported below
+            pass  # usually it does not exist yet; a failure to write it is reported below
         try:
             yield
         finally:
@@ -253,10 +285,10 @@ class _Console:
             try:
                 readline.write_history_file(file)
             except OSError as error:
-                complain(f"the history is not kept: {file}: {reason_of(error)}")
+                complain(f"cannot save the history: {file}: {reason_of(error)}")
 
     def _show(self, line: str) -> None:
-        """Print a line; if one is being typed, above that. Needs _changed."""
+        """Print a line, above the one that is being typed, if any. Needs _changed."""
         if self._terminal and self._waiting:
             typed = self._readline.get_line_buffer() if self._readline else ""
             line, end = f"\r\x1b[K{line}\n{_PROMPT}{typed}", ""
@@ -267,10 +299,10 @@ class _Console:
         except BrokenPipeError:
             self._unheard = True
 
-    # -- the connection's threads
+    # -- called by the connection's threads
 
     def _came(self, raw: Raw) -> None:
-        heartbeat = raw.message_number == HEARTBEAT
+        heartbeat = self._codec.is_heartbeat(raw.message_number)
         line = "" if heartbeat else value_text(raw, self._known, self._options.show)
         with self._changed:
             self._silent = False
@@ -289,7 +321,7 @@ class _Console:
                 self._show("> heartbeat")
 
     def _closed(self, conn: ClientConn) -> None:
-        """Tell the main thread why the connection is over, until it has heard."""
+        """Record why the connection is closed, and signal the main thread until it reacts."""
         with self._changed:
             self._reason = conn.close_reason
             self._changed.notify_all()
@@ -300,7 +332,7 @@ class _Console:
 
 
 def _import_readline() -> Any:
-    """Return the module by which lines can be edited, or None where there is none."""
+    """Return the readline module, or None if Python was built without it."""
     try:
         import readline
     except ImportError:

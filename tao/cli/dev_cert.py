@@ -18,7 +18,7 @@ _FILES: Final = ("ca.pem", "server.pem", "server-key.pem", "client.pem", "client
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the files as the command line says, and return the exit status."""
+    """Write the files, explain them, and return the exit status."""
     names, days = tuple(options.name or _NAMES), options.days
     authority = DevelopmentCA(days=days)
     try:
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         there = [name for name in _FILES if (directory / name).exists()]
         if there and not options.force:
-            raise Failed(f"{directory} has {', '.join(there)} already; --force replaces them")
+            raise Failed(f"{directory} already has {', '.join(there)}; --force replaces them")
         directory.mkdir(parents=True, exist_ok=True)
         server.write(server_file, server_key)
         client.write(client_file, client_key)
@@ -47,12 +47,12 @@ def _explain(directory: Path, names: tuple[str, ...], days: float) -> None:
     ca, server, server_key, client, client_key = (shlex.quote(path) for path in paths)
     address = address_text((names[0], 12345))
     say(f"{harmless(str(directory))}: {', '.join(_FILES)}")
-    say(f"for a server called {', '.join(names)}; valid for {days:g} days")
+    say(f"for a server named {', '.join(names)}; valid for {days:g} days")
     say("")
     say("a server, and a client that trusts it:")
     say(f"  tao serve MODULE:SERVER --tls-cert {server} --tls-key {server_key}")
     say(f"  tao connect {address} --tls --ca {ca}")
-    say("a server that lets in only clients with a certificate, and such a client:")
+    say("a server that accepts only clients with a certificate, and such a client:")
     say(
         f"  tao serve MODULE:SERVER --tls-cert {server} --tls-key {server_key} --tls-client-ca {ca}"
     )

@@ -7,7 +7,7 @@ from time import monotonic
 
 from tao.cli.common import Address
 from tao.client.happy_eyeballs import Memory, Race
-from tao.connection.options import ClientSettings
+from tao.connection.options.definitions import ClientSettings
 from tao.runtime.helper_threads import Bell
 from tao.transport.addresses import parse
 

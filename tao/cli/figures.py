@@ -1,7 +1,7 @@
 """The statistics that ``tao top`` shows, fetched from a monitor and formatted as tables.
 
 Data from the network is not trusted: a value that is missing, of another type or out of range
-counts as nothing, control characters in text are escaped, and one deadline covers a whole request.
+is ignored, control characters in text are escaped, and one deadline covers a whole request.
 """
 
 from __future__ import annotations
@@ -37,7 +37,19 @@ _LONG = 1.0
 GAP = "  "
 # The columns that are dropped when the terminal is too narrow, the least important first.
 _EXPENDABLE = (
-    *("TLS", "DROPPED", "B IN/s", "B OUT/s", "HEARD", "REFUSED", "UP", "AGE", "NAME", "OF"),
+    *(
+        "TLS",
+        "ASKED",
+        "DROPPED",
+        "B IN/s",
+        "B OUT/s",
+        "HEARD",
+        "REFUSED",
+        "UP",
+        "AGE",
+        "NAME",
+        "OF",
+    ),
     *("ERRORS", "HANDLED/s", "WORKERS", "RUNNING", "STATE", "ADDRESS", "ID", "OUT/s", "IN/s"),
 )
 
@@ -109,7 +121,7 @@ class Watch:
         """
         variables = self._get("/debug/vars")
         if not isinstance(variables, dict) or "TotalConn" not in variables:
-            raise Failed(f"{address_text(self._address)} is no monitor of tao's")
+            raise Failed(f"{address_text(self._address)} is not a tao monitor")
         known = self._get(f"/connections?limit={_MOST_CONNECTIONS}")
         now: dict[Any, Record] = {}
         tables = []
@@ -118,7 +130,7 @@ class Watch:
             now |= {(kind, _text(each.get("name"))): each for each in records}
             if records or kind == "server":
                 tables.append(self._ends(kind, records))
-        note = "this monitor tells of no connections"
+        note = "this monitor does not list connections"
         if isinstance(known, dict):
             records = _records(known.get("connections"))
             now |= {_key(each): each for each in records}
@@ -131,7 +143,7 @@ class Watch:
         title = (
             f"{address_text(self._address)}  {time.strftime('%H:%M:%S')}  "
             f"{_number(variables['TotalConn']):.0f} connections, "
-            f"{_rate_text(_number(variables.get('QPS')))} messages handled a second"
+            f"{_rate_text(_number(variables.get('QPS')))} messages handled per second"
         )
         return Frame(title, tables, note)
 
@@ -149,7 +161,7 @@ class Watch:
                 raise Failed(f"{where} answers {path} with {response.status}")
             return json.loads(response.read()) if response.status == 200 else None
         except (http.client.HTTPException, ValueError, RecursionError) as error:
-            raise Failed(f"{where} is no monitor of tao's") from error
+            raise Failed(f"{where} is not a tao monitor") from error
 
     # -- tables
 
@@ -174,8 +186,8 @@ class Watch:
         return Table(header, rows, bad, 3)
 
     def _connections(self, records: list[Record]) -> Table:
-        header = ["ID", "OF", "NAME", "PEER", "RUNNING", "FOR", "QUEUE", "PENDING", "IN/s", "OUT/s"]
-        header += ["B IN/s", "B OUT/s", "HEARD", "AGE", "TLS"]
+        header = ["ID", "OF", "NAME", "PEER", "RUNNING", "FOR", "QUEUE", "PENDING"]
+        header += ["ASKED", "IN/s", "OUT/s", "B IN/s", "B OUT/s", "HEARD", "AGE", "TLS"]
         rows, bad = [], []
         for each in records:
             rate = self._rates(_key(each), each, "age")
@@ -184,7 +196,7 @@ class Watch:
             rows.append(
                 [_text(each.get(name)) for name in ("id", "server", "name", "peer", "running")]
                 + [_duration(running) if running or each.get("running") is not None else "-"]
-                + [f"{count:.0f}" for count in waiting]
+                + [f"{count:.0f}" for count in (*waiting, _number(each.get("requests")))]
                 + [_rate_text(rate(name)) for name in ("messages_in", "messages_out")]
                 + [size_text(rate(name)) for name in ("bytes_in", "bytes_out")]
                 + [_duration(_number(each.get("last_heartbeat")))]
@@ -194,10 +206,10 @@ class Watch:
         return Table(header, rows, bad, 5)
 
     def _rates(self, key: Any, record: Record, clock: str) -> Callable[[str], float]:
-        """Return how to tell the growth a second of a count, by the clock of who counts."""
+        """Return a function for the growth per second of a counter, by the record's own clock."""
         before = self._before.get(key, {})
         if _number(before.get(clock)) >= _number(record.get(clock)):
-            before = {}  # a new one with the same name
+            before = {}  # a new object with the same name
         seconds = _number(record.get(clock)) - _number(before.get(clock))
 
         def rate(name: str) -> float:
@@ -252,7 +264,7 @@ def _received(address: tuple[str, int], path: str, deadline: Deadline) -> bytes:
             if not data:
                 return bytes(received)
             received += data
-    raise TimeoutError("timed out" if deadline.expired else f"more than {_MOST} bytes came")
+    raise TimeoutError("timed out" if deadline.expired else f"received more than {_MOST} bytes")
 
 
 # -- formatting of untrusted values

@@ -16,6 +16,8 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 from tao.cli.common import Address, Failed
 from tao.cli.dialling import reach
@@ -24,7 +26,7 @@ from tao.transport.addresses import address_text
 from tao.transport.error_text import explain
 from tao.wire.message import HEARTBEAT
 
-__all__ = ["Histogram", "Load", "ReplyCounter"]
+__all__ = ["Counter", "Histogram", "Load", "ReplyCounter"]
 
 _HEADER = struct.Struct("<iI")
 _RECV_SIZE = 256 * 1024
@@ -87,6 +89,13 @@ def _end_of(index: int) -> int:
     return ((index & 63) + 1) << (index >> 6)
 
 
+class Counter(Protocol):
+    """Counts the messages that come on one connection."""
+
+    def feed(self, data: memoryview) -> int:
+        """Return the number of messages that ``data`` completes."""
+
+
 class ReplyCounter:
     """Counts the messages in a stream, without heartbeats.
 
@@ -144,7 +153,7 @@ class ReplyCounter:
 class _Client:
     """One connection."""
 
-    def __init__(self, sock: socket.socket, counter: ReplyCounter) -> None:
+    def __init__(self, sock: socket.socket, counter: Counter) -> None:
         self.sock = sock
         self.counter = counter
         self.offset: int = 0  # within the message being sent
@@ -166,6 +175,8 @@ class Load:
         server_name: the name in the server's certificate; None: the host connected to.
         frame: the encoded message.
         window: how many messages are in flight on each connection.
+        make_counter: makes what counts the replies of a connection; None: those of the default
+            framing are counted.
     """
 
     def __init__(
@@ -175,13 +186,16 @@ class Load:
         server_name: str | None,
         frame: bytes,
         window: int,
+        make_counter: Callable[[], Counter] | None = None,
     ) -> None:
         self._address = address
         self._tls = tls
         self._server_name = server_name
         self._frame = frame
         self._window: int = window
-        self._pattern: bytes = ReplyCounter.pattern_of(frame)
+        if make_counter is None:
+            make_counter = partial(ReplyCounter, frame, ReplyCounter.pattern_of(frame))
+        self._make_counter: Callable[[], Counter] = make_counter
         # Sending may begin at any offset in a message, so one message more is needed.
         self._block = memoryview(frame * (1 + max(1, min(window, _BLOCK_SIZE // len(frame)))))
         self._buffer = memoryview(bytearray(_RECV_SIZE))
@@ -220,7 +234,7 @@ class Load:
             sock = self._reach()
         except (OSError, ValueError) as error:  # ValueError: the host is not a valid name
             raise Failed(f"cannot connect to {where}: {explain(error)}") from error
-        client = _Client(sock, ReplyCounter(self._frame, self._pattern))
+        client = _Client(sock, self._make_counter())
         self._clients.append(client)
         try:
             deadline = Deadline(_STALLED)  # for the reply, whatever else is received before it
@@ -247,7 +261,7 @@ class Load:
 
         Args:
             seconds: how long.
-            tell: called a few times a second with the seconds passed and the replies so far.
+            tell: called a few times per second with the seconds passed and the replies so far.
 
         Raises:
             Failed: a connection was lost, or the server has stopped replying.
@@ -372,4 +386,4 @@ class Load:
 
     def _too_many(self) -> Failed:
         where = address_text(self._address)
-        return Failed(f"{where}: more than one reply to a message; this is no echo server")
+        return Failed(f"{where}: more than one reply to a message; this is not an echo server")

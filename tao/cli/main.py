@@ -63,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     match options.command:
+        case "serve" if options.supervised:
+            from tao.cli.worker import run
+        case "serve" if options.processes is not None:
+            from tao.cli.processes import run
         case "serve":
             from tao.cli.serve import run
         case "connect":
@@ -71,6 +75,8 @@ def _run(options: argparse.Namespace) -> int:
             from tao.cli.bench import run
         case "top":
             from tao.cli.top import run
+        case "frame":
+            from tao.cli.frame import run
         case _:
             from tao.cli.dev_cert import run
     return run(options)

@@ -1,9 +1,9 @@
 """``tao serve --reload``: runs the server in a child process, restarted when a module changes.
 
-A socket joins the two processes. On it the child reports which modules it has imported from below
-the current directory. When the parent closes its end, the child shuts down gracefully: because the
-parent was interrupted, has seen a change, or was killed. A Ctrl-C at the terminal, which both
-processes get, has the same effect.
+A socket connects the two processes. On it the child reports which modules it has imported from
+below the current directory. The parent closes its end when it is interrupted, sees a change or is
+killed; then the child shuts down gracefully. A Ctrl-C at the terminal, which both processes get,
+has the same effect.
 
 The state of the files is recorded before the child starts, so changes during its imports are not
 missed. A child that has ended by itself, usually because of an error in a module, may not have
@@ -51,11 +51,11 @@ class Link:
         self._sock = socket.socket(fileno=number)
         self._sock.set_inheritable(False)
         self._told: set[str] = set()
-        #: The server to stop; None until there is one.
+        #: The server to stop; None until it has been found.
         self.server: Server | None = None
-        spawn(self._play, name="tao-reload").start()
+        spawn(self._run, name="tao-reload").start()
 
-    def _play(self) -> None:
+    def _run(self) -> None:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         try:
@@ -109,7 +109,7 @@ class _Parent:
         self._words = words
         self._interrupts: int = 0
         self._noted: dict[str, _Stamp] = {}  # each file as it was before the child started
-        self._watched: set[str] = set()  # those that the child has imported
+        self._watched: set[str] = set()  # the files that the child has imported
         self._partial = b""  # the beginning of the next file name
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -117,7 +117,7 @@ class _Parent:
         self._interrupts += 1
 
     def run(self) -> int:
-        say(f"tao: starts again when a module below {os.getcwd()} changes")
+        say(f"tao: restarts when a module below {os.getcwd()} changes")
         while True:
             self._noted = _all_files()
             ours, theirs = socket.socketpair()
@@ -125,9 +125,9 @@ class _Parent:
                 with theirs:
                     child = _start(self._words, theirs)
                 changed = self._watch(child, ours)
-            status = self._see_off(child)
+            status = self._wait_for_end(child)
             if not changed and not self._interrupts:
-                say(f"tao: ended with status {status}; a change starts it again")
+                say(f"tao: ended with status {status}; restarts after the next change")
                 changed = self._wait_for_a_change(ours=None)
                 status = DONE
             if self._interrupts:
@@ -194,7 +194,7 @@ class _Parent:
                 return
             before = now
 
-    def _see_off(self, child: subprocess.Popen[bytes]) -> int:
+    def _wait_for_end(self, child: subprocess.Popen[bytes]) -> int:
         """Wait for a child that is stopping; return its exit status."""
         deadline = Deadline(_PATIENCE)
         hurry: Deadline | None = None

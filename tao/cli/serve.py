@@ -14,6 +14,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from tao.cli.argument_types import parse_cluster, parse_cluster_key
 from tao.cli.common import (
     DONE,
     FAILED,
@@ -24,15 +25,15 @@ from tao.cli.common import (
     complain,
     import_module,
     leave,
+    log_to_stderr,
     raised_in,
     reason_of,
     say,
     unix_address_of,
 )
-from tao.connection.options import ServerSettings
+from tao.connection.options.definitions import ServerSettings
 from tao.errors import TaoError
 from tao.monitor.monitor import Monitor, monitor_on
-from tao.runtime.log import logger
 from tao.server.reports import StopReport
 from tao.server.server import Server, server_core_of
 from tao.transport.addresses import address_text
@@ -42,7 +43,7 @@ from tao.version import __version__
 if TYPE_CHECKING:
     from tao.cli.reload import Link
 
-__all__ = ["run"]
+__all__ = ["address_of", "how_secured", "prepare", "run"]
 
 _DEFAULT_NAME = "server"
 
@@ -59,21 +60,13 @@ def run(options: argparse.Namespace) -> int:
     try:
         return _serve(options, link)
     except KeyboardInterrupt:
-        # Handlers may still be running; they are not waited for any longer.
-        complain("ended at once")
+        # Handlers may still be running; exit without waiting for them.
+        complain("stopped at once")
         leave(INTERRUPTED)
 
 
 def _serve(options: argparse.Namespace, link: Link | None) -> int:
-    # Before the module is imported: what it arranges about logging stays.
-    logger.remove()
-    logger.add(sys.stderr, level=options.log_level.upper())
-    logger.enable("tao")
-    if options.switch_interval is not None:
-        sys.setswitchinterval(options.switch_interval)
-    tls = _tls(options)
-    server = _find_server(options.target, debug=options.log_level in ("trace", "debug"))
-    _configure(server, options)
+    tls, server = prepare(options)
     if link is not None:
         link.server = server
     with ExitStack() as cleanup:
@@ -81,10 +74,10 @@ def _serve(options: argparse.Namespace, link: Link | None) -> int:
         try:
             if options.monitor is not None:
                 monitor = cleanup.enter_context(monitor_on(options.monitor))
-            server.start(_address(options), tls=tls)
+            server.start(address_of(options), tls=tls)
         except (OSError, TaoError, ValueError) as error:
             raise WrongCall(reason_of(error)) from error
-        how = "TLS" if tls or server_core_of(server).settings.tls else "no TLS"
+        how = how_secured(tls, server)
         server.context.after_cancel(lambda: say("tao: stopping"))
         server.serve_forever(
             handle_signals=True,
@@ -94,13 +87,39 @@ def _serve(options: argparse.Namespace, link: Link | None) -> int:
     return _end(report)
 
 
-def _address(options: argparse.Namespace) -> Address:
+def prepare(options: argparse.Namespace) -> tuple[ssl.SSLContext | None, Server]:
+    """Set up logging, and return the certificate and the server with its options.
+
+    Raises:
+        WrongCall: there is no such server, or an option is wrong.
+    """
+    # Before the module is imported, so that its own logging setup takes precedence.
+    log_to_stderr(options.log_level)
+    if options.switch_interval is not None:
+        sys.setswitchinterval(options.switch_interval)
+    tls = _tls(options)
+    server = _find_server(options.target, debug=options.log_level in ("trace", "debug"))
+    _configure(server, options)
+    return tls, server
+
+
+def address_of(options: argparse.Namespace) -> Address:
+    """Return the address that the command line says.
+
+    Raises:
+        WrongCall: it says two.
+    """
     if options.unix is None:
         return options.host or "127.0.0.1", 12345 if options.port is None else options.port
     for name in ("host", "port"):
         if getattr(options, name) is not None:
-            raise WrongCall(f"--unix stands in place of --{name}")
+            raise WrongCall(f"--unix and --{name} exclude each other")
     return unix_address_of(options.unix)
+
+
+def how_secured(tls: ssl.SSLContext | None, server: Server) -> str:
+    """Say whether connections are encrypted."""
+    return "TLS" if tls or server_core_of(server).settings.tls else "no TLS"
 
 
 def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
@@ -116,8 +135,8 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
 
 
 def _configure(server: Server, options: argparse.Namespace) -> None:
-    """Have the options given take the place of the server's own, which must not run yet."""
-    given = vars(options)
+    """Apply the given options to the server, which must not have been started."""
+    given = {**_from_environment(), **vars(options)}
     changes = {
         field.name: given[field.name]
         for field in dataclasses.fields(ServerSettings)
@@ -128,9 +147,9 @@ def _configure(server: Server, options: argparse.Namespace) -> None:
     core = server_core_of(server)
     if core.state != "new":
         names = ", ".join(_as_option(name) for name in changes)
-        raise WrongCall(f"the server was started by its module: {names} cannot be changed any more")
+        raise WrongCall(f"cannot change {names}: the module has already started the server")
     if "workers" in changes and not isinstance(core.settings.workers, int):
-        raise WrongCall("the server shares its workers with others: --workers cannot change them")
+        raise WrongCall("cannot apply --workers: the server uses a shared worker pool")
     try:
         core.configure(dataclasses.replace(core.settings, **changes))
     except (TypeError, ValueError) as error:
@@ -140,8 +159,25 @@ def _configure(server: Server, options: argparse.Namespace) -> None:
         raise WrongCall(text) from error
 
 
+def _from_environment() -> dict[str, Any]:
+    """Return the options that may be secret, as the environment has them.
+
+    Everyone on the machine can read the command line of a process.
+    """
+    found = {}
+    for name, convert in (("cluster", parse_cluster), ("cluster_key", parse_cluster_key)):
+        variable = f"TAO_{name.upper()}"
+        text = os.environ.get(variable)
+        if text:
+            try:
+                found[name] = convert(text)
+            except argparse.ArgumentTypeError as error:
+                raise WrongCall(f"{variable}: {error}") from None
+    return found
+
+
 def _as_option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return "--cluster-key-file" if name == "cluster_key" else f"--{name.replace('_', '-')}"
 
 
 def _announce(server: Server, what: str, how: str, monitor: Monitor | None) -> None:
@@ -151,7 +187,7 @@ def _announce(server: Server, what: str, how: str, monitor: Monitor | None) -> N
     say(f"tao: {workers} workers, {options.max_connections} connections at most")
     if monitor is not None:
         say(f"tao: live page at {monitor.url}, figures at {monitor.url}/debug/vars and /metrics")
-    say("tao: Ctrl-C stops it")
+    say("tao: press Ctrl-C to stop")
 
 
 def _end(report: StopReport) -> int:
@@ -160,10 +196,10 @@ def _end(report: StopReport) -> int:
         return DONE
     for conn, unhandled, unsent in report.abandoned:
         peer = address_text(conn.remote_address)
-        say(f"tao: cut off {peer}: {unhandled} messages not handled, {unsent} not sent")
-    say("tao: stopped, not everything was finished")
+        say(f"tao: aborted {peer}: {unhandled} messages not handled, {unsent} not sent")
+    say("tao: stopped before all work was finished")
     if report.threads:
-        # The interpreter would wait for workers whose handlers never return.
+        # A normal exit would wait for workers with handlers that never return.
         leave(FAILED)
     return FAILED
 
@@ -175,11 +211,11 @@ def _find_server(target: str, *, debug: bool) -> Server:
     """Return the server that ``MODULE:SERVER`` names.
 
     Raises:
-        WrongCall: there is none.
+        WrongCall: it does not exist, or is not a server.
     """
     name, _, path = target.partition(":")
     if not name:
-        raise WrongCall(f"{target!r} names no module; it should look like module:server")
+        raise WrongCall(f"{target!r} has no module name; expected MODULE:SERVER")
     path = path or _DEFAULT_NAME
     module = import_module(name, debug=debug)
     found: Any = module
@@ -188,7 +224,7 @@ def _find_server(target: str, *, debug: bool) -> Server:
             found = getattr(found, attribute)
     except AttributeError:
         raise WrongCall(f"module {name} has no {path}; {_offer(module)}") from None
-    except (Exception, SystemExit) as error:  # it is a property, say
+    except (Exception, SystemExit) as error:  # raised by a property, for example
         raise raised_in(f"{name}:{path} failed", error, debug=debug) from error
     if callable(found):
         try:
@@ -198,13 +234,13 @@ def _find_server(target: str, *, debug: bool) -> Server:
         path += "()"
     if not issubclass(type(found), Server):
         kind = type(found).__name__
-        raise WrongCall(f"{name}:{path} is not a tao.Server but of type {kind}; {_offer(module)}")
+        raise WrongCall(f"{name}:{path} is of type {kind}, not tao.Server; {_offer(module)}")
     server: Server = found
     return server
 
 
 def _offer(module: object) -> str:
-    """Say which servers a module has."""
-    # By type(): what a proxy says of its class may raise.
+    """List the servers of a module, for an error message."""
+    # type() instead of isinstance(), because a proxy's __class__ may raise.
     names = [name for name, value in vars(module).items() if issubclass(type(value), Server)]
-    return f"its servers: {', '.join(names)}" if names else "it has no tao.Server at all"
+    return f"its servers: {', '.join(names)}" if names else "it defines no tao.Server"

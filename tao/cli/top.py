@@ -1,4 +1,4 @@
-"""``tao top``: shows the activity of a process with a monitor, updated continuously."""
+"""``tao top``: shows the activity of a process that has a monitor, updated continuously."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CLEAR = "\x1b[H\x1b[J"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show frames as the command line says, and return the exit status."""
+    """Show one frame, or a new one every interval, and return the exit status."""
     watch = Watch(options.address, options.sort, options.limit)
     frame = watch.read()
     if options.once:
@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
             time.sleep(options.interval)
             try:
                 frame = watch.read()
-            except Failed as error:  # it may come back
-                frame = frame._replace(note=f"no figures: {error}")
+            except Failed as error:  # the monitor may come back
+                frame = frame._replace(note=f"not updated: {error}")
 
 
 def _print(frame: Frame) -> None:
@@ -50,7 +50,7 @@ def _print(frame: Frame) -> None:
 
 @contextmanager
 def _screen() -> Iterator[Callable[[Frame], object]]:
-    """Return what shows a frame in place of the one before; in a pipe, below it."""
+    """Yield a function that shows a frame: on a terminal in place of the previous, else below."""
     if not sys.stdout.isatty():
         yield lambda frame: say("\n".join([*_lines(frame), ""]))
     elif has_rich():
@@ -75,7 +75,7 @@ def _fitted(frame: Frame, width: int) -> Frame:
 
 
 def _lines(frame: Frame) -> list[str]:
-    """Write a frame without any help."""
+    """Format a frame as plain text."""
     lines = [frame.title]
     for table in frame.tables:
         widths = table.widths()
@@ -92,7 +92,7 @@ def _lines(frame: Frame) -> list[str]:
 
 
 def _drawn(frame: Frame) -> Group:
-    """Draw a frame with rich; every text is a ``Text``, in which nothing is markup."""
+    """Draw a frame with rich, in ``Text`` objects, because rich would interpret markup in a str."""
     from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text

@@ -1,8 +1,9 @@
 """The client: connecting, and reconnecting when the connection is lost.
 
 Read in this order: ``client.py`` has the public class, ``reconnect.py`` its core, with
-``start_claim.py`` and ``developer_warnings.py``; ``endpoints.py`` parses the addresses to connect
-to, and ``dialling.py`` and ``happy_eyeballs.py`` make the connections.
+``start_claim.py``, ``back_off.py``, ``usefulness.py`` and ``developer_warnings.py``;
+``endpoints.py`` parses the addresses to connect to, and ``dialling.py`` and ``happy_eyeballs.py``
+make the connections.
 """
 
 from tao.client.client import ClientConn, connect

@@ -10,18 +10,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from tao.callables import checked_flag
 from tao.client.dialling import Dialler, Source
 from tao.client.endpoints import endpoints_of
 from tao.client.reconnect import ClientCore
 from tao.connection.application import Application
-from tao.connection.connection import Connection
-from tao.connection.option_help import takes_options
-from tao.connection.option_types import CommonOptions
-from tao.connection.options import ClientSettings, Reconnect, make_settings
-from tao.connection.statistics import Snapshot
-from tao.wire.message import ReadableT, Registry, ResultT, default_registry
+from tao.connection.connection import CLOSED, Connection, check_reason
+from tao.connection.options.definitions import ClientSettings, Ready, Reconnect
+from tao.connection.options.fields import ErrorCallback
+from tao.connection.options.given import make_settings
+from tao.connection.options.help import takes_options
+from tao.connection.options.types import CommonOptions
+from tao.connection.reports.statistics import Snapshot
+from tao.wire.codec_checks import restricted
+from tao.wire.message import (
+    MiddlewareT,
+    ReadableT,
+    Registry,
+    ResultT,
+    UnknownMessage,
+    default_registry,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,8 +48,14 @@ class ClientOptions(CommonOptions, total=False):
     on_connect: Callable[[ClientConn], object] | None
     on_message: Callable[[Any, ClientConn], object] | None
     on_close: Callable[[ClientConn], object] | None
-    on_error: Callable[[ClientConn, BaseException], object] | None
+    on_error: ErrorCallback[ClientConn] | None
+    on_resume: Callable[[ClientConn], object] | None
+    on_session_lost: Callable[[ClientConn, list[UnknownMessage]], object] | None
+    requests: bool
     reconnect: bool | Reconnect
+    session: bool | Literal["required"]
+    ready: Ready
+    ready_timeout: float
     connect_timeout: float
     source_address: tuple[str, int] | None
     socket_options: Collection[tuple[int, int, int | bytes]]
@@ -76,7 +93,9 @@ class ClientConn(Connection):
         """Make a client that is not started yet."""
         settings = make_settings(ClientSettings, "ClientConn", options)
         #: The client's own layer on top of the default registry, or the registry it was given.
-        self.registry: Registry = settings.registry or Registry(default_registry)
+        self.registry: Registry = restricted(
+            settings.codec, settings.registry or Registry(default_registry)
+        )
         application = Application(self, settings, self.registry)
         source = (
             address if isinstance(address, Source) else Dialler(endpoints_of(address), settings)
@@ -87,7 +106,11 @@ class ClientConn(Connection):
     def __del__(self) -> None:
         core = getattr(self, "_core", None)
         if core is not None and not sys.is_finalizing():
-            core.forget(self._application, self)
+            try:
+                core.forget(self._application, self)
+            except BaseException:
+                core.forget(self._application, self)  # an exception has interrupted the first call
+                raise
 
     # -- what users call
 
@@ -106,18 +129,23 @@ class ClientConn(Connection):
             HandshakeFailed: the TLS handshake failed.
             ConnectionClosed: closed meanwhile, or refused by ``on_connect``.
         """
-        self._core.start(keep_trying)
+        self._core.start(checked_flag("keep_trying", keep_trying))
         return self
 
-    def close(self) -> None:
+    def close(self, reason: str = CLOSED) -> None:
         """Close the connection gracefully and permanently, and wait until it has ended.
 
         Queued messages are sent within ``drain_timeout`` if the peer reads them. Received messages
         that were not handled yet are dropped. A back-off ends at once. Called on one of tao's
-        threads (in a handler), or in a signal handler that interrupts a write to this connection,
-        it does not wait.
+        threads (in a handler), or in a signal handler that interrupts a write, it does not wait.
+
+        Args:
+            reason: what ``close_reason`` is from then on, unless it has been closed before.
+
+        Raises:
+            TypeError, ValueError: the reason is no str, or empty.
         """
-        self._core.close_and_wait()
+        self._core.close_and_wait(check_reason(reason))
 
     @property
     def reconnects(self) -> int:
@@ -142,9 +170,16 @@ class ClientConn(Connection):
         """Make the decorated function the handler of a message class, for this client only."""
         return self.registry.handler(message_class, dispatch=dispatch)
 
+    def use(self, middleware: MiddlewareT) -> MiddlewareT:
+        """Call ``function(ctx, conn, call_next)`` around every handler of this client only.
+
+        See `Registry.use`.
+        """
+        return self.registry.use(middleware)
+
     def snapshot(self) -> Snapshot:
         """Return the current statistics of this client."""
-        return self._core.tally.snapshot()
+        return self._core.statistics.snapshot()
 
     def __enter__(self) -> ClientConn:
         """Connect, unless connected already."""

@@ -6,13 +6,15 @@ import sys
 import warnings
 from typing import Any
 
+from tao.safe_text import number_text
+
 __all__ = ["warn_unclosed", "warn_unheard"]
 
 # The registry of shown warnings for the module warnings: one for each line of the program.
 _shown: dict[Any, Any] = {}
 
 
-def warn_unheard(made_at: tuple[str, int], number: int) -> None:
+def warn_unheard(made_at: tuple[str, int], number: Any) -> None:
     """Warn that messages are skipped because nothing handles them.
 
     It is a mistake in the program that the log might not show, so it is a Python warning, which is
@@ -23,9 +25,9 @@ def warn_unheard(made_at: tuple[str, int], number: int) -> None:
         number: the message number.
     """
     text = (
-        f"a client made here has received message number {number}, which its registry does not "
-        "know; such messages are skipped. Register its class with a handler, or set on_message "
-        "to silence this"
+        f"a client made here has received message number {number_text(number)}, which its registry "
+        "does not know; such messages are skipped. Register its class with a handler, or set "
+        "on_message to silence this"
     )
     try:
         warnings.warn_explicit(text, RuntimeWarning, *made_at, registry=_shown)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 from tao.client.endpoints import Endpoint, check_options, why_not_connected
 from tao.client.happy_eyeballs import Race, set_options
 from tao.connection.keepalive import set_kernel_clocks
-from tao.connection.options import ClientSettings
+from tao.connection.options.definitions import ClientSettings
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.runtime.helper_threads import Bell, HelperTask, HelperThreads
 from tao.safe_text import safe_str
@@ -59,6 +59,8 @@ class Source(ABC):
     size: int = 1
     #: Whether there is only one connection, so that the client cannot reconnect.
     once: bool = False
+    #: Whether the kernel can wait for its connections, so that their reading may be shared.
+    polled: bool = True
     #: The remote address that the client shows before it is connected.
     address: Any = None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tao.callables import check_callable
 from tao.client.happy_eyeballs import Memory
-from tao.connection.options import ClientSettings
+from tao.connection.options.definitions import ClientSettings
 from tao.transport.addresses import address_text, parse
 from tao.transport.error_text import explain
 

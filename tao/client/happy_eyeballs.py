@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
-from tao.connection.options import ClientSettings
+from tao.connection.options.definitions import ClientSettings
 from tao.runtime.forks import renew_after_fork
 from tao.runtime.helper_threads import Bell, HelperTask, HelperThreads
 from tao.transport.addresses import Target, address_text, resolve, resolve_literal

@@ -11,27 +11,32 @@ import itertools
 import weakref
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
 from typing import Any
 
+from tao.client.back_off import BackOff
 from tao.client.developer_warnings import warn_unclosed, warn_unheard
 from tao.client.dialling import Reached
+from tao.client.leaving import Leaving
+from tao.client.resuming import Resuming
 from tao.client.start_claim import StartClaim
+from tao.client.usefulness import Usefulness
 from tao.connection.application import Application, without_application
-from tao.connection.block_watch import watch_on
 from tao.connection.core import ConnectionCore
+from tao.connection.handling.block_watch import watch_on
 from tao.connection.lifecycle import Event, Phase
-from tao.connection.options import ClientSettings, Reconnect
-from tao.connection.statistics import Snapshot, Tally
+from tao.connection.options.definitions import ClientSettings, Reconnect
+from tao.connection.receiving.shared_reading import client_readers
+from tao.connection.reports.statistics import Snapshot, Statistics
+from tao.connection.shared_roles import SharedRoles
 from tao.errors import ConnectFailed, ConnectionClosed
+from tao.runtime.combining import in_a_turn
 from tao.runtime.context import Context, background
 from tao.runtime.forks import renew_after_fork
 from tao.runtime.threads import as_tao_thread, in_tao_thread
-from tao.runtime.timing_wheel import shared_wheel
+from tao.runtime.timing_wheel import TimingWheel, shared_wheel
 from tao.runtime.wakeup import Wakeup
 from tao.transport.stream import Transport
-from tao.wire.codec import Batch
-from tao.wire.message import HEARTBEAT
+from tao.wire.capabilities import LEAVES, REQUESTS
 
 __all__ = ["ClientCore"]
 
@@ -39,8 +44,6 @@ _ids = itertools.count(1)
 # How long close() waits beyond the drain timeout, in seconds.
 _SLACK = 5.0
 _PLAYER = "player"
-# A connection is useful if it lasts this many seconds and longer than the longest back-off.
-_LASTING = 10.0
 
 
 class ClientCore(ConnectionCore):
@@ -74,35 +77,42 @@ class ClientCore(ConnectionCore):
         self._give_back = weakref.finalize(self, shared_wheel.release, user)
         wheel = shared_wheel.acquire(user)
         self._give_back.atexit = False
+        self._reader_threads = settings.shared_readers if source.polled else 0
+        readers, self._give_back_readers = client_readers.lease(self, self._reader_threads, wheel)
         net_id = next(_ids)
         super().__init__(
             net_id,
-            without_application(settings, reconnect=False),
+            without_application(settings, reconnect=False, session=False),
             application,
             wheel=wheel,
             run=None,
             parent=background(),
-            tally=Tally(f"client-{net_id}", self._fill),
+            statistics=Statistics(f"client-{net_id}", self._fill),
             keep=self._reconnects,
+            readers=readers,
         )
         self.remote_address = source.address
         self._where = str(source)  # for display
         self._made_at = made_at
+        self._forgotten: bool = False  # the application has dropped it; never reset
         # Under one key, the claim of the thread that starts the client, reads and finishes it; or
         # that only finishes a client that was never started.
         self._claims: dict[str, StartClaim] = {}
         # Owned by the reading thread, once there is one.
-        self._attempts: int = 0  # attempts to connect since the last useful connection
-        self._came_up: float = monotonic()
-        self._proved: bool = False  # whether a known message was received since then
+        self.usefulness = Usefulness(self)
         self._up = Wakeup()  # set while established
-        self._hurry = Wakeup()  # set when closing: ends the back-off
+        roles = self.roles
+        if self._reconnects:
+            self.capabilities = REQUESTS | LEAVES
+        self.leaving = Leaving(self)
+        self.resuming = Resuming(self, settings.session)
+        self.back_off = BackOff(self, roles.end if isinstance(roles, SharedRoles) else None)
         #: How many times the client has reconnected.
         self.reconnects: int = 0
         renew_after_fork(self, ClientCore.renew_after_fork)
         if settings.on_message is None:
-            self.reporter.unheard = partial(warn_unheard, made_at)
-        self.tally.publish()
+            self.error_reports.unheard = partial(warn_unheard, made_at)
+        self.statistics.publish()
 
     # -- for the application, see ClientConn
 
@@ -128,11 +138,15 @@ class ClientCore(ConnectionCore):
             raise RuntimeError("the client is started already")
         with as_tao_thread():  # a callback that closes must not wait for this thread
             if keep_trying:
-                self._launch(claim, self.roles.begin, partial(self._come_back, first=True))
+                self._launch(claim, self.roles.begin, self.back_off.go_on)
                 return
             self._connect_first()
+            self.back_off.first = False
             closed = self.lifecycle.close_reason
-            self._launch(claim, self.roles.play, True)  # even if closed: it ends the connection
+            if self.readiness.has_lent_reading():
+                claim.hand_over(bool)
+            else:  # even if closed: it ends the connection
+                self._launch(claim, self.roles.play, True)
         if closed is not None:
             raise ConnectionClosed(closed)
 
@@ -151,9 +165,9 @@ class ClientCore(ConnectionCore):
         if reason is not None:
             raise ConnectionClosed(reason)
 
-    def close_and_wait(self) -> None:
+    def close_and_wait(self, reason: str) -> None:
         """Close the connection permanently, and wait until it has ended."""
-        self.close()
+        self.close(reason)
         if not self._see_off() and not in_tao_thread():
             self.wait_closed(self.settings.drain_timeout + _SLACK)
 
@@ -162,6 +176,10 @@ class ClientCore(ConnectionCore):
         claim = self._claims.get(_PLAYER)
         starting = claim is not None and claim.waits_for_this_thread
         return starting or super().interrupted_here
+
+    @property
+    def must_not_wait_here(self) -> bool:
+        return self.interrupted_here and not self.greetings.speaks_here
 
     def _see_off(self) -> bool:
         """Finish a client that has no thread; return whether it has none."""
@@ -173,8 +191,10 @@ class ClientCore(ConnectionCore):
             with as_tao_thread():
                 self.finish()
         except BaseException:
-            if self._claims.get(_PLAYER) is claim:
-                self._claims.pop(_PLAYER, None)  # so that closing again does it
+            try:
+                claim.leave(self._claims)  # so that closing again does it
+            finally:
+                claim.leave(self._claims)  # again, as the first call may have been interrupted
             raise
         return True
 
@@ -190,9 +210,9 @@ class ClientCore(ConnectionCore):
     def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait for a connection or the close of the client; return whether it is connected.
 
-        Like `wait_closed`, it does not wait if it has interrupted a call on this connection.
+        Like `wait_closed`, it does not wait if it has interrupted a call of tao's.
         """
-        self._up.wait(0 if self.interrupted_here else timeout)
+        self._up.wait(0 if self.interrupted_here or in_a_turn() else timeout)
         return self.connected
 
     def enter(self) -> None:
@@ -205,17 +225,33 @@ class ClientCore(ConnectionCore):
 
         A finalizer may run at any moment on any thread, so another thread does the work.
         """
-        if self.new or self.finished.is_set():
+        unused = self.new
+        self._forgotten = True  # before it looks for a thread, which may just be started
+        if self.finished.is_set() or (unused and not (len(self.timers) or self.roles.threads)):
             return
         self.application.hold(application, client)  # for on_close and other callbacks
-        if self.lifecycle.close_reason is not None:
+        if self.lifecycle.close_reason is not None and not unused:
             return
+        self._end_soon(unused)
+        warn_unclosed(client, application, self._made_at)
+
+    def start_handler(self) -> None:
+        super().start_handler()
+        if self._forgotten and self.new:  # meanwhile, and the thread may have been overlooked
+            self._end_soon(unused=True)
+
+    def _end_soon(self, unused: bool) -> None:
         try:
-            close = partial(self.begin_close, "forgotten without close()", drain=False)
-            self.wheel.in_real_time.run_clock(0.0, lambda due: close())
+            claim = StartClaim() if unused else None
+            self.wheel.in_real_time.run_clock(0.0, lambda due: self._end_forgotten(claim))
         except RuntimeError:
             pass  # the wheel has stopped, so the connection has ended
-        warn_unclosed(client, application, self._made_at)
+
+    def _end_forgotten(self, claim: StartClaim | None) -> None:
+        """Close it; with a claim, also end the thread of its timers. It may be repeated."""
+        self.begin_close("forgotten without close()", drain=False)
+        if claim is not None and self._claims.setdefault(_PLAYER, claim) is claim:
+            self._launch(claim, self.roles.begin, lambda: False)
 
     # -- getting connected
 
@@ -226,7 +262,8 @@ class ClientCore(ConnectionCore):
     def _launch(self, claim: StartClaim, target: Callable[..., object], *args: Any) -> None:
         try:
             failed = partial(self._kept_from, claim)
-            self.roles.thread("reader", failed, claim.hand_over, target, *args).start()
+            self.roles.launch(failed, claim.hand_over, target, *args)
+            claim.note_launched()
         except RuntimeError:  # no thread can be started
             self.begin_close("no thread could be started", drain=False)
             raise
@@ -238,25 +275,27 @@ class ClientCore(ConnectionCore):
 
     def _connect_first(self) -> None:
         """Connect; if a connection ends before it is established, try the next server."""
-        for left in reversed(range(self._size)):
+        application = self.application.find()
+        for left in reversed(range(1 if application is None else application.source.size)):
             try:
-                self._connect_once()
+                self.connect_once()
                 return
             except ConnectFailed:
                 raise
             except ConnectionClosed as error:
                 if self.lifecycle.close_reason is not None or not left:
                     raise
-                self.reporter.log().info("{}; trying the next server", error)
+                self.error_reports.log().info("{}; trying the next server", error)
 
-    def _connect_once(self) -> None:
+    def connect_once(self) -> None:
         """Dial and establish a connection, or restore the previous state."""
         self._renew_context()
-        self.move(Event.DIAL)
+        self.lifecycle.advance(Event.DIAL)
         transport: Transport | None = None
         try:
-            transport = self._dial()
-            self.establish(transport)
+            transport = self.dial()
+            self.usefulness.begin()
+            self.readiness.establish(transport)
         except BaseException:
             if transport is not None:
                 self._take_down(transport)
@@ -264,38 +303,52 @@ class ClientCore(ConnectionCore):
             self.lifecycle.apply(Event.FAIL)
             self.call_on_close()
             raise
+
+    def shake_hands(self, transport: Transport) -> Transport:
+        return self.resuming.agree(super().shake_hands(transport))
+
+    def note_link(self, up: bool) -> None:
+        (self._up.set if up or self.lifecycle.ended else self._up.clear)()
+
+    def open_up(self, transport: Transport) -> None:
+        super().open_up(transport)
+        self.usefulness.note_open()  # one that had to be declared ready has proved itself
         self._up.set()
-        if self.lifecycle.status.disconnect_reason is not None:  # meanwhile
+        if not self.lifecycle.open and self.lifecycle.close_reason is None:  # lost meanwhile
             self._up.clear()
-        self._came_up, self._proved = monotonic(), False
-        self.reader.on_batch = self._look_for_proof
 
     def _take_down(self, transport: Transport) -> None:
-        transport.abort()
-        count = self.send_queue.detach()
-        if count:
-            self.unsent += count
-            lost = ConnectionClosed(f"{count} messages written by on_connect could not be sent")
-            self.reporter.undelivered(lost, "connecting")
-        self.transport = None
-        transport.close()
-
-    def _dial(self) -> Transport:
-        application = self.application.find()
-        if application is None:
-            raise ConnectionClosed("the client is gone")
         try:
-            reached: Reached = application.source.next()
+            self.readiness.take_reading_back(transport)
+            count = self.send_queue.detach()
+            self.unsent += count
+            if count:
+                lost = ConnectionClosed(f"{count} messages written by on_connect could not be sent")
+                self.error_reports.undelivered(lost, "connecting")
+            self.transport = None
+            self.roles.leave()
+        finally:
+            transport.close()
+
+    def dial(self) -> Transport:
+        if (application := self.application.find()) is None:
+            raise ConnectionClosed("the client is gone")
+        reached: Reached | None = None
+        try:
+            reached = application.source.next()
+            self.remote_address, self.local_address = reached.remote_address, reached.local_address
+            return reached.transport
         except ConnectFailed as error:
-            cause = error.__cause__
-            if cause is not None and not isinstance(cause, (OSError, ValueError)):
+            if (cause := error.__cause__) and not isinstance(cause, (OSError, ValueError)):
                 self.report(cause, "in the function that connects")
             raise
         except ConnectionClosed:
             self._raise_if_closed()
             raise
-        self.remote_address, self.local_address = reached.remote_address, reached.local_address
-        return reached.transport
+        except BaseException:
+            if reached is not None:
+                reached.transport.close()
+            raise
 
     # -- losing the connection, and coming back
 
@@ -307,7 +360,7 @@ class ClientCore(ConnectionCore):
         context, transport = self.context, self.transport
         try:
             before, now = self.lifecycle.apply(Event.LOSE, reason)
-            if now.close_reason is None and before.open:
+            if now.close_reason is None and before.talking:
                 self._leave_off(reason, context, transport)
         except BaseException:  # again now, as a later call would do nothing in this state
             if self.lifecycle.phase is Phase.LOST:
@@ -315,6 +368,12 @@ class ClientCore(ConnectionCore):
             raise
         if now.close_reason is not None:
             super().drop(reason, ended=ended)
+
+    def leave_peer(self) -> bool:
+        if self._reconnects:
+            self.error_reports.log().info("the server is about to stop; connecting again")
+            self.leaving.begin()
+        return self._reconnects
 
     def _leave_off(self, reason: str, context: Context, transport: Transport | None) -> None:
         """Stop sending to, and reading from, a lost transport."""
@@ -324,100 +383,45 @@ class ClientCore(ConnectionCore):
         for each in {transport, self.transport}:
             if each is not None:
                 self.send_queue.give_up(ConnectionAbortedError(reason), each)
+                each.abort()  # the send queue may have parted with it
         self._up.clear()
         status = self.lifecycle.status
-        if status.disconnect_reason is None or status.close_reason is not None:
+        if status.open or status.close_reason is not None:
             self._up.set()  # reconnected already, or closed: waiting threads must return
 
-    def renew(self) -> bool:
-        if self.lifecycle.phase is Phase.LOST:
+    @property
+    def ends_at_once(self) -> bool:
+        lost = self.lifecycle.phase is Phase.LOST or self.back_off.paused
+        return not lost and super().ends_at_once
+
+    def renew(self) -> bool | None:
+        back: bool | None = False
+        if self.back_off.paused:
+            back = self.back_off.go_on()
+        elif self.lifecycle.phase is Phase.LOST:
             self._leave()
-            if self._come_back():
-                return True
-        self.finish()
-        return False
+            self.back_off.begin()
+            back = self.back_off.go_on()
+        if back is False:
+            self.finish()
+        return back
 
     def _leave(self) -> None:
         """Finish with a lost transport."""
         why = self.lifecycle.status.disconnect_reason
-        self.reporter.log().info("connection lost: {}; connecting again", why)
+        self.error_reports.log().info("connection lost: {}; connecting again", why)
+        self.exchange.lost(why or "connection lost")
         # Until the handler has returned, no message of a new connection could be handled anyway.
         self.dispatcher.wait_idle()
         self.call_on_close()
-        transport = self.transport
-        assert transport is not None
-        self._take_down(transport)
-
-    def _come_back(self, first: bool = False) -> bool:
-        """Dial until it succeeds; return False if the client gives up or is closed."""
-        if not first and self._proved_itself():
-            self._attempts = 0
-        why = self.lifecycle.status.disconnect_reason
-        for attempt in itertools.count(self._attempts + (not first)):
-            delay = self._delay(attempt)
-            if delay is None:
-                self.begin_close(f"gave up after {attempt - 1} attempts: {why}", drain=False)
-                return False
-            self._attempts = attempt
-            if attempt and self.wheel.wait(self._hurry, delay):
-                return False
-            try:
-                self._connect_once()
-            except ConnectionClosed as error:
-                if self.lifecycle.close_reason is not None:
-                    return False
-                self.reporter.log().info("attempt {}: {}", attempt, error)
-                self.reporter.tell(error)
-                why = str(error)
-                continue
-            self.reconnects += not first
-            return True
-        return False
-
-    # The application's objects are referenced only while they are used, and never during a wait.
-
-    def _delay(self, attempt: int) -> float | None:
-        """Return the seconds to wait before an attempt; None if there are no more attempts."""
-        application = self.application.find()
-        how = None if application is None else application.reconnect
-        if how is None or (how.attempts is not None and attempt > how.attempts):
-            return None
-        return how.delay(attempt) if attempt else 0.0
+        if self.transport is not None:
+            self._take_down(self.transport)
 
     def _tell_source(self, *, useful: bool) -> None:
         """Report to the source whether the last connection was useful."""
         application = self.application.find()
         if application is not None:
             application.source.over(useful)
-
-    @property
-    def _size(self) -> int:
-        """How many servers there are to connect to."""
-        application = self.application.find()
-        return 1 if application is None else application.source.size
-
-    def _look_for_proof(self, batch: Batch) -> None:
-        """Note whether a received message proves that the peer is the application's server."""
-        application = self.application.find()
-        known: Any = {} if application is None else application.entries
-        if any(number != HEARTBEAT and known.get(number) is not None for number, _ in batch):
-            self._proved = True
-            self.reader.on_batch = None
-
-    def _proved_itself(self) -> bool:
-        """Return whether the lost connection was useful, and report it to the source.
-
-        A wrong port may accept and send anything: a banner, an error, even a heartbeat. A
-        connection is useful if it delivered a message that the application knows, or lasted long
-        enough. Then the back-off starts over.
-        """
-        application = self.application.find()
-        if application is None or application.reconnect is None:
-            return False
-        lasting = max(application.reconnect.maximum, _LASTING)
-        useful = self._proved or self.wheel.since(self._came_up) > lasting
-        application.source.over(useful)
-        return useful
 
     def _renew_context(self) -> None:
         """Make a new context for the next transport, unless the current one is unused."""
@@ -441,10 +445,8 @@ class ClientCore(ConnectionCore):
         try:
             super().begin_close(reason, drain=drain, timeout=timeout, ended=ended)
         finally:
-            self._hurry.set()
-            application = self.application.find()
-            if application is not None:
-                application.source.close()
+            self.back_off.hurry()
+            self.resuming.hurry()
 
     def finish(self) -> None:
         super().finish()
@@ -455,16 +457,14 @@ class ClientCore(ConnectionCore):
     def leave_owner(self) -> None:
         super().leave_owner()
         self._give_back()
+        self._give_back_readers()
 
     def _fill(self, snapshot: Snapshot) -> None:
         connected = self.connected
         snapshot.kind, snapshot.address = "client", self._where
-        if self.lifecycle.close_reason is not None:
-            snapshot.state = "closed"
-        elif connected:
-            snapshot.state = "connected"
-        else:
-            snapshot.state = "new" if self.new else "connecting"
+        unconnected = "new" if self.new else "connecting"
+        state = "connected" if connected else unconnected
+        snapshot.state = state if self.lifecycle.close_reason is None else "closed"
         snapshot.connections = int(connected)
         snapshot.reconnects = self.reconnects
         snapshot.timers = self.wheel.size
@@ -479,11 +479,19 @@ class ClientCore(ConnectionCore):
             self.runner.use_watch(watch_on(wheel))
             self.dispatcher.renew_turn()
             self.send_queue.renew_turn()
+            self._renew_readers(wheel)
             return
         application = self.application.find()
         if application is not None:
             application.source.forked()
         self.after_fork(f"this client {reason}")
-        self._up, self._hurry = Wakeup(), Wakeup()
+        self._up = Wakeup()
+        self.back_off.after_fork()
         self._up.set()
         self._give_back()
+
+    def _renew_readers(self, wheel: TimingWheel) -> None:
+        readers, give_back = client_readers.lease(self, self._reader_threads, wheel)
+        if readers is not None and isinstance(self.roles, SharedRoles):
+            self._give_back_readers = give_back
+            self.roles.use_readers(readers)

@@ -11,19 +11,33 @@ from __future__ import annotations
 
 import contextvars
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from tao.connection.context_variables import Variables
-from tao.connection.options import Settings
+from tao.connection.correlation import Correlate, Ids, InOrder
+from tao.connection.handling.request_context import context_of
+from tao.connection.options.definitions import Settings
+from tao.runtime.context import Context, RequestContext
 from tao.wire.codec import Decoder, TypeLengthValueCodec
-from tao.wire.codec_checks import checked_decoder, checked_encoder
-from tao.wire.message import Registration, Registry
+from tao.wire.codec_checks import checked_decoder, checked_encoder, headed_frame
+from tao.wire.message import Message, Registration, Registry
 
-__all__ = ["Application", "ApplicationLink", "without_application"]
+__all__ = ["Application", "ApplicationLink", "HandlerTable", "without_application"]
+
+# The greatest id of a codec that does not say.
+_GREATEST_ID = 2**16 - 1
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class HandlerTable(Protocol):
+    """Registrations by number, as the calling of handlers looks them up."""
+
+    def get(self, number: Any, /) -> Registration | None:
+        """Return the registration of a number, None if there is none."""
 
 
 class Application:
@@ -37,9 +51,10 @@ class Application:
     """
 
     __slots__ = (
-        "__weakref__", "codec", "decoder", "encode", "entries", "find_conn", "on_close",
-        "on_connect", "on_error", "on_message", "reconnect", "registry", "source", "timers",
-        "values", "variables",
+        "__weakref__", "codec", "correlation", "decoder", "encode", "entries", "find_conn", "ids",
+        "is_heartbeat", "make_context", "on_close", "on_connect", "on_error",
+        "on_error_takes_context", "on_message", "on_resume", "on_session_lost", "reconnect",
+        "registry", "source", "timers", "values", "variables",
     )  # fmt: skip
 
     def __init__(
@@ -52,18 +67,36 @@ class Application:
         #: Returns the application's object; None if it is gone, so that nothing may be called.
         self.find_conn: Callable[[], Any] = weakref.ref(conn)
         self.registry = registry
-        #: Registrations by number.
-        self.entries: dict[int, Registration] = registry.entries
+        #: Registrations by number, of the messages that may be handled.
+        self.entries: HandlerTable = registry.entries
         self.codec = settings.codec
         #: Returns the bytes of a message; the result is checked.
         self.encode = checked_encoder(settings.codec)
-        #: Decodes the present transport. Used by the reading role.
-        self.decoder: Decoder = self.new_decoder()
+        #: Tells whether messages of a number only show that the peer is alive. May raise.
+        self.is_heartbeat: Callable[[Any], bool] = getattr(
+            settings.codec, "is_heartbeat", _never_a_heartbeat
+        )
+        #: Decodes the present transport. Used by the reading role, once there is a transport.
+        self.decoder: Decoder
+        #: Makes the contexts of handlers. One that looks what came with a message costs a little.
+        self.make_context: Callable[[Context, Any], Context] = RequestContext
+        if getattr(settings.codec, "gives_headers", False):
+            self.make_context = context_of
+        #: How replies find their requests, if neither the codec's fields nor an envelope tell.
+        self.correlation: InOrder | Correlate | None = settings.correlation
+        #: The ids of all frames, if a field of them has one.
+        self.ids: Ids | None = None
+        if getattr(settings.codec, "correlate", None) is not None and self.correlation is None:
+            self.ids = Ids(getattr(settings.codec, "greatest_id", _GREATEST_ID))
+            self.encode = partial(_encode_with_id, settings.codec, self.ids)
         self.variables = Variables(context)
         self.on_connect = settings.on_connect
         self.on_message = settings.on_message
         self.on_close = settings.on_close
-        self.on_error = settings.on_error
+        self.on_resume = settings.on_resume
+        self.on_session_lost = settings.on_session_lost
+        self.on_error: Callable[..., object] | None = settings.on_error
+        self.on_error_takes_context: bool = settings.on_error_takes_context
         #: Where a client's transports come from.
         self.source: Any = None
         #: How long a client waits before it connects again; None: it does not.
@@ -76,9 +109,22 @@ class Application:
         """Keep the application's object alive from now on."""
         self.find_conn = lambda: conn
 
+    def encode_with(self, message: Message, header: Mapping[str, Any]) -> bytes:
+        """Return the bytes of a message, with values of the other fields of its frame."""
+        return headed_frame(self.codec, message, header)
+
+    def encode_as(self, message: Message, header: Mapping[str, Any] | None) -> bytes:
+        """Return the bytes of a message, with a header or without."""
+        return self.encode(message) if header is None else self.encode_with(message, header)
+
     def new_decoder(self) -> Decoder:
         """Return a decoder for a new transport; its results are checked."""
         return checked_decoder(self.codec, self.registry)
+
+
+def _encode_with_id(codec: Any, ids: Ids, message: Message) -> bytes:
+    """Return the frame of a plain message, with an id that no request in flight has."""
+    return headed_frame(codec, message, {codec.correlate: ids.take()})
 
 
 class ApplicationLink:
@@ -107,15 +153,22 @@ class ApplicationLink:
             self.find = weakref.ref(application)
 
 
+def _never_a_heartbeat(number: Any) -> bool:
+    return False
+
+
 def without_application(settings: SettingsT, **changes: Any) -> SettingsT:
     """Return settings that do not refer to anything that the application has given."""
     return replace(
         settings,
         codec=TypeLengthValueCodec(),
+        correlation=None,
         registry=None,
         on_connect=None,
         on_message=None,
         on_close=None,
+        on_resume=None,
+        on_session_lost=None,
         on_error=None,
         **changes,
     )

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from concurrent.futures import Future
 from datetime import datetime
+from types import EllipsisType, SimpleNamespace
 from typing import Any
 
-from tao.callables import check_callable, check_quickly
+from tao.callables import check_callable, check_quickly, checked_flag
 from tao.connection.application import Application
-from tao.connection.backlog import TrackedFrame
 from tao.connection.core import ConnectionCore
 from tao.connection.lifecycle import Phase
+from tao.connection.options.fields import check_number
+from tao.connection.requests.asking import ask, ask_later
+from tao.connection.requests.making import Requests
+from tao.connection.requests.pending import DEFAULT_TIMEOUT, Request, RequestFuture
+from tao.connection.sending.backlog import TrackedFrame
+from tao.connection.sending.keyed_frames import ReplaceKey, keyed
+from tao.connection.sending.ticket import Ticket
+from tao.connection.sessions.agreeing import session_of
+from tao.connection.sessions.stream import SessionFigures
 from tao.connection.socket_access import HasTransport
-from tao.connection.ticket import Ticket
 from tao.connection.timers import ConnectionTimer
 from tao.errors import WouldBlock
 from tao.runtime.context import Context
@@ -21,7 +30,12 @@ from tao.safe_text import safe_str
 from tao.transport.addresses import address_text
 from tao.wire.message import Message
 
-__all__ = ["Connection", "core_of"]
+__all__ = ["CLOSED", "Connection", "check_reason", "core_of"]
+
+#: The close reason of `Connection.close`, unless it is given another.
+CLOSED = "closed by this side"
+# Where `Connection.state` is among the values of a connection.
+_STATE = object()
 
 
 class Connection(HasTransport):
@@ -43,7 +57,14 @@ class Connection(HasTransport):
 
     # -- writing
 
-    def write(self, message: Message, timeout: float | None = None) -> None:
+    def write(
+        self,
+        message: Message,
+        timeout: float | None = None,
+        *,
+        header: Mapping[str, Any] | None = None,
+        replace: ReplaceKey | None = None,
+    ) -> None:
         """Send a message, or queue it behind the messages that wait. Accepted messages keep order.
 
         The peer handles the messages of one connection in that order. After a client has
@@ -55,19 +76,32 @@ class Connection(HasTransport):
             timeout: seconds to wait for room in the send queue. With None the call does not wait,
                 except in a handler or timer of this same connection: there up to
                 ``reply_timeout``.
+            header: values of the other fields of its frame, by name, if the codec has such.
+            replace: a key, for values of which only the latest is of interest. A message that was
+                written with the same key, and of which nothing has been sent, is not sent; this one
+                takes its place in the queue.
 
         Raises:
             WouldBlock: the send queue is full; the message was not queued.
             ConnectionClosed: the connection is closed; the message was not queued.
+            TypeError: there is a header, but the codec has no fields for it; or ``replace`` is
+                no key.
             Exception: what ``serialize()`` raises; nothing was sent.
         """
-        frame = self._encode(message)
+        encode = self._encode  # an attribute is found faster when it is not called at once
+        frame = (
+            encode(message) if header is None else self._application.encode_with(message, header)
+        )
         try:
-            self._send_queue.write(frame, timeout)
+            if replace is None:
+                self._send_queue.write(frame, timeout)
+            else:
+                frame = keyed(frame, replace)
+                self._send_queue.write_keyed(frame, timeout)
         except WouldBlock:
-            if timeout is not None or not self._core.may_wait:
+            if timeout is not None or not self._core.replies.may_wait:
                 raise
-            self._core.reply(frame)
+            self._core.replies.write(frame)
 
     def write_frame(self, frame: bytes, timeout: float | None = None) -> None:
         """Send a message that is encoded already, for instance for many receivers; see `write`.
@@ -82,34 +116,152 @@ class Connection(HasTransport):
         try:
             self._send_queue.write(frame, timeout)
         except WouldBlock:
-            if timeout is not None or not self._core.may_wait:
+            if timeout is not None or not self._core.replies.may_wait:
                 raise
-            self._core.reply(frame)
+            self._core.replies.write(frame)
 
-    def submit(self, message: Message, timeout: float | None = None) -> Ticket:
+    def submit(
+        self,
+        message: Message,
+        timeout: float | None = None,
+        *,
+        header: Mapping[str, Any] | None = None,
+    ) -> Ticket:
         """Send or queue a message as `write` does, and return a `Ticket` that can withdraw it.
 
         Use it for a message that must not be sent once its caller has given up, such as a request:
         ``ticket.withdraw()`` returns True if the message was not sent and never will be.
         """
-        frame = self._send_queue.tracked(self._encode(message))
+        frame = self._send_queue.tracked(
+            self._encode(message)
+            if header is None
+            else self._application.encode_with(message, header)
+        )
         self.write_frame(frame, timeout)
         return Ticket(self._send_queue, frame)
+
+    # -- asking the peer
+
+    def request(
+        self,
+        message: Message,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        *,
+        only_if_connected: bool = False,
+        header: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Ask the peer, wait for its reply, and return that.
+
+        The peer is another tao: a handler of the message there calls ``ctx.reply``. May be called
+        by any thread, in handlers and timers of this connection too: messages that come meanwhile
+        wait for the handler, the reply does not.
+
+        Requests and writes leave in the order of the calls, except while requests wait: for
+        ``max_in_flight``, or to learn whether the peer answers requests at all.
+
+        Args:
+            message: as for `write`.
+            timeout: seconds until it is given up; None: never.
+            only_if_connected: fail at once if the peer is away. Otherwise a client that reconnects
+                sends the request when it is connected again, if it was not sent before. That of a
+                handler fails in any case, as the client connects again when that has returned.
+            header: values of the other fields of its frame, as for `write`.
+
+        Raises:
+            RequestTimeout: no reply came in time. If it was not sent, it never will be.
+            ConnectionLost: the connection ended before the reply came; its ``sent`` says whether
+                the peer may have executed the request.
+            RemoteError: the peer refused, as its text says. `NoHandler`: it has no handler.
+            RequestsNotSupported: the peer does not answer requests.
+            WouldDeadlock: the reply could never have been read, because so many messages wait for
+                this handler to end, or because the calling code has interrupted another call.
+            BadData: the class of the reply is not registered on this side, or rejects it.
+            Exception: what ``serialize()`` raises; nothing was sent.
+        """
+        requests = self._core.exchange.requests
+        request = self._new_request(requests, message, timeout, only_if_connected, header)
+        return ask(self._core, requests, request)
+
+    def request_async(
+        self,
+        message: Message,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        *,
+        only_if_connected: bool = False,
+        header: Mapping[str, Any] | None = None,
+    ) -> Future[Any]:
+        """Ask the peer and return a future of its reply at once.
+
+        ``future.cancel()`` gives the request up. Callbacks of the future run on the thread that
+        reads: they must be quick.
+
+        Args:
+            message, timeout, only_if_connected, header: as for `request`.
+
+        Raises:
+            WouldBlock: ``queue_size`` requests wait to be sent, or (from the future) the send queue
+                is full.
+            ConnectionLost, RequestsNotSupported, WouldDeadlock: as for `request`, if they are known
+                at once.
+            Exception: what ``serialize()`` raises; nothing was sent.
+        """
+        future, requests = RequestFuture(), self._core.exchange.requests
+        request = self._new_request(requests, message, timeout, only_if_connected, header, future)
+        return ask_later(requests, request)
+
+    def _new_request(
+        self,
+        requests: Requests,
+        message: Message,
+        timeout: float | None,
+        only_if_connected: bool,
+        header: Mapping[str, Any] | None,
+        future: RequestFuture | None = None,
+    ) -> Request:
+        frame = b""
+        if only_if_connected is not False:
+            checked_flag("only_if_connected", only_if_connected)
+        if requests.envelops:
+            frame = self._application.encode_as(message, header)
+        return Request(
+            message,
+            frame,
+            timeout,
+            header=header,
+            only_if_connected=only_if_connected,
+            future=future,
+        )
 
     @property
     def send_queue_length(self) -> int:
         """How many messages wait to be sent."""
         return self._send_queue.waiting
 
+    def ready(self) -> None:
+        """Declare the connection ready, as a login has succeeded.
+
+        What was written meanwhile is sent. On a client this is for ``ready="manual"``, on a server
+        for ``login``; other connections are ready when they are made. It may be called by a
+        handler, by ``on_connect`` or by any other thread. When the connection is ready already, is
+        lost, or is closed, it does nothing.
+        """
+        self._core.ready()
+
     # -- ending
 
-    def close(self) -> None:
+    def close(self, reason: str = CLOSED) -> None:
         """Close the connection gracefully. Returns at once; see `wait_closed`.
 
         Messages written before are sent if the peer reads them; received messages that were not
-        handled yet are dropped. Closing twice is harmless.
+        handled yet are dropped. Closing twice is harmless: the first reason counts.
+
+        Args:
+            reason: what ``close_reason`` is from then on, for ``on_close`` and the log.
+
+        Raises:
+            TypeError, ValueError: the reason is no str, or empty.
         """
-        self._core.close()
+        self._core.close(check_reason(reason))
 
     def abort(self) -> None:
         """End the connection now, for good. Returns at once; see `wait_closed`.
@@ -121,11 +273,11 @@ class Connection(HasTransport):
         self._core.abort()
 
     def wait_closed(self, timeout: float | None = None) -> bool:
-        """Wait until the connection is over and none of its threads is left; tell whether it is.
+        """Wait until the connection and all its threads have ended; return whether they have.
 
         A handler that did not return within ``drain_timeout`` of a close is not waited for. Where a
-        signal handler or finalizer has interrupted a call on this very connection, it does not wait
-        at all: the connection cannot end before that call goes on.
+        signal handler or finalizer has interrupted a write, a request or the like on its thread, it
+        does not wait at all: the end may need that call to go on.
 
         Not to be called by a handler of this connection: it would wait for itself.
         """
@@ -142,7 +294,7 @@ class Connection(HasTransport):
         status = self._core.lifecycle.status
         return status.close_reason or status.disconnect_reason
 
-    # -- what it is
+    # -- properties
 
     @property
     def net_id(self) -> int:
@@ -160,7 +312,7 @@ class Connection(HasTransport):
 
     @property
     def remote_address(self) -> Any:
-        """The peer's address; settable, for instance where a proxy tells a better one."""
+        """The peer's address; settable, for instance to an address reported by a proxy."""
         return self._core.remote_address
 
     @remote_address.setter
@@ -177,6 +329,12 @@ class Connection(HasTransport):
         self._core.local_address = address
 
     @property
+    def session(self) -> SessionFigures | None:
+        """How the session of this connection is now; None if it has none."""
+        stream = session_of(self._core.transport)
+        return None if stream is None else stream.figures
+
+    @property
     def context(self) -> Context:
         """Cancelled when the connection ends; the contexts of its handlers are children of it."""
         return self._core.context
@@ -189,6 +347,31 @@ class Connection(HasTransport):
         clock: setting the system's clock does not move it. See also `idle_time`.
         """
         return self._core.keep_alive.last_heartbeat
+
+    def set_keepalive(
+        self,
+        *,
+        heartbeat: float | EllipsisType | None = ...,
+        idle_timeout: float | EllipsisType | None = ...,
+    ) -> None:
+        """Change ``heartbeat`` and ``idle_timeout`` of this connection, as a login negotiates them.
+
+        The peer has at least the new ``idle_timeout`` from now on. A client that reconnects keeps
+        what was set last. May be called before the connection is open.
+
+        Args:
+            heartbeat: seconds without anything sent until a heartbeat is; None: no heartbeats.
+                What is not given stays as it is.
+            idle_timeout: seconds without anything received until the connection is closed; None:
+                never.
+
+        Raises:
+            TypeError, ValueError: a value is not a positive number; the text names it.
+        """
+        for name, value in (("heartbeat", heartbeat), ("idle_timeout", idle_timeout)):
+            if value is not None and value is not ...:
+                check_number(name, value)
+        self._core.keep_alive.change(heartbeat, idle_timeout)
 
     @property
     def idle_time(self) -> float:
@@ -204,6 +387,15 @@ class Connection(HasTransport):
     def peer_finished(self) -> bool:
         """Whether the peer has ended its direction and this side still sends (``half_close``)."""
         return self._core.peer_finished
+
+    @property
+    def state(self) -> SimpleNamespace:
+        """A place for what the application knows of this connection: ``conn.state.user = "ann"``.
+
+        It is empty at first. On a client it is kept when that reconnects.
+        """
+        state: SimpleNamespace = self._application.values.setdefault(_STATE, SimpleNamespace())
+        return state
 
     def value(self, key: Hashable) -> Any:
         """Return the value set for ``key``, or None."""
@@ -253,13 +445,30 @@ class Connection(HasTransport):
         return self._core.timers.add(interval, callback, periodic=True)
 
     def cancel_timer(self, timer_id: int) -> bool:
-        """Cancel a timer of this connection; return whether it was pending."""
+        """Cancel a timer of this connection; return whether it was pending.
+
+        It is pending until its callback is called for the last time, so one that waits for a
+        handler to return is still cancelled.
+        """
         return self._core.timers.cancel(timer_id)
 
 
 def core_of(conn: Connection) -> Any:
     """Return the core of a connection, for the server, for tests and for tools."""
     return conn._core
+
+
+def check_reason(reason: object) -> str:
+    """Return why a connection is to be closed.
+
+    Raises:
+        TypeError, ValueError: it is no str, or empty.
+    """
+    if not isinstance(reason, str):
+        raise TypeError(f"the reason of a close must be a str, not {reason!r}")
+    if not reason:
+        raise ValueError("the reason of a close must not be empty")
+    return reason
 
 
 def check_timer(callback: Any) -> None:

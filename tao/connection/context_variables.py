@@ -1,4 +1,4 @@
-"""Context variables: what one callback of a connection sets, its later callbacks see."""
+"""Context variables that the callbacks of a connection share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Variables:
-    """The ``contextvars`` of one connection, for all its callbacks, whatever thread they run on.
+    """The ``contextvars`` of one connection, for all its callbacks, on any thread.
 
     Callbacks run one at a time, as a rule. One that runs beside another (``on_error`` for an error
     of the network, while a handler runs) sees a copy, as a context can be entered only once.
@@ -22,7 +22,7 @@ class Variables:
         context: what they begin with; None: a copy of the caller's.
     """
 
-    __slots__ = ("_context", "enter", "thread")
+    __slots__ = ("_context", "enter", "in_timer", "thread")
 
     def __init__(self, context: contextvars.Context | None = None) -> None:
         self._context = contextvars.copy_context() if context is None else context.copy()
@@ -31,6 +31,8 @@ class Variables:
         self.enter = self._context.run
         #: The thread that runs a callback inside; written by that thread alone.
         self.thread: int | None = None
+        #: Whether that callback is a timer's; written by the same thread.
+        self.in_timer: bool = False
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function with these variables. Any thread may do so, at any time."""
@@ -42,7 +44,11 @@ class Variables:
         except RuntimeError:
             if begun:
                 raise
-        return self._context.copy().run(function, *args)
+        try:
+            return self._context.copy().run(function, *args)
+        finally:
+            if self.thread == threading.get_ident():  # noted by what was called
+                self.thread = None
 
     def _note_thread(self, begun: list[bool], function: Callable[..., T], *args: Any) -> T:
         begun.append(True)

@@ -23,28 +23,33 @@ Whichever thread completes a step starts the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import Any
 
 from tao.connection.application import Application, ApplicationLink
-from tao.connection.block_watch import watch_on
-from tao.connection.dispatcher import Dispatcher
-from tao.connection.error_reporting import Reporter
+from tao.connection.assembly import new_dispatcher, new_roles, new_send_queue
 from tao.connection.greetings import Greetings
+from tao.connection.handling.dispatcher import Dispatcher
+from tao.connection.handling.replies import Replies
 from tao.connection.keepalive import KeepAlive
 from tao.connection.lifecycle import Event, Lifecycle
-from tao.connection.options import Settings
-from tao.connection.reading import Reader
-from tao.connection.reading_gate import ReadingGate
+from tao.connection.options.definitions import Settings
+from tao.connection.readiness import HALF_CLOSED, Readiness
+from tao.connection.receiving.reading import Reader
+from tao.connection.receiving.shared_reading import SharedReaders
+from tao.connection.reports.error_reporting import ErrorReports
+from tao.connection.reports.statistics import Counts, Statistics
+from tao.connection.requests.exchange import Exchange
 from tao.connection.roles import Roles
-from tao.connection.send_queue import SendQueue
-from tao.connection.shutdown import EndClock
-from tao.connection.statistics import Counts, Tally
+from tao.connection.sending.send_queue import SendQueue
+from tao.connection.shared_roles import SharedRoles
+from tao.connection.shutdown import ShutdownClock
 from tao.connection.teardown import Teardown
 from tao.connection.timers import TimerSet
-from tao.errors import BadData, ConnectionClosed, WouldBlock
+from tao.errors import BadData, ConnectionClosed
+from tao.runtime.combining import in_a_turn
 from tao.runtime.context import ConnectionContext, Context
 from tao.runtime.deadline import Deadline
 from tao.runtime.threads import Joinable, gather
@@ -53,14 +58,13 @@ from tao.runtime.wakeup import Wakeup
 from tao.safe_text import safe_str
 from tao.transport.error_text import explain
 from tao.transport.stream import Transport
+from tao.wire.capabilities import REQUESTS
 from tao.wire.codec import unintended
 
 __all__ = ["ABORTED", "ConnectionCore"]
 
 #: The close reason of `ConnectionCore.abort`.
 ABORTED = "aborted by this side"
-# Why reading pauses.
-_HALF_CLOSED = "half closed"
 
 
 class ConnectionCore:
@@ -75,12 +79,23 @@ class ConnectionCore:
         wheel: for heartbeats, timeouts and timers, and to find handlers that block.
         run: runs a function on the workers and waits for it; None: on the handling thread.
         parent: the context above the connection's.
-        tally: receives the connection's counts when it ends.
+        statistics: receives the connection's counts when it ends.
         server: what `tao.server_from` finds in the context; None for a client.
         keep: whether messages written without a transport wait for the next one.
+        readers: read the connection, with others; None: it has a reading thread of its own.
     """
 
+    __slots__ = (
+        "__weakref__", "_counted", "_parent_context", "_server", "application", "context",
+        "dispatcher", "error_reports", "exchange", "finished", "gate", "greetings", "in_flight",
+        "keep_alive", "left_over", "lifecycle", "local_address", "name", "net_id",
+        "peer_finished", "reader", "readiness", "remote_address", "replies", "roles", "runner",
+        "send_queue", "settings", "shutdown_clock", "statistics", "stuck", "teardown", "timers",
+        "transport", "unsent", "was_cut_off", "wheel",
+    )  # fmt: skip
+
     label: str = "{}"  #: how threads are numbered
+    capabilities: int = REQUESTS  #: what the peer is told that this side can
 
     def __init__(
         self,
@@ -91,9 +106,10 @@ class ConnectionCore:
         wheel: TimingWheel,
         run: Callable[[Callable[[], object]], object] | None,
         parent: Context,
-        tally: Tally,
+        statistics: Statistics,
         server: Any = None,
         keep: bool = False,
+        readers: SharedReaders | None = None,
     ) -> None:
         self.net_id: int = net_id
         #: The name in logs; the application may set it, and the next two.
@@ -103,27 +119,29 @@ class ConnectionCore:
         self.settings = settings
         self.application = ApplicationLink(application)
         self.wheel = wheel
-        self.tally = tally
-        self.lifecycle = Lifecycle()
+        self.statistics = statistics
+        self.readiness = Readiness(self, settings.readiness_limit)
+        self.lifecycle = Lifecycle(manual=self.readiness.manual)
         self._server = server
         self._parent_context = parent
+        self.exchange = Exchange(self)
         #: Cancelled when the connection ends; the contexts of its handlers are children of it.
         self.context: Context = self.new_context()
-        self.gate = ReadingGate()
-        self.roles = Roles(self, self.label.format(net_id), settings.cpus)
-        self.send_queue: SendQueue = self._new_send_queue(keep)
-        self.dispatcher: Dispatcher = self._new_dispatcher(run)
+        self.roles: Roles | SharedRoles = new_roles(self, self.label.format(net_id), readers)
+        self.gate = self.roles.gate
+        self.send_queue: SendQueue = new_send_queue(self, keep)
+        self.dispatcher: Dispatcher = new_dispatcher(self, run)
         self.runner = self.dispatcher.runner
-        self.send_queue.when_crowded(self._note_crowded)
+        self.replies = Replies(self)
         self.timers = TimerSet(wheel, self.dispatcher.post, self.application)
-        self.reporter = Reporter(self)
+        self.error_reports = ErrorReports(self)
         self.greetings = Greetings(self)
-        self.end_clock = EndClock(self)
+        self.shutdown_clock = ShutdownClock(self)
         #: The present transport. Changed by the thread that connects or reads.
         self.transport: Transport | None = None
         # No lock guards the fields below: any thread may close a connection at any moment, even one
         # that was interrupted while closing it. Each field is changed in one step.
-        self._counted: bool = False  # what it did has been added to the tally's counts
+        self._counted: bool = False  # what it did has been added to the statistics
         # Owned by the reading role, which one thread at a time plays.
         self.reader = Reader(self, settings)
         #: Whether the peer has closed its direction while this side still sends (``half_close``).
@@ -131,7 +149,6 @@ class ConnectionCore:
         self.unsent: int = 0  #: messages for transports that were lost, never to be sent
         self.left_over: int = 0  #: ... and those that waited in the end
         self.was_cut_off: bool = False  #: whether it was aborted, as it did not end in time
-        self._waited_in_vain: int = -1  # frames sent when a handler's write last timed out
         #: Bytes that were on their way to the peer when it was cut off.
         self.in_flight: int = 0
         self.keep_alive = KeepAlive(self, settings)
@@ -139,29 +156,7 @@ class ConnectionCore:
         #: Set when only the last thread's return is left; `stuck` then holds the threads whose
         #: handlers never returned.
         self.finished = Wakeup()
-        self.stuck: list[Joinable] = []
-
-    def _new_send_queue(self, keep: bool) -> SendQueue:
-        settings = self.settings
-        return SendQueue(
-            settings.queue_size,
-            self.start_writer,
-            limit_bytes=settings.queue_bytes,
-            slow_consumer=settings.slow_consumer,
-            keep=keep,
-        )
-
-    def _new_dispatcher(self, run: Callable[..., object] | None) -> Dispatcher:
-        return Dispatcher(
-            self,
-            self.application,
-            self.send_queue,
-            watch_on(self.wheel.in_real_time),
-            run=run,
-            mode=self.settings.dispatch,
-            limit=self.settings.queue_size,
-            latencies=self.tally.latencies,
-        )
+        self.stuck: Sequence[Joinable] = ()
 
     # -- the work behind Connection's methods
 
@@ -171,47 +166,17 @@ class ConnectionCore:
         application = self.application.find()
         return None if application is None else application.find_conn()
 
-    def reply(self, frame: bytes) -> None:
-        """Send or queue the frame of a handler once there is room again.
-
-        Raises:
-            WouldBlock: there was none within ``reply_timeout``.
-        """
-        with self.lend_worker():
-            try:
-                self.send_queue.reply(frame, self.settings.reply_timeout)
-            except WouldBlock:
-                self._waited_in_vain = self.send_queue.frames_sent
-                raise
-
-    @property
-    def may_wait(self) -> bool:
-        """Whether a write waits for room: one of a handler of this connection.
-
-        Not where one has waited in vain, and the peer has taken nothing since.
-        """
-        application = self.application.find()
-        return (
-            application is not None
-            and application.variables.entered_here
-            and self.settings.slow_consumer == "raise"
-            and self.send_queue.crowded
-            and self._waited_in_vain != self.send_queue.frames_sent
-        )
-
-    def _note_crowded(self) -> None:
-        """A write has found the send queue more than half full; note it if it is a handler's."""
-        application = self.application.find()
-        if application is not None and application.variables.entered_here:
-            self.runner.note_replies_wait()
-
     def lend_worker(self) -> AbstractContextManager[object]:
         """Return a context in which a waiting handler does not count as one of the workers."""
         return nullcontext()
 
-    def close(self) -> None:
+    def ready(self) -> None:
+        """See `Connection.ready`."""
+        self.readiness.declare()
+
+    def close(self, reason: str) -> None:
         """See `Connection.close`."""
-        self.begin_close("closed by this side", drain=False)
+        self.begin_close(reason, drain=False)
 
     def abort(self) -> None:
         """See `Connection.abort`."""
@@ -223,7 +188,7 @@ class ConnectionCore:
 
     def wait_closed(self, timeout: float | None = None) -> bool:
         """See `Connection.wait_closed`."""
-        deadline = Deadline(0 if self.interrupted_here else timeout)
+        deadline = Deadline(0 if self.interrupted_here or in_a_turn() else timeout)
         if not self.finished.wait(deadline.remaining()):
             return False
         ending = [thread for thread in self.roles.threads_now() if thread not in self.stuck]
@@ -240,64 +205,52 @@ class ConnectionCore:
         return (
             self.send_queue.interrupted_here
             or self.dispatcher.interrupted_here
+            or self.exchange.interrupted_here
             or (transport is not None and transport.interrupted_here)
         )
 
     @property
+    def must_not_wait_here(self) -> bool:
+        """The same, but ``on_connect`` may wait for what the peer sends, if not for the end."""
+        return self.interrupted_here
+
+    @property
     def unhandled(self) -> int:
-        """How many messages were read but not completely handled."""
-        return self.reader.messages_in - self.runner.handled
+        """How many messages were taken in but not completely handled."""
+        return self.reader.messages_in - self.dispatcher.too_late - self.runner.handled
 
     # -- beginning
 
     def new_context(self) -> Context:
         """Return a context for a new transport."""
-        return ConnectionContext(self._parent_context, self.net_id, self._server)
+        return ConnectionContext(
+            self._parent_context, self.net_id, self._server, self.exchange.responder
+        )
 
-    def establish(self, transport: Transport) -> None:
-        """Adopt a transport: handshake, ``on_connect``, clocks.
-
-        Called by the thread that will read, or by the one that starts a client.
-
-        Raises:
-            HandshakeFailed: TLS was not agreed upon.
-            ConnectionClosed: ``on_connect`` refused it, or it was closed before that was called.
-        """
-        self.transport = transport
-        self.move(Event.ATTACH)  # a close from now on finds the transport, and aborts it
-        self.shake_hands(transport)
-        self.move(Event.SECURED)
-        application = self.application.find()
-        if application is not None:
-            application.decoder = application.new_decoder()
-        self.peer_finished = False
-        self.gate.resume(_HALF_CLOSED)
-        self.keep_alive.set_time()
-        self.send_queue.attach(transport)
-        if not self.ask_on_connect():
-            raise ConnectionClosed("refused by on_connect")
-        self.lifecycle.apply(Event.ACCEPT)
-        self.tally.established(self)
-        self.send_queue.open()
-        self.keep_alive.start()
-
-    def move(self, event: Event) -> None:
-        """Apply an event of a connection that is being established.
-
-        Raises:
-            ConnectionClosed: it has been closed.
-        """
-        status = self.lifecycle.apply(event)[1]
-        if status.close_reason is not None:
-            raise ConnectionClosed(status.close_reason)
-
-    def shake_hands(self, transport: Transport) -> None:
-        """Complete the handshake of a new transport."""
+    def shake_hands(self, transport: Transport) -> Transport:
+        """Complete the handshake of a new transport, and return what takes its place."""
         transport.handshake(self.settings.handshake_timeout)
+        return transport
 
     def ask_on_connect(self) -> bool:
         """Call ``on_connect``; return whether it agrees."""
         return self.greetings.ask_on_connect()
+
+    def await_login(self) -> None:
+        """Let only a login reach its handlers from now on, if the application has one."""
+
+    def admit(self) -> None:
+        """Let all messages reach their handlers from now on."""
+
+    def open_up(self, transport: Transport) -> None:
+        """Send what waits, and start what an open connection has. May be called again."""
+        self.send_queue.open(transport)
+        self.exchange.opened()
+        self.keep_alive.start()
+
+    def leave_peer(self) -> bool:
+        """Leave the peer, which is about to stop; return whether this side does that."""
+        return False
 
     def call_on_close(self) -> None:
         """Call ``on_close`` if it is owed."""
@@ -307,30 +260,64 @@ class ConnectionCore:
         """Whether an exception raised on this thread reaches a caller in the application."""
         return False
 
-    # -- the roles that its threads play
+    @property
+    def waits_for_reply(self) -> bool:
+        """Whether a handler waits for the reply to a request of its own."""
+        return self.exchange.spill is not None
 
-    def start_writer(self) -> None:
-        """Start the third thread. Called by the send queue, in its turn."""
-        self.roles.start_writer(self.send_queue.run_writer)
+    def may_spill(self) -> bool:
+        """Whether reading goes on although the inbox is full, as a handler waits for a reply."""
+        spill = self.exchange.spill
+        return spill is not None and spill()
+
+    # -- the roles that its threads play
 
     def start_handler(self) -> None:
         """Start the second thread; if none can be started, the connection is aborted."""
         self.roles.start_handler()
 
-    def renew(self) -> bool:
-        """Replace a transport that has ended and return True, or finish."""
+    def note_room(self) -> None:
+        """Have the dispatcher look whether replies still have to wait."""
+        self.dispatcher.note_room()
+
+    def renew(self) -> bool | None:
+        """Replace a transport that has ended and return True; or finish.
+
+        None, which only shared reading sees: it goes on later, when the roles are told to `end`.
+        """
         self.finish()
         return False
+
+    @property
+    def greets(self) -> bool:
+        """Whether the application wants to be asked when a connection opens."""
+        application = self.application.find()
+        return application is not None and application.on_connect is not None
+
+    @property
+    def ends_at_once(self) -> bool:
+        """Whether `finish` has nothing to wait for, and calls nothing of the application's."""
+        application = self.application.find()
+        quiet = application is None or application.on_close is None
+        requests = self.exchange.requests_so_far
+        asked = requests is not None and (requests.in_flight or requests.waiting)
+        return quiet and not asked and self.dispatcher.idle and self.send_queue.over
 
     # -- ending
 
     def transport_failed(self, error: OSError) -> None:
         """Handle a failed receive. Called by the reading role, as are the next two."""
+        if isinstance(error, ConnectionClosed):  # a stream of TLS that was cut, maybe by this side
+            error = self.send_queue.error or error
         self.send_queue.give_up(error)
+        if self.readiness.give_reading_back(explain(error)):
+            return
         self.fail(error, explain(error), ended=True)
 
     def stream_ended(self) -> None:
         """Handle the end of the stream, whichever side has ended it."""
+        if self.readiness.give_reading_back("peer closed"):
+            return
         if (
             self.settings.half_close
             and not self.lifecycle.status.ended
@@ -338,7 +325,7 @@ class ConnectionCore:
             and self.transport is not None
         ):
             self.peer_finished = True
-            self.gate.pause(_HALF_CLOSED)
+            self.gate.pause(HALF_CLOSED)
             limit = self.settings.half_close_timeout
             if not self.transport.wait_hung_up(limit):
                 self.drop(f"peer closed, and this side did not within {limit:g} s")
@@ -363,8 +350,8 @@ class ConnectionCore:
         """Give the peer up because of an error of its own, of the network or of the decoder."""
         # What a peer does wrong on a connection that is ending anyway is not worth a report.
         if not self.lifecycle.status.ended or getattr(error, "unintended", False):
-            self.reporter.lost(reason, error)
-            self.reporter.tell(error)
+            self.error_reports.lost(reason, error)
+            self.error_reports.tell(error)
         self.drop(reason, ended=ended)
 
     def drop(self, reason: str, *, ended: bool = False) -> None:
@@ -387,15 +374,16 @@ class ConnectionCore:
             before, now = self.lifecycle.apply(Event.DRAIN if drain else Event.CLOSE, reason)
             self._take_first_steps(now.close_reason or reason, drain, not before.secured)
             if not ended:
-                self.end_clock.start(seconds)
+                self.shutdown_clock.start(seconds)
         except BaseException:
             if not ended:  # whatever step was skipped, the connection ends in time
-                self.end_clock.start(seconds)
+                self.shutdown_clock.start(seconds)
             raise
 
     def _take_first_steps(self, reason: str, drain: bool, in_handshake: bool) -> None:
         self.timers.close(reason)
         self.context.cancel_aside(reason)
+        self.exchange.ended(reason)
         transport = self.transport
         if in_handshake and transport is not None:
             transport.abort()
@@ -434,47 +422,57 @@ class ConnectionCore:
 
     def finish(self) -> None:
         """Take the last steps, on the reading thread; once only."""
+        self.exchange.ended(self.lifecycle.close_reason or "closed")
         self.teardown.finish()
+        # Again, as another thread may have been in the midst of something; now none is.
+        self.exchange.ended(self.lifecycle.close_reason or "closed")
 
     def tell_unsent(self, what: str) -> None:
         """Warn that messages will not reach the peer."""
         if self.lifecycle.close_reason != ABORTED:  # else that was the intention
-            self.reporter.undelivered(ConnectionClosed(what), "closing")
+            self.error_reports.undelivered(ConnectionClosed(what), "closing")
 
     def leave_owner(self) -> None:
         """Remove the connection from its owner's books."""
-        if not self._counted or self in self.tally.living():  # an interrupted call left it there
+        if not self._counted or self in self.statistics.living():  # left there by an interruption
             self._counted = True
-            self.tally.ended(self)
+            self.statistics.ended(self)
 
     # -- errors and figures
 
-    def report(self, error: BaseException, doing: str) -> None:
+    def report(self, error: BaseException, doing: str, context: Context | None = None) -> None:
         """Log an exception with its traceback, count it, and pass it to ``on_error``."""
-        self.reporter.raised(error, doing)
+        self.error_reports.raised(error, doing, context)
 
-    def undefined(self, number: int) -> None:
+    def undefined(self, number: Any) -> None:
         """Count a message with an unregistered number, and log the first of each number."""
-        self.reporter.unregistered(number)
+        self.error_reports.unregistered(number)
 
     def counts(self) -> Counts:
         """Return the counts of this connection."""
-        intake = self.reader.intake
+        reader, send_queue, reports = self.reader, self.send_queue, self.error_reports
         return Counts(
-            messages_in=self.reader.messages_in,
-            bytes_in=self.reader.bytes_in,
-            messages_out=self.send_queue.frames_sent,
-            bytes_out=self.send_queue.bytes_sent,
+            messages_in=reader.messages_in - self.dispatcher.too_late + self.exchange.replies,
+            bytes_in=reader.bytes_in,
+            messages_out=send_queue.frames_sent,
+            bytes_out=send_queue.bytes_sent,
             handled=self.runner.handled,
             handle_time=self.runner.busy_time,
-            errors=self.reporter.errors,
-            undefined=self.reporter.undefined,
-            dropped=self.send_queue.dropped,
+            errors=reports.errors,
+            undefined=reports.undefined,
+            dropped=send_queue.dropped,
             unsent=self.unsent + self.left_over,
-            over_rate=0 if intake is None else intake.over_rate,
-            frame_timeouts=0 if intake is None else intake.frame_timeouts,
-            overdue=self.reporter.overdue,
+            over_rate=reader.over_rate,
+            frame_timeouts=reader.frame_timeouts,
+            overdue=reports.overdue,
+            requests=self.exchange.replies,
+            late_replies=self.exchange.late_replies,
         )
+
+    def requests_now(self) -> tuple[int, float]:
+        """Return how many requests are in flight, and for how many seconds the oldest one."""
+        requests = self.exchange.requests_so_far
+        return (0, 0.0) if requests is None else (requests.in_flight, requests.oldest)
 
     # -- after a fork
 
@@ -491,10 +489,11 @@ class ConnectionCore:
         self.lifecycle.apply(Event.END)
         self.teardown.after_fork()
         self.roles.threads.clear()
-        self.stuck = []
+        self.stuck = ()
         self.timers.after_fork(reason)
         self.send_queue.after_fork(reason)
-        self.end_clock = EndClock(self)
+        self.shutdown_clock = ShutdownClock(self)
         self.dispatcher.after_fork()
+        self.exchange.after_fork(reason)
         self.finished = Wakeup()
         self.finished.set()

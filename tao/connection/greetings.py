@@ -12,11 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from itertools import compress
 from operator import is_not
+from threading import get_ident
 from typing import Any, Protocol
 
 from tao.connection.application import ApplicationLink
+from tao.connection.handling.slow_handlers import Watcher, telling_if_long
 from tao.connection.lifecycle import Lifecycle
-from tao.connection.slow_handlers import Watcher, telling_if_long
+from tao.transport.stream import Transport
 
 __all__ = ["Greetings", "GreetingsHost"]
 
@@ -29,12 +31,13 @@ class GreetingsHost(Watcher, Protocol):
 
     application: ApplicationLink
     lifecycle: Lifecycle
+    transport: Transport | None
 
     def report(self, error: BaseException, doing: str) -> None:
         """Tell log and application of an error."""
 
     def in_call_of_application(self) -> bool:
-        """Tell whether an exception that is raised here reaches a caller of the application's."""
+        """Return whether an exception that is raised here reaches a caller of the application's."""
 
 
 class Greetings:
@@ -44,33 +47,71 @@ class Greetings:
         host: the connection's core.
     """
 
-    __slots__ = ("_host", "_owed")
+    __slots__ = ("_host", "_owed", "_speakers")
 
     def __init__(self, host: GreetingsHost) -> None:
         self._host = host
-        self._owed: deque[bool] = deque()  # not empty while on_close is to be called
+        self._owed: list[bool] = []  # not empty while on_close is to be called
+        self._speakers: dict[int, None] = {}  # the thread that calls on_connect
+
+    @property
+    def speaks_here(self) -> bool:
+        """Whether the calling code is ``on_connect``, or called by it."""
+        return get_ident() in self._speakers
 
     def ask_on_connect(self) -> bool:
-        """Call ``on_connect``; tell whether it agrees."""
-        if not self._call("on_connect", self._make_on_connect):
-            self._owed.append(True)
+        """Call ``on_connect``; return whether it accepts the connection."""
+        self._speakers[get_ident()] = None
+        try:
+            if not self._call("on_connect", self._make_on_connect):
+                self._owed.append(True)
+        finally:
+            self._speakers.clear()
         return bool(self._owed)
 
     def call_on_close(self) -> None:
         """Call ``on_close`` if it is owed."""
         self._host.lifecycle.on_close_called()
+        transport = self._host.transport
+        if self._owed and transport is not None:
+            transport.farewell()
+            self._tell_of_session(transport)
         for _ in range(_TRIES):
-            if self._owed and not self._call("on_close", self._make_on_close):
+            if not self._owed:
+                break
+            if not self._call("on_close", self._make_on_close):
                 self._owed.clear()
 
     def _make_on_connect(self, callback: Callable[[Any], object], conn: Any) -> None:
         self._owed.extend(filter(None, map(is_not, map(callback, (conn,)), (False,))))
 
-    def _make_on_close(self, callback: Callable[[Any], object], conn: Any) -> None:
-        deque(map(callback, compress((conn,), map(deque.pop, (self._owed,)))), maxlen=0)
+    def _tell_of_session(self, transport: Transport) -> None:
+        """Call ``on_session_lost`` if a session has left anything uncertain."""
+        messages = transport.lost_messages()
+        if messages is not None:
+            self._call("on_session_lost", lambda callback, conn: callback(conn, messages))
 
-    def _call(self, what: str, make: Callable[..., None]) -> bool:
-        """Call ``on_connect`` or ``on_close`` by ``make``; return False if there is no callback."""
+    def _make_on_close(self, callback: Callable[[Any], object], conn: Any) -> None:
+        deque(map(callback, compress((conn,), map(list.pop, (self._owed,)))), maxlen=0)
+
+    def call(self, what: str) -> bool:
+        """Call ``on_resume``, say, beside a handler; return whether it agrees.
+
+        The connection's context variables are the handler's.
+        """
+        host, application = self._host, self._host.application.find()
+        callback = None if application is None else getattr(application, what)
+        if application is None or callback is None:
+            return True
+        try:
+            with telling_if_long(host, what):
+                return callback(application.find_conn()) is not False
+        except Exception as error:
+            host.report(error, f"in {what}")
+            return False
+
+    def _call(self, what: str, make: Callable[..., object]) -> bool:
+        """Call ``on_connect``, say, by ``make``; return False if there is no callback."""
         host, application = self._host, self._host.application.find()
         callback = None if application is None else getattr(application, what)
         if application is None or callback is None:
@@ -88,3 +129,4 @@ class Greetings:
         """In a child process: nothing is owed."""
         self._host.lifecycle.on_close_called()
         self._owed.clear()
+        self._speakers.clear()

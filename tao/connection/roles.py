@@ -12,15 +12,44 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
-from tao.connection.dispatcher import Dispatcher
-from tao.connection.reading import Reader
+from tao.connection.handling.dispatcher import Dispatcher
+from tao.connection.reading_gate import ReadingGate
+from tao.connection.reading_loan import ReadingLoan
+from tao.connection.receiving.reading import Reader
 from tao.runtime.threads import Joinable, spawn
 from tao.runtime.wakeup import Wakeup
 
-__all__ = ["Roles", "RolesHost"]
+__all__ = ["Borrowed", "ConnectionRoles", "Roles", "RolesHost"]
 
 # So many times the end of a connection is tried again when that raises, too.
 _TRIES = 3
+
+
+class ConnectionRoles(Protocol):
+    """The roles of a connection, whichever threads play them: `Roles` or `SharedRoles`."""
+
+    @property
+    def gate(self) -> ReadingGate: ...
+    @property
+    def threads(self) -> list[Joinable]: ...
+    def name(self, role: str) -> str: ...
+    def threads_now(self) -> list[Joinable]: ...
+    def start_handler(self) -> None: ...
+    def launch(
+        self, failed: Callable[[BaseException], object], target: Callable[..., object], *args: Any
+    ) -> None: ...
+    def begin(self, open_up: Callable[[], bool]) -> None: ...
+    def lend_reading(self, loan: ReadingLoan) -> None: ...
+    def play(self, reading: bool) -> None: ...
+    def struck(self, error: BaseException) -> None: ...
+    def leave(self) -> None: ...
+
+
+class Borrowed(Protocol):
+    """What this asks of what calls ``on_connect``."""
+
+    def has_lent_reading(self) -> bool:
+        """Whether the calling thread has lent the reading role for good."""
 
 
 class RolesHost(Protocol):
@@ -30,13 +59,17 @@ class RolesHost(Protocol):
     finished: Wakeup
     reader: Reader
 
+    @property
+    def readiness(self) -> Borrowed:
+        """Knows whether a thread has lent the reading role."""
+
     def collapse(self, error: BaseException) -> None:
         """End at once, with this reason."""
 
     def finish(self) -> None:
         """Do the last steps, once."""
 
-    def renew(self) -> bool:
+    def renew(self) -> bool | None:
         """Get another transport and return True, or finish."""
 
 
@@ -49,12 +82,13 @@ class Roles:
         cpus: the processors that they may run on; None: any.
     """
 
-    __slots__ = ("_cpus", "_host", "_label", "threads")
+    __slots__ = ("_cpus", "_host", "_label", "gate", "threads")
 
     def __init__(self, host: RolesHost, label: str, cpus: AbstractSet[int] | None) -> None:
         self._host = host
         self._label = label
         self._cpus = cpus
+        self.gate = ReadingGate()
         #: The threads that the connection has, or had.
         self.threads: list[Joinable] = []
 
@@ -82,6 +116,19 @@ class Roles:
         """Return a copy of the list of threads."""
         return list(self.threads)
 
+    def launch(
+        self, failed: Callable[[BaseException], object], target: Callable[..., object], *args: Any
+    ) -> None:
+        """Call a function that establishes the connection, and reads it, on the first thread.
+
+        Raises:
+            RuntimeError: it cannot be started.
+        """
+        self.thread("reader", failed, target, *args).start()
+
+    def leave(self) -> None:
+        """Have nothing to do with the transport any more, as it is about to be closed."""
+
     def start_writer(self, write: Callable[[], object]) -> None:
         """Start the writing thread.
 
@@ -104,8 +151,37 @@ class Roles:
         """Open the connection, then read it; or finish, if ``open_up`` returns False or raises."""
         self.play(True, open_up)
 
-    def play(self, reading: bool, open_up: Callable[[], bool] = lambda: True) -> None:
-        """Play the reading or the handling role, then the other, until the connection is over."""
+    def lend_reading(self, loan: ReadingLoan) -> None:
+        """Have another thread read the present transport.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        thread = self.thread("reader", self.struck, self._borrow, loan)
+        try:
+            thread.start()
+        except BaseException:
+            self.threads.remove(thread)
+            raise
+
+    def _borrow(self, loan: ReadingLoan) -> None:
+        try:
+            self.play(True, None, loan)
+        finally:
+            loan.left.set()
+
+    def play(
+        self,
+        reading: bool,
+        open_up: Callable[[], bool] | None = None,
+        loan: ReadingLoan | None = None,
+    ) -> None:
+        """Play the reading or the handling role, then the other, until the connection is over.
+
+        Args:
+            open_up: called first; returns whether to go on.
+            loan: by which the thread has the reading role, to be returned perhaps.
+        """
         host = self._host
         failed: list[BaseException] = []
         try:
@@ -113,9 +189,10 @@ class Roles:
                 try:
                     if failed:
                         host.collapse(failed[-1])
-                    elif open_up():
-                        while (reads := self._take_role(reading)) is not None:
-                            reading = reads
+                    elif open_up is None or open_up():
+                        if open_up is None or not self._has_lent_reading():
+                            while (reads := self._take_role(reading, loan)) is not None:
+                                reading = reads
                         return
                     if reading:
                         host.finish()
@@ -127,14 +204,31 @@ class Roles:
             if reading:
                 host.finish()
 
-    def _take_role(self, reading: bool) -> bool | None:
+    def _take_role(self, reading: bool, loan: ReadingLoan | None) -> bool | None:
         """Read or handle; tell whether the thread is to read next. None: it is to end."""
         threading.current_thread().name = self.name("reader" if reading else "handler")
         if not reading:
             return True if self._host.dispatcher.handle() else None
         if self._host.reader.read():
             return False
-        return True if self._host.renew() else None
+        if loan is not None and loan.returned:
+            self._retire()
+            return None
+        return True if self._host.renew() and not self._has_lent_reading() else None
+
+    def _has_lent_reading(self) -> bool:
+        """Whether another thread reads what this one has opened, so that this one is to end."""
+        lent = self._host.readiness.has_lent_reading()
+        if lent:
+            self._retire()
+        return lent
+
+    def _retire(self) -> None:
+        """Forget the calling thread, which is about to end."""
+        try:
+            self.threads.remove(threading.current_thread())
+        except ValueError:
+            pass  # it belongs to the server's group
 
     def struck(self, error: BaseException) -> None:
         """End the connection, as an exception kept a thread from its role."""

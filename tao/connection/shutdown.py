@@ -6,16 +6,16 @@ import atexit
 from time import monotonic
 from typing import Protocol
 
-from tao.connection.dispatcher import Dispatcher
-from tao.connection.reading import Reader
-from tao.connection.send_queue import SendQueue
-from tao.connection.statistics import tallies
+from tao.connection.handling.dispatcher import Dispatcher
+from tao.connection.receiving.reading import Reader
+from tao.connection.reports.statistics import all_statistics
+from tao.connection.sending.send_queue import SendQueue
 from tao.connection.timers import TimerSet
 from tao.runtime.deadline import Deadline
 from tao.runtime.log import logger
 from tao.transport.stream import Transport
 
-__all__ = ["EndClock"]
+__all__ = ["ShutdownClock"]
 
 # How long a peer may take to close after our FIN, in seconds: a remote peer, and a silent one on
 # this machine.
@@ -32,13 +32,13 @@ class EndClockHost(Protocol):
     transport: Transport | None
 
     def cut_off(self) -> None:
-        """Abort what does not end by itself."""
+        """Abort the connection if it does not end by itself."""
 
     def unacknowledged(self) -> int:
         """How many bytes that the kernel took are still on their way to the peer."""
 
 
-class EndClock:
+class ShutdownClock:
     """Aborts a connection that does not end by itself; runs on the timing wheel's thread.
 
     A peer that does not close after our FIN is cut off before the deadline, once its machine has
@@ -64,7 +64,7 @@ class EndClock:
 
     @property
     def deadline(self) -> Deadline | None:
-        """When the graceful end must be over; None: it has not begun."""
+        """The deadline of the graceful shutdown; None: it has not begun."""
         first: Deadline | None = None
         for deadline in list(self._deadlines):
             if first is None or deadline.before(first):
@@ -117,15 +117,15 @@ class EndClock:
 
 
 def _tell_what_is_dropped() -> None:
-    """When the process ends: log what its connections leave undone."""
-    for tally in tallies():
-        conns = list(tally.living())
+    """At exit, log the unfinished messages of all connections."""
+    for statistics in all_statistics():
+        conns = list(statistics.living())
         unhandled = sum(conn.unhandled for conn in conns)
         unsent = sum(conn.send_queue.waiting for conn in conns)
         if unhandled or unsent:
             logger.warning(
                 "the process ends, so {} drops {} messages not handled and {} not sent, of {} "
-                "connections", tally.name, unhandled, unsent, len(conns),
+                "connections", statistics.name, unhandled, unsent, len(conns),
             )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ class HasTransport:
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
-        """Whom the peer proved to be by TLS, as ``ssl.SSLSocket.getpeercert()`` tells, or None."""
+        """The peer's TLS certificate as ``ssl.SSLSocket.getpeercert()`` returns it, or None."""
         transport = self._core.transport
         return None if transport is None else transport.peer_certificate
 

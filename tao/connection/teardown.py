@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
-from tao.connection.dispatcher import Dispatcher
+from tao.connection.handling.dispatcher import Dispatcher
 from tao.connection.lifecycle import Event, Lifecycle
-from tao.connection.reading import Reader
-from tao.connection.roles import Roles
-from tao.connection.send_queue import SendQueue
-from tao.connection.shutdown import EndClock
+from tao.connection.receiving.reading import Reader
+from tao.connection.roles import ConnectionRoles
+from tao.connection.sending.send_queue import SendQueue
+from tao.connection.shutdown import ShutdownClock
 from tao.connection.timers import TimerSet
 from tao.runtime.deadline import Deadline
 from tao.runtime.threads import Joinable, gather
@@ -31,18 +32,21 @@ class TeardownHost(Protocol):
     """What this asks of a connection's core."""
 
     dispatcher: Dispatcher
-    end_clock: EndClock
+    shutdown_clock: ShutdownClock
     finished: Wakeup
     in_flight: int
     left_over: int
     lifecycle: Lifecycle
     reader: Reader
-    roles: Roles
     send_queue: SendQueue
-    stuck: list[Joinable]
+    stuck: Sequence[Joinable]
     timers: TimerSet
     transport: Transport | None
     was_cut_off: bool
+
+    @property
+    def roles(self) -> ConnectionRoles:
+        """The roles that its threads play."""
 
     def call_on_close(self) -> None:
         """Call ``on_close`` if it is owed."""
@@ -51,7 +55,7 @@ class TeardownHost(Protocol):
         """Have the owner forget the connection."""
 
     def tell_unsent(self, what: str) -> None:
-        """Warn of what will not reach the peer."""
+        """Log a warning about messages that will not reach the peer."""
 
 
 class Teardown:
@@ -69,7 +73,7 @@ class Teardown:
         self._drain_timeout = drain_timeout
         # Each is changed in one step, by any thread.
         self._finisher: dict[str, int] = {}  # the thread that takes the steps: the first
-        self._told: bool = False  # what will not be sent has been logged
+        self._told: bool = False  # unsent messages have been logged
 
     def finish(self) -> None:
         """Take the last steps. If it is interrupted, it may be called again.
@@ -97,23 +101,27 @@ class Teardown:
             self._tell_of_rest(frames, size)
             self._told = True
         host.timers.end()
-        host.stuck = gather(host.roles.threads_now(), Deadline(None if idle else _MOMENT))
+        threads = host.roles.threads_now()
+        host.stuck = gather(threads, Deadline(None if idle else _MOMENT)) if threads else ()
         host.call_on_close()
         if host.transport is not None:
             if host.was_cut_off and host.reader.discarded > _MUCH:
                 host.transport.reset()
+            host.roles.leave()
             host.transport.close()
         host.leave_owner()
         host.lifecycle.apply(Event.END)
         host.finished.set()
 
     def _wait_for_parts(self) -> bool:
-        """Wait for handlers and for the send queue; tell whether all handlers returned."""
+        """Wait for handlers and for the send queue; return whether all handlers returned."""
         host = self._host
         idle = host.dispatcher.wait_idle()
         if host.transport is not None:
-            deadline = host.end_clock.deadline or Deadline(self._drain_timeout)
-            if not host.send_queue.wait_sent(deadline):
+            if not host.send_queue.over:
+                deadline = host.shutdown_clock.deadline or Deadline(self._drain_timeout)
+                host.send_queue.wait_sent(deadline)
+            if not host.send_queue.fin_sent:
                 host.transport.abort()
         return idle
 
@@ -129,5 +137,5 @@ class Teardown:
             )
 
     def after_fork(self) -> None:
-        """In a child process: report nothing, as the parent sends what waits."""
+        """In a forked child: report nothing, because the parent sends the waiting messages."""
         self._told = True

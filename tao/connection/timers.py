@@ -34,6 +34,9 @@ class _Timer(NamedTuple):
 class _UserTimer:
     """A timer of the user's: when the wheel fires it, its callback is to take its turn.
 
+    One that fires once is pending until its turn has come. So the wheel may fire it again if an
+    exception has interrupted it meanwhile.
+
     The callback itself is the application's, see `Application.timers`.
     """
 
@@ -50,14 +53,14 @@ class _UserTimer:
     def fire(self, due: datetime) -> None:
         """Have the callback take its turn; on the wheel's thread."""
         waiting = self._waiting
-        if (waiting is None or waiting() is None) and self._owner.take(self):
+        if (waiting is None or waiting() is None) and self._owner.has(self):
             call = partial(self._run, due)
             self._waiting = weakref.ref(call)
             self._owner.hand_over(call)
 
     def _run(self, due: datetime) -> None:
         self._waiting = None
-        if not self.periodic or self._owner.has(self):  # not cancelled while it waited
+        if self._owner.take(self):  # else it was cancelled while it waited
             self._owner.call(self, due)
 
 
@@ -85,8 +88,8 @@ class TimerSet:
         self._application = application
         # By purpose, the clock that was set last. Those of one purpose have ascending ids.
         self._clocks: dict[str, AtomicReference[_Timer | None]] = {}
-        # By id, those that are neither cancelled nor have fired for the last time. Whoever takes
-        # one out owns it.
+        # By id, those that are neither cancelled nor have had their last turn. The call that
+        # removes one owns it.
         self._timers: dict[int, _UserTimer] = {}
         # Both are set before what is there is cancelled, and looked at after something was added:
         # so one of the two sees the other.
@@ -142,18 +145,40 @@ class TimerSet:
         if self._over:
             clock.wheel.cancel(clock.timer_id)
 
-    def add(self, seconds: float, callback: ConnectionTimer, *, periodic: bool) -> int:
+    def clear_clock(self, purpose: str) -> None:
+        """Cancel the clock of a purpose, if there is one."""
+        current = self._clocks.get(purpose)
+        clock = None if current is None else current.get()
+        if clock is not None:
+            clock.wheel.cancel(clock.timer_id)
+
+    def reserve_id(self) -> int:
+        """Return an id for a timer, by which it can be cancelled even if `add` is interrupted."""
+        return self._wheel.reserve_id()
+
+    def add(
+        self,
+        seconds: float,
+        callback: ConnectionTimer,
+        *,
+        periodic: bool,
+        timer_id: int | None = None,
+    ) -> int:
         """Have ``callback(due, conn)`` take its turn in, or every, so many seconds; return an id.
 
         A periodic call that is due while the one before still waits for its turn is left out.
+
+        Args:
+            timer_id: one from `reserve_id`; None: a new one.
 
         Raises:
             ConnectionClosed: the connection is closed.
             TypeError, ValueError: an argument is wrong.
         """
         self._raise_if_closed()
-        add = self._wheel.run_every if periodic else self._wheel.run_after
-        timer_id = self._wheel.reserve_id()
+        add = self._wheel.run_every if periodic else self._wheel.run_until_done
+        if timer_id is None:
+            timer_id = self._wheel.reserve_id()
         timer = _UserTimer(self, timer_id, periodic=periodic)
         application = self._application.find()
         try:
@@ -165,9 +190,8 @@ class TimerSet:
             return timer_id
         except BaseException as error:
             # A caller that does not get the timer's id must not leave a timer behind.
-            self._wheel.cancel(timer_id)
             self._timers.pop(timer_id, None)
-            self._drop_callback(timer_id)
+            self._forget(timer_id)
             if isinstance(error, RuntimeError):  # the wheel may be stopped once all have ended
                 self._raise_if_closed()
             raise
@@ -177,20 +201,26 @@ class TimerSet:
             raise ConnectionClosed(self._closed)
 
     def cancel(self, timer_id: int) -> bool:
-        """Cancel a timer; tell whether it was pending."""
-        if timer_id not in self._timers:
-            return False
-        # In this order: an exception in between leaves one that can be cancelled once more.
-        self._wheel.cancel(timer_id)
-        self._drop_callback(timer_id)
-        return self._timers.pop(timer_id, None) is not None
+        """Cancel a timer; return whether it was pending."""
+        try:
+            if self._timers.pop(timer_id, None) is None:
+                return False
+            self._forget(timer_id)
+            return True
+        except BaseException:
+            self._timers.pop(timer_id, None)
+            self._forget(timer_id)
+            raise
 
-    def _drop_callback(self, timer_id: int) -> Callable[..., object] | None:
+    def _forget(self, timer_id: int) -> None:
+        """Remove what belongs to a timer that is not pending any more."""
+        self._wheel.cancel(timer_id)
         application = self._application.find()
-        return None if application is None else application.timers.pop(timer_id, None)
+        if application is not None:
+            application.timers.pop(timer_id, None)
 
     def close(self, reason: str) -> None:
-        """Cancel the user's timers and accept no more; clocks run on, for a graceful end."""
+        """Cancel the user's timers and refuse new ones; internal timers continue until the end."""
         if self._closed is None:
             self._closed = reason
         for timer_id in list(self._timers):
@@ -211,11 +241,11 @@ class TimerSet:
     # -- for the timers
 
     def has(self, timer: _UserTimer) -> bool:
-        """Tell whether a timer is still pending."""
+        """Return whether a timer is still pending."""
         return timer.timer_id in self._timers
 
     def take(self, timer: _UserTimer) -> bool:
-        """Tell whether a timer that fires is still pending; one that fires once is not any more."""
+        """Return whether a timer is still pending, and remove it if it fires once."""
         if timer.periodic:
             return self.has(timer)
         return self._timers.pop(timer.timer_id, None) is not None
@@ -231,8 +261,13 @@ class TimerSet:
             return
         find = application.timers.get if timer.periodic else application.timers.pop
         callback = find(timer.timer_id, None)
-        if callback is not None:
+        if callback is None:
+            return
+        application.variables.in_timer = True
+        try:
             callback(due, application.find_conn())
+        finally:
+            application.variables.in_timer = False
 
     # -- after a fork
 
@@ -241,7 +276,7 @@ class TimerSet:
         self._wheel = wheel
 
     def after_fork(self, reason: str) -> None:
-        """In a child process: have no timer and take no more; the wheel is the parent's."""
+        """In a forked child: drop all timers and refuse new ones; the wheel is the parent's."""
         self._closed = self._closed or reason
         self._over = True
         self._timers.clear()

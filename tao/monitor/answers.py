@@ -107,7 +107,7 @@ class Pages(Protocol):
 
 
 class FaultLog:
-    """Logs errors in pages at ERROR with the traceback, at most one a second.
+    """Logs errors in pages at ERROR with the traceback, at most one per second.
 
     May be called from any thread.
     """
@@ -154,7 +154,7 @@ def plain(status: int, text: str) -> Reply:
 
 
 def _failed(error: BaseException) -> str:
-    return f"this failed with {type(error).__name__}; the log of the program tells where\n"
+    return f"the request failed with {type(error).__name__}; the program's log has the traceback\n"
 
 
 class _Request(BaseHTTPRequestHandler):
@@ -186,7 +186,7 @@ class _Request(BaseHTTPRequestHandler):
         if not super().parse_request():
             return False
         if self.command not in ("GET", "HEAD"):
-            answer = Answer(405, TEXT, "there is nothing here but to read\n")
+            answer = Answer(405, TEXT, "only GET and HEAD are supported\n")
             self._send(answer, {"Allow": "GET, HEAD"})
             return False
         return True
@@ -194,8 +194,8 @@ class _Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         path = path.rstrip("/") or "/"
-        if not self._is_welcome():
-            text = "this monitor is for this machine: ask for it as localhost\n"
+        if not self._host_is_allowed():
+            text = "this monitor serves only this machine: use localhost in the URL\n"
             self._send(Answer(403, TEXT, text))
         elif path == "/events":
             self._begin_stream()
@@ -208,7 +208,7 @@ class _Request(BaseHTTPRequestHandler):
         try:
             fields = dict(parse_qsl(query, max_num_fields=_MOST_FIELDS))
         except ValueError:
-            return Answer(400, TEXT, f"a query has {_MOST_FIELDS} fields at most\n")
+            return Answer(400, TEXT, f"a query may have at most {_MOST_FIELDS} fields\n")
         return self._pages.page(path, fields)
 
     def _made(self, path: str, make: Callable[[], Answer]) -> Answer:
@@ -219,11 +219,11 @@ class _Request(BaseHTTPRequestHandler):
             self._faults.add(path, error)
             return Answer(500, TEXT, _failed(error))
 
-    def _is_welcome(self) -> bool:
-        """Tell whether whoever asks knows whom he asks.
+    def _host_is_allowed(self) -> bool:
+        """Return whether the Host header is safe against DNS rebinding.
 
-        A web site can make its name resolve to this machine, and a browser would then let it read
-        these pages (DNS rebinding). But it cannot use the name localhost.
+        A web site can make its own name resolve to this machine, and then a browser would let it
+        read these pages. It cannot use the name localhost or an address.
         """
         if not self._pages.local:
             return True
@@ -235,7 +235,7 @@ class _Request(BaseHTTPRequestHandler):
     def _begin_stream(self) -> None:
         """Answer with the first events, or with the reason why there are none."""
         if not self._pages.join_stream():
-            text = "enough are looking at this already; close one of the pages\n"
+            text = "too many live pages are open; close one of them\n"
             self._send(Answer(503, TEXT, text), {"Retry-After": "5"})
             return
         try:

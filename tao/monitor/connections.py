@@ -6,12 +6,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from tao.connection.slow_handlers import Running, running_in
-from tao.connection.statistics import Tally, tallies
-from tao.safe_text import safe_repr, safe_str
+from tao.connection.handling.slow_handlers import Running, running_in
+from tao.connection.reports.statistics import Statistics, all_statistics
+from tao.connection.sessions.agreeing import session_of
+from tao.safe_text import number_value, safe_repr, safe_str
 from tao.transport.addresses import address_text
 
-__all__ = ["Survey", "WrongQuery", "name_of", "page_of_connections", "peer_of", "survey"]
+__all__ = [
+    "Survey",
+    "WrongQuery",
+    "name_of",
+    "page_bounds",
+    "page_of_connections",
+    "peer_of",
+    "survey",
+]
 
 # How many connections one response holds, by default and at most.
 _LIMIT, _LIMIT_MOST = 1000, 10_000
@@ -70,27 +79,26 @@ def peer_of(conn: Any) -> str:
         return safe_repr(address)[:_LONGEST]
 
 
-def survey(tally: Tally) -> Survey:
+def survey(statistics: Statistics) -> Survey:
     """Examine all connections of a server, or the connection of a client."""
     found = Survey(0, 0, [], [], [])
     pending = send_queue = 0
-    everyone = _seen([tally])
+    everyone = _seen([statistics])
     running_now = _running(everyone)
     for conn, _, _ in everyone:
         waiting, running = conn.dispatcher.pending, running_now.get(conn)
         queue, limit = conn.send_queue.waiting, conn.settings.queue_size
         pending += waiting
         send_queue += queue
-        who = f"connection {conn.net_id}, {peer_of(conn)}"
+        subject = f"connection {conn.net_id}, {peer_of(conn)}"
         if running is not None and running.seconds >= _LONG:
-            what = "a timer" if running.number is None else f"message {running.number}"
-            text = f"{who}: the handler of {what} runs for {running.seconds:.0f} s"
+            text = f"{subject}: handling {running.what} for {running.seconds:.0f} s"
             found.slow.append((running.seconds, text))
         if queue * 100 >= limit * _FULL:
-            text = f"{who}: {queue} of {limit} messages wait to be sent"
+            text = f"{subject}: {queue} messages wait to be sent (limit {limit})"
             found.blocked.append((queue * 100 / limit, text))
         if waiting * 100 >= limit * _FULL:
-            text = f"{who}: {waiting} messages wait for their handler"
+            text = f"{subject}: {waiting} messages wait for their handler"
             found.behind.append((waiting * 100 / limit, text))
     for worst in found[2:]:
         worst.sort(reverse=True)
@@ -108,12 +116,8 @@ def page_of_connections(query: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         WrongQuery: a value is out of range.
     """
-    unknown = set(query) - {"offset", "limit", "server", "filter", "sort"}
-    if unknown:
-        raise WrongQuery(f"there is no {min(unknown)} to ask for")
-    offset = _number(query, "offset", 0, 2**31)
-    limit = _number(query, "limit", _LIMIT, _LIMIT_MOST)
-    owners = [each for each in tallies() if query.get("server") in (None, "", each.name)]
+    offset, limit = page_bounds(query)
+    owners = [each for each in all_statistics() if query.get("server") in (None, "", each.name)]
     found = _seen(owners)
     wanted = query.get("filter", "").lower()
     if wanted:
@@ -127,6 +131,18 @@ def page_of_connections(query: Mapping[str, str]) -> dict[str, Any]:
     return {"total": len(found), "offset": offset, "connections": rows}
 
 
+def page_bounds(query: Mapping[str, str]) -> tuple[int, int]:
+    """Return the first row to show, and how many.
+
+    Raises:
+        WrongQuery: a value is out of range, or there is an unknown one.
+    """
+    unknown = set(query) - {"offset", "limit", "server", "filter", "sort"}
+    if unknown:
+        raise WrongQuery(f"there is no {min(unknown)} to ask for")
+    return _number(query, "offset", 0, 2**31), _number(query, "limit", _LIMIT, _LIMIT_MOST)
+
+
 def _key(field: str, found: list[_Seen]) -> Callable[[_Seen], Any]:
     """Return the sort key for a field."""
     if field == "running_for":
@@ -134,7 +150,7 @@ def _key(field: str, found: list[_Seen]) -> Callable[[_Seen], Any]:
         return lambda seen: running[seen.conn].seconds if seen.conn in running else -1.0
     if field not in _KEYS:
         names = ", ".join([*_KEYS, "running_for"])
-        raise WrongQuery(f"sort is one of {names}, with or without - before it")
+        raise WrongQuery(f"sort must be one of {names}, with or without a leading -")
     return _KEYS[field]
 
 
@@ -143,16 +159,16 @@ def _number(query: Mapping[str, str], name: str, default: int, most: int) -> int
     if not text:
         return default
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= most):
-        raise WrongQuery(f"{name} is a number from 0 to {most}")
+        raise WrongQuery(f"{name} must be a number from 0 to {most}")
     return int(text)
 
 
-def _seen(owners: list[Tally]) -> list[_Seen]:
+def _seen(owners: list[Statistics]) -> list[_Seen]:
     """Return the established connections, by owner and number."""
     return [
-        _Seen(conn, tally.name, since)
-        for tally in owners
-        for conn, since in sorted(tally.living().items(), key=lambda item: item[0].net_id)
+        _Seen(conn, statistics.name, since)
+        for statistics in owners
+        for conn, since in sorted(statistics.living().items(), key=lambda item: item[0].net_id)
         if conn.lifecycle.status.on_close_owed
     ]
 
@@ -179,6 +195,17 @@ def _tls(conn: Any) -> str | None:
     return None if transport is None else transport.tls_version
 
 
+def _session(conn: Any) -> dict[str, Any] | None:
+    stream = session_of(conn.transport)
+    return None if stream is None else stream.figures._asdict()
+
+
+def _unacknowledged(conn: Any) -> int:
+    """What neither side knows to be handled, in bytes."""
+    found = _session(conn)
+    return -1 if found is None else int(found["unacknowledged"] + found["unhandled"])
+
+
 _KEYS: Final[dict[str, Callable[[_Seen], Any]]] = {
     "id": lambda seen: seen.conn.net_id,
     "server": lambda seen: seen.owner,
@@ -191,13 +218,17 @@ _KEYS: Final[dict[str, Callable[[_Seen], Any]]] = {
     "bytes_out": lambda seen: seen.conn.send_queue.bytes_sent,
     "send_queue": lambda seen: seen.conn.send_queue.waiting,
     "pending": lambda seen: seen.conn.dispatcher.pending,
+    "requests": lambda seen: seen.conn.requests_now()[0],
+    "oldest_request": lambda seen: seen.conn.requests_now()[1],
     "last_heartbeat": _heard,
     "tls": lambda seen: _tls(seen.conn) or "",
+    "session": lambda seen: _unacknowledged(seen.conn),
 }
 
 
 def _row(seen: _Seen, running: Running | None) -> dict[str, Any]:
     conn = seen.conn
+    in_flight, oldest = conn.requests_now()
     return {
         "id": conn.net_id,
         "server": seen.owner,
@@ -211,9 +242,14 @@ def _row(seen: _Seen, running: Running | None) -> dict[str, Any]:
         "send_queue": conn.send_queue.waiting,
         "send_queue_limit": conn.settings.queue_size,
         "pending": conn.dispatcher.pending,
+        "requests": in_flight,
+        "oldest_request": round(oldest, 3),
         "last_heartbeat": round(_heard(seen), 3),
         "tls": _tls(conn),
+        "session": _session(conn),
         # None also while a timer's callback runs.
-        "running": None if running is None else running.number,
+        "running": None
+        if running is None or running.number is None
+        else number_value(running.number),
         "running_for": 0.0 if running is None else round(running.seconds, 3),
     }

@@ -134,7 +134,8 @@ class HttpServer:
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
-        # Who is about to write to _wake, and whether it is too late for that: see _ring.
+        # One item for each thread that is about to write to _wake, and whether the loop has ended,
+        # after which none may; see _ring.
         self._ringing: list[None] = []
         self._over: bool = False
         # Results for the loop: the thread and its answer, or None if it failed.
@@ -179,7 +180,7 @@ class HttpServer:
         self._peers.clear()
 
     def _ring(self) -> None:
-        """Wake the loop, unless it has ended: its end of the pair could be another's by then."""
+        """Wake the loop, unless it has ended: its descriptor may have been reused since."""
         self._ringing.append(None)
         try:
             if not self._over:
@@ -218,10 +219,10 @@ class HttpServer:
             try:
                 try:
                     self._turn()
-                except BaseException as error:  # out of memory, say; the next turn may have some
+                except BaseException as error:  # such as a lack of memory, which may pass
                     self._go_on(error)
             except BaseException:
-                pass  # the handling of an error has raised, and so might anything done about it
+                pass  # handling the error has raised, and so might any further handling
         for peer in self._all():
             self._drop(peer)
         self._sock.close()
@@ -230,7 +231,7 @@ class HttpServer:
         self._over = True
         deadline = Deadline(_APOLOGY)
         while self._ringing and not deadline.expired:
-            time.sleep(0.001)  # for a few instructions of another thread
+            time.sleep(0.001)  # another thread needs this long for a few instructions
         self._wake.close()
         self._woken.close()
 
@@ -269,7 +270,7 @@ class HttpServer:
             times.append(self._accept_again)
         if self._streams() and self._teller is None:
             times.append(self._news_due)
-        # A close that an exception cut off before it could ring is noticed after a while.
+        # An exception may interrupt close() before it rings; this timeout bounds the delay.
         return max(0.0, min([*times, now + PATIENCE]) - now) + 0.001
 
     def _all(self) -> list[_Peer]:
@@ -283,7 +284,7 @@ class HttpServer:
     def _accept(self, now: float) -> None:
         for number in range(_ACCEPTED_AT_ONCE):
             if number and self._is_full():
-                return  # whether another is there, and needs room, the next turn knows
+                return  # the next turn checks for further connections, and makes room
             if not self._make_room(now):
                 self._accept_again = now + _GRACE
                 return
@@ -308,14 +309,14 @@ class HttpServer:
         idle = [each for each in self._all() if each.waits_for_peer and now - each.since >= _GRACE]
         idle.sort(key=lambda peer: peer.state is not _State.LINGERING)
         if idle:
-            self._drop(idle[0], "others are waiting")
+            self._drop(idle[0], "too many connections")
         return bool(idle)
 
     def _make_room_for(self, size: int) -> None:
         """Close the oldest connections that do not read, if too many bytes would be unsent."""
         unsent = [peer for peer in self._all() if peer.out]
         while unsent and size + sum(len(peer.out) for peer in unsent) > _MOST_UNSENT:
-            self._drop(unsent.pop(0), "too much waits to be read")
+            self._drop(unsent.pop(0), "too many unread bytes")
 
     def _advance(self, peer: _Peer) -> None:
         """Read from or write to a connection that is ready."""
@@ -342,7 +343,7 @@ class HttpServer:
         head = peer.received
         head += data
         if not data and not head:
-            self._drop(peer)  # a check whether anybody listens
+            self._drop(peer)  # a health check that only connects
         elif not data or b"\r\n\r\n" in head or b"\n\n" in head or len(head) >= _LONGEST_HEAD:
             peer.state, peer.received = _State.ANSWERING, bytearray()
             peer.page = b"".join(head.split(None, 2)[1:2]).partition(b"?")[0]
@@ -354,18 +355,18 @@ class HttpServer:
             if not peer.has_deadline or now < peer.deadline:
                 continue
             if peer.state is _State.ANSWERING:
-                self._reply(peer, plain(503, f"no answer could be made within {PATIENCE:g} s\n"))
+                self._reply(peer, plain(503, f"the page was not ready within {PATIENCE:g} s\n"))
                 peer.deadline = now + _APOLOGY
             else:
-                self._drop(peer, f"not done after {PATIENCE:g} s")
-        for thread, peer in list(self._answering.items()):
-            if not thread.is_alive() and peer.deadline <= now:  # it died before it could post
+                self._drop(peer, f"timed out after {PATIENCE:g} s")
+        for thread, peer in dict(self._answering).items():
+            if not thread.is_alive() and peer.deadline <= now:  # it ended before it could post
                 del self._answering[thread]
 
     def _drop(self, peer: _Peer, why: str = "") -> None:
         """Close a connection."""
         if why:
-            logger.debug("{}: request cut off: {}", self._name, why)
+            logger.debug("{}: connection closed: {}", self._name, why)
         self._peers.pop(peer.sock.fileno(), None)
         if peer.state is _State.STREAMING:
             self._left()
@@ -394,21 +395,21 @@ class HttpServer:
         except (RuntimeError, MemoryError) as error:
             del self._answering[thread]
             logger.warning("{}: cannot answer: {}", self._name, explain(error))
-            self._reply(peer, plain(503, "there can be no thread to answer this\n"))
+            self._reply(peer, plain(503, "no thread can be started to answer the request\n"))
 
     def _take_posted(self) -> None:
         while self._posted:
             thread, reply = self._posted.popleft()
             peer = self._answering.pop(thread, None)
             if peer is not None:
-                self._reply(peer, reply or plain(500, "this failed\n"))
+                self._reply(peer, reply or plain(500, "the request failed\n"))
             elif thread is self._teller:
                 self._teller = None
                 self._tell(reply)
         self._begin_answers()
 
     def _reply(self, peer: _Peer, reply: Reply) -> None:
-        if peer.state is not _State.ANSWERING:  # it is too late
+        if peer.state is not _State.ANSWERING:  # the request has timed out
             if reply.streams:
                 self._left()
             return
@@ -433,13 +434,13 @@ class HttpServer:
             self._teller.start()
         except (RuntimeError, MemoryError) as error:
             self._teller = None
-            logger.warning("{}: no news: {}", self._name, explain(error))
+            logger.warning("{}: cannot make an event: {}", self._name, explain(error))
 
     def _tell(self, news: Reply | None) -> None:
         """Send an event to all streams that have sent the previous one; None: end all streams."""
         for peer in self._streams():
             if news is None:
-                self._drop(peer, "there is no news")  # it may ask why
+                self._drop(peer, "no event could be made")  # the page requests the reason
             elif not peer.out:
                 peer.out = memoryview(news.data)
                 peer.deadline = time.monotonic() + PATIENCE

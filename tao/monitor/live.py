@@ -1,6 +1,6 @@
-"""The data of the live page: once a second, the current state of the servers and clients.
+"""The data of the live page: once per second, the current state of the servers and clients.
 
-Nothing runs while no page is open. Otherwise the update is made once a second, by the first thread
+Nothing runs while no page is open. Otherwise an update is made once per second, by the first thread
 that needs it, and all pages get the same one.
 """
 
@@ -10,18 +10,15 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tao.connection.recent_errors import Failure
-from tao.connection.statistics import Snapshot, Tally, tallies
 from tao.monitor.answers import as_json
-from tao.monitor.connections import Survey, survey
+from tao.monitor.ends import KINDS, End, local_ends, together
 from tao.runtime.histogram import Latency, dense, difference, merged, sparse, summed
-from tao.safe_text import safe_str
+from tao.safe_text import number_value
 from tao.version import __version__
-from tao.wire.message import HEARTBEAT
 
 __all__ = ["PERIOD", "Feed"]
 
@@ -33,36 +30,18 @@ _READINGS, _HISTORY = 60, 300
 _WINDOW = 10
 # How many servers, and how many clients, are shown separately; the rest is summed up.
 _APART = 16
-# How many message numbers, errors and similar problems are shown for each.
-_NUMBERS, _ERRORS, _ALIKE = 40, 20, 3
-# How much of a handler's name is shown, in characters.
-_LONGEST_NAME = 100
+# How many message numbers and similar problems are shown for each.
+_NUMBERS, _ALIKE = 40, 3
 # Fewer errors than this in ten seconds are not reported as rising.
 _RISING = 5
 
 #: The name for all servers and clients together.
 EVERYTHING: Final = "everything"
 
-# The figures shown per second, and those that are summed up.
+# The figures shown per second.
 _RATES = ("messages_in", "messages_out", "bytes_in", "bytes_out", "handled", "errors")
-_ADDED = (
-    *("connections", "connections_total", "refused", "accept_errors", "workers"),
-    *("workers_busy", "timers", "reconnects"),
-)
-
 # A histogram without the empty buckets.
 _Sparse = dict[int, int]
-
-
-@dataclass
-class _End:
-    """One server or client, or several together, at one moment."""
-
-    snapshot: Snapshot
-    survey: Survey
-    cells: dict[int | str, list[int]]
-    failures: list[tuple[str, Failure]]
-    names: dict[int | str, str]  # of handlers, by message number
 
 
 @dataclass
@@ -71,13 +50,18 @@ class _Reading:
 
     when: float
     figures: dict[str, float]
-    cells: dict[int | str, _Sparse]
+    cells: dict[Hashable, _Sparse]
 
 
 class Feed:
-    """Makes the updates. Methods may be called from any thread."""
+    """Makes the updates. Methods may be called from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        ends: returns the servers and clients to show.
+    """
+
+    def __init__(self, ends: Callable[[], list[End]] = local_ends) -> None:
+        self._ends = ends
         # Guards the fields below, and lets one thread at a time make the update.
         self._lock = threading.Lock()
         self._made: float = float("-inf")  # when, monotonic
@@ -100,7 +84,7 @@ class Feed:
             return as_json(list(self._history))
 
     def _make(self, now: float) -> dict[str, Any]:
-        ends = _ends()
+        ends = _ends(self._ends())
         self._readings = {
             name: kept
             for name, kept in self._readings.items()
@@ -124,7 +108,7 @@ class Feed:
             ],
         }
 
-    def _figures(self, end: _End, now: float) -> dict[str, Any]:
+    def _figures(self, end: End, now: float) -> dict[str, Any]:
         """Return the figures of an end, and keep a reading of them."""
         snapshot = end.snapshot
         figures = snapshot.as_dict()
@@ -182,14 +166,12 @@ def _rounded(latency: Latency) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in latency.as_dict().items()}
 
 
-def _handlers(end: _End, recent: dict[int | str, list[int]], span: float) -> list[dict[str, Any]]:
+def _handlers(end: End, recent: dict[Hashable, list[int]], span: float) -> list[dict[str, Any]]:
     """Return a row for each message number, the busiest first."""
     rows = []
     for number, counts in end.cells.items():
-        if number == HEARTBEAT and number not in end.names:
-            continue
         latest = summed(recent[number])
-        row: dict[str, Any] = {"number": number, "name": end.names.get(number, "")}
+        row: dict[str, Any] = {"number": number_value(number), "name": end.names.get(number, "")}
         row |= {"total": sum(counts), "rate": round(latest.count / span, 2)}
         rows.append(row | _rounded(latest))
     rows.sort(key=lambda row: (-row["rate"], -row["total"]))
@@ -208,84 +190,22 @@ def _point(figures: dict[str, Any]) -> list[float]:
 # -- gathering
 
 
-def _ends() -> list[_End]:
+def _ends(found: list[End]) -> list[End]:
     """Return all ends to show: the total, servers, clients."""
-    found = [(tally, tally.snapshot()) for tally in tallies()]
-    groups = [
-        [(tally, snapshot) for tally, snapshot in found if snapshot.kind == kind]
-        for kind in ("server", "client")
-    ]
-    ends: list[_End] = []
-    for kind, group in zip(("server", "client"), groups, strict=True):
-        each = [_end(tally, snapshot) for tally, snapshot in group]
-        ends += each[:_APART]
-        if len(each) > _APART:
-            name = f"{len(each) - _APART} other {kind}s"
-            ends.append(_together(each[_APART:], name, kind))
-    return [_together(ends, EVERYTHING, ""), *ends]
-
-
-def _end(tally: Tally, snapshot: Snapshot) -> _End:
-    failures = [(tally.name, failure) for failure in tally.failures.last()]
-    cells = tally.latencies.copies()
-    return _End(snapshot, survey(tally), cells, failures, _names(tally, cells))
-
-
-def _names(tally: Tally, numbers: Iterable[int | str]) -> dict[int | str, str]:
-    """Return the names of the message handlers, as far as they are known."""
-    conn = next(iter(tally.living()), None)
-    application = None if conn is None else conn.application.find()
-    entries: dict[Any, Any] = {} if application is None else application.entries
-    handlers = {number: getattr(entries.get(number), "handler", None) for number in numbers}
-    return {number: _called(handler) for number, handler in handlers.items() if handler is not None}
-
-
-def _called(handler: object) -> str:
-    try:
-        return safe_str(getattr(handler, "__name__", type(handler).__name__))[:_LONGEST_NAME]
-    except Exception:  # of a class whose attributes are computed
-        return type(handler).__name__
-
-
-def _together(ends: list[_End], name: str, kind: str) -> _End:
-    """Sum up several ends."""
-    total = Snapshot(name=name, kind=kind)
-    cells: dict[int | str, list[int]] = {}
-    names: dict[int | str, set[str]] = {}
-    for each in ends:
-        for number, handler in each.names.items():
-            names.setdefault(number, set()).add(handler)
-        snapshot = each.snapshot
-        total.add(snapshot)
-        total.uptime = max(total.uptime, snapshot.uptime)
-        for figure in _ADDED:
-            setattr(total, figure, getattr(total, figure) + getattr(snapshot, figure))
-        for error, count in snapshot.error_kinds.items():
-            total.error_kinds[error] = total.error_kinds.get(error, 0) + count
-        for number, counts in each.cells.items():
-            cells[number] = merged([cells[number], counts]) if number in cells else counts
-    surveys = [each.survey for each in ends]
-    looked = Survey(
-        sum(each.pending for each in surveys),
-        sum(each.send_queue for each in surveys),
-        _worst(each.slow for each in surveys),
-        _worst(each.blocked for each in surveys),
-        _worst(each.behind for each in surveys),
-    )
-    failures = [failure for each in ends for failure in each.failures]
-    failures.sort(key=lambda item: -item[1].time)
-    told = {number: ", ".join(sorted(handlers)[:2]) for number, handlers in names.items()}
-    return _End(total, looked, cells, failures[:_ERRORS], told)
-
-
-def _worst(lists: Iterable[list[tuple[float, str]]]) -> list[tuple[float, str]]:
-    return sorted((item for each in lists for item in each), reverse=True)
+    groups = [[each for each in found if each.snapshot.kind == kind] for kind in KINDS]
+    ends: list[End] = []
+    for kind, group in zip(KINDS, groups, strict=True):
+        ends += group[:_APART]
+        if len(group) > _APART:
+            name = f"{len(group) - _APART} other {kind}s"
+            ends.append(together(group[_APART:], name, kind))
+    return [together(ends, EVERYTHING, ""), *ends]
 
 
 # -- problems
 
 
-def _concerns(end: _End, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _concerns(end: End, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the problems of an end, the worst first; ``bad`` marks serious ones."""
     snapshot, minute = end.snapshot, figures["minute"]
 
@@ -294,8 +214,10 @@ def _concerns(end: _End, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     if snapshot.state in ("failed", "stopping", "stopped"):
         yield concern(f"is {snapshot.state}", bad=True)
+    if snapshot.cluster.get("state") == "down":
+        yield concern("cannot reach its cluster; it serves its own connections", bad=True)
     if snapshot.state == "connecting":
-        yield concern("is not connected, and tries again")
+        yield concern("is not connected, and is trying to connect")
     for worst, bad_from in (
         (end.survey.slow, 10),
         (end.survey.blocked, 90),
@@ -304,7 +226,7 @@ def _concerns(end: _End, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for badness, text in worst[:_ALIKE]:
             yield concern(text, bad=badness >= bad_from)
         if len(worst) > _ALIKE:
-            yield concern(f"and {len(worst) - _ALIKE} more connections like these")
+            yield concern(f"and {len(worst) - _ALIKE} more such connections")
     if 0 < snapshot.workers <= snapshot.workers_busy:
         yield concern(f"all {snapshot.workers} workers are busy")
     if minute["errors"]:
@@ -314,8 +236,8 @@ def _concerns(end: _End, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield concern(text, bad=figures["rising"])
     for name, text in (
         ("dropped", "messages dropped for slow consumers"),
-        ("refused", "connections turned away"),
-        ("accept_errors", "failures to accept"),
+        ("refused", "connections refused"),
+        ("accept_errors", "failed attempts to accept a connection"),
     ):
         if minute[name]:
             yield concern(f"{text} in the last minute: {minute[name]}")

@@ -1,20 +1,20 @@
 """Statistics over HTTP: the activity and state of the servers and clients of this process.
 
-- ``/``: a live page, updated by ``/events`` (server-sent events, one a second).
+- ``/``: a live page, updated by ``/events`` (server-sent events, one per second).
 - ``/connections``: JSON, a row for each connection; ``?offset=``, ``limit=``, ``server=``,
-  ``filter=`` and ``sort=`` choose among them.
+  ``filter=`` and ``sort=`` select and order the rows.
 - ``/stacks``: the stack of each of tao's threads, as text.
-- ``/debug/vars``: JSON. For the whole process ``TotalConn``, connections open now, ``TotalHandle``,
-  messages handled, ``TotalTime``, seconds spent handling them, and ``QPS``, messages handled a
-  second over the last ten (exactly: since a reading about that old, or the latest that is older,
-  or the start of the monitor). For each server and client all that its `Snapshot` holds.
-- ``/metrics``: the same in the text format of Prometheus, where prometheus-client is installed.
+- ``/debug/vars``: JSON. For the whole process: ``TotalConn``, the open connections;
+  ``TotalHandle``, the messages handled; ``TotalTime``, the seconds spent handling them; ``QPS``,
+  the messages handled per second over about the last ten seconds. For each server and client: all
+  fields of its `Snapshot`.
+- ``/metrics``: the same in the text format of Prometheus, if prometheus-client is installed.
 - ``/healthz``: whether this process serves, see `tao.monitor.health`.
 
-A server or client is shown as long as the program refers to it. What messages say is shown nowhere.
-Every client that can connect can read all this, so the monitor listens at localhost by default.
-Nobody can hold it up, see `tao.monitor.http`; so many may look at the live page, and the next is
-told so.
+A server or client is shown as long as the program refers to it. No page shows the content of
+messages. Every client that can connect can read all pages, so the monitor listens at localhost by
+default. A slow client cannot block the others, see `tao.monitor.http`. The number of open live
+pages is limited; above the limit, the status is 503.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tao.atomic import AtomicReference
-from tao.connection.statistics import Snapshot, tallies
+from tao.connection.reports.statistics import Snapshot
 from tao.monitor.answers import Answer, FaultLog, respond
 from tao.monitor.http import BACKLOG, HttpServer
 from tao.monitor.live import PERIOD, Feed
 from tao.monitor.pages import page_at
+from tao.monitor.sources import OwnProcess, Source
 from tao.runtime.forks import renew_after_fork
-from tao.server.listener import listen
+from tao.server.binding import listen
 from tao.transport.addresses import address_text
 
 __all__ = ["Monitor", "monitor_on"]
 
-# How many may look at the live page.
+# How many live pages may be open at once.
 _STREAMS = 16
 # The period that QPS covers, and the interval of its readings, in seconds.
 _WINDOW, _STEP = 10.0, 0.5
-# Addresses at which only this machine reaches the monitor begin like this.
+# The prefixes of addresses at which only this machine reaches the monitor.
 _LOCAL: Final = ("127.", "::1")
 
 
@@ -64,9 +65,13 @@ class Monitor:
     """A running monitor, returned by `monitor_on`; as a context manager it closes itself.
 
     Methods may be called from any thread or signal handler.
+
+    Args:
+        port, host: where to listen.
+        source: what is shown; None: the servers and clients of this process.
     """
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1", *, source: Source | None = None) -> None:
         sock = _listen(host, port)
         #: The host and port where it listens.
         self.address: tuple[str, int] = sock.getsockname()[:2]
@@ -74,7 +79,7 @@ class Monitor:
         self.url: str = f"http://{address_text(self.address)}"
         #: Whether only this machine can reach it.
         self.local: bool = self.address[0].startswith(_LOCAL)
-        self._site = site = _Site(self.local)
+        self._site = site = _Site(self.local, source or OwnProcess())
         name = f"tao-monitor-{self.address[1]}"
         faults = FaultLog(name)
         self._http = HttpServer(
@@ -116,22 +121,26 @@ class _Site:
     Attributes:
         local: see `Monitor.local`.
         feed: the data of the live page.
+
+    Args:
+        source: what is shown.
     """
 
-    def __init__(self, local: bool) -> None:
+    def __init__(self, local: bool, source: Source) -> None:
         self.local: bool = local
-        self.feed = Feed()
-        self._rate = _Rate(_handled(_snapshots()))
+        self._source = source
+        self.feed = Feed(source.ends)
+        self._rate = _Rate(_handled(source.snapshots()))
         # Tokens for the places of open live pages.
         self._places: deque[None] = deque([None] * _STREAMS)
 
     def page(self, path: str, query: Mapping[str, str]) -> Answer:
         """Return the page at ``path``."""
-        return page_at(path, query, self.variables)
+        return page_at(path, query, self.variables, self._source)
 
     def variables(self) -> dict[str, Any]:
         """Return what ``/debug/vars`` shows."""
-        snapshots = _snapshots()
+        snapshots = self._source.snapshots()
         return {
             "TotalConn": sum(each.connections for each in snapshots),
             "TotalHandle": _handled(snapshots),
@@ -190,10 +199,6 @@ def _event(text: str) -> str:
     return f"data: {text}\n\n"
 
 
-def _snapshots() -> list[Snapshot]:
-    return [tally.snapshot() for tally in tallies()]
-
-
 def _handled(snapshots: list[Snapshot]) -> int:
     return sum(each.handled for each in snapshots)
 
@@ -203,5 +208,7 @@ def _listen(host: str, port: int) -> socket.socket:
     if not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"port must be an int, not {port!r}")
     if not 0 <= port <= 65535:
-        raise ValueError(f"a port is a number from 0 to 65535, not {port}")
+        raise ValueError(f"port must be from 0 to 65535, not {port}")
+    if not isinstance(host, str):
+        raise TypeError(f"host must be a str, not {host!r}")
     return listen((host or "0.0.0.0", port), BACKLOG).sock

@@ -7,22 +7,30 @@ import traceback
 from collections.abc import Iterable, Iterator
 from types import FrameType
 
-from tao.connection.slow_handlers import current_frames, running_in
-from tao.connection.statistics import tallies
+from tao.connection.handling.slow_handlers import current_frames, running_in
+from tao.connection.reports.statistics import all_statistics
 from tao.monitor.connections import name_of, peer_of
 
 __all__ = ["stacks"]
 
-# How many threads are shown; a page of more is of no use to anybody.
+# How many threads are shown; a longer page would not be useful.
 _MOST = 1000
 # The roles of threads that belong to no connection, by the beginning of their names.
 _ROLES = (
+    ("tao-reader-servers", "accepts and reads the connections of a server"),
+    ("tao-reader-clients", "reads the connections of all clients"),
+    ("tao-watchdog", "notices when a handler blocks such a thread"),
+    ("tao-helper", "does for a connection what may block"),
     ("tao-acceptor", "accepts connections"),
-    ("tao-spare", "waits to accept the next"),
+    ("tao-spare", "waits to take over accepting or reading"),
     ("tao-worker", "runs handlers that may block"),
     ("tao-timing-wheel", "runs timers, heartbeats and timeouts"),
     ("tao-stopper", "stops a server"),
-    ("tao-after-cancel", "runs what after_cancel was given"),
+    ("tao-after-cancel", "runs callbacks of after_cancel"),
+    ("tao-supervised", "reports to the supervisor"),
+    ("tao-drain", "closes connections before the process is replaced"),
+    ("tao-hub-reader", "delivers what other processes publish"),
+    ("tao-hub-writer", "publishes to other processes"),
     ("tao-monitor", "serves the monitor's pages"),
 )
 
@@ -48,24 +56,23 @@ def stacks() -> str:
         parts.append("no connection\n" + "".join(_told(each, frames) for each in others))
     note = f"{total} threads" if total <= _MOST else f"{_MOST} of {total} threads"
     if not frames:
-        parts.insert(0, "their stacks cannot be looked at without the interpreter lock\n")
+        parts.insert(0, "stacks are not available without the interpreter lock\n")
     return "\n".join([f"{note}\n", *parts])
 
 
 def _by_connection() -> Iterator[tuple[str, Iterable[threading.Thread]]]:
-    for tally in tallies():
-        living = sorted(tally.living(), key=lambda each: each.net_id)
+    for statistics in all_statistics():
+        living = sorted(statistics.living(), key=lambda each: each.net_id)
         running_now = running_in([conn.runner for conn in living])
         for conn in living:
             running = running_now.get(conn.runner)
-            title = f"{tally.name}, connection {conn.net_id}, {peer_of(conn)}"
+            title = f"{statistics.name}, connection {conn.net_id}, {peer_of(conn)}"
             name = name_of(conn)
             if name != str(conn.net_id):
                 title += f", named {name!r}"
             title += "\n"
             if running is not None:
-                what = "a timer" if running.number is None else f"message {running.number}"
-                title += f"  runs the handler of {what} for {running.seconds:.3f} s,"
+                title += f"  handling {running.what} for {running.seconds:.3f} s,"
                 title += f" on {_name_of(running.ident)}\n"
             yield title, conn.roles.threads_now()
 
@@ -79,6 +86,6 @@ def _told(thread: threading.Thread, frames: dict[int, FrameType]) -> str:
     role = next((f", {role}" for start, role in _ROLES if thread.name.startswith(start)), "")
     frame = frames.get(thread.ident or 0)
     if frame is None:
-        return f"  {thread.name}{role}{': began or ended just now' if frames else ''}\n"
+        return f"  {thread.name}{role}{': just started or ended' if frames else ''}\n"
     lines = "".join(traceback.StackSummary.extract(traceback.walk_stack(frame)).format()[::-1])
     return f"  {thread.name}{role}\n" + "".join(f"  {line}\n" for line in lines.splitlines())

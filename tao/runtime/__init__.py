@@ -1,10 +1,12 @@
 """Threads, time and cancellation: the basis of the packages above.
 
-Read in this order: ``log.py``; ``deadline.py`` and ``wakeup.py`` for waiting; ``threads.py``, which
+Read in this order: ``log.py``; ``snapshots.py``, a rule for all of tao; ``deadline.py`` and
+``wakeup.py`` for waiting; ``threads.py``, which
 makes all threads, with ``thread_start.py`` and ``native_threads.py``; ``timing_wheel.py`` with
-``agenda.py``; ``cancel_scope.py`` and ``context.py``; then the ways to run work: ``worker_pool.py``
-with ``jobs.py``, ``leader_followers.py`` and ``helper_threads.py``; finally ``rate_limits.py``,
-``histogram.py``, ``signals.py`` and ``forks.py``. ``greenlets.py`` adapts to gevent.
+``timer_heap.py``; ``cancel_scope.py`` and ``context.py``; then the ways to run work:
+``worker_pool.py`` with ``jobs.py``, ``leader_followers.py`` and ``helper_threads.py``; finally
+``rate_limits.py``, ``histogram.py``, ``signals.py``, ``forks.py`` and ``thread_stacks.py``.
+``greenlets.py`` adapts to gevent.
 
 Nothing is imported here, because ``import tao`` needs only ``log.py``.
 """

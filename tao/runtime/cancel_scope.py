@@ -241,7 +241,7 @@ def _run_callbacks(scopes: list[CancelScope]) -> None:
 
 
 def _run_callback(scope: CancelScope, key: object) -> None:
-    """Run a callback unless another thread has removed it, and log what it raises.
+    """Run a callback unless another thread has removed it, and log its exception.
 
     Raises:
         KeyboardInterrupt: raised within the callback; meant for the main thread, not for the log.

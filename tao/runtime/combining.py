@@ -3,8 +3,8 @@
 A thread first notes what it wants, in one step that needs no lock. Then it *tries* to get the turn.
 If it gets the turn, it does all the work that is due, its own and that of other threads, and looks
 once more after it has released the turn. If it does not, the thread that has the turn will see the
-note, and nobody waits. That thread may be this one: a signal handler or a finalizer may interrupt a
-turn and want something of the same object.
+note, and no thread waits. It may be the same thread: a signal handler or a finalizer may interrupt
+a turn and use the same object.
 
 The method is that of Hendler, Incze, Shavit and Tzafrir (Flat Combining and the
 Synchronization-Parallelism Tradeoff, 2010).
@@ -17,14 +17,70 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 from tao.errors import TaoError
 
-__all__ = ["Combiner"]
+__all__ = ["Busy", "Combiner", "acquired", "in_a_turn", "never_waiting"]
 
 T = TypeVar("T")
+
+# The threads that must not wait for a turn now. Each adds and removes itself.
+_hurried: set[int] = set()
+
+
+class Busy(Exception):
+    """The turn is taken, and may be for long: a signal handler may have interrupted it."""
+
+
+@contextmanager
+def never_waiting() -> Iterator[None]:
+    """Have the calling thread wait for no turn: `Combiner.run` raises `Busy` instead.
+
+    It is for threads that serve other connections as well. A signal handler of the application may
+    have interrupted a turn, and take as long as it likes.
+    """
+    me = threading.get_ident()
+    _hurried.add(me)
+    try:
+        yield
+    finally:
+        _hurried.discard(me)
+
+
+def acquired(turn: Any) -> bool:
+    """Acquire a turn, or a lock like it, which is reentrant, and return True.
+
+    Raises:
+        Busy: another thread has it, and this one must not wait.
+    """
+    if not turn.acquire(False):
+        if threading.get_ident() in _hurried:
+            raise Busy
+        turn.acquire()
+    return True
+
+
+def in_a_turn() -> bool:
+    """Return whether the calling code has interrupted a turn on its own thread, of any object.
+
+    It is a signal handler or a finalizer then. Threads that serve many connections may be waiting
+    for that turn, so that the end of none of these can be waited for here.
+
+    An object that can have a turn, or a lock like it, tells so by ``interrupted_here``.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        ours = str(frame.f_globals.get("__name__")).startswith("tao.")
+        if ours and frame.f_code.co_varnames[:1] == ("self",):
+            holder = frame.f_locals.get("self")
+            if getattr(holder, "interrupted_here", False):
+                return True
+        frame = frame.f_back
+    return False
 
 
 class Combiner:
@@ -39,7 +95,10 @@ class Combiner:
     __slots__ = ("_notify", "_repair", "_work", "due", "turn")
 
     def __init__(
-        self, work: Callable[[], None], repair: Callable[[], None], notify: Callable[[], None]
+        self,
+        work: Callable[[], None],
+        repair: Callable[[], object] = bool,
+        notify: Callable[[], object] = bool,
     ) -> None:
         self._work = work
         self._repair = repair
@@ -75,10 +134,28 @@ class Combiner:
             raise
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Wait for the turn, and call a function in it. Not for a call that interrupts a turn."""
+        """Wait for the turn, and call a function in it. Not for a call that interrupts a turn.
+
+        Raises:
+            Busy: another thread has the turn, and this one must not wait; see `never_waiting`.
+        """
+        return self._run(True, function, args)
+
+    def attempt(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in the turn; for threads that must not wait for it.
+
+        Raises:
+            Busy: the turn is taken, by another thread or by a call that this one has interrupted.
+        """
+        if self.turn._is_owned():
+            raise Busy
+        return self._run(False, function, args)
+
+    def _run(self, wait: bool, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         turn = self.turn
         try:
-            turn.acquire()
+            if not (turn.acquire(False) or (wait and acquired(turn))):
+                raise Busy
             result = function(*args)
             turn.release()
             if self.due:
@@ -94,7 +171,7 @@ class Combiner:
             raise
 
     def recover(self) -> None:
-        """In an ``except`` clause: put right what was interrupted, and release the turn."""
+        """In an ``except`` clause: repair the interrupted operation, and release the turn."""
         try:
             self._put_right()
         except BaseException:

@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 MESSAGE = object()
+HEADER = object()
+ANSWER = object()
 NET_ID = object()
 SERVER = object()
 
@@ -77,7 +79,7 @@ class _TimedScope(CancelScope):
         try:
             wheel = self._wheel = shared_wheel.acquire(self)
             self._timer = wheel.reserve_id()
-            wheel.run_after(seconds, lambda _: self._expire(seconds), self._timer)
+            wheel.run_until_done(seconds, lambda _: self._expire(seconds), self._timer)
             if self.error is not None:
                 self._give_back()
         except BaseException:
@@ -90,8 +92,10 @@ class _TimedScope(CancelScope):
 
     def _expire(self, seconds: float) -> None:
         """Cancel the scope at its deadline. Runs on the wheel's thread, so not the callbacks."""
-        wheel, error = self._wheel, DeadlineExceeded(f"deadline of {seconds} s exceeded")
+        wheel = self._wheel
         assert wheel is not None
+        # An earlier call may have been interrupted.
+        error = self.error or DeadlineExceeded(f"deadline of {seconds} s exceeded")
         self.cancel_aside(error, partial(wheel.hand_over, self.start_runner))
 
     def _give_back(self) -> None:
@@ -231,6 +235,37 @@ class Context(Generic[MessageT_co]):
         return message
 
     @property
+    def header(self) -> Any:
+        """The other fields of the message's frame, as attributes; None if its codec has none."""
+        return self.value(HEADER)
+
+    def reply(self, message: Any) -> None:
+        """Answer the message being handled.
+
+        The reply to a request goes to the call that waits for it. A message that was no request is
+        answered by a plain write to its connection, so one handler serves both. Any thread may call
+        it: in the handler, or later after `defer`.
+
+        Args:
+            message: the reply. A `RemoteError` refuses a request.
+
+        Raises:
+            RuntimeError: this is no handler's context, or the request is answered already.
+            WouldBlock, ConnectionClosed: as for `Connection.write`; nothing was answered.
+        """
+        self._answer().reply(message)
+
+    def defer(self) -> None:
+        """Have the reply come later: returning from the handler does not end the request."""
+        self._answer().defer()
+
+    def _answer(self) -> Any:
+        answer = self.value(ANSWER)
+        if answer is None:
+            raise RuntimeError("there is nothing to reply to: this is not a handler's context")
+        return answer
+
+    @property
     def net_id(self) -> int | None:
         """The id of the connection, or None outside a connection."""
         result: int | None = self.value(NET_ID)
@@ -306,20 +341,23 @@ class RequestContext(Context[MessageT_co]):
 
 
 class ConnectionContext(Context):
-    """The context of a connection, with its id and its server."""
+    """The context of a connection, with its id, its server, and what answers for its handlers."""
 
-    __slots__ = ("_net_id", "_server")
+    __slots__ = ("_answer_plainly", "_net_id", "_server")
 
-    def __init__(self, parent: Context, net_id: int, server: Any) -> None:
+    def __init__(self, parent: Context, net_id: int, server: Any, answer: Any = None) -> None:
         super().__init__(parent)
         self._net_id = net_id
         self._server = server
+        self._answer_plainly = answer
 
     def value(self, key: Hashable) -> Any:
         if key is NET_ID:
             return self._net_id
         if key is SERVER:
             return self._server
+        if key is ANSWER:
+            return self._answer_plainly
         return super().value(key)
 
 

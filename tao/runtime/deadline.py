@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
-__all__ = ["Deadline"]
+__all__ = ["Deadline", "is_finite"]
 
 
 class Deadline:
@@ -13,12 +14,15 @@ class Deadline:
 
     Args:
         timeout: seconds from now, None for never.
+
+    Raises:
+        TypeError, ValueError: it is no number of seconds.
     """
 
     __slots__ = ("_at",)
 
     def __init__(self, timeout: float | None) -> None:
-        self._at: float | None = None if timeout is None else time.monotonic() + timeout
+        self._at: float | None = None if timeout is None else _from_now(timeout)
 
     def remaining(self) -> float | None:
         """Return the seconds left, at least 0; None if there is no deadline.
@@ -27,7 +31,10 @@ class Deadline:
         """
         if self._at is None:
             return None
-        return min(max(0.0, self._at - time.monotonic()), threading.TIMEOUT_MAX)
+        left = self._at - time.monotonic()
+        if left < 0.0:
+            return 0.0
+        return left if left < threading.TIMEOUT_MAX else threading.TIMEOUT_MAX
 
     @property
     def expired(self) -> bool:
@@ -39,3 +46,22 @@ class Deadline:
 
     def __repr__(self) -> str:
         return f"Deadline(remaining={self.remaining()})"
+
+
+def is_finite(number: float) -> bool:
+    """Return whether a number is a finite float, or an int that can be converted to one."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+def _from_now(timeout: float) -> float:
+    try:
+        at = time.monotonic() + timeout
+    except (TypeError, OverflowError) as error:
+        wrong = TypeError if isinstance(error, TypeError) else ValueError
+        raise wrong(f"a timeout must be a number of seconds, not {timeout!r}") from error
+    if at != at:  # it would never come
+        raise ValueError("a timeout must be a number of seconds, not nan")
+    return at

@@ -26,6 +26,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from tao.runtime.snapshots import keys_of
+
 __all__ = ["renew_after_fork"]
 
 # The objects of this process, each with the function to call in a child.
@@ -44,8 +46,8 @@ def renew_after_fork(thing: Any, renew: Callable[[Any, str], object]) -> None:
 
 def _in_child() -> None:
     reason = f"was started in process {os.getppid()} before a fork; create a new one in the child"
-    for thing, renew in list(_living.items()):
-        renew(thing, reason)
+    for thing in keys_of(_living):
+        _living[thing](thing, reason)
 
 
 if hasattr(os, "register_at_fork"):

@@ -89,9 +89,10 @@ def note_greenlet() -> None:
 
 def add_frames(frames: dict[int, FrameType]) -> None:
     """Add the stacks of tao's threads that are greenlets to those of real threads."""
-    for ident, greenlet in list(_greenlets.items()):
-        if greenlet.gr_frame is not None:  # None for the running greenlet
-            frames[ident] = greenlet.gr_frame
+    for each in _greenlets.valuerefs():
+        greenlet = each()
+        if greenlet is not None and greenlet.gr_frame is not None:  # None for the running one
+            frames[each.key] = greenlet.gr_frame
 
 
 def adapted(sock: socket.socket) -> socket.socket:
@@ -124,8 +125,17 @@ class GreenSocket:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
-    def recv(self, size: int) -> bytes:
-        """Wait for bytes, and regularly let other greenlets run even if data is available."""
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Wait for bytes, and regularly let other greenlets run even if data is available.
+
+        Args:
+            flags: with ``MSG_DONTWAIT`` it does not wait.
+
+        Raises:
+            BlockingIOError: there are none, and it was not to wait.
+        """
+        if flags & _socket.MSG_DONTWAIT:
+            return self._recv_now(size, flags)
         data: bytes = self._sock.recv(size)
         if monotonic() - self._passed_on > _SLICE:
             self._pass_on(0)
@@ -140,6 +150,13 @@ class GreenSocket:
         """
         count: int = self._sock.send(data, flags, timeout=0.0)
         return count
+
+    def _recv_now(self, size: int, flags: int) -> bytes:
+        plain = _socket.socket(fileno=self._sock.fileno())
+        try:
+            return plain.recv(size, flags)
+        finally:
+            plain.detach()
 
     def shutdown(self, how: int) -> None:
         """Shut down one direction or both; a waiting greenlet sees it as a thread would."""

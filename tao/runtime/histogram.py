@@ -13,7 +13,7 @@ percentiles are computed on request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, frexp
 from typing import Final
@@ -41,8 +41,18 @@ _BUCKETS: Final = (_LAST - _FIRST + 1) * _PER_OCTAVE + 2
 # How many message numbers have their own histogram; a few more if threads add new ones at once.
 _NUMBERS: Final = 256
 
-#: The label of the histogram shared by the remaining message numbers.
-OTHER: Final = "other"
+
+class _Other:
+    """The type of `OTHER`, which is no message number."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "other"
+
+
+#: Stands for the remaining message numbers, which share a histogram.
+OTHER: Final = _Other()
 
 
 def bucket_of(seconds: float) -> int:
@@ -85,25 +95,27 @@ class Latencies:
     def __init__(self) -> None:
         #: Message number to the counts of its buckets, for numbers that `add` was called with. A
         #: caller that knows the bucket may increment it here.
-        self.cells: dict[int, list[int]] = {}
-        self._beyond: dict[str, list[int]] = {}  # the shared histogram, once needed
+        self.cells: dict[Hashable, list[int]] = {}
+        self._beyond: dict[Hashable, list[int]] = {}  # the shared histogram, once needed
 
-    def add(self, number: int, seconds: float, count: int) -> None:
+    def add(self, number: Hashable, seconds: float, count: int) -> None:
         """Count a duration ``count`` times; a negative one counts as 0."""
-        (self.cells.get(number) or self._begin(number))[bucket_of(seconds)] += count
+        cells = self.cells.get(number) or self._begin(number)
+        near = 0.0 <= seconds < NEAR_MOST
+        cells[NEAR[int(seconds * NEAR_PER_SECOND)] if near else bucket_of(seconds)] += count
 
-    def _begin(self, number: int) -> list[int]:
+    def _begin(self, number: Hashable) -> list[int]:
         cells = [0] * _BUCKETS
         if len(self.cells) >= _NUMBERS:
             cells = self._beyond.setdefault(OTHER, cells)
         return self.cells.setdefault(number, cells)
 
-    def copies(self) -> dict[int | str, list[int]]:
+    def copies(self) -> dict[Hashable, list[int]]:
         """Return copies of the histograms by message number; `OTHER` is the shared one."""
         beyond = self._beyond.get(OTHER)
         return {
-            OTHER if cells is beyond else number: cells.copy()
-            for number, cells in self.cells.copy().items()
+            OTHER if cells is beyond else number: list(cells)
+            for number, cells in dict(self.cells).items()
         }
 
 

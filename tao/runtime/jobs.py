@@ -86,7 +86,7 @@ class Job:
         try:
             raise error
         finally:
-            del error, self  # whose frame is in the traceback
+            del error, self  # the traceback refers to this frame
 
 
 class _Condition(type(threading.RLock())):  # type: ignore[misc]
@@ -114,7 +114,7 @@ class _Condition(type(threading.RLock())):  # type: ignore[misc]
 
     def notify_all(self) -> None:
         """Wake all waiting threads."""
-        for bell in self._waiting.copy():
+        for bell in list(self._waiting):
             try:
                 bell.release()
             except RuntimeError:

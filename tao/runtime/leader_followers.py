@@ -86,6 +86,13 @@ class Run:
         finally:
             self._end()
 
+    def perform_aside(self) -> None:
+        """Call the function as a part of what the calling thread does; nobody may join this."""
+        try:
+            self._target()
+        except BaseException as error:
+            self.fail(error)
+
     def fail(self, error: BaseException) -> None:
         """Report a run that was ended or prevented by an exception. May be called twice."""
         try:
@@ -158,7 +165,7 @@ class LeaderFollowers:
             RuntimeError: there is no follower, and no thread can be started.
         """
         # The last follower stays until it gets the lead.
-        if any(thread.is_alive() for thread in self._followers.copy()):
+        if any(thread.is_alive() for thread in list(self._followers)):
             return
         follows = threading.Lock()
         follows.acquire()
@@ -183,7 +190,7 @@ class LeaderFollowers:
             the other threads that have not ended in time.
         """
         idents = {each.ident for each in stuck}
-        threads = [thread for thread in self._all.copy() if thread.ident not in idents]
+        threads = [thread for thread in list(self._all) if thread.ident not in idents]
         return gather(threads, deadline)
 
     def abandon(self) -> None:

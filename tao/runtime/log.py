@@ -56,11 +56,11 @@ class Logger:
         self._exception = exception
 
     def bind(self, **extra: object) -> Logger:
-        """Return a logger whose lines carry ``extra``."""
+        """Return a logger that adds ``extra`` to its lines."""
         return Logger(self._target.bind(**extra), self._exception)
 
     def opt(self, *, exception: Any = None) -> Logger:
-        """Return a logger whose lines carry an exception.
+        """Return a logger that adds an exception to its lines.
 
         Args:
             exception: the exception; a tuple of type, value and traceback; or True for the one

@@ -33,7 +33,7 @@ class SignalCatcher:
         """Restore the previous handlers. The first signal that is caught does this as well."""
         try:
             self._restore()
-        except BaseException:  # for example Ctrl-C, whose handler is restored already
+        except BaseException:  # for example Ctrl-C: its handler is restored already
             self._restore()
             raise
 

@@ -1,4 +1,4 @@
-"""Threads that start completely or not at all, and whose ``join`` returns only after their end.
+"""Threads that start completely or not at all, and with a ``join`` that waits for their very end.
 
 ``threading.Thread.start`` waits until the new thread reports that it runs. If the thread dies
 before that, for lack of memory, the starting thread waits for ever (python/cpython #140746), and a
@@ -10,7 +10,9 @@ Guarantees:
 - The work is claimed in one step: by the new thread, which does it, or by a ``start`` that failed
   or was interrupted; then the work is not done. When ``start`` returns, the thread has claimed it.
 - ``failed`` is called with any exception that the work raises, or that keeps a thread from doing
-  work that it has claimed, at any bytecode. Only an uninterrupted series of exceptions prevents it.
+  work that it has claimed, at any bytecode. Only an uninterrupted series of exceptions prevents it,
+  in which none comes more than a second after the one before it.
+- An interrupted ``start`` does not wait for the new thread, and leaves no trace of it.
 - Before CPython 3.13 a thread counts as ended once an exception, such as Ctrl-C, has interrupted
   ``join``. So this ``join`` waits for an event of its own.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from tao.runtime.deadline import Deadline
@@ -31,9 +34,10 @@ __all__ = ["StartableThread"]
 # In seconds: how long a thread may take to start; how long to end after its work; how often to
 # check whether it has died without a report, and how often while it starts.
 _PATIENCE, _MOMENT, _LOOK, _LOOK_AT_BIRTH = 5.0, 0.1, 1.0, 0.05
-# How often ``failed`` is called at most, as it may be interrupted, too.
-_TRIES = 20
-# The claimants of the work.
+# How many exceptions end the thread if they come in a series, as ``failed`` may be interrupted,
+# too; and how many seconds without an exception end a series.
+_TRIES, _PAUSE = 20, 1.0
+# The claimants of the work, and of the standard library's entry for a thread that starts.
 _THREAD, _STARTER = "thread", "starter"
 
 
@@ -58,15 +62,16 @@ class StartableThread(LateThread):
         super().__init__(name=name, daemon=True)
         self._work: tuple[Callable[..., object], tuple[Any, ...]] | None = target, args
         self._failed: Callable[[BaseException], object] | None = failed
-        # Under one key, the claimant of the work; the first one counts.
+        # By what is claimed, the claimant; the first one counts.
         self._takers: dict[str, str] = {}
         self._begun = Wakeup()  # set when the thread has claimed the work
         self._done = Wakeup()  # set when the work is done, or there was none
 
     def _bootstrap(self) -> None:
-        # A late thread may have been removed from here; the standard library expects its entry.
-        getattr(threading, "_limbo", {}).setdefault(self, self)
-        super()._bootstrap()  # type: ignore[misc]
+        # The standard library needs the entry that it has made for the thread, and an interrupted
+        # ``start`` removes it. Without it, there is no work for this thread either.
+        if self._take("entry", _THREAD):
+            super()._bootstrap()  # type: ignore[misc]
 
     def run(self) -> None:
         try:
@@ -78,9 +83,14 @@ class StartableThread(LateThread):
     def _perform(self) -> None:
         """Do the work unless it was withdrawn; if it fails, call ``failed`` until that succeeds."""
         error: BaseException | None = None
-        for _ in range(_TRIES):
+        tries, began = 0, monotonic()
+        while tries < _TRIES:
+            tries += 1
             try:
-                if self._take(_THREAD):
+                if monotonic() - began > _PAUSE:
+                    tries = 1
+                began = monotonic()
+                if self._take("work", _THREAD):
                     self._begun.set()
                     self._go_on(error)
                 return
@@ -95,9 +105,9 @@ class StartableThread(LateThread):
         else:
             self._failed(error)
 
-    def _take(self, taker: str) -> bool:
-        """Claim the work; return whether ``taker`` owns it. May be repeated."""
-        return self._takers.setdefault("work", taker) == taker
+    def _take(self, what: str, taker: str) -> bool:
+        """Claim the work or the entry; return whether ``taker`` owns it. May be repeated."""
+        return self._takers.setdefault(what, taker) == taker
 
     def join(self, timeout: float | None = None) -> None:
         """Wait up to ``timeout`` seconds until the thread has ended."""
@@ -121,10 +131,14 @@ class StartableThread(LateThread):
             RuntimeError: no thread can be started, or it does not begin in time.
         """
         try:
-            if self._start() and self._take(_STARTER):
-                raise RuntimeError("can't start new thread: it did not come up")
+            try:
+                if self._start() and self._take("work", _STARTER):
+                    raise RuntimeError("can't start new thread: it did not come up")
+            except BaseException:
+                self._withdraw()
+                raise
         except BaseException:
-            self._withdraw()
+            self._withdraw()  # again, as another exception may have interrupted that
             raise
 
     def _start(self) -> bool:
@@ -155,14 +169,12 @@ class StartableThread(LateThread):
         return bool(self._started.is_set())  # type: ignore[attr-defined]
 
     def _withdraw(self) -> None:
-        """Withdraw the work unless the thread has claimed it.
+        """Withdraw the work unless the thread has claimed it. May be repeated.
 
         A thread that starts later nevertheless ends at once.
         """
-        limbo: dict[Any, Any] = getattr(threading, "_limbo", {})
-        if self._take(_STARTER) and self in limbo:
-            # If a start is interrupted, the standard library leaves its entry here and lists the
-            # thread for ever. A thread that has begun removes its own entry.
-            self._done.wait(_LOOK)
-            if not self._is_started():
-                limbo.pop(self, None)
+        self._take("work", _STARTER)
+        # If a start is interrupted, the standard library leaves its entry here and lists the thread
+        # for ever. A thread that has begun removes its own entry.
+        if self._take("entry", _STARTER):
+            getattr(threading, "_limbo", {}).pop(self, None)

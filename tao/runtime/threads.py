@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ __all__ = [
     "LazyCondition",
     "as_tao_thread",
     "gather",
+    "has_interpreter_lock",
     "in_tao_thread",
     "mark_tao_thread",
     "pin",
@@ -96,6 +98,12 @@ def pin(cpus: Set[int] | None) -> None:
 def usable_cpus() -> Set[int]:
     """Return the CPUs that the process may use; empty where the platform cannot pin threads."""
     return _usable
+
+
+def has_interpreter_lock() -> bool:
+    """Return whether only one thread at a time runs Python code."""
+    enabled: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return enabled
 
 
 def mark_tao_thread() -> None:

@@ -15,11 +15,11 @@ Guarantees:
 There is no lock. The state is a dict of all pending timers; each operation changes one entry, in
 one step of the interpreter.
 
-The state of the wheel's thread is its agenda (``agenda.py``). A thread installs its agenda when it
-has started, and only the installed agenda counts. So a thread that failed to start leaves no trace,
-and the state of one that has died is discarded. Adding a timer puts it into the dict, then checks
-the agenda; a new thread installs its agenda, then reads the dict. So no timer is missed. If the
-agenda has no living thread, adding a timer starts one.
+The state of the wheel's thread is its timer heap (``timer_heap.py``). A thread installs its heap
+when it has started, and only the installed heap counts. So a thread that failed to start leaves no
+trace, and the state of one that has died is discarded. Adding a timer puts it into the dict, then
+checks the installed heap; a new thread installs its heap, then reads the dict. So no timer is
+missed. If the installed heap has no living thread, adding a timer starts one.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from datetime import datetime, timezone
 from tao.atomic import AtomicReference, pop_and_call
 from tao.callables import check_quickly
 from tao.errors import TooManyTimers
-from tao.runtime.agenda import Agenda, Timer, TimerCallback
-from tao.runtime.deadline import Deadline
+from tao.runtime.deadline import Deadline, is_finite
 from tao.runtime.forks import renew_after_fork
 from tao.runtime.log import logger
 from tao.runtime.threads import gather, spawn
+from tao.runtime.timer_heap import Timer, TimerCallback, TimerHeap
 from tao.runtime.wakeup import Waitable
 
 __all__ = ["SharedWheel", "TimerCallback", "TimingWheel", "delay_until", "shared_wheel"]
 
-# The shortest delay before an interrupted callback of `run_clock` is called again, in seconds.
+# The shortest delay before an interrupted callback is called again, in seconds.
 _AGAIN = 0.01
 # How long the last user of the shared wheel waits for its thread to end, in seconds.
 _JOIN_TIMEOUT = 1.0
@@ -70,8 +70,8 @@ class TimingWheel:
         # wheel's thread, which fires it.
         self._timers: dict[int, Timer] = {}
         self._stopped: bool = False  # never reset
-        # The agenda in effect. A thread ends when another thread's agenda is installed here.
-        self._agenda: AtomicReference[Agenda | None] = AtomicReference(None)
+        # The heap in effect. A thread ends when another thread's heap is installed here.
+        self._heap: AtomicReference[TimerHeap | None] = AtomicReference(None)
 
     def reserve_id(self) -> int:
         """Return a unique id for a timer.
@@ -109,7 +109,15 @@ class TimingWheel:
         callback raises or is interrupted, it is called again after the same delay.
         """
         delay = _checked("delay", delay, zero=True)
-        return self._add(delay, callback, max(delay, _AGAIN), timer_id, until_done=True)
+        again = max(delay, _AGAIN)
+        return self._add(delay, callback, again, timer_id, until_done=True, limited=False)
+
+    def run_until_done(
+        self, delay: float, callback: TimerCallback, timer_id: int | None = None
+    ) -> int:
+        """Do as `run_after`; but if the callback raises or is interrupted, call it again soon."""
+        delay = _checked("delay", delay, zero=True)
+        return self._add(delay, callback, _AGAIN, timer_id, until_done=True)
 
     def run_every(
         self, interval: float, callback: TimerCallback, timer_id: int | None = None
@@ -123,9 +131,9 @@ class TimingWheel:
         Does not wait for a callback that is running or about to run.
         """
         timer = self._timers.pop(timer_id, None)
-        agenda = self._agenda.get()
-        if agenda is not None and agenda.wants_clearing(self._timers):
-            agenda.wakeup.set()
+        heap = self._heap.get()
+        if heap is not None and heap.wants_clearing(self._timers):
+            heap.wakeup.set()
         return timer is not None
 
     @property
@@ -136,8 +144,8 @@ class TimingWheel:
     @property
     def thread(self) -> threading.Thread | None:
         """The current or last thread of the wheel; None before the first timer."""
-        agenda = self._agenda.get()
-        return None if agenda is None else agenda.thread
+        heap = self._heap.get()
+        return None if heap is None else heap.thread
 
     def stop(self, timeout: float | None = 5.0) -> None:
         """Cancel all timers, end the thread and wait for it up to ``timeout`` seconds.
@@ -149,9 +157,9 @@ class TimingWheel:
             self._stopped = True
         finally:
             self._timers.clear()
-            agenda = self._agenda.get()
-            if agenda is not None:
-                agenda.wakeup.set()
+            heap = self._heap.get()
+            if heap is not None:
+                heap.wakeup.set()
         thread = self.thread
         if thread is not None:
             gather([thread], Deadline(timeout))
@@ -190,8 +198,8 @@ class TimingWheel:
         timer_id: int | None = None,
         *,
         until_done: bool = False,
+        limited: bool = True,
     ) -> int:
-        limited = not until_done  # set by the application
         if not callable(callback):
             raise TypeError(f"a timer's callback must be callable, not {callback!r}")
         if limited:
@@ -218,66 +226,66 @@ class TimingWheel:
 
     def _tell(self, due: float, timer_id: int) -> None:
         """Pass a timer to the thread, or start a thread, which finds the timer in the dict."""
-        agenda = self._agenda.get()
-        if agenda is not None and agenda.alive:
-            agenda.add(due, timer_id)
+        heap = self._heap.get()
+        if heap is not None and heap.alive:
+            heap.add(due, timer_id)
             return
-        new = Agenda()
+        new = TimerHeap()
         new.thread = spawn(self._turn, new, name=self._name, failed=lambda error: self._turn(new))
         new.thread.start()
         self._put_in_place(new)  # so that a concurrent stop waits for the thread
 
-    def _put_in_place(self, agenda: Agenda) -> None:
-        """Install an agenda, unless another one with a living thread is installed.
+    def _put_in_place(self, heap: TimerHeap) -> None:
+        """Install a heap, unless another one with a living thread is installed.
 
-        Called by the agenda's thread and by the thread that has started it, in any order.
+        Called by the heap's thread and by the thread that has started it, in any order.
         """
-        before, now = self._agenda.update(
-            lambda latest: latest if latest is not None and latest.alive else agenda
+        before, now = self._heap.update(
+            lambda latest: latest if latest is not None and latest.alive else heap
         )
         if before is not None and before is not now:
             before.wakeup.set()  # in case its thread is alive after all: it has to end
 
     # -- inside, on the wheel's thread
 
-    def _turn(self, agenda: Agenda) -> None:
+    def _turn(self, heap: TimerHeap) -> None:
         """Run the wheel's thread: sleep and fire due timers; after an interruption, start over.
 
         If several threads start at once, only the first continues.
         """
-        self._put_in_place(agenda)
-        while self._is_to_turn(agenda):
+        self._put_in_place(heap)
+        while self._is_to_turn(heap):
             try:
-                agenda.rebuild(self._timers)
-                self._run(agenda)
+                heap.rebuild(self._timers)
+                self._run(heap)
             except BaseException:
                 logger.exception("the timing wheel {} was interrupted and continues", self._name)
 
-    def _is_to_turn(self, agenda: Agenda) -> bool:
-        """Return whether this agenda is installed and the wheel is not stopped."""
-        return not self._stopped and self._agenda.get() is agenda
+    def _is_to_turn(self, heap: TimerHeap) -> bool:
+        """Return whether this heap is installed and the wheel is not stopped."""
+        return not self._stopped and self._heap.get() is heap
 
-    def _run(self, agenda: Agenda) -> None:
+    def _run(self, heap: TimerHeap) -> None:
         timers = self._timers
-        while self._is_to_turn(agenda):
-            agenda.take_in(timers)
+        while self._is_to_turn(heap):
+            heap.take_in(timers)
             # One at a time, so that a callback can cancel another timer that is due as well.
-            first = agenda.first(timers)
+            first = heap.first(timers)
             if first is None:
-                agenda.sleep(math.inf, self.now)
+                heap.sleep(math.inf, self.now)
             elif first[0] > self.now():
-                agenda.sleep(first[0], self.now)
+                heap.sleep(first[0], self.now)
             else:
-                self._fire(first[1], agenda)
+                self._fire(first[1], heap)
 
-    def _fire(self, timer_id: int, agenda: Agenda) -> None:
+    def _fire(self, timer_id: int, heap: TimerHeap) -> None:
         """Call the callback of a timer, unless the timer has been cancelled meanwhile."""
         timer = self._timers.get(timer_id)
         if timer is None:
             return
         callback, moment = timer.callback, self._utc(timer.due)
         if timer.interval:
-            agenda.put_off(timer_id, timer, self.now())
+            heap.put_off(timer_id, timer, self.now())
         try:
             if timer.interval:
                 callback(moment)
@@ -395,7 +403,7 @@ def delay_until(when: datetime | float, now: float | None = None) -> float:
         when = when.timestamp()
     elif not isinstance(when, (int, float)) or isinstance(when, bool):
         raise TypeError(f"when must be a datetime or a timestamp in seconds, not {when!r}")
-    if not math.isfinite(when):
+    if not is_finite(when):
         raise ValueError(f"when must be a finite timestamp, not {when!r}")
     return max(0.0, when - (time.time() if now is None else now))
 
@@ -403,7 +411,7 @@ def delay_until(when: datetime | float, now: float | None = None) -> float:
 def _checked(what: str, seconds: float, *, zero: bool = False) -> float:
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
         raise TypeError(f"{what} must be a number of seconds, not {seconds!r}")
-    if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
+    if not is_finite(seconds) or seconds < 0 or (seconds == 0 and not zero):
         kind = "zero or a positive" if zero else "a positive"
         raise ValueError(f"{what} must be {kind} number of seconds, not {seconds!r}")
     return seconds

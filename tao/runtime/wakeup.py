@@ -22,7 +22,7 @@ from typing import Protocol
 
 from tao.runtime.deadline import Deadline
 
-__all__ = ["Notifier", "Waitable", "Wakeup"]
+__all__ = ["ListenedNotifier", "Notifier", "Waitable", "Wakeup"]
 
 
 class Waitable(Protocol):
@@ -85,13 +85,31 @@ class Notifier:
                 pass  # not added because of an interruption, or already removed by `_wake`
 
     def _wake(self) -> None:
-        for lock in self._waiting.copy():
+        for lock in list(self._waiting):
             try:
                 lock.release()
                 # The waiting thread removes it too, unless it was interrupted.
                 self._waiting.remove(lock)
             except (RuntimeError, ValueError):
                 pass  # another thread has released or removed it already
+
+
+class ListenedNotifier(Notifier):
+    """A notifier that also calls a function.
+
+    Args:
+        listener: called by `notify_all`, after the threads are woken.
+    """
+
+    __slots__ = ("_listener",)
+
+    def __init__(self, listener: Callable[[], object]) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def notify_all(self) -> None:
+        super().notify_all()
+        self._listener()
 
 
 class Wakeup(Notifier):

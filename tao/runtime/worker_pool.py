@@ -30,7 +30,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
@@ -39,10 +39,11 @@ from tao.callables import check_callable
 from tao.runtime.deadline import Deadline
 from tao.runtime.jobs import FutureJob, Job
 from tao.runtime.log import logger
+from tao.runtime.snapshots import keys_of
 from tao.runtime.threads import spawn
 from tao.runtime.wakeup import Wakeup
 
-__all__ = ["WorkerPool"]
+__all__ = ["WorkerPool", "lend_this_worker"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +54,10 @@ _LOOK, _START_MOST = 1.0, 5.0
 _MOMENT = 0.1
 # How many waiting workers are replaced at most.
 _WAITING_MOST = 256
+# Has an attribute ``pool`` in the workers of all pools.
+_here = threading.local()
+# What a thread that is no worker enters to wait.
+_NOT_A_WORKER = nullcontext()
 # The claimants that drop a job.
 _CALLER, _STOP = "caller", "stop"
 
@@ -110,6 +115,7 @@ class WorkerPool(ThreadPoolExecutor):
         initializer: called in each worker when it starts, for example to open a database
             connection. If it raises, that is logged and the worker continues.
         name: of the threads; a number is appended.
+        max_waiting: how many further workers there may be in place of those that wait for a peer.
     """
 
     def __init__(
@@ -117,6 +123,7 @@ class WorkerPool(ThreadPoolExecutor):
         workers: int = 20,
         initializer: Callable[[], object] | None = None,
         name: str = "tao-worker",
+        max_waiting: int = _WAITING_MOST,
     ) -> None:
         if not isinstance(workers, int) or isinstance(workers, bool):
             raise TypeError(f"workers must be an int, not {workers!r}")
@@ -127,10 +134,11 @@ class WorkerPool(ThreadPoolExecutor):
         super().__init__(workers, name)
         self.size: int = workers
         self.initializer = initializer
+        self.max_waiting: int = max_waiting
         self._name: str = name
         self._stopped: bool = False
         self._begin_anew()
-        _pools.add(self)
+        _pools[self] = None
 
     def _begin_anew(self) -> None:
         """Reset to a pool without workers and jobs."""
@@ -144,6 +152,11 @@ class WorkerPool(ThreadPoolExecutor):
         self._waiting: set[object] = set()  # one item for each worker inside `waiting`
 
     # The inherited methods, ``map`` and those of a context manager, use the ones below.
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it accepts no more jobs."""
+        return self._stopped
 
     @property
     def busy(self) -> int:
@@ -181,11 +194,11 @@ class WorkerPool(ThreadPoolExecutor):
     def waiting(self) -> Iterator[None]:
         """Let another worker run while the calling worker waits in this ``with`` block.
 
-        So handlers that wait for their peers do not exhaust the pool. At most 256 workers are
-        replaced at the same time. In other threads it has no effect.
+        So handlers that wait for their peers do not exhaust the pool. At most ``max_waiting``
+        workers are replaced at the same time. In other threads it has no effect.
         """
         item = object()
-        replaced = self._is_worker() and len(self._waiting) < _WAITING_MOST
+        replaced = self._is_worker() and len(self._waiting) < self.max_waiting
         try:
             if replaced:
                 self._waiting.add(item)
@@ -194,16 +207,20 @@ class WorkerPool(ThreadPoolExecutor):
         finally:
             self._waiting.discard(item)
 
-    def stop(self, timeout: float | None = None) -> list[threading.Thread]:
+    def stop(self, timeout: float | None = None, *, drop: bool = True) -> list[threading.Thread]:
         """Accept no more jobs, drop those not begun, and wait for the others.
 
         Called on a worker, it does not wait, as another worker may be stopping the pool too.
+
+        Args:
+            timeout: how long to wait, in seconds; None: as long as it takes.
+            drop: whether to drop the jobs not begun; False: they are run, and waited for.
 
         Returns:
             the workers that were still running a job after ``timeout`` seconds.
         """
         deadline = Deadline(timeout)
-        self._end(drop=True)
+        self._end(drop=drop)
         return [] if self._is_worker() else self._wait_for_workers(deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -222,7 +239,7 @@ class WorkerPool(ThreadPoolExecutor):
         self._begin_anew()
 
     def _submitted(self) -> list[Job]:
-        """Return unfinished jobs, without those of `run`, whose callers get an exception."""
+        """Return unfinished jobs, except those of `run`: its callers get an exception."""
         return [job for job in list(self._accepted) if isinstance(job, FutureJob)]
 
     # -- inside
@@ -286,7 +303,7 @@ class WorkerPool(ThreadPoolExecutor):
     def _forget(self, worker: _Worker) -> None:
         """Free the number of a worker. Called once for each worker."""
         self._idle.discard(worker)
-        for number, each in list(self._members.items()):
+        for number, each in dict(self._members).items():
             if each is worker:
                 self._members.pop(number, None)
 
@@ -376,6 +393,7 @@ class WorkerPool(ThreadPoolExecutor):
 
     def _prepare(self, worker: _Worker) -> None:
         self._inside.worker = worker
+        _here.pool = self
         if self.initializer is None or worker.prepared:
             return
         worker.preparing = worker.prepared = True
@@ -411,9 +429,15 @@ class WorkerPool(ThreadPoolExecutor):
         logger.opt(exception=error).error("worker {} was interrupted", name)
 
 
+def lend_this_worker() -> AbstractContextManager[None]:
+    """Return a context in which the calling thread, if it is a worker, does not count as one."""
+    pool: WorkerPool | None = getattr(_here, "pool", None)
+    return _NOT_A_WORKER if pool is None else pool.waiting()
+
+
 def _tell_what_is_dropped() -> None:
     """Log the jobs that are dropped or interrupted because the process exits."""
-    for pool in list(_pools):
+    for pool in keys_of(_pools):
         jobs = pool._submitted()
         if jobs:
             begun = sum(job.owner is not None for job in jobs)
@@ -424,5 +448,5 @@ def _tell_what_is_dropped() -> None:
 
 
 # The pools of the process.
-_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_pools: weakref.WeakKeyDictionary[WorkerPool, None] = weakref.WeakKeyDictionary()
 atexit.register(_tell_what_is_dropped)

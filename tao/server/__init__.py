@@ -1,15 +1,21 @@
 """The server: listening, accepting, its connections, and graceful shutdown.
 
 In order: ``server.py`` is what users hold, ``core.py`` does its work, and ``state.py`` tells the
-states of a server. ``listeners.py`` and ``listener.py`` listen; ``accepting.py`` makes connections
-of accepted sockets, within the limits of ``admission.py``; ``connection.py`` is one of them, which
-begins with ``first_bytes.py``. ``schedules.py`` has the timers that run on every connection,
-``stopping.py`` the graceful shutdown, and ``resources.py`` what a running server holds.
+states of a server. ``binding.py`` makes sockets listen, and ``listener.py`` accepts from them, on
+threads of its own (``threaded_listener.py``) or on those that read (``shared_listener.py``);
+``listeners.py`` has them all. ``accepting.py`` makes connections of accepted sockets, within the
+limits of ``admission.py``; ``connection.py`` is one of them, which begins with ``handshake.py``
+and, with sessions, ``resumption.py``; ``session_links.py`` leads to sessions of other processes.
+What a connection asks of its server, ``connection_owner.py`` says. ``groups.py`` has the groups of
+connections, of which ``group_index.py`` keeps account, ``identities.py`` says which connection a
+peer has, and ``schedules.py`` has the timers that run on every connection. ``stopping.py`` is the
+graceful shutdown, and ``resources.py`` has what a running server holds.
 ``tls_reload.py`` replaces certificates, and ``reports.py`` has the results that users get.
 """
 
 from tao.server.connection import ServerConn
+from tao.server.groups import Group
 from tao.server.reports import Broadcast, StopReport
 from tao.server.server import Server
 
-__all__ = ["Broadcast", "Server", "ServerConn", "StopReport"]
+__all__ = ["Broadcast", "Group", "Server", "ServerConn", "StopReport"]

@@ -7,36 +7,30 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tao.connection.connection import core_of
 from tao.connection.keepalive import set_kernel_clocks
-from tao.connection.options import ServerSettings
+from tao.connection.options.definitions import ServerSettings
 from tao.errors import ServerClosed
 from tao.runtime.leader_followers import Run
 from tao.runtime.log import logger
 from tao.server.admission import Admission
-from tao.server.connection import ConnectionOwner, ServerConn
+from tao.server.connection import ServerConn
+from tao.server.connection_owner import ConnectionOwner
 from tao.server.listener import Listener
+from tao.server.session_links import PassedLink
 from tao.transport.addresses import address_text, host_of
 from tao.transport.stream import Transport
 from tao.transport.tls_stream import TlsTransport
 from tao.wire.proxy_protocol import ProxyNetworks
 
-__all__ = ["Acceptor", "AcceptorOwner"]
+__all__ = ["Acceptor"]
 
 T = TypeVar("T")
 
 # Whether an accepted socket is non-blocking because the listening one is, as on BSD.
 _INHERIT_NON_BLOCKING = not sys.platform.startswith("linux")
-
-
-class AcceptorOwner(ConnectionOwner, Protocol):
-    """What accepting asks of its server."""
-
-    @property
-    def serving(self) -> bool:
-        """Whether the server takes connections: it was started, and is not stopping."""
 
 
 class Acceptor:
@@ -49,7 +43,7 @@ class Acceptor:
         settings: of the server, for the limits.
     """
 
-    def __init__(self, owner: AcceptorOwner, settings: ServerSettings) -> None:
+    def __init__(self, owner: ConnectionOwner, settings: ServerSettings) -> None:
         self._owner = owner
         self._ids = itertools.count(1)
         #: All connections by number, from before they open until the last step of their last
@@ -68,10 +62,10 @@ class Acceptor:
 
     def delayed(self) -> None:
         """Count and log that connections wait because of ``accept_rate``."""
-        tally = self._owner.tally
-        tally.accept_delayed()
+        statistics = self._owner.statistics
+        statistics.accept_delayed()
         rate = self._owner.settings.accept_rate
-        tally.floods.warn(
+        statistics.floods.warn(
             logger, "connections above {} a second (accept_rate) wait in the listen backlog", rate
         )
 
@@ -146,10 +140,24 @@ class Acceptor:
             return begin(conn)
         except BaseException:
             discard()
-            self.remove(net_id)
+            self._owner.remove(net_id)
             if conn is not None:
                 core_of(conn).finished.set()  # for a stop that has seen it
             raise
+
+    def take_link(self, sock: socket.socket, link: PassedLink) -> None:
+        """Have a session go on over a connection that another process has accepted.
+
+        Raises:
+            ServerClosed: the server has begun to stop.
+        """
+        self.adopt(
+            link.remote_address,
+            lambda: (link.transport_of(sock), link.local_address),
+            sock.close,
+            lambda conn: core_of(conn).take_over(link.reception),
+            host=host_of(link.remote_address),
+        )
 
     def count_peer(self, net_id: int, address: Any) -> str:
         """Count a connection under its peer's host; return why it is refused, or an empty string.
@@ -161,6 +169,12 @@ class Acceptor:
             self._refuse(address, refusal)
         return refusal
 
+    def count_link(self, net_id: int, address: Any, lost: bool) -> None:
+        """Count a connection towards the limits, or no more, as its session is lost."""
+        self.admission.release(net_id)
+        if not lost and net_id in self.connections:
+            self.admission.readmit(net_id, host_of(address))
+
     def remove(self, net_id: int) -> None:
         """Forget a connection."""
         self.connections.pop(net_id, None)
@@ -168,9 +182,9 @@ class Acceptor:
 
     def _refuse(self, address: Any, why: str) -> None:
         """Count and log a refused connection."""
-        self._owner.tally.refused()
+        self._owner.statistics.refused()
         text = "connection from {} refused: {}"
-        self._owner.tally.floods.warn(logger, text, address_text(address), why)
+        self._owner.statistics.floods.warn(logger, text, address_text(address), why)
 
     def after_fork(self, reason: str) -> None:
         """In a child process: have all connections ended, and forget them."""

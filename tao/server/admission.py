@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 
-__all__ = ["Admission"]
+from tao.runtime.log import logger
+
+__all__ = ["Admission", "warn_of_few_descriptors"]
 
 
 class Admission:
@@ -52,6 +55,11 @@ class Admission:
             self.release(net_id)
         return refusal
 
+    def readmit(self, net_id: int, host: str) -> None:
+        """Count a connection again, which was admitted before, whatever the limits are."""
+        self._all[net_id] = None
+        self._host_of[net_id] = host
+
     def move(self, net_id: int, host: str) -> str:
         """Count an admitted connection under another host, or return why that cannot be."""
         if net_id not in self._all:
@@ -61,7 +69,7 @@ class Admission:
         most = self._most_per_host
         if most is None or list(self._host_of.values()).count(host) <= most:
             return ""
-        alike = [number for number, each in list(self._host_of.items()) if each == host]
+        alike = [number for number, each in dict(self._host_of).items() if each == host]
         if _before(net_id, alike) < most:
             return ""
         self._host_of.pop(net_id, None)
@@ -81,3 +89,14 @@ class Admission:
 def _before(net_id: int, numbers: list[int]) -> int:
     """Return how many come before this one."""
     return numbers.index(net_id) if net_id in numbers else len(numbers)
+
+
+def warn_of_few_descriptors(most: int) -> None:
+    """Log a warning if this process may not have as many descriptors as connections."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < most:
+        logger.warning(
+            "max_connections is {}, but this process may open {} files only, and each connection "
+            "is one; raise that limit with `ulimit -n {}`, or LimitNOFILE={} in a systemd unit",
+            most, limit, most + 100, most + 100,
+        )  # fmt: skip

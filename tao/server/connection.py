@@ -5,65 +5,32 @@ from __future__ import annotations
 import socket
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
+from tao.callables import checked_flag
 from tao.connection.application import Application
-from tao.connection.connection import Connection
+from tao.connection.connection import Connection, core_of
 from tao.connection.core import ConnectionCore
-from tao.connection.options import ServerSettings
-from tao.connection.statistics import Tally
+from tao.connection.lifecycle import Event
+from tao.connection.sessions.agreeing import session_of
+from tao.connection.shared_roles import SharedRoles
 from tao.connection.timers import ConnectionTimer
-from tao.errors import ConnectionClosed, HandshakeFailed
+from tao.errors import ConnectionClosed, HandshakeFailed, TooManyGroups
 from tao.runtime.context import Context
-from tao.runtime.deadline import Deadline
 from tao.runtime.leader_followers import Run
-from tao.server.first_bytes import PeerLeft, read_proxy_header, wait_for_first_byte
-from tao.server.resources import Resources
+from tao.server.connection_owner import ConnectionOwner
+from tao.server.handshake import Handshake, PeerLeft
+from tao.server.login import LoginGate
+from tao.server.names import check_group_name, check_identity
+from tao.server.resumption import Beginning, join
+from tao.server.session_links import PassedLink
+from tao.session.agreement import Reception
 from tao.transport.stream import Transport
 from tao.transport.tls_stream import TlsTransport
-from tao.wire.message import Registry
+from tao.wire.proxy_protocol import HeaderReader
 
-__all__ = ["ConnectionOwner", "ServerConn", "ServerConnCore"]
-
-
-class ConnectionOwner(Protocol):
-    """What a connection asks of the server that has accepted it."""
-
-    @property
-    def server(self) -> Any:
-        """The users' object, which `tao.server_from` finds."""
-
-    @property
-    def settings(self) -> ServerSettings:
-        """The options of the server."""
-
-    @property
-    def registry(self) -> Registry:
-        """Messages and handlers."""
-
-    @property
-    def context(self) -> Context:
-        """The context above those of the connections."""
-
-    @property
-    def tally(self) -> Tally:
-        """Where connections are counted."""
-
-    @property
-    def resources(self) -> Resources:
-        """Workers, timing wheel and context variables."""
-
-    def count_peer(self, net_id: int, address: Any) -> str:
-        """Count a connection under its peer's host; return why it is refused, or ``""``."""
-
-    def welcome(self, core: ServerConnCore) -> None:
-        """A connection is established: start the timers that the server has for all."""
-
-    def has_schedule(self, schedule: int) -> bool:
-        """Whether a timer that the server has for all connections is not cancelled."""
-
-    def remove(self, net_id: int) -> None:
-        """Forget a connection that has ended."""
+__all__ = ["ServerConn", "ServerConnCore"]
 
 
 class ServerConn(Connection):
@@ -77,6 +44,76 @@ class ServerConn(Connection):
             application, ServerConnCore(net_id, owner, application, transport, address)
         )
 
+    @property
+    def address_id(self) -> str:
+        """What names this connection among those of all servers of a cluster.
+
+        `Server.unicast` takes it, in any process. It is valid as long as the connection lasts.
+        """
+        address_id: str = core_of(self).address_id
+        return address_id
+
+    def join(self, group: str) -> None:
+        """Join a group, so that `Group.broadcast` reaches this connection; see `Server.group`.
+
+        When this returns, the connection is a member. Joining again changes nothing. A connection
+        leaves all of its groups when it ends: broadcasts do not reach it any more once it is
+        closing, and ``groups`` is empty after ``on_close``.
+
+        Args:
+            group: the name, a str of 1 to 255 bytes in UTF-8.
+
+        Raises:
+            ConnectionClosed: the connection is closed.
+            TooManyGroups: it is in ``max_groups`` groups already. Threads that join at the very
+                same moment may exceed that by one group each.
+            TypeError, ValueError: the name is not one of a group.
+        """
+        core_of(self).join(self, check_group_name(group))
+
+    def leave(self, group: str) -> None:
+        """Leave a group. Nothing happens if the connection is not a member.
+
+        When this returns, broadcasts that begin from then on do not reach it.
+
+        Raises:
+            TypeError, ValueError: the name is not one of a group.
+        """
+        core_of(self).leave(check_group_name(group))
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The names of the groups that it has joined."""
+        groups: frozenset[str] = core_of(self).groups
+        return groups
+
+    def identify(self, identity: str, *, replace: bool = False) -> None:
+        """Claim an identity for this connection, once its peer has proved it, by a login say.
+
+        One connection of the server at a time has an identity: of several that claim it at once,
+        one. `Server.find` returns it. It is given up when the connection is closed. A connection
+        has one identity; claiming another gives up the former.
+
+        Args:
+            identity: a str of 1 to 255 bytes in UTF-8.
+            replace: what happens if another connection has it. True: that one is closed, with the
+                reason ``"replaced by connection ..."``; one of its handlers may still run.
+
+        Raises:
+            IdentityTaken: another connection has it, and ``replace`` is False.
+            ConnectionClosed: this connection is closed.
+            TypeError, ValueError: it is no identity.
+            RuntimeError: this is a signal handler or finalizer that has interrupted another call of
+                this method on its thread.
+        """
+        core_of(self).identify(self, check_identity(identity), checked_flag("replace", replace))
+
+    @property
+    def identity(self) -> str | None:
+        """The identity that it has claimed; None: none. Kept when another connection takes it."""
+        identity: str | None = core_of(self).identity
+        return identity
+
 
 class ServerConnCore(ConnectionCore):
     """What does the work of a `ServerConn`.
@@ -88,6 +125,11 @@ class ServerConnCore(ConnectionCore):
         transport, address: of the peer.
     """
 
+    __slots__ = (
+        "_followed", "_handshake", "_login", "_owner", "_proxied", "_reception", "_socket",
+        "accepted", "given_away", "welcomed",
+    )  # fmt: skip
+
     def __init__(
         self,
         net_id: int,
@@ -97,32 +139,57 @@ class ServerConnCore(ConnectionCore):
         address: Any,
     ) -> None:
         self._owner = owner
+        resources = owner.resources
         super().__init__(
             net_id,
             owner.settings,
             application,
-            wheel=owner.resources.wheel,
-            run=owner.resources.pool.run,
+            wheel=resources.wheel,
+            run=resources.run,
             parent=owner.context,
-            tally=owner.tally,
+            statistics=owner.statistics,
             server=owner.server,
+            readers=None if transport.descriptor < 0 else resources.readers,
         )
+        self._login = None if owner.settings.login is None else LoginGate(self, owner.settings)
         self.remote_address = address
         self.accepted = transport  #: of the accepted socket
-        # The timers of the server's schedules; a placeholder while one is being made. Changed by
-        # any thread, in single steps of the interpreter.
-        self._followed: dict[int, object] = {}
+        self.given_away: bool = False  #: whether that belongs to a session by now
+        # The timers of the server's schedules, also those that are being made. Changed by any
+        # thread, in single steps of the interpreter.
+        self._followed: dict[int, int] = {}
+        self._handshake: Handshake | Beginning | None = None  # while it is done
+        self._reception: Reception | None = None  # what another process has agreed on, if one has
         # The accepted socket, and whether its stream begins with a PROXY header.
         self._socket: socket.socket | None = None
         self._proxied: bool = False
         #: Whether the connection is established, its timers are started, and it reads.
         self.welcomed: bool = False
 
+    @property
+    def address_id(self) -> str:
+        """See `ServerConn.address_id`."""
+        return self._owner.address_id(self.net_id)
+
+    @property
+    def interrupted_here(self) -> bool:
+        owner = self._owner
+        return (
+            super().interrupted_here
+            # Its end waits for these as well.
+            or owner.groups.interrupted_here
+            or owner.identities.interrupted_here
+        )
+
+    @property
+    def must_not_wait_here(self) -> bool:
+        return super().interrupted_here  # what the peer sends does not wait for these
+
     def lend_worker(self) -> AbstractContextManager[object]:
         return self._owner.resources.pool.waiting()
 
     def be_found(self, found: list[Run], sock: socket.socket, proxied: bool) -> None:
-        """Have the thread that has accepted the connection be its first thread.
+        """Have the thread that has accepted the connection begin with it.
 
         Args:
             found: the list of what that thread does next.
@@ -130,10 +197,30 @@ class ServerConnCore(ConnectionCore):
             proxied: whether its stream begins with a PROXY header.
         """
         self._socket, self._proxied = sock, proxied
-        name = self.roles.name("reader")
-        run = Run(lambda: self.roles.begin(self._open), name, self._abandon)
-        self.roles.threads.append(run)
-        found.append(run)
+        roles, name = self.roles, self.roles.name("reader")
+        if isinstance(roles, SharedRoles):
+            found.append(Run(lambda: self._begin_shared(roles), name, self._abandon))
+        else:
+            begin = Run(lambda: roles.begin(self._open), name, self._abandon)
+            roles.threads.append(begin)
+            found.append(begin)
+
+    def _begin_shared(self, roles: SharedRoles) -> None:
+        """Open the connection on this thread, or have its handshake done step by step."""
+        sock = self._socket
+        if sock is None or not self._begins_slowly:
+            roles.begin(self._open)
+            return
+        handshake = self._handshake = self._new_handshake(sock)
+        self.transport = self.accepted
+        self.lifecycle.apply(Event.ATTACH, link=self.accepted)  # a close aborts it from now on
+        self.timers.set_clock("handshake", self.settings.handshake_timeout, self._too_late)
+        roles.open_in_steps(handshake.advance, self._open)
+
+    def _too_late(self) -> None:
+        """End a handshake that has taken too long."""
+        if not self.lifecycle.status.secured:
+            self.accepted.abort()
 
     def _abandon(self, error: BaseException) -> None:
         """End the connection, as its first thread was interrupted or could not begin.
@@ -148,20 +235,27 @@ class ServerConnCore(ConnectionCore):
             self._owner.remove(self.net_id)
             self.finished.set()
 
+    def take_over(self, reception: Reception) -> None:
+        """Go on with a connection that another process has accepted, to resume a session of ours.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        self._reception = reception
+        self.start()
+
     def start(self) -> None:
         """Start the first thread of a connection that no listener has accepted.
 
         Raises:
             RuntimeError: no thread can be started.
         """
-        self.roles.thread("reader", self.roles.struck, self.roles.begin, self._open).start()
+        self.roles.launch(self.roles.struck, self.roles.begin, self._open)
 
     def _open(self) -> bool:
         """Establish the connection; return False if it ends before."""
         try:
-            self.establish(self.accepted)
-            self._owner.welcome(self)
-            self.welcomed = True
+            self.readiness.establish(self.accepted)
         except HandshakeFailed as error:
             self.fail(error, str(error), ended=True)
             return False
@@ -170,31 +264,110 @@ class ServerConnCore(ConnectionCore):
                 return False  # closed before it began
             # Refused by on_connect: what that wrote is sent all the same, as before any other end.
             if not self._left_at_once():
-                self._owner.tally.refused()
-            self.send_queue.open()
+                self._owner.statistics.refused()
+            if not self.readiness.manual:
+                self.send_queue.open()
             self.begin_close(str(error), drain=False)
+            self.readiness.end_loan()
         return True
 
-    def shake_hands(self, transport: Transport) -> None:
-        sock, timeout = self._socket, self.settings.handshake_timeout
-        deadline = Deadline(timeout)
-        if sock is not None and self._proxied:
-            self._read_header(sock, deadline)
-        tls = isinstance(transport, TlsTransport)
-        if sock is not None and tls and not wait_for_first_byte(sock, deadline):
-            raise HandshakeFailed(f"TLS handshake not done after {timeout} s")
-        try:
-            transport.handshake(deadline.remaining())
-        except HandshakeFailed as error:
-            if deadline.expired:
-                raise HandshakeFailed(f"TLS handshake not done after {timeout} s") from error
-            raise
+    def await_login(self) -> None:
+        if self._login is not None:
+            self._login.shut()
 
-    def _read_header(self, sock: socket.socket, deadline: Deadline) -> None:
+    def admit(self) -> None:
+        if self._login is not None:
+            self._login.open()
+
+    def open_up(self, transport: Transport) -> None:
+        super().open_up(transport)
+        self._owner.welcome(self)
+        self.welcomed = True
+
+    def shake_hands(self, transport: Transport) -> Transport:
+        sock = self._socket
+        if self._reception is not None:
+            return join(self, transport, self._reception)
+        if sock is None:
+            return super().shake_hands(transport)
+        if not self._begins_slowly:
+            return transport
+        handshake = self._handshake or self._new_handshake(sock)
+        handshake.complete()
+        self._handshake = None  # it would stay as long as the connection
+        if isinstance(handshake, Beginning):
+            return join(self, transport, handshake.reception)
+        return transport
+
+    @property
+    def _begins_slowly(self) -> bool:
+        """Whether the peer has to send something before the connection is established."""
+        tls = isinstance(self.accepted, TlsTransport)
+        return self._proxied or tls or self._owner.settings.sessions is not None
+
+    def _new_handshake(self, sock: socket.socket) -> Handshake | Beginning:
+        read = self._read_header if self._proxied else None
+        settings = self._owner.settings
+        handshake = Handshake(sock, self.accepted, settings.handshake_timeout, read)
+        if settings.sessions is None:
+            return handshake
+        return Beginning(handshake, self.accepted, settings, self.capabilities, self._look_again)
+
+    def _look_again(self, seconds: float) -> None:
+        """Go on with the first steps in a while, whatever the peer does."""
+        roles = self.roles
+        if isinstance(roles, SharedRoles):
+            go_on = partial(self.gate.call_back, partial(roles.turn, 0))
+            self.timers.set_clock("hello", seconds, go_on)
+
+    @property
+    def greets(self) -> bool:
+        return self._owner.settings.sessions is not None or super().greets
+
+    # -- with a session
+
+    def pass_on(self, transport: Transport, reception: Reception) -> bool:
+        """See `SessionOwner.pass_on`."""
+        port, sock, hello = self._owner.session_port, self._socket, reception.hello
+        if port is None or sock is None or hello is None:
+            return False
+        link = PassedLink(
+            reception.nonce,
+            hello,
+            self.remote_address,
+            self.local_address,
+            transport.tls_version,
+            transport.peer_certificate,
+        )
+        if isinstance(self.roles, SharedRoles):
+            self.roles.leave()  # the poller would go on with the socket after this copy is closed
+        if isinstance(transport, TlsTransport):
+            passed = self.given_away = port.relay(transport, link)
+        else:
+            passed = port.pass_on(sock, link)
+        if passed:
+            self.transport = None  # so nothing is done to it but, of a passed one, the close
+        return passed
+
+    @property
+    def serving(self) -> bool:
+        """Whether the server takes connections."""
+        return self._owner.serving
+
+    def count_link(self, lost: bool) -> None:
+        """Count the connection towards the server's limits, or no more, as its session is lost."""
+        self._owner.count_link(self.net_id, self.remote_address, lost)
+
+    def begin_close(
+        self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False
+    ) -> None:
+        super().begin_close(reason, drain=drain, timeout=timeout, ended=ended)
+        stream = session_of(self.transport)
+        if stream is not None and not (stream.connected or self.serving):
+            stream.end(reason)
+
+    def _read_header(self, header: HeaderReader) -> None:
         """Learn the peer's address from the proxy, and count the connection under its host."""
-        header = read_proxy_header(sock, deadline)
-        if header is None:
-            raise HandshakeFailed(f"no PROXY header within {self.settings.handshake_timeout} s")
         if header.source is not None:
             self.remote_address = header.source
         refusal = self._owner.count_peer(self.net_id, self.remote_address)
@@ -209,51 +382,88 @@ class ServerConnCore(ConnectionCore):
         broken = isinstance(error, ConnectionError) and not isinstance(error, HandshakeFailed)
         if isinstance(error, PeerLeft) or (broken and not self.reader.bytes_in):
             if self.lifecycle.close_reason is None:
-                self.reporter.log().debug("the peer sent nothing: {}", reason)
+                self.error_reports.log().debug("the peer sent nothing: {}", reason)
             self.drop(reason, ended=ended)
         else:
             super().fail(error, reason, ended=ended)
 
-    def report(self, error: BaseException, doing: str) -> None:
+    def report(self, error: BaseException, doing: str, context: Context | None = None) -> None:
         if isinstance(error, ConnectionClosed) and self._left_at_once():
-            self.reporter.log().debug("the peer sent nothing: {} ({})", error, doing)
+            self.error_reports.log().debug("the peer sent nothing: {} ({})", error, doing)
         else:
-            super().report(error, doing)
+            super().report(error, doing, context)
 
     def tell_unsent(self, what: str) -> None:
         if not self._left_at_once():
             super().tell_unsent(what)
 
     def _left_at_once(self) -> bool:
-        """Tell whether the peer left before it sent anything, and got at most a greeting."""
+        """Return whether the peer left before it sent anything, and got at most a greeting."""
         if self.send_queue.error is None or self.reader.bytes_in:
             return False
         return not (self.lifecycle.status.on_close_owed and self.send_queue.frames_sent)
 
     def follow(self, schedule: int, interval: float, callback: ConnectionTimer) -> None:
         """Start the timer of a schedule of the server's, unless it is started already."""
-        scheduled, pending = self._owner.has_schedule, object()
+        scheduled, timer = self._owner.has_schedule, self.timers.reserve_id()
 
         def call(due: datetime, conn: ServerConn) -> None:
             if scheduled(schedule):
                 callback(due, conn)
 
         try:
-            if self._followed.setdefault(schedule, pending) is pending:
-                self._followed[schedule] = self.timers.add(interval, call, periodic=True)
+            if self._followed.setdefault(schedule, timer) == timer:
+                self.timers.add(interval, call, periodic=True, timer_id=timer)
                 if not scheduled(schedule):
-                    self.unfollow(schedule)  # it was cancelled meanwhile
+                    self.timers.cancel(timer)  # it was cancelled meanwhile
         except ConnectionClosed:
             pass  # it needs no timer any more
         except BaseException:
-            self.unfollow(schedule)
+            self.timers.cancel(timer)
             raise
 
     def unfollow(self, schedule: int) -> None:
         """Cancel the timer of a schedule."""
         timer = self._followed.pop(schedule, None)
-        if isinstance(timer, int):
+        if timer is not None:
             self.timers.cancel(timer)
+
+    # -- groups
+
+    def join(self, conn: ServerConn, group: str) -> None:
+        """See `ServerConn.join`."""
+        index, most = self._owner.groups, self._owner.settings.max_groups
+        reason = self.lifecycle.close_reason
+        if reason is not None:
+            raise ConnectionClosed(reason)
+        if not index.has_room(self.net_id, group, most):
+            raise TooManyGroups(f"the connection is in {most} groups (max_groups) already")
+        index.join(conn, group)
+
+    def leave(self, group: str) -> None:
+        """See `ServerConn.leave`."""
+        self._owner.groups.leave(self.net_id, group)
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """See `ServerConn.groups`."""
+        return self._owner.groups.names(self.net_id)
+
+    # -- identity
+
+    def identify(self, conn: ServerConn, identity: str, replace: bool) -> None:
+        """See `ServerConn.identify`."""
+        self._owner.identities.claim(conn, identity, replace=replace)
+
+    @property
+    def identity(self) -> str | None:
+        """See `ServerConn.identity`."""
+        return self._owner.identities.identity(self.net_id)
+
+    def finish(self) -> None:
+        super().finish()
+        if self.transport is None and not self.given_away:
+            self.accepted.close()  # it has ended before it began
 
     def leave_owner(self) -> None:
         super().leave_owner()

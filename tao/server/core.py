@@ -14,24 +14,37 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from tao.connection.connection import core_of
-from tao.connection.options import ServerSettings
-from tao.connection.statistics import Snapshot, Tally
-from tao.errors import ServerClosed, TaoError
+from tao.connection.options.definitions import ServerSettings
+from tao.connection.reports.statistics import Snapshot, Statistics
+from tao.errors import ConnectionClosed, ServerClosed, TaoError
 from tao.runtime.context import SERVER, Context, background
 from tao.runtime.forks import renew_after_fork
+from tao.runtime.greenlets import is_patched
+from tao.runtime.leader_followers import Run
 from tao.runtime.log import logger
 from tao.runtime.signals import SignalCatcher
 from tao.runtime.threads import Doorbell
 from tao.runtime.worker_pool import WorkerPool
 from tao.server.accepting import Acceptor
+from tao.server.admission import warn_of_few_descriptors
+from tao.server.binding import Bound, listen
+from tao.server.cluster_member import ClusterMember, own_number
 from tao.server.connection import ServerConn, ServerConnCore
-from tao.server.listener import Bound, Listener, listen
+from tao.server.group_index import GroupIndex
+from tao.server.groups import Group
+from tao.server.identities import Identities
+from tao.server.listener import Listener
 from tao.server.listeners import Listeners
+from tao.server.login import check_login_handlers
+from tao.server.names import check_group_name, check_identity
 from tao.server.reports import Broadcast, StopReport
 from tao.server.resources import Resources
 from tao.server.schedules import Schedules
+from tao.server.session_links import SessionPort
+from tao.server.shared_listener import SharedListener
 from tao.server.state import ServerState, state_of
 from tao.server.stopping import Parts, Stopping
+from tao.server.threaded_listener import ThreadedListener
 from tao.transport.addresses import Address, address_text
 from tao.transport.tls_credentials import Credentials
 from tao.wire.codec_checks import check_decoder, checked_encoder
@@ -60,10 +73,20 @@ class ServerCore:
         #: Cancelled when the server stops; the connections' contexts are below it.
         self.context: Context = background().with_value(SERVER, server).with_cancel()
         #: Counts what the server and its connections do.
-        self.tally = Tally(f"server-{next(_numbers)}", self._fill)
+        self.statistics = Statistics(f"server-{next(_numbers)}", self._fill)
         self.listeners = Listeners()
         self.acceptor = Acceptor(self, settings)
+        #: Tells a listener whether another process should take the next connection. Set before the
+        #: start by what connects it to other processes.
+        self.give_way: Callable[[], bool] | None = None
+        #: The way to the processes that have other sessions; None: there are none. Set as well.
+        self.session_port: SessionPort | None = None
         self.schedules = Schedules(self._open_cores)
+        #: Which connection is in which group.
+        self.groups: GroupIndex[ServerConn] = GroupIndex()
+        #: Which connection has which identity.
+        self.identities: Identities[ServerConn] = Identities()
+        self.cluster = ClusterMember(self)
         # Acquired by the start. If two threads start the server at once, the first entry counts.
         self._resources: list[Resources] = []
         self.stopping = Stopping(self._parts, self._wake_waiting, self._flush)
@@ -72,7 +95,7 @@ class ServerCore:
         self.doorbells: list[Doorbell] = []
         self._interrupted: bool = False  # by a signal
         renew_after_fork(self, ServerCore.after_fork)
-        self.tally.publish()
+        self.statistics.publish()
 
     def configure(self, settings: ServerSettings) -> None:
         """Replace the options. Not to be called once the server is started."""
@@ -117,6 +140,9 @@ class ServerCore:
             self._resources.append(resources)
             if self._resources[0] is not resources:
                 resources.give_back()
+        self.cluster.open()
+        if self.cluster.port is not None:
+            self.groups.report_counts_to(self.cluster.port.set_count)
         return self._resources[0]
 
     # -- listening
@@ -125,6 +151,7 @@ class ServerCore:
         """See `Server.start`."""
         ServerSettings(tls=tls)  # checks it
         check_decoder(self.settings.codec, self.registry)  # all messages are declared by now
+        check_login_handlers(self.settings, self.registry)
         bound = listen(address, self.settings.backlog)
         listener = None
         try:
@@ -143,6 +170,7 @@ class ServerCore:
                 self.listeners.remove(listener)
             raise
         logger.info("listening at {}", address_text(listener.address))
+        warn_of_few_descriptors(self.settings.max_connections)
         return listener.address
 
     def _raise_if_stopped(self) -> None:
@@ -153,16 +181,25 @@ class ServerCore:
 
     def _listener(self, bound: Bound, tls: ssl.SSLContext | None) -> Listener:
         resources = self.acquire()
-        listener = Listener(
-            bound,
-            lambda sock, peer, found: self.acceptor.admit(sock, peer, found, listener),
-            self.tally.accept_error,
-            credentials=resources.credentials if tls is None else Credentials(tls),
-            pace=resources.pace,
-            delayed=self.acceptor.delayed,
-            on_lost=self._wake_waiting,
-            cpus=self.settings.cpus,
-        )
+        options: dict[str, Any] = {
+            "credentials": resources.credentials if tls is None else Credentials(tls),
+            "pace": resources.pace,
+            "delayed": self.acceptor.delayed,
+            "on_lost": self._wake_waiting,
+            "gives_way": self.give_way,
+        }
+
+        def admit(sock: socket.socket, peer: Any, found: list[Run]) -> None:
+            self.acceptor.admit(sock, peer, found, listener)
+
+        failed, readers = self.statistics.accept_error, resources.readers
+        listener: Listener
+        if readers is None or is_patched() or self.settings.on_connect is not None:
+            options["cpus"] = self.settings.cpus
+            listener = ThreadedListener(bound, admit, failed, **options)
+        else:
+            options |= {"loop": readers.next_loop(), "wheel": resources.wheel}
+            listener = SharedListener(bound, admit, failed, **options)
         return listener
 
     def credentials_at(self, address: Any) -> list[Credentials]:
@@ -232,8 +269,7 @@ class ServerCore:
     @property
     def connections(self) -> list[ServerConn]:
         """The connections that are open now."""
-        everyone = list(self.acceptor.connections.values())
-        return [conn for conn in everyone if core_of(conn).lifecycle.open]
+        return _open(list(self.acceptor.connections.values()))
 
     def _open_cores(self) -> list[ServerConnCore]:
         return [core_of(conn) for conn in self.connections]
@@ -243,26 +279,85 @@ class ServerCore:
         conn = self.acceptor.connections.get(net_id)
         return conn if conn is not None and core_of(conn).lifecycle.open else None
 
-    def broadcast(self, message: Any, exclude: Collection[Any]) -> Broadcast:
+    def find(self, identity: str) -> ServerConn | None:
+        """See `Server.find`."""
+        conn = self.identities.owner(check_identity(identity))
+        return conn if conn is not None and core_of(conn).lifecycle.open else None
+
+    def broadcast(
+        self, message: Any, exclude: Collection[Any], confirm: float | None = None
+    ) -> Broadcast:
         """See `Server.broadcast`."""
         frame = checked_encoder(self.settings.codec)(message)
-        receivers: Collection[ServerConn] = self.connections
-        if exclude:
-            excluded = {getattr(conn, "net_id", conn) for conn in exclude}
-            receivers = [conn for conn in receivers if conn.net_id not in excluded]
-        failed = []
-        for conn in receivers:
-            try:
-                core_of(conn).send_queue.write(frame)
-            except TaoError as error:
-                failed.append((conn, error))
-        return Broadcast(len(receivers) - len(failed), failed)
+        cluster, port = self.cluster, self.cluster.port
+        if port is not None:
+            port.broadcast(frame, cluster.address_ids(exclude), confirm)
+            return Broadcast(0, [], published=True)
+        return self.send_to_all(frame, cluster.own_ids(exclude) if exclude else ())
+
+    def unicast(self, address: int | str, message: Any) -> None:
+        """See `Server.unicast`."""
+        cluster, port = self.cluster, self.cluster.port
+        number = own_number(cluster.node, address) if isinstance(address, str) else address
+        conn = None if number is None else self.conn(number)
+        if conn is None and (number is not None or port is None):
+            raise ConnectionClosed(f"there is no connection {address}")
+        if port is not None:
+            address_id = address if isinstance(address, str) else cluster.address_id(address)
+            port.unicast(address_id, checked_encoder(self.settings.codec)(message))
+        elif conn is not None:
+            conn.write(message)
+
+    def send_to_all(self, frame: bytes, exclude: Collection[int]) -> Broadcast:
+        """Send to all connections of this process, but those with these numbers."""
+        return _send(frame, list(self.acceptor.connections.values()), exclude)
+
+    def group(self, name: str) -> Group:
+        """See `Server.group`."""
+        return Group(check_group_name(name), self)
+
+    def group_members(self, name: str) -> list[ServerConn]:
+        """Return the open connections of this process that are in a group."""
+        return _open(self.groups.members(name))
+
+    def group_count(self, name: str) -> int:
+        """See `Group.count`."""
+        port = self.cluster.port
+        return len(self.group_members(name)) if port is None else port.count(name)
+
+    def broadcast_to_group(
+        self, name: str, message: Any, exclude: Collection[Any], confirm: float | None
+    ) -> Broadcast:
+        """See `Group.broadcast`."""
+        frame = checked_encoder(self.settings.codec)(message)
+        cluster, port = self.cluster, self.cluster.port
+        if port is not None:
+            port.broadcast_to_group(name, frame, cluster.address_ids(exclude), confirm)
+            return Broadcast(0, [], published=True)
+        return self.send_to_group(name, frame, cluster.own_ids(exclude) if exclude else ())
+
+    def send_to_group(self, name: str, frame: bytes, exclude: Collection[int]) -> Broadcast:
+        """Send to the members of a group in this process, but those with these numbers."""
+        return _send(frame, self.groups.members(name), exclude)
+
+    def send_to_one(self, net_id: int, frame: bytes) -> Broadcast:
+        """Send to a connection of this process, if there is one with this number."""
+        conn = self.acceptor.connections.get(net_id)
+        return _send(frame, () if conn is None else (conn,))
 
     # What a connection asks of its server.
 
     def count_peer(self, net_id: int, address: Any) -> str:
         """See `Acceptor.count_peer`."""
         return self.acceptor.count_peer(net_id, address)
+
+    def count_link(self, net_id: int, address: Any, lost: bool) -> None:
+        """See `Acceptor.count_link`."""
+        self.acceptor.count_link(net_id, address, lost)
+
+    def address_id(self, net_id: int) -> str:
+        """See `ClusterMember.address_id`."""
+        return self.cluster.address_id(net_id)
 
     def welcome(self, core: ServerConnCore) -> None:
         """See `Schedules.welcome`."""
@@ -274,7 +369,9 @@ class ServerCore:
 
     def remove(self, net_id: int) -> None:
         """Forget a connection that has ended."""
-        self.acceptor.remove(net_id)
+        self.groups.forget(net_id)
+        self.identities.forget(net_id)
+        self.acceptor.remove(net_id)  # last: until then a stop can tell what it waits for
 
     # -- stopping
 
@@ -292,13 +389,21 @@ class ServerCore:
             conns=list(self.acceptor.connections.values()),
             context=self.context,
             pool=None if resources.pool is self.settings.workers else resources.pool,
-            release=resources.give_back,
+            readers=resources.readers,
+            release=self._release,
         )
+
+    def _release(self) -> None:
+        """Give back what a running server holds."""
+        self.cluster.close()
+        if self.session_port is not None:
+            self.session_port.close()
+        self._resources[0].give_back()
 
     def _flush(self) -> None:
         """Log what the limits on log lines have held back."""
-        self.tally.floods.flush()
-        self.tally.overdue.flush()
+        self.statistics.floods.flush()
+        self.statistics.overdue.flush()
 
     def after_fork(self, reason: str) -> None:
         """In a child process: be stopped if it was started; else it can be started there."""
@@ -308,9 +413,15 @@ class ServerCore:
             return
         if self._resources:  # a server may be stopped without having been started
             self._resources[0].give_back()
+            readers = self._resources[0].readers
+            if readers is not None:
+                readers.after_fork()
         self.stopping.finish()
         self._why_stopped = f"this server {reason}"
         self.listeners.abandon()
+        self.cluster.abandon()
+        self.groups.after_fork()
+        self.identities.after_fork()
         self.acceptor.after_fork(self._why_stopped)
 
     # -- figures
@@ -320,7 +431,32 @@ class ServerCore:
         snapshot.state = self.state
         snapshot.address = ", ".join(map(address_text, self.listeners.addresses))
         snapshot.connections = len(self.acceptor.connections)
+        if self.cluster.port is not None:
+            snapshot.cluster = self.cluster.port.figures
         if self._resources:  # a server may be stopped without having been started
             resources = self._resources[0]
             snapshot.workers, snapshot.workers_busy = resources.pool.size, resources.pool.busy
             snapshot.timers = resources.wheel.size
+
+
+def _open(conns: Collection[ServerConn]) -> list[ServerConn]:
+    """Return those that get what is sent to many."""
+    return [conn for conn in conns if core_of(conn).lifecycle.open]
+
+
+def _send(frame: bytes, conns: Collection[ServerConn], exclude: Collection[int] = ()) -> Broadcast:
+    """Send to the open ones of some connections, but those with the excluded numbers.
+
+    It is one pass, as each look at one of thousands of connections has to fetch it from memory.
+    """
+    queued, failed = 0, []
+    for conn in conns:
+        core = core_of(conn)
+        if not core.lifecycle.open or (exclude and conn.net_id in exclude):
+            continue
+        try:
+            core.send_queue.write(frame)
+            queued += 1
+        except TaoError as error:
+            failed.append((conn, error))
+    return Broadcast(queued, failed)

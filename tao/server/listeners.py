@@ -26,8 +26,8 @@ class Listeners:
         self._gave_up: bool = False  # `give_up` was called
 
     def add(self, listener: Listener) -> None:
-        """Add a listener, and forget those whose last thread has ended."""
-        for each in self.all.copy():
+        """Add a listener, and remove those with no threads left."""
+        for each in list(self.all):
             if each.ended:
                 self.remove(each)
         self.all.append(listener)
@@ -40,7 +40,7 @@ class Listeners:
     @property
     def active(self) -> list[Listener]:
         """Those that were not given up."""
-        return [each for each in self.all.copy() if not each.given_up]
+        return [each for each in list(self.all) if not each.given_up]
 
     @property
     def addresses(self) -> list[Any]:
@@ -70,7 +70,7 @@ class Listeners:
             ValueError: there is none.
         """
         wanted = _normalized(address)
-        found = [each.credentials for each in self.all.copy() if each.address == wanted]
+        found = [each.credentials for each in list(self.all) if each.address == wanted]
         if not found:
             raise ValueError(f"tls: this server does not listen at {address!r}")
         return found
@@ -83,7 +83,7 @@ class Listeners:
     @property
     def failed(self) -> bool:
         """Whether accepting has ended everywhere, at one address at least by a failure."""
-        listeners = self.all.copy()
+        listeners = list(self.all)
         lost = any(each.lost for each in listeners)
         return lost and not any(each.accepting for each in listeners)
 

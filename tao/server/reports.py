@@ -1,4 +1,4 @@
-"""The results of what a server does to all of its connections."""
+"""The results of a server's operations on all of its connections."""
 
 from __future__ import annotations
 
@@ -13,13 +13,35 @@ if TYPE_CHECKING:
 __all__ = ["Broadcast", "StopReport"]
 
 
-class Broadcast(NamedTuple):
-    """The result of a broadcast."""
-
-    #: How many connections it was sent or queued to.
+class _Sent(NamedTuple):
     queued: int
-    #: The other connections, each with the error.
     failed: list[tuple[ServerConn, TaoError]]
+
+
+class Broadcast(_Sent):
+    """The result of a broadcast; it can be unpacked as ``queued, failed``.
+
+    In a cluster the connections get the message when it comes back from there, so that nothing is
+    known of them here.
+
+    Attributes:
+        queued: how many connections it was sent or queued to.
+        failed: the other connections, each with the error.
+        published: whether it was published to a cluster.
+    """
+
+    published: bool
+
+    def __new__(
+        cls, queued: int, failed: list[tuple[ServerConn, TaoError]], published: bool = False
+    ) -> Broadcast:
+        made = super().__new__(cls, queued, failed)
+        made.published = published
+        return made
+
+    def __repr__(self) -> str:
+        values = f"queued={self.queued}, failed={self.failed}, published={self.published}"
+        return f"Broadcast({values})"
 
 
 @dataclass

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import weakref
+from collections.abc import Callable
+from typing import Any
 
-from tao.connection.options import ServerSettings
+from tao.connection.options.definitions import ServerSettings
+from tao.connection.receiving.shared_reading import SharedReaders
 from tao.runtime.rate_limits import TokenBucket
 from tao.runtime.timing_wheel import TimingWheel, shared_wheel
 from tao.runtime.worker_pool import WorkerPool
@@ -28,7 +31,11 @@ class Resources:
         if isinstance(workers, WorkerPool):
             self.pool = workers
         else:
-            self.pool = WorkerPool(workers, settings.worker_initializer)
+            self.pool = WorkerPool(
+                workers, settings.worker_initializer, max_waiting=settings.max_waiting_workers
+            )
+        #: Has the workers run something, see `WorkerPool.run`.
+        self.run: Callable[..., Any] = self.pool.run
         #: The context variables with which the callbacks of each connection begin.
         self.variables = contextvars.copy_context()
         #: Of all addresses that were not given a TLS context of their own.
@@ -42,3 +49,10 @@ class Resources:
         self.give_back = weakref.finalize(owner, shared_wheel.release, user)
         self.give_back.atexit = False
         self.wheel: TimingWheel = shared_wheel.acquire(user)
+        #: The threads that read all connections; None: each has its own.
+        self.readers: SharedReaders | None = None
+        if settings.shared_readers:
+            self.readers = SharedReaders(
+                settings.shared_readers, self.wheel, self.pool, settings.cpus
+            )
+            self.readers.start()

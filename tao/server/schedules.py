@@ -58,5 +58,5 @@ class Schedules:
 
     def welcome(self, core: ServerConnCore) -> None:
         """Start all timers on a connection that has just been established."""
-        for schedule, (interval, callback) in list(self._all.items()):
+        for schedule, (interval, callback) in dict(self._all).items():
             core.follow(schedule, interval, callback)

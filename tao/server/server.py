@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tao.connection.option_help import takes_options
-from tao.connection.option_types import CommonOptions
-from tao.connection.options import ServerSettings, make_settings
-from tao.connection.statistics import Snapshot
+from tao.callables import checked_flag
+from tao.connection.options.definitions import ServerSettings
+from tao.connection.options.fields import ErrorCallback
+from tao.connection.options.given import make_settings
+from tao.connection.options.help import takes_options
+from tao.connection.options.types import CommonOptions
+from tao.connection.reports.statistics import Snapshot
 from tao.connection.timers import ConnectionTimer
-from tao.errors import ConnectionClosed
 from tao.runtime.context import Context
 from tao.runtime.worker_pool import WorkerPool
 from tao.server.connection import ServerConn
 from tao.server.core import ServerCore
+from tao.server.groups import Group
 from tao.server.reports import Broadcast, StopReport
 from tao.server.state import ServerState
 from tao.server.tls_reload import reload_credentials, server_context
+from tao.session.sessions import Sessions
 from tao.transport.addresses import Address
 from tao.transport.certificates import StrPath
-from tao.wire.message import Dispatch, ReadableT, Registry, ResultT, default_registry
+from tao.wire.codec_checks import restricted
+from tao.wire.message import (
+    Dispatch,
+    MiddlewareT,
+    ReadableT,
+    Registry,
+    ResultT,
+    UnknownMessage,
+    default_registry,
+)
 from tao.wire.proxy_protocol import Network
 
 if TYPE_CHECKING:
@@ -44,15 +57,27 @@ class ServerOptions(CommonOptions, total=False):
     on_connect: Callable[[ServerConn], object] | None
     on_message: Callable[[Any, ServerConn], object] | None
     on_close: Callable[[ServerConn], object] | None
-    on_error: Callable[[ServerConn, BaseException], object] | None
+    on_error: ErrorCallback[ServerConn] | None
+    on_resume: Callable[[ServerConn], object] | None
+    on_session_lost: Callable[[ServerConn, list[UnknownMessage]], object] | None
     workers: int | WorkerPool
     worker_initializer: Callable[[], object] | None
+    max_waiting_workers: int
     max_connections: int
     max_connections_per_host: int | None
+    max_groups: int
     proxy_protocol: Collection[str | Network] | None
     backlog: int
+    login: Collection[type] | None
+    login_timeout: float
+    login_max_bytes: int
+    on_unready: Callable[[Any, ServerConn], object] | None
     accept_rate: float | None
     accept_burst: int | None
+    sessions: Sessions | None
+    cluster: str | None
+    cluster_key: bytes | Sequence[bytes] | None
+    on_gap: Callable[[int, int | None], object] | None
 
 
 class Server:
@@ -73,7 +98,7 @@ class Server:
     def __init__(self, **options: Unpack[ServerOptions]) -> None:
         """Make a server that is not started yet."""
         settings: ServerSettings = make_settings(ServerSettings, "Server", options)
-        registry = settings.registry or Registry(default_registry)
+        registry = restricted(settings.codec, settings.registry or Registry(default_registry))
         self._core = ServerCore(self, settings, registry)
 
     @property
@@ -129,7 +154,7 @@ class Server:
             ready: called with the bound address once the server listens and signals are handled,
                 for example to tell a supervisor.
         """
-        self._core.serve_forever(address, handle_signals, ready)
+        self._core.serve_forever(address, checked_flag("handle_signals", handle_signals), ready)
 
     def __enter__(self) -> Server:
         return self
@@ -206,6 +231,13 @@ class Server:
         """
         return self.registry.handler(message_class, dispatch=dispatch)
 
+    def use(self, middleware: MiddlewareT) -> MiddlewareT:
+        """Call ``function(ctx, conn, call_next)`` around every handler of this server only.
+
+        See `Registry.use`.
+        """
+        return self.registry.use(middleware)
+
     def schedule(self, interval: float, callback: ConnectionTimer) -> int:
         """Call ``callback(due, conn)`` every ``interval`` seconds on every connection.
 
@@ -218,7 +250,7 @@ class Server:
         return self._core.schedules.add(interval, callback)
 
     def cancel_schedule(self, schedule: int) -> bool:
-        """Cancel what `schedule` started, on all connections; tell whether it was active."""
+        """Cancel what `schedule` started, on all connections; return whether it was active."""
         return self._core.schedules.cancel(schedule)
 
     # -- the connections
@@ -237,32 +269,64 @@ class Server:
         """Return an open connection by its id, or None."""
         return self._core.conn(net_id)
 
-    def broadcast(self, message: Any, exclude: Collection[Any] = ()) -> Broadcast:
-        """Send a message to all connections; it is encoded once.
+    def find(self, identity: str) -> ServerConn | None:
+        """Return the open connection that has an identity, see `ServerConn.identify`, or None.
 
-        A connection that cannot take the message does not keep it from the others.
+        Raises:
+            TypeError, ValueError: it is no identity.
+        """
+        return self._core.find(identity)
+
+    def broadcast(
+        self, message: Any, exclude: Collection[Any] = (), *, confirm: float | None = None
+    ) -> Broadcast:
+        """Send a message to all connections, of all servers of the cluster; it is encoded once.
+
+        A connection that cannot take the message does not keep it from the others. In a cluster the
+        connections of this process get it in its turn among what the others publish.
 
         Args:
             message: what `Connection.write` takes.
-            exclude: connections, or their ids, that do not get it.
-        """
-        return self._core.broadcast(message, exclude)
-
-    def unicast(self, net_id: int, message: Any) -> None:
-        """Send a message to one connection.
+            exclude: connections that do not get it, or their ``net_id`` or ``address_id``.
+            confirm: in a cluster, seconds to wait until the message is certain to reach all servers
+                that can be reached; None: do not wait. Alone, a server has nothing to wait for.
 
         Raises:
-            ConnectionClosed: there is no such connection (any more).
-            WouldBlock: its send queue is full.
+            ClusterUnavailable: the cluster did not take the message, or not confirm it in time.
         """
-        conn = self.conn(net_id)
-        if conn is None:
-            raise ConnectionClosed(f"there is no connection {net_id}")
-        conn.write(message)
+        return self._core.broadcast(message, exclude, confirm)
+
+    def group(self, name: str) -> Group:
+        """Return the group of a name, which connections join by `ServerConn.join`.
+
+        A group need not be made or removed: it exists as long as it has members.
+
+        Args:
+            name: a str of 1 to 255 bytes in UTF-8.
+
+        Raises:
+            TypeError, ValueError: the name is not one of a group.
+        """
+        return self._core.group(name)
+
+    def unicast(self, address: int | str, message: Any) -> None:
+        """Send a message to one connection.
+
+        Args:
+            address: the ``net_id`` of a connection of this process, or the ``address_id`` of one of
+                any server of the cluster. If another one is not there any more, nothing happens.
+            message: what `Connection.write` takes.
+
+        Raises:
+            ConnectionClosed: this process has no such connection (any more).
+            WouldBlock: its send queue is full; in a cluster that is not known here.
+            ClusterUnavailable: the cluster did not take the message.
+        """
+        self._core.unicast(address, message)
 
     def snapshot(self) -> Snapshot:
         """Return the figures of this server as they are now."""
-        return self._core.tally.snapshot()
+        return self._core.statistics.snapshot()
 
     # -- state and stopping
 

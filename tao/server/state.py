@@ -30,15 +30,15 @@ class Accepting(Protocol):
 
     @property
     def failed(self) -> bool:
-        """Whether it cannot, although nobody has asked for that."""
+        """Whether it has stopped accepting because of an error."""
 
     @property
     def given_up(self) -> bool:
-        """Whether it does not, as it was told."""
+        """Whether the application has told it to stop listening."""
 
 
 class StopProgress(Protocol):
-    """How far the stop of a server has come."""
+    """The progress of a server's stop."""
 
     @property
     def begun(self) -> bool:

@@ -21,6 +21,7 @@ from tao.runtime.wakeup import Wakeup
 from tao.server.reports import StopReport
 
 if TYPE_CHECKING:
+    from tao.connection.receiving.shared_reading import SharedReaders
     from tao.runtime.context import Context
     from tao.runtime.worker_pool import WorkerPool
     from tao.server.connection import ServerConn
@@ -45,6 +46,8 @@ class Parts(NamedTuple):
     context: Context
     #: Its own workers; None if it shares those of others.
     pool: WorkerPool | None
+    #: What reads all connections; None if each has its own thread.
+    readers: SharedReaders | None
     #: Releases what it shares with others.
     release: Callable[[], object]
 
@@ -75,7 +78,7 @@ class Stopping:
         self._ends: list[float] = []
         self._began: float = 0.0  # when the stop began, the last time
         self._thread: threading.Thread | None = None
-        self._reports: list[StopReport] = []  # of which the first counts
+        self._reports: list[StopReport] = []  # only the first counts
 
     def stop(self, timeout: float) -> StopReport:
         """Begin to stop, and wait for the end unless this is one of tao's threads.
@@ -111,7 +114,7 @@ class Stopping:
         return self.done.is_set()
 
     def finish(self, report: StopReport | None = None) -> None:
-        """Note that the stop is over: there was nothing to stop, or nothing is left."""
+        """Note that the stop is complete."""
         self.begun = True
         self._reports.append(report or StopReport())
         self.done.set()
@@ -136,7 +139,7 @@ class Stopping:
         return True
 
     def _wait(self, end: float) -> None:
-        """Wait until only what needs this thread is left, or until a moment after the deadline."""
+        """Wait until only work that needs this thread is left, or just after the deadline."""
         while (left := end + 2 * _MOMENT - monotonic()) > 0:
             if self.done.wait(min(left, _LOOK)) or self._held_up_here():
                 return
@@ -145,7 +148,7 @@ class Stopping:
                 self._ensure_thread(end)  # it has died
 
     def _held_up_here(self) -> bool:
-        """Tell whether nothing more can end before the calling thread goes on.
+        """Return whether nothing more can end before the calling thread goes on.
 
         It may be in a signal handler that has interrupted a write: that connection cannot end
         before the handler returns and the write goes on.
@@ -193,6 +196,8 @@ class Stopping:
             threads += gather([each for each in core.roles.threads_now() if each not in stuck], end)
         for listener in parts.listeners:
             threads += listener.join(end, threads)
+        if parts.readers is not None:
+            threads += parts.readers.stop(end, threads)
         if parts.pool is not None:
             threads += parts.pool.stop(self._left())
         threads += gather(parts.context.callback_threads(), end)
@@ -226,7 +231,7 @@ class Stopping:
         return end
 
     def _left(self, moment: float = 0.0) -> float:
-        """How many seconds are left, with a moment for the threads of what was aborted."""
+        """Return the remaining seconds, plus a moment for the threads of aborted connections."""
         end = min(self._ends)
         if moment:
             end = max(end, self._began) + moment

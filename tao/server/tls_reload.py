@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable
 
-from tao.connection.options import ServerSettings
+from tao.connection.options.definitions import ServerSettings
 from tao.runtime.log import logger
 from tao.transport.certificates import StrPath, load_tls_config
 from tao.transport.tls_credentials import Credentials

@@ -17,8 +17,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from tao.runtime.agenda import Agenda
 from tao.runtime.threads import as_tao_thread, in_tao_thread
+from tao.runtime.timer_heap import TimerHeap
 from tao.runtime.timing_wheel import TimingWheel, shared_wheel
 from tao.runtime.wakeup import Notifier, Waitable
 
@@ -68,7 +68,7 @@ class Clock(TimingWheel):
             start = start.timestamp()
         self._start: float = time.time() if start is None else start
         # Owned by the thread that advances the clock.
-        self._turned = Agenda()
+        self._turned = TimerHeap()
         # The ident of that thread, which alone changes the next two.
         self._advancer: dict[str, int] = {}
         self._time: float = 0.0

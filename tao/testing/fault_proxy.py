@@ -24,7 +24,8 @@ from typing import Any
 
 from tao.runtime.deadline import Deadline
 from tao.runtime.threads import gather, spawn
-from tao.server.listener import Listener, listen
+from tao.server.binding import listen
+from tao.server.threaded_listener import ThreadedListener
 from tao.transport.addresses import Address, Target, parse, resolve
 
 __all__ = ["FaultProxy", "Faults"]
@@ -111,7 +112,7 @@ class FaultProxy:
         self._threads: list[list[threading.Thread]] = []  # of each connection
         # Guards the fields below; held while a listener's thread ends.
         self._switching = threading.Lock()
-        self._listener: Listener | None = None
+        self._listener: ThreadedListener | None = None
         self._hang_up: bool = False
         # Keeps the port while it is not listened at.
         self._place = socket.socket()
@@ -147,7 +148,9 @@ class FaultProxy:
         with self._switching:
             self._hang_up = False
             if self._listener is None:
-                self._listener = Listener(listen(self.address, 128), self._admit, lambda: None)
+                self._listener = ThreadedListener(
+                    listen(self.address, 128), self._admit, lambda: None
+                )
                 self._listener.start()
 
     def cut(self) -> None:
@@ -223,6 +226,10 @@ class FaultProxy:
 
 class _Over(Exception):
     """Raised in a thread when its connection is to end."""
+
+
+class _SinkGone(Exception):
+    """What a stream is forwarded to has closed or reset its end."""
 
 
 class _Link:
@@ -305,6 +312,11 @@ class _Link:
             self._ring.close()
             self._forget()
 
+    @property
+    def half_left(self) -> bool:
+        """Whether one of the two threads has left."""
+        return self._left > 0
+
     def wait(
         self, timeout: float | None, sock: socket.socket | None = None, event: int = 0
     ) -> bool:
@@ -350,12 +362,27 @@ class _Pump:
                     self._deliver(piece)
             if not self._faults().swallow:
                 self.sink.shutdown(socket.SHUT_WR)
+        except _SinkGone:
+            self._discard()  # what the sink had sent is still forwarded, then its end or its reset
         except _Over:
             pass
         except OSError:  # one side is gone, so reset the other
             self._link.end(reset=True)
         finally:
             self._link.leave()
+
+    def _discard(self) -> None:
+        """Read on while the other direction is forwarded.
+
+        Its sink may read nothing before what it sends is taken.
+        """
+        try:
+            while not self._link.half_left:
+                ready = self._link.wait(_TICK, self.source, select.POLLIN)
+                if ready and not self.source.recv(_PIECE):
+                    return
+        except (_Over, OSError):
+            pass
 
     def _gather(self) -> bytes:
         """Wait for data to forward together; return ``b""`` at the end of the stream."""
@@ -412,6 +439,8 @@ class _Pump:
                 rest = rest[self.sink.send(rest) :]
             except BlockingIOError:
                 self._link.wait(None, self.sink, select.POLLOUT)
+            except OSError as error:
+                raise _SinkGone from error
 
     def _end_if_due(self) -> None:
         faults = self._faults()

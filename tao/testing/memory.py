@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from tao.client.client import ClientConn, ClientOptions
 from tao.client.dialling import Reached, Source
 from tao.connection.connection import core_of
-from tao.connection.option_help import Shown, takes_options
-from tao.connection.options import ClientSettings
+from tao.connection.options.definitions import ClientSettings
+from tao.connection.options.help import Shown, takes_options
 from tao.errors import ConnectFailed, ServerClosed
 from tao.safe_text import safe_str
 from tao.server.connection import ServerConn
@@ -129,6 +129,10 @@ class MemoryTransport(Transport):
         self.in_use.set()
         return self._inward.read
 
+    @property
+    def descriptor(self) -> int:
+        return -1
+
     def send(self, data: bytes | memoryview) -> int:
         return self._outward.write(data)
 
@@ -204,6 +208,8 @@ class MemorySource(Source):
         server, capacity: as for `MemoryClient`.
     """
 
+    polled = False
+
     def __init__(self, server: Server, capacity: int) -> None:
         memory_transports(capacity)  # validates it
         self._server = server
@@ -220,7 +226,7 @@ class MemorySource(Source):
         if not core.serving:
             raise self._failure(f"the server is {core.state}")
         near, far = memory_transports(self._capacity)
-        place = f"memory of {core.tally.name}"
+        place = f"memory of {core.statistics.name}"
 
         def begin(conn: ServerConn) -> ServerConn:
             core_of(conn).start()

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tao.client.client import ClientConn, ClientOptions
 from tao.connection.connection import core_of
-from tao.connection.option_help import Shown, takes_options
-from tao.connection.options import ClientSettings
+from tao.connection.options.definitions import ClientSettings
+from tao.connection.options.help import Shown, takes_options
 from tao.runtime.deadline import Deadline
 from tao.server.server import Server, server_core_of
 from tao.testing.memory import MemoryClient
-from tao.wire.message import HEARTBEAT, Registration, Registry, default_registry
+from tao.wire.codec import TypeLengthValueCodec
+from tao.wire.message import ANY, Deserializer, Registration, Registry, default_registry
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,9 +39,9 @@ class Unregistered:
         data: the bytes of its value.
     """
 
-    def __init__(self, message_number: int, data: bytes) -> None:
-        self.message_number: int = message_number
-        self.data: bytes = data
+    def __init__(self, message_number: Any, data: Any) -> None:
+        self.message_number: Any = message_number
+        self.data: Any = data
 
 
 class RecordingClient:
@@ -119,7 +120,17 @@ class RecordingClient:
         source = options.get("registry") or (
             target.registry if isinstance(target, Server) else default_registry
         )
-        known = _RecordingRegistry(source, self._record, self._count_heartbeat)
+        codec = options.get("codec") or (
+            server_core_of(target).settings.codec
+            if isinstance(target, Server)
+            else TypeLengthValueCodec()
+        )
+        known = _RecordingRegistry(
+            source,
+            self._record,
+            self._count_heartbeat,
+            getattr(codec, "is_heartbeat", lambda number: False),
+        )
         for message_class in messages:
             known.know(message_class)
         options = {"heartbeat": None, **options, "registry": known, "on_close": self._closed}
@@ -318,9 +329,11 @@ class _RecordingRegistry(Registry):
         source: Registry,
         record: Callable[[Any, Any], None],
         count_heartbeat: Callable[[Any, Any], None],
+        is_heartbeat: Callable[[Any], bool],
     ) -> None:
         self._record = record
         self._count_heartbeat = count_heartbeat
+        self._is_heartbeat = is_heartbeat
         super().__init__(source)
 
     def know(self, message_class: Any) -> None:
@@ -329,28 +342,30 @@ class _RecordingRegistry(Registry):
         if number not in self:
             self.register(number, message_class.deserialize, self._record, dispatch="inline")
 
-    def _new_entries(self) -> dict[int, Registration]:
-        return _Entries(self._record)
+    def _new_entries(self) -> dict[Any, Registration]:
+        return _Entries(self.entry)
 
     def _as_seen(self, registration: Registration) -> Registration:
-        beat = registration.number == HEARTBEAT
+        return self.entry(registration.number, registration.deserialize)
+
+    def entry(self, number: Any, deserialize: Deserializer) -> Registration:
+        """Return an entry that records the messages, or counts them if they are heartbeats."""
+        beat = number is not ANY and self._is_heartbeat(number)
         record = self._count_heartbeat if beat else self._record
-        return Registration(registration.number, registration.deserialize, record, "inline")
+        return Registration(number, deserialize, record, "inline")
 
 
-class _Entries(dict[int, Registration]):
+class _Entries(dict[Any, Registration]):
     """Entries of a registry whose `get` returns an entry for every number."""
 
-    def __init__(self, record: Callable[[Any, Any], None]) -> None:
+    def __init__(self, entry: Callable[[Any, Deserializer], Registration]) -> None:
         super().__init__()
-        self._record = record
+        self._entry = entry
 
     def get(self, number: Any, default: Any = None) -> Any:
         entry = super().get(number, default)
-        if entry is None and isinstance(number, int):
-            return Registration(
-                number, lambda data: Unregistered(number, data), self._record, "inline"
-            )
+        if entry is None and isinstance(number, (int, str, bytes, tuple)):
+            return self._entry(number, lambda data: Unregistered(number, data))
         return entry
 
 

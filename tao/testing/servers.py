@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tao.client.client import ClientOptions
-from tao.connection.option_help import takes_options
-from tao.connection.options import ServerSettings
+from tao.connection.options.definitions import ServerSettings
+from tao.connection.options.help import takes_options
 from tao.safe_text import safe_str
 from tao.server.reports import StopReport
 from tao.server.server import Server, ServerOptions

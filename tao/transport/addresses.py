@@ -35,7 +35,7 @@ __all__ = [
     "unix_address",
 ]
 
-#: What users write: host and port, what sockets give for IPv6, or the address of a Unix socket.
+#: An address from the user: host and port, an IPv6 socket address, or a Unix socket's address.
 Address = (
     tuple[str, int]
     | tuple[str, int, int, int]
@@ -61,7 +61,7 @@ class Target(NamedTuple):
     address: Any
 
 
-# -- reading what users write
+# -- parsing addresses from users
 
 
 def parse(address: Any, *, listening: bool = False) -> tuple[Any, ...] | str:
@@ -110,7 +110,7 @@ def unix_address(address: Any) -> str | None:
 
 
 def is_abstract(address: Any) -> bool:
-    """Tell whether this is a Unix socket's address without a file (Linux)."""
+    """Return whether this is a Unix socket's address without a file (Linux)."""
     return isinstance(address, str) and address.startswith("\0")
 
 
@@ -150,7 +150,7 @@ def _checked_host(host: str, listening: bool) -> str:
 
 
 def resolve(address: tuple[Any, ...] | str) -> list[Target]:
-    """Return what a parsed address stands for, the best first, each once; blocks for a name.
+    """Return the targets of a parsed address, the best first, each once; blocks for a name.
 
     Raises:
         OSError: the name cannot be resolved.
@@ -160,7 +160,7 @@ def resolve(address: tuple[Any, ...] | str) -> list[Target]:
 
 
 def resolve_literal(address: tuple[Any, ...] | str) -> list[Target] | None:
-    """Do what `resolve` does, but return None where a name server would have to be asked.
+    """Do the same as `resolve`, but return None if a name server would have to be asked.
 
     Raises:
         OSError: the scope of an IPv6 address is no network interface.
@@ -209,7 +209,7 @@ def _with_rest(found: tuple[Any, ...], rest: list[int]) -> tuple[Any, ...]:
 
 
 def normalized(address: Any) -> Any:
-    """Return what the kernel gives as an address in the form that is used everywhere in tao."""
+    """Return an address from the kernel in the form that is used everywhere in tao."""
     if isinstance(address, bytes):
         return os.fsdecode(address)
     if isinstance(address, tuple) and address:
@@ -231,7 +231,7 @@ def normalized_host(host: Any) -> Any:
 
 
 def host_of(address: Any) -> str:
-    """Return the host of a peer's address; for what has none, as a Unix socket, an empty string."""
+    """Return the host of a peer's address, or an empty string if it has none (a Unix socket)."""
     return str(normalized_host(address[0])) if isinstance(address, tuple) and address else ""
 
 
@@ -264,7 +264,7 @@ def _scope_text(address: tuple[Any, ...]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Escape what could not be printed, or would begin a line of its own in a log."""
+    """Escape characters that are not printable or would begin a new line in a log."""
     if text.isprintable():
         return text
     return "".join(

@@ -35,6 +35,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tao.callables import checked_flag
+
 __all__ = [
     "Certificate",
     "DevelopmentCA",
@@ -45,7 +47,7 @@ __all__ = [
 
 StrPath = str | os.PathLike[str]
 
-# Absent where OpenSSL, or what stands in for it, knows no renegotiation.
+# Absent if OpenSSL, or its substitute, does not support renegotiation.
 _NO_RENEGOTIATION: Final = getattr(ssl, "OP_NO_RENEGOTIATION", 0)
 # Takes a stream that was cut for one that ended; some CPythons, as 3.11.2, set it in every context.
 _IGNORE_UNEXPECTED_EOF: Final = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
@@ -78,7 +80,7 @@ def load_tls_config(
         password: what the key is encrypted with. An encrypted key without it is an error; nobody
             is asked on the terminal.
         client_ca: PEM file with the authorities whose clients are let in. None: every client is,
-            and none is asked who it is.
+            and no client certificate is requested.
 
     Raises:
         OSError: a file cannot be read (``FileNotFoundError``, ``PermissionError``, ...).
@@ -202,7 +204,7 @@ class Certificate:
     def write(self, certfile: StrPath, keyfile: StrPath) -> None:
         """Write the certificate and the key to a PEM file each, replacing what was there.
 
-        At no moment can anybody but the owner read the key's file (mode 0600).
+        Only the owner can ever read the key's file (mode 0600).
 
         Raises:
             OSError: a file cannot be written.
@@ -224,6 +226,7 @@ class Certificate:
         Args:
             mutual: let in only clients with a certificate of the same authority.
         """
+        checked_flag("mutual", mutual)
         with self._files() as (certfile, keyfile, cafile):
             return load_tls_config(certfile, keyfile, client_ca=cafile if mutual else None)
 
@@ -296,7 +299,7 @@ class DevelopmentCA:
         """Make a client's certificate, which no server can use.
 
         Args:
-            name: who the client is, up to 64 characters: the ``commonName`` that a server sees.
+            name: the client's name, up to 64 characters: the ``commonName`` that a server sees.
             days: how long from now it is valid.
 
         Raises:

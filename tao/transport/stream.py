@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tao.errors import ConnectionClosed
+from tao.runtime.combining import acquired
 from tao.runtime.greenlets import GreenSocket, adapted
 from tao.transport.nonblocking import end_writing_now, send_now, wait_for
 
@@ -41,7 +42,7 @@ class Transport:
         sock: connected and blocking; the transport owns it from now on.
     """
 
-    __slots__ = ("_closed", "_closing", "_sock", "answers")
+    __slots__ = ("_aborts", "_closed", "_closing", "_sock", "answers")
 
     #: The kernel's answer to the last `send`. The send queue clears it before each one.
     answers: list[int]
@@ -49,9 +50,13 @@ class Transport:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = adapted(sock)
         # Guards _closed, so that nothing is done to a descriptor number that has been used again.
-        # Reentrant, because a signal handler or a finalizer may abort as well.
+        # It is reentrant only so that its owner is known. No abort waits for it: its owner may be
+        # interrupted by a signal handler that waits for the aborting thread.
         self._closing: Any = threading.RLock()
         self._closed: bool = False
+        # For each abort to be carried out, whether it is a reset. Any thread appends, and the owner
+        # of _closing removes.
+        self._aborts: list[bool] = []
         self.answers = []
         if sock.family in _TCP:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -64,6 +69,17 @@ class Transport:
             HandshakeFailed: the handshake failed or took too long; the text says why.
         """
 
+    def advance_handshake(self) -> int:
+        """Go on with the handshake as far as that is possible without waiting.
+
+        Returns:
+            the events of ``poll`` to wait for; 0 when it is done, as always without TLS.
+
+        Raises:
+            HandshakeFailed: the handshake failed.
+        """
+        return 0
+
     @property
     def recv(self) -> Callable[[int], bytes]:
         """Wait for bytes and return up to ``size`` of them, ``b""`` at the end of the stream.
@@ -75,6 +91,73 @@ class Transport:
             OSError: the connection is broken.
         """
         return self._sock.recv
+
+    @property
+    def receive_now(self) -> Callable[[int, int], bytes]:
+        """Receive like `recv`, but without waiting; called with the size and ``MSG_DONTWAIT``.
+
+        Raises:
+            BlockingIOError: there is nothing yet.
+            OSError: the connection is broken.
+            Busy: another thread is in the midst of a `send`, and may be for long; see `wait_free`.
+        """
+        return self._sock.recv
+
+    def receive_up_to(self, size: int) -> bytes | None:
+        """Return up to ``size`` bytes, None if there are none yet, ``b""`` at the end.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        if not wait_for(self._sock, select.POLLIN, 0):  # gevent's sockets heed no flags
+            return None
+        return self._sock.recv(size)
+
+    def wait_readable(self, timeout: float | None) -> bool:
+        """Wait until more can be received, or the connection has ended; return False if not."""
+        return wait_for(self._sock, select.POLLIN, timeout)
+
+    def begin(self) -> None:
+        """Carry messages from now on. Called by the thread that establishes a connection."""
+
+    def outlives(self, reason: str) -> bool:
+        """Whether this goes on without a peer that has failed, for this reason."""
+        return False
+
+    def farewell(self) -> None:
+        """Tell a peer that has closed what was handled of it, if it wants to know."""
+
+    def lost_messages(self) -> list[Any] | None:
+        """Return what was sent and may not have been handled; None: nothing is known of it."""
+        return None
+
+    #: Whether it keeps data that `send` has accepted, and that `push` is to send on.
+    keeps: bool = False
+    #: Whether it may have to send again what it has sent, the end included.
+    resends: bool = False
+    #: Whether the kernel tells when `send` can go on.
+    polls_writable: bool = True
+
+    def push(self) -> bool:
+        """Send what it keeps, without blocking; return whether all is sent."""
+        return True
+
+    @property
+    def descriptor(self) -> int:
+        """The number of the descriptor, to wait for; -1 if there is none."""
+        sock: Any = self._sock
+        return -1 if isinstance(sock, GreenSocket) else sock.fileno()
+
+    def wait_free(self) -> None:
+        """Wait until no thread is in the midst of a `send`."""
+
+    #: Whether a transport of this kind may have received what `receive_now` has not returned yet.
+    buffers: bool = False
+
+    @property
+    def end_waits(self) -> bool:
+        """Whether `receive_now` returns the end of the stream next, though nothing more comes."""
+        return False
 
     def send(self, data: bytes | memoryview) -> int:
         """Send without blocking.
@@ -141,13 +224,12 @@ class Transport:
         """
         if self._sock.family == socket.AF_UNIX:
             return 0  # data arrives at once; the kernel would count what the peer has not read
-        with self._closing:
-            if self._closed:
-                return 0
-            try:
-                answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
-            except OSError:
-                return 0
+        try:
+            # No lock: if the descriptor has just been closed, and its number is in use again, this
+            # changes nothing.
+            answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):
+            return 0  # it is closed
         count: int = struct.unpack("i", answer)[0]
         return count
 
@@ -160,15 +242,18 @@ class Transport:
             ConnectionClosed: the transport is closed.
             OSError: the kernel refuses.
         """
-        with self._closing:
-            if self._closed:
-                raise ConnectionClosed("the connection is closed")
-            if value is not None:
-                self._sock.setsockopt(level, name, value)
-                return None
-            # With any length, even 0, getsockopt returns bytes.
-            lengths = (length,) if length else ()
-            return self._sock.getsockopt(level, name, *lengths)
+        try:
+            with self._closing:
+                if self._closed:
+                    raise ConnectionClosed("the connection is closed")
+                if value is not None:
+                    self._sock.setsockopt(level, name, value)
+                    return None
+                # With any length, even 0, getsockopt returns bytes.
+                lengths = (length,) if length else ()
+                return self._sock.getsockopt(level, name, *lengths)
+        finally:
+            self._carry_out_aborts()  # that have come meanwhile
 
     @property
     def peer_is_near(self) -> bool:
@@ -193,18 +278,39 @@ class Transport:
     def abort(self, *, reset: bool = False) -> None:
         """End both directions now and wake all threads that wait. Any thread may call it.
 
+        It waits for nothing. If another thread is in such a call, that one does it.
+
         Args:
             reset: discard what the kernel has still to send, and have `close` send a reset.
         """
-        with self._closing:
-            if self._closed:
-                return
-            try:
-                if reset and self._sock.family in _TCP:
-                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-                self._sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # the peer has closed already
+        self._aborts.append(reset)
+        self._carry_out_aborts()
+
+    def _carry_out_aborts(self) -> None:
+        """Carry out an abort that `abort` has noted, unless the owner of _closing will."""
+        lock = self._closing
+        if lock._is_owned():
+            return  # this call has interrupted another one
+        try:
+            while self._aborts and lock.acquire(False):
+                while self._aborts:
+                    self._shut_down(self._aborts[0])
+                    self._aborts.pop(0)
+                lock.release()
+        finally:
+            if lock._is_owned():  # an exception has come in between
+                lock.release()
+
+    def _shut_down(self, reset: bool) -> None:
+        """End both directions, unless the descriptor is free. Needs _closing."""
+        if self._closed:
+            return
+        try:
+            if reset and self._sock.family in _TCP:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer has closed already
 
     def reset(self) -> None:
         """Have `close` reset the connection, for a peer that keeps sending.
@@ -218,9 +324,21 @@ class Transport:
             pass  # it is disconnected already
 
     def close(self) -> None:
-        """Free the descriptor. No thread may be in any other method."""
-        with self._closing:
+        """Free the descriptor. No thread may be in any other method, except a brief one.
+
+        Raises:
+            Busy: another thread is in such a one, and this one must not wait for it.
+        """
+        lock = self._closing
+        try:
+            acquired(lock)
+            for reset in self._aborts:
+                self._shut_down(reset)
             self._closed = True
+            lock.release()
+        finally:
+            if lock._is_owned():  # an exception has come in between
+                lock.release()
         self._sock.close()
 
     def after_fork(self) -> None:

@@ -3,7 +3,7 @@
 On some versions of CPython an ``SSLSocket`` cannot be read and written by two threads at once. Here
 OpenSSL is only ever called under a lock, and the socket is only waited for outside of it.
 
-A TLS record of which a part is missing tells the peer nothing. So bytes count as sent only when the
+The peer cannot read an incomplete TLS record. So bytes count as sent only when the
 kernel has accepted the whole record that holds them; all others may be sent again on another
 connection. Like ``nonblocking.py``, this module knows what the kernel accepted even if an exception
 is raised between any two bytecodes; where it cannot know, it aborts the connection.
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tao.errors import ConnectionClosed, HandshakeFailed
+from tao.runtime.combining import Busy
 from tao.runtime.deadline import Deadline
 from tao.transport.error_text import NOT_TLS_REASONS, explain
 from tao.transport.nonblocking import send_now, wait_for
@@ -33,6 +34,8 @@ _TLS_SEND = 16 * _TLS_RECORD
 # How many seconds a send waits for a thread that decrypts. It must not wait for ever: that thread
 # may be in a finalizer, which waits for this one.
 _LOCK_PATIENCE = 0.05
+# A bound for what is decrypted at once that is never met.
+_ALL = 2**30
 # How much one recv asks for in a handshake.
 _HANDSHAKE_BYTES = 64 * 1024
 # A server's reply to a peer that does not speak TLS, which OpenSSL does not send itself: the fatal
@@ -54,8 +57,8 @@ class TlsTransport(Transport):
     """
 
     __slots__ = (
-        "_certificate", "_ciphertext", "_finished", "_incoming", "_lock", "_machine", "_outgoing",
-        "_progress", "_raw_answers", "_server_side", "_version",
+        "_certificate", "_ciphertext", "_end_seen", "_failure", "_finished", "_incoming", "_lock",
+        "_machine", "_outgoing", "_progress", "_raw_answers", "_server_side", "_version",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +86,8 @@ class TlsTransport(Transport):
         # in the record that _ciphertext still has a part of. It is one tuple, so that one step
         # moves a record from the second number to the first.
         self._progress: tuple[int, int] = (0, 0)
+        self._end_seen: bool = False  # whether the peer has ended its direction
+        self._failure: Exception | None = None  # raised once what came before it is delivered
         self._finished: bool = False  # whether our close_notify has been made
         # These do not change once they are known.
         self._certificate: dict[str, Any] | None = None
@@ -90,17 +95,22 @@ class TlsTransport(Transport):
 
     def handshake(self, timeout: float | None) -> None:
         deadline = Deadline(timeout)
+        while event := self.advance_handshake():
+            if not wait_for(self._sock, event, deadline.remaining()):
+                raise HandshakeFailed(f"TLS handshake not done after {timeout} s")
+
+    def advance_handshake(self) -> int:
         try:
-            while event := self._handshake_step():
-                if not wait_for(self._sock, event, deadline.remaining()):
-                    raise HandshakeFailed(f"TLS handshake not done after {timeout} s")
-                if event == select.POLLOUT:
-                    continue
-                data = self._sock.recv(_HANDSHAKE_BYTES)
+            while (event := self._handshake_step()) == select.POLLIN:
+                try:
+                    data = self._sock.recv(_HANDSHAKE_BYTES, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
                 if not data:
                     raise HandshakeFailed(self._hung_up())
                 with self._lock:
                     self._incoming.write(data)
+            return event
         except ssl.SSLError as error:
             with self._lock:
                 if (
@@ -154,6 +164,57 @@ class TlsTransport(Transport):
                 else:
                     self._incoming.write_eof()
 
+    @property
+    def receive_now(self) -> Callable[[int, int], bytes]:
+        return self._receive_now
+
+    def _receive_now(self, size: int, flags: int) -> bytes:
+        """Return all that can be decrypted of what is there and of the next ``size`` bytes."""
+        raw, failure, lock = None, None, self._lock
+        try:
+            if not lock.acquire(timeout=_LOCK_PATIENCE):
+                raise Busy
+            try:
+                raw = self._sock.recv(size, flags)
+            except OSError as error:  # also that there is nothing; then something may be left still
+                failure = error
+            if raw:
+                self._incoming.write(raw)
+            elif raw is not None:
+                self._incoming.write_eof()
+            data = self._decrypt(_ALL)
+            self._flush_if_possible()
+        finally:
+            if lock._is_owned():
+                lock.release()
+        if data is None:
+            raise failure or BlockingIOError("no whole record yet")
+        return data
+
+    def wait_free(self) -> None:
+        with self._lock:
+            pass
+
+    def receive_up_to(self, size: int) -> bytes | None:
+        while True:
+            with self._lock:
+                data = self._decrypt(size)
+                self._flush_if_possible()
+            if data is not None or not super().wait_readable(0):
+                return data
+            raw = self._sock.recv(size + _TLS_RECORD)
+            with self._lock:
+                if raw:
+                    self._incoming.write(raw)
+                else:
+                    self._incoming.write_eof()
+
+    buffers = True
+
+    @property
+    def end_waits(self) -> bool:
+        return self._end_seen or self._failure is not None
+
     def _decrypt(self, size: int) -> bytes | None:
         """Return up to ``size`` plain bytes, None if more has to be received. Needs _lock."""
         if self._finished:
@@ -161,20 +222,34 @@ class TlsTransport(Transport):
             ended = self._incoming.eof
             self._incoming.read()
             return b"" if ended else None
+        if self._failure is not None:
+            raise self._failure
         pieces: list[bytes] = []
+        incoming, machine = self._incoming, self._machine
         while size > 0:
+            waiting = incoming.pending + machine.pending()
+            if not (waiting or incoming.eof or self._end_seen):
+                break  # reading would raise, which costs more than to look
             try:
-                piece = self._machine.read(size)
+                # OpenSSL returns a record at a time, and a buffer of this size is made for each
+                # call. A record is never longer than what it was encrypted to.
+                piece = machine.read(min(size, _TLS_RECORD, waiting or 1))
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLError as error:
+                failure: Exception = error
                 if isinstance(error, ssl.SSLEOFError) or error.reason == _CUT:
-                    raise ConnectionClosed("peer closed without saying so in TLS") from error
-                raise
+                    failure = ConnectionClosed("peer closed without saying so in TLS")
+                    failure.__cause__ = error
+                self._failure = failure
+                break
             if not piece:
+                self._end_seen = True
                 return b"".join(pieces)
             pieces.append(piece)
             size -= len(piece)
+        if not pieces and self._failure is not None:
+            raise self._failure
         return b"".join(pieces) if pieces else None
 
     def send(self, data: bytes | memoryview) -> int:
@@ -300,11 +375,12 @@ class TlsTransport(Transport):
             waiting.extend(map(self._outgoing.read, (-1,)))
 
     def _flush_if_possible(self) -> None:
-        """Send the ciphertext, if the connection still works. Needs _lock."""
-        try:
-            self._flush()
-        except OSError:
-            pass  # the next send raises it; what has been received is still to be read
+        """Send the ciphertext, if there is any and the connection still works. Needs _lock."""
+        if self._ciphertext or self._outgoing.pending:
+            try:
+                self._flush()
+            except OSError:
+                pass  # the next send raises it; received data is still to be read
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:

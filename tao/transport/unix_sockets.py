@@ -26,7 +26,7 @@ from tao.transport.addresses import is_abstract
 __all__ = ["SocketFile", "bind_unix"]
 
 # How often to try to lock a directory, and how long to wait in between, in seconds. It is locked
-# for microseconds as a rule; without the lock things go on as well.
+# for microseconds as a rule; it also works without the lock.
 _TRIES, _PAUSE = 50, 0.005
 
 _Identity = tuple[int, int]
@@ -105,7 +105,7 @@ def _remove_stale(path: str) -> None:
 
 
 def _is_refused(path: str) -> bool:
-    """Tell whether connecting to ``path`` is refused, so that no process listens there."""
+    """Return whether connecting to ``path`` is refused, so that no process listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # the backlog of a server that is there may be full
         return probe.connect_ex(path) == errno.ECONNREFUSED

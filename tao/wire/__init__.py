@@ -2,8 +2,9 @@
 
 Read ``message.py`` first: messages and the registry that maps their numbers (``reloading.py`` tells
 a reloaded module from conflicting declarations). ``codec.py`` turns messages into frames and back,
-``codec_checks.py`` checks user-defined codecs, and ``proxy_protocol.py`` parses the headers that
-load balancers send.
+``codec_checks.py`` checks user-defined codecs. ``envelope.py`` is how requests and replies travel
+between two taos, and ``capabilities.py`` how these find each other. ``proxy_protocol.py`` parses
+the headers that load balancers send.
 """
 
 from tao.wire.codec import Batch, Codec, Decoder, TypeLengthValueCodec

@@ -14,17 +14,30 @@ from __future__ import annotations
 
 import struct
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from tao.errors import BadData
-from tao.safe_text import safe_repr, safe_str
-from tao.wire.message import HeartbeatMessage, Message, Registry
+from tao.safe_text import number_text, safe_repr, safe_str
+from tao.wire.capabilities import SIZE as CAPABILITIES_SIZE
+from tao.wire.envelope import ENVELOPE_SIZES
+from tao.wire.message import HeartbeatMessage, Message, MessageNumber, Registry, unknown
+from tao.wire.numbers import HEARTBEAT, OWN_NUMBERS, check_int32
 
-__all__ = ["Batch", "Codec", "Decoder", "TypeLengthValueCodec", "unintended"]
+__all__ = [
+    "Batch",
+    "Codec",
+    "Decoder",
+    "TypeLengthValueCodec",
+    "not_deserialized",
+    "serialized",
+    "unintended",
+]
 
 #: Decoded messages in order of arrival, each with its number. The message of an unregistered
-#: number is None.
-Batch = list[tuple[int, Any]]
+#: number is None, or an `UnknownMessage` if there is a handler of `ANY`. Of a codec that gives
+#: headers, a message may be an `Arrival`.
+Batch = list[tuple[Any, Any]]
 
 _HEADER = struct.Struct("<iI")
 # How TLS records begin: a ClientHello is of type 22, an alert of type 21, and both say version 3.x.
@@ -36,9 +49,10 @@ class Decoder(Protocol):
     """Decode the bytes of one connection into messages. Used by one thread at a time.
 
     A decoder may have an attribute ``pending``: the number of bytes that it holds of an incomplete
-    message. Without it, the option ``frame_timeout`` has no effect. It may also have a method
-    ``end()``, called at the end of the stream, which raises as `feed` does if the stream must not
-    end there.
+    message. Without it, the option ``frame_timeout`` has no effect. It may have an attribute
+    ``max_bytes``: the longest message that it accepts. The option ``login_max_bytes`` lowers it for
+    a while, and without it has no effect. It may also have a method ``end()``, called at the end of
+    the stream, which raises as `feed` does if the stream must not end there.
     """
 
     def feed(self, data: bytes, batch: Batch) -> None:
@@ -57,7 +71,12 @@ class Decoder(Protocol):
 
 
 class Codec(Protocol):
-    """How messages look on the wire. Its methods may be called from any thread."""
+    """How messages look on the wire. Its methods may be called from any thread.
+
+    A codec whose decoders append an ``Arrival`` in place of a message has an attribute
+    ``gives_headers`` that is true. One whose ``encode`` takes a header as a second argument, a
+    mapping of field names to values, has an attribute ``takes_headers`` that is true.
+    """
 
     @abstractmethod
     def encode(self, message: Message) -> bytes:
@@ -69,13 +88,34 @@ class Codec(Protocol):
         """Return a new decoder for one connection that decodes the messages of ``registry``."""
         ...
 
-    def heartbeat(self, nanoseconds: int) -> bytes:
-        """Return the frame of a heartbeat, or ``b""`` if the protocol has none.
+    def heartbeat(self, conn: Any) -> bytes:
+        """Return the frame of a heartbeat, or ``b""`` if none is to be sent.
+
+        It may depend on the connection, as where heartbeats are numbered like all messages. It is
+        called on the timing wheel's thread, so it must not block. The same goes for a method whose
+        argument is named ``nanoseconds``: that gets the time of sending, in nanoseconds since the
+        Unix epoch, as tao's own framing needs it.
 
         Args:
-            nanoseconds: the time of sending, in nanoseconds since the Unix epoch.
+            conn: the connection, a `ServerConn` or `ClientConn`.
         """
         return b""
+
+    def is_heartbeat(self, number: MessageNumber) -> bool:
+        """Return whether messages of this number only show that the peer is alive.
+
+        Without a handler they are skipped: they do not count as unregistered, and are not passed to
+        ``on_message`` or to a handler of `ANY`. A codec may have no such method.
+        """
+        return False
+
+    def check_number(self, number: MessageNumber) -> None:
+        """Raise ``TypeError`` or ``ValueError`` if no message can have this number.
+
+        It is called when a message or a handler is declared on a server or client with this codec.
+        A codec may have no such method.
+        """
+        return
 
 
 class TypeLengthValueCodec(Codec):
@@ -117,6 +157,12 @@ class TypeLengthValueCodec(Codec):
     def heartbeat(self, nanoseconds: int) -> bytes:
         return self.encode(HeartbeatMessage(nanoseconds))
 
+    def is_heartbeat(self, number: MessageNumber) -> bool:
+        return number == HEARTBEAT
+
+    def check_number(self, number: MessageNumber) -> None:
+        check_int32(number)
+
     def __repr__(self) -> str:
         return f"TypeLengthValueCodec(max_bytes={self.max_bytes})"
 
@@ -124,14 +170,18 @@ class TypeLengthValueCodec(Codec):
 class TypeLengthValueDecoder:
     """The reading half of `TypeLengthValueCodec`."""
 
-    __slots__ = ("_entries", "_header", "_max_bytes", "_missing", "_value")
+    __slots__ = ("_entries", "_header", "_missing", "_value", "max_bytes", "own")
 
     def __init__(self, registry: Registry, max_bytes: int) -> None:
         self._entries = registry.entries
-        self._max_bytes: int = max_bytes
+        #: The longest value allowed, in bytes. Any thread may change it, for what is fed later.
+        self.max_bytes: int = max_bytes
         self._header: bytes = b""  # of the incomplete message; may be incomplete itself
         self._value: bytes | bytearray = b""  # received so far; a bytearray from two pieces on
         self._missing: int = 0  # bytes of the value; 0: the header is incomplete, too
+        #: Gets tao's own messages, and heartbeats of the size that tells capabilities, with the
+        #: batch that they may add to. None: they are messages like any other.
+        self.own: Callable[[int, bytes, Batch], object] | None = None
 
     @property
     def pending(self) -> int:
@@ -153,44 +203,64 @@ class TypeLengthValueDecoder:
             data = self._header + data
             self._header = b""
         end = len(data)
-        value = start + _HEADER.size
+        header, most = _HEADER.size, self.max_bytes
         entries, unpack, append = self._entries, _HEADER.unpack_from, batch.append
+        value = start + header
         while value <= end:
             number, length = unpack(data, start)
-            if length > self._max_bytes:
+            if length > most and length > self._longest(number):
                 raise self._too_long(number, length, data[start : start + 3])
             stop = value + length
             entry = entries.get(number)
-            if entry is None and _is_client_hello(data[start:value]):
+            if entry is not None and stop <= end:
+                try:
+                    append((number, entry.deserialize(data[value:stop])))
+                except Exception as error:
+                    raise not_deserialized(number, error) from error
+            elif entry is None and _is_client_hello(data[start:value]):
                 raise BadData(_SPEAKS_TLS)
-            if stop > end:
+            elif stop <= end:
+                self._take_unregistered(number, data[value:stop], batch)
+            else:
                 self._header = data[start:value]
                 self._missing = stop - end
                 self._value = data[value:]
                 return
-            if entry is None:
-                append((number, None))
-            else:
-                try:
-                    append((number, entry.deserialize(data[value:stop])))
-                except Exception as error:
-                    raise _not_deserialized(number, error) from error
             start = stop
-            value = start + _HEADER.size
+            value = start + header
         if start < end:
             self._header = data[start:]
 
     def _complete(self, data: bytes, batch: Batch) -> None:
-        """Append the message whose remaining bytes ``data`` begins with."""
+        """Append the message whose remaining bytes are at the start of ``data``."""
         number, _ = _HEADER.unpack(self._header)
         value = b"".join((self._value, memoryview(data)[: self._missing]))
         self._header = self._value = b""
         self._missing = 0
         entry = self._entries.get(number)
+        if entry is None:
+            self._take_unregistered(number, value, batch)
+            return
         try:
-            batch.append((number, None if entry is None else entry.deserialize(value)))
+            batch.append((number, entry.deserialize(value)))
         except Exception as error:
-            raise _not_deserialized(number, error) from error
+            raise not_deserialized(number, error) from error
+
+    def _take_unregistered(self, number: int, value: bytes, batch: Batch) -> None:
+        own = self.own
+        if number == HEARTBEAT:
+            batch.append((number, HeartbeatMessage.deserialize(value)))
+            if len(value) == CAPABILITIES_SIZE and own is not None:
+                own(number, value, batch)
+        elif number in OWN_NUMBERS and own is not None:
+            own(number, value, batch)
+        else:
+            batch.append((number, unknown(self._entries, number, value)))
+
+    def _longest(self, number: int) -> int:
+        """Return how long a value may be; an envelope is longer than what it holds."""
+        extra = 0 if self.own is None else ENVELOPE_SIZES.get(number, 0)
+        return self.max_bytes + extra
 
     def end(self) -> None:
         """Reject a stream that ends within a message."""
@@ -202,7 +272,7 @@ class TypeLengthValueDecoder:
     def _too_long(self, number: int, length: int, beginning: bytes) -> BadData:
         if beginning in _TLS_RECORDS:
             return BadData(_SPEAKS_TLS)
-        return BadData(f"message {number} announces {length} bytes, the limit is {self._max_bytes}")
+        return BadData(f"message {number} announces {length} bytes, the limit is {self.max_bytes}")
 
 
 def _is_client_hello(header: bytes) -> bool:
@@ -215,7 +285,7 @@ def _is_client_hello(header: bytes) -> bool:
 
 
 def unintended(text: str, cause: BaseException) -> BadData:
-    """Return the error for a connection whose decoder has failed with ``cause``.
+    """Return the error for a connection with a decoder that has failed with ``cause``.
 
     Args:
         text: why the connection is closed. It should name only the class of the cause, whose
@@ -227,15 +297,32 @@ def unintended(text: str, cause: BaseException) -> BadData:
     return error
 
 
-def _not_deserialized(number: int, error: Exception) -> BadData:
-    what = f"message {number} could not be deserialized: "
+def not_deserialized(number: object, error: Exception) -> BadData:
+    """Return the error for a value whose deserializer has raised ``error``."""
+    what = f"message {number_text(number)} could not be deserialized: "
     if isinstance(error, BadData):
         return BadData(what + safe_str(error))
     return unintended(what + type(error).__name__, error)
 
 
+def serialized(message: Any) -> bytes:
+    """Return ``message.serialize()``.
+
+    Raises:
+        TypeError: this is no message; the text says what one has.
+        Exception: what ``serialize()`` raises.
+    """
+    try:
+        value = message.serialize()
+        message.message_number  # noqa: B018
+    except (AttributeError, TypeError):
+        _check_message(message)
+        raise
+    return value if type(value) is bytes else _as_bytes(message, value)
+
+
 def _check_message(message: Any) -> None:
-    """Raise a ``TypeError`` that says what a message must have, unless this is a message."""
+    """Raise a ``TypeError`` with the requirements on a message, unless this is a message."""
     if isinstance(message, type):
         wrong = f"the class {message.__name__} itself"
     elif not hasattr(message, "serialize"):

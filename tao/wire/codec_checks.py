@@ -7,7 +7,7 @@ names the method. tao's own codec is not checked, so it costs nothing extra.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tao.callables import check_callable
@@ -21,9 +21,19 @@ from tao.wire.codec import (
     TypeLengthValueDecoder,
     unintended,
 )
-from tao.wire.message import Message, Registry
+from tao.wire.message import Message, Registry, default_registry
 
-__all__ = ["check_codec", "check_decoder", "checked_decoder", "checked_encoder", "checked_frame"]
+__all__ = [
+    "check_codec",
+    "check_decoder",
+    "checked_decoder",
+    "checked_encoder",
+    "checked_frame",
+    "headed_frame",
+    "limit_decoder",
+    "restricted",
+    "takes_time",
+]
 
 
 def check_codec(codec: Any, registry: Registry) -> None:
@@ -44,11 +54,24 @@ def check_codec(codec: Any, registry: Registry) -> None:
         check_callable(f"codec.{name}", method, argument)
     heartbeat = getattr(codec, "heartbeat", None)  # a codec may have none
     if heartbeat is not None:
-        check_callable("codec.heartbeat", heartbeat, "nanoseconds")
+        check_callable("codec.heartbeat", heartbeat, "conn")
+    for name in ("is_heartbeat", "check_number"):
+        method = getattr(codec, name, None)
+        if method is not None:
+            check_callable(f"codec.{name}", method, "number")
     try:
         check_decoder(codec, registry)
     except (NotRegistered, LookupError):
         pass  # it looks up messages that may still be declared before the start
+
+
+def takes_time(heartbeat: Any) -> bool:
+    """Return whether a codec's ``heartbeat`` takes the time; otherwise it takes the connection.
+
+    The name of its argument tells, see `Codec.heartbeat`.
+    """
+    code = getattr(getattr(heartbeat, "__func__", heartbeat), "__code__", None)
+    return code is not None and "nanoseconds" in code.co_varnames[: code.co_argcount]
 
 
 def check_decoder(codec: Codec, registry: Registry) -> None:
@@ -84,10 +107,28 @@ def check_decoder(codec: Codec, registry: Registry) -> None:
         raise TypeError(_wrong_return(decoder, returned))
 
 
+def restricted(codec: Codec, registry: Registry) -> Registry:
+    """Return the registry of a server or client, after restricting it to the codec's numbers.
+
+    Others are refused from now on when they are declared there. (Not in the default registry, which
+    is for all codecs.)
+
+    Raises:
+        TypeError, ValueError: such a number is declared already.
+    """
+    check = getattr(codec, "check_number", None)  # a codec may have none
+    if check is not None and registry is not default_registry:
+        registry.restrict(check)
+    return registry
+
+
 def checked_encoder(codec: Codec) -> Callable[[Message], bytes]:
-    """Return the codec's ``encode``, with its results checked if the codec is not tao's."""
+    """Return the codec's ``encode``, with its results checked if the codec is not tao's.
+
+    A codec that can only have correct results says so by its class attribute ``checks_itself``.
+    """
     encode = codec.encode
-    if type(codec) is TypeLengthValueCodec:
+    if type(codec) is TypeLengthValueCodec or getattr(type(codec), "checks_itself", False):
         return encode
 
     def checked(message: Message) -> bytes:
@@ -95,6 +136,18 @@ def checked_encoder(codec: Codec) -> Callable[[Message], bytes]:
         return frame if type(frame) is bytes else checked_frame(codec, "encode", frame)
 
     return checked
+
+
+def headed_frame(codec: Any, message: Message, header: Mapping[str, Any]) -> bytes:
+    """Return the frame of a message with a header; the result is checked.
+
+    Raises:
+        TypeError: the codec takes no headers, or the result is not bytes-like.
+        Exception: what ``encode()`` raises.
+    """
+    if not getattr(codec, "takes_headers", False):
+        raise TypeError(f"the frames of {type(codec).__name__} have no other fields for a header")
+    return checked_frame(codec, "encode", codec.encode(message, header))
 
 
 def checked_frame(codec: Codec, method: str, frame: Any) -> bytes:
@@ -113,18 +166,37 @@ def checked_frame(codec: Codec, method: str, frame: Any) -> bytes:
 
 
 def checked_decoder(codec: Codec, registry: Registry) -> Decoder:
-    """Return a new decoder; one that is not tao's is wrapped to check its results."""
+    """Return a new decoder; one that is not tao's is wrapped to check its results.
+
+    A decoder that can only have correct results says so by its class attribute ``checks_itself``.
+    """
     decoder = codec.decoder(registry)
-    return decoder if type(decoder) is TypeLengthValueDecoder else _CheckedDecoder(decoder)
+    if type(decoder) is TypeLengthValueDecoder or getattr(type(decoder), "checks_itself", False):
+        return decoder
+    return _CheckedDecoder(decoder)
+
+
+def limit_decoder(decoder: Any, most: int) -> Callable[[], None]:
+    """Have a decoder accept no message longer than ``most`` bytes, if it has a ``max_bytes``.
+
+    Returns:
+        a function that lifts the limit again; any thread may call it.
+    """
+    limited: Any = decoder.decoder if isinstance(decoder, _CheckedDecoder) else decoder
+    before = getattr(limited, "max_bytes", None)
+    if isinstance(before, int) and most < before:
+        limited.max_bytes = most
+        return lambda: setattr(limited, "max_bytes", before)
+    return lambda: None
 
 
 class _CheckedDecoder:
     """Wraps a decoder to report misuse where it happens, not where it would surface later."""
 
-    __slots__ = ("_decoder", "_feed")
+    __slots__ = ("_feed", "decoder")
 
     def __init__(self, decoder: Any) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._feed: Callable[[bytes, Batch], object] = decoder.feed
 
     def feed(self, data: bytes, batch: Batch) -> None:
@@ -138,15 +210,24 @@ class _CheckedDecoder:
             kind = type(batch[good]).__name__
             del batch[good:]
             raise _misuse(
-                f"{type(self._decoder).__name__}.feed() must append tuples of a number and a "
+                f"{type(self.decoder).__name__}.feed() must append tuples of a number and a "
                 f"message, not a {kind}"
             )
         if returned is not None:
-            raise _misuse(_wrong_return(self._decoder, returned))
+            raise _misuse(_wrong_return(self.decoder, returned))
+
+    @property
+    def own(self) -> Any:
+        """See `TypeLengthValueDecoder`; other decoders have none."""
+        return self.decoder.own
+
+    @own.setter
+    def own(self, take: Any) -> None:
+        self.decoder.own = take
 
     def __getattr__(self, name: str) -> Any:
         """Return ``pending`` and ``end`` of the decoder, if it has them."""
-        return getattr(self._decoder, name)
+        return getattr(self.decoder, name)
 
 
 def _well_formed(batch: list[Any]) -> int:

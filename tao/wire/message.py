@@ -14,45 +14,58 @@ from __future__ import annotations
 import struct
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeVar,
+    cast,
+    runtime_checkable,
+)
 
 from tao.atomic import AtomicReference
 from tao.callables import check_callable, name_of
-from tao.errors import AlreadyRegistered, NotRegistered
-from tao.safe_text import safe_repr
-from tao.wire.reloading import executed_again, module_execution, same_definition
+from tao.errors import NotRegistered
+from tao.safe_text import number_text, safe_repr
+from tao.wire.middleware import Chain, Middleware, Step, extended
+from tao.wire.numbers import ANY_NUMBER, HEARTBEAT, MessageNumber, check_number
+from tao.wire.registration import Deserializer, Handler, Registration, handled, registered
+from tao.wire.reloading import module_execution
 
 if TYPE_CHECKING:
     from tao.runtime.context import Context
 
 __all__ = [
+    "ANY",
     "HEARTBEAT",
     "Deserializer",
     "Dispatch",
     "Handler",
     "HeartbeatMessage",
     "Message",
+    "MessageNumber",
+    "MiddlewareT",
     "ReadableT",
     "Registration",
     "Registry",
     "ResultT",
+    "UnknownMessage",
     "check_callable",
     "default_registry",
     "register",
+    "unknown",
     "unregister",
 ]
 
-#: The number of the heartbeat message.
-HEARTBEAT = 0
-
-_MIN_NUMBER, _MAX_NUMBER = -(2**31), 2**31 - 1
 _NANOSECONDS = struct.Struct("<q")
 
+#: Number to registration. (`ANY` is among the keys if it has a handler.)
+Entries = dict[Any, Registration]
 #: Where a handler runs.
 Dispatch = Literal["auto", "pool", "inline"]
-Deserializer = Callable[[bytes], Any]
-# (Context, Connection) -> None; written with Any because this layer imports neither.
-Handler = Callable[[Any, Any], object]
+MiddlewareT = TypeVar("MiddlewareT", bound=Middleware)
 _HandlerT = TypeVar("_HandlerT", bound=Handler)
 _MessageT = TypeVar("_MessageT")
 _ConnT = TypeVar("_ConnT")
@@ -65,12 +78,13 @@ class Message(Protocol):
     """An object that can be written to a connection. Subclassing is allowed but not needed.
 
     Attributes:
-        message_number: identifies the message on the wire, an int32. Zero is the heartbeat.
+        message_number: identifies the message on the wire. With tao's own framing it is an int32,
+            and zero is the heartbeat; other codecs may have a str, bytes, or a tuple of these.
     """
 
     # Read-only, so that type checkers accept a class attribute as well as an instance attribute.
     @property
-    def message_number(self) -> int: ...
+    def message_number(self) -> MessageNumber: ...
 
     def serialize(self) -> bytes:
         """Return the value of the message on the wire, without any header."""
@@ -81,17 +95,17 @@ class _Readable(Protocol):
     """A message that can be received: its class has a number and a ``deserialize``."""
 
     @property
-    def message_number(self) -> int: ...
+    def message_number(self) -> MessageNumber: ...
 
-    def deserialize(self, data: bytes, /) -> Any: ...
+    def deserialize(self, data: Any, /) -> Any: ...
 
 
 class _ReadableByClass(Protocol):
     """The same with the number declared as a ``ClassVar``, which Pyright treats differently."""
 
-    message_number: ClassVar[int]
+    message_number: ClassVar[Any]
 
-    def deserialize(self, data: bytes, /) -> Any: ...
+    def deserialize(self, data: Any, /) -> Any: ...
 
 
 #: A message whose class can be given to `Registry.handler`.
@@ -137,54 +151,44 @@ class HeartbeatMessage:
         return f"HeartbeatMessage({self.timestamp})"
 
 
-class Registration:
-    """The entry of one message number: its deserializer and its handler.
+class UnknownMessage:
+    """A message whose number is not registered; what a handler of `ANY` gets.
 
-    Attributes:
-        number: the message number.
-        deserialize: makes a message from the bytes of its value.
-        handler: called with ``(ctx, conn)``; None: ``on_message`` is called instead.
-        dispatch: ``"auto"``, ``"pool"`` or ``"inline"`` for this handler; None: the setting of
-            the connection.
-        trust: how far the handler is trusted to be quick; see ``connection/handler_trust.py``.
-        declared, handler_declared: the module executions that declared the number and its handler,
-            see ``reloading.py``.
+    Args:
+        number: its message number.
+        value: its value, which would be given to ``deserialize``: bytes with tao's own framing.
     """
 
-    __slots__ = (
-        "declared", "deserialize", "dispatch", "handler", "handler_declared", "number", "trust",
-    )  # fmt: skip
+    __slots__ = ("number", "value")
 
-    def __init__(
-        self,
-        number: int,
-        deserialize: Deserializer,
-        handler: Handler | None = None,
-        dispatch: str | None = None,
-        declared: Any = None,
-    ) -> None:
-        self.number: int = number
-        self.deserialize: Deserializer = deserialize
-        self.handler: Handler | None = handler
-        self.dispatch: str | None = dispatch
-        self.trust: int = 0
-        self.declared: Any = declared
-        self.handler_declared: Any = declared
+    def __init__(self, number: MessageNumber, value: Any) -> None:
+        self.number: MessageNumber = number
+        self.value: Any = value
 
-    def completed(
-        self, handler: Handler | None, declared: Any, dispatch: str | None
-    ) -> Registration:
-        """Return a copy in which these values fill in what is missing here."""
-        copy = Registration(
-            self.number, self.deserialize, self.handler, self.dispatch or dispatch, self.declared
-        )
-        if copy.handler is None:
-            copy.handler, copy.handler_declared = handler, declared
-        return copy
+    @property
+    def message_number(self) -> MessageNumber:
+        """The number, so that the message can be written to another connection."""
+        return self.number
+
+    def serialize(self) -> Any:
+        return self.value
+
+    if TYPE_CHECKING:
+
+        @classmethod
+        def deserialize(cls, data: Any) -> UnknownMessage: ...
 
     def __repr__(self) -> str:
-        deserialize, handler = safe_repr(self.deserialize), safe_repr(self.handler)
-        return f"Registration({self.number}, {deserialize}, handler={handler})"
+        return f"UnknownMessage({number_text(self.number)}, {safe_repr(self.value)})"
+
+
+#: Given to `Registry.handler`, stands for all numbers that are not registered.
+ANY: type[UnknownMessage] = cast(Any, ANY_NUMBER)  # the class, for type checkers
+
+
+def unknown(entries: Entries, number: MessageNumber, value: Any) -> UnknownMessage | None:
+    """Return what a decoder appends for an unregistered number: None unless `ANY` has a handler."""
+    return UnknownMessage(number, value) if ANY in entries else None
 
 
 class Registry:
@@ -201,27 +205,33 @@ class Registry:
     """
 
     def __init__(self, parent: Registry | None = None) -> None:
+        if parent is not None and not isinstance(parent, Registry):
+            raise TypeError(f"the parent of a registry must be a Registry, not {parent!r}")
         self._parent: Registry | None = parent
         # The declarations made here; None once a number was unregistered.
-        self._own: dict[int, AtomicReference[Registration | None]] = {}
+        self._own: dict[Any, AtomicReference[Registration | None]] = {}
+        # Raises if a number cannot occur in the protocol.
+        self._check: Callable[[Any], object] | None = None
         # Each reference is removed when its layer dies, in any thread, so only operations that
         # CPython performs in one step are allowed on the set. (WeakSet takes several.)
         self._layers: set[weakref.ref[Registry]] = set()
+        # The middleware declared here.
+        self._used: AtomicReference[Chain] = AtomicReference(())
+        #: The middleware in effect, the inherited first. Read-only.
+        self.middleware: Chain = ()
         #: Number to registration, inherited ones included. Read-only; used by the decoders.
-        self.entries: dict[int, Registration] = self._new_entries()
-        if parent is None:
-            beat = Registration(HEARTBEAT, HeartbeatMessage.deserialize)
-            self._declare(HEARTBEAT, lambda known: known or beat)
-        else:
+        self.entries: Entries = self._new_entries()
+        if parent is not None:
             # Linked first, so that the parent passes on what is registered during the copy.
             parent._layers.add(weakref.ref(self, parent._layers.discard))
+            self._compose()
             for number in list(parent.entries):
                 self._refresh(number)
 
     def register(
         self,
-        number: int,
-        deserialize: Callable[[bytes], _MessageT],
+        number: MessageNumber,
+        deserialize: Callable[[Any], _MessageT],
         handler: Callable[[Context[_MessageT], Any], object] | None = None,
         *,
         dispatch: Dispatch | None = None,
@@ -229,9 +239,11 @@ class Registry:
         """Declare a message.
 
         Args:
-            number: an int32; negative numbers are legal.
-            deserialize: makes a message from the bytes of its value. If it raises, the connection
-                is closed. `BadData` blames the peer; any other exception is logged as an error.
+            number: an int32 for tao's own framing, where negative numbers are legal; an int, str,
+                bytes or a tuple of these for other codecs.
+            deserialize: makes a message from its value, which is ``bytes`` unless the codec says
+                otherwise. If it raises, the connection is closed. `BadData` blames the peer; any
+                other exception is logged as an error.
             handler: called as ``handler(ctx, conn)`` for each message of this number.
             dispatch: where the handler runs: ``"auto"``, ``"pool"``, ``"inline"``; None: the
                 setting of the connection.
@@ -241,15 +253,15 @@ class Registry:
                 declaration executed again.
             TypeError, ValueError: an argument is of the wrong type or out of range.
         """
-        _check_number(number)
+        self._check_number(number)
         check_callable("deserialize", deserialize, "data")
         if handler is not None:
             check_callable("handler", handler, "ctx", "conn")
         _check_dispatch(dispatch)
         new = Registration(number, deserialize, handler, dispatch, module_execution())
-        self._declare(number, lambda known: _registered(known, new))
+        self._declare(number, lambda known: registered(known, new))
 
-    def unregister(self, number: int) -> None:
+    def unregister(self, number: MessageNumber | type[UnknownMessage]) -> None:
         """Remove this registry's entry for a number, including its handler.
 
         An entry inherited from the parent takes effect again. Without one, later messages of that
@@ -257,12 +269,10 @@ class Registry:
 
         Raises:
             NotRegistered: this registry has no entry of its own for the number.
-            TypeError, ValueError: the number is invalid, or is the heartbeat's in a registry
-                without parent.
+            TypeError: the number is invalid.
         """
-        _check_number(number)
-        if number == HEARTBEAT and self._parent is None:
-            raise ValueError("the heartbeat cannot be unregistered")
+        if number is not ANY:
+            check_number(number)
         self._declare(number, lambda known: self._given_back(known, number))
 
     def handler(
@@ -275,7 +285,8 @@ class Registry:
         each of them: ``registry.handler(Ping)(answer)``.
 
         Args:
-            message_class: has ``message_number`` and a ``deserialize`` class method.
+            message_class: has ``message_number`` and a ``deserialize`` class method. Or `ANY`: the
+                function gets an `UnknownMessage` for each message whose number is not registered.
             dispatch: as for `register`.
 
         Raises:
@@ -284,31 +295,41 @@ class Registry:
             TypeError, ValueError: the class has no ``message_number`` or no ``deserialize``, or an
                 argument is out of range.
         """
-        number = getattr(message_class, "message_number", None)
-        if number is None or isinstance(number, property):
-            if not isinstance(message_class, type):
-                raise TypeError(
-                    "handler() takes a message class, as in @server.handler(ChatMessage), not "
-                    f"{name_of(message_class)}"
-                )
-            raise TypeError(f"{name_of(message_class)} has no message_number")
-        _check_number(number)
-        deserialize = getattr(message_class, "deserialize", None)
-        if deserialize is None:
-            raise TypeError(f"{name_of(message_class)} has no deserialize(data) class method")
-        check_callable("deserialize", deserialize, "data")
+        number, deserialize = self._read(message_class)
         _check_dispatch(dispatch)
 
         def decorate(function: _HandlerT) -> _HandlerT:
             check_callable("handler", function, "ctx", "conn")
             execution = module_execution()
             new = Registration(number, deserialize, function, dispatch, execution)
-            self._declare(number, lambda known: _handled(known, new))
+            self._declare(number, lambda known: handled(known, new))
             return function
 
         return decorate
 
-    def lookup(self, number: int) -> Registration:
+    def use(self, middleware: MiddlewareT) -> MiddlewareT:
+        """Call a function around every handler, for open connections too; usable as a decorator.
+
+        It is called as ``function(ctx, conn, call_next)`` in place of the handler, also of those
+        that are declared later, of `ANY` and of ``on_message``. ``call_next(ctx, conn)`` calls the
+        next function, or the handler; without it, the message is handled by nobody. The functions
+        of a registry are called in the order in which they were added, after those that it
+        inherits. Handler and functions together count as one handler, for ``dispatch`` and in the
+        figures.
+
+        Raises:
+            AlreadyRegistered: the function is in use in this registry.
+            TypeError: it cannot be called in that way.
+        """
+        check_callable("middleware", middleware, "ctx", "conn", "call_next")
+        step = Step(middleware, module_execution())
+        try:
+            self._used.update(lambda chain: extended(chain, step))
+        finally:
+            self._compose()
+        return middleware
+
+    def lookup(self, number: MessageNumber | type[UnknownMessage]) -> Registration:
         """Return the registration of a number.
 
         Raises:
@@ -317,17 +338,51 @@ class Registry:
         try:
             return self.entries[number]
         except KeyError:
-            raise NotRegistered(f"message number {number} is not registered") from None
+            raise NotRegistered(f"message number {number_text(number)} is not registered") from None
 
     def __contains__(self, number: object) -> bool:
         return number in self.entries
+
+    def restrict(self, check: Callable[[Any], object]) -> None:
+        """Have ``check(number)`` refuse numbers that cannot occur in the protocol, by raising.
+
+        It is called with each number that is declared here from now on, and was declared before.
+        """
+        for number in list(self._own):
+            if number is not ANY:
+                check(number)
+        self._check = check
+
+    def _check_number(self, number: Any) -> None:
+        check_number(number)
+        if self._check is not None:
+            self._check(number)
+
+    def _read(self, message_class: Any) -> tuple[Any, Deserializer]:
+        """Return number and deserializer of a message class."""
+        if message_class is ANY:
+            return ANY, cast(Any, UnknownMessage)  # which is not called
+        number = getattr(message_class, "message_number", None)
+        if number is None or isinstance(number, property):
+            if not isinstance(message_class, type):
+                raise TypeError(
+                    "handler() takes a message class, as in @server.handler(ChatMessage), not "
+                    f"{name_of(message_class)}"
+                )
+            raise TypeError(f"{name_of(message_class)} has no message_number")
+        self._check_number(number)
+        deserialize = getattr(message_class, "deserialize", None)
+        if deserialize is None:
+            raise TypeError(f"{name_of(message_class)} has no deserialize(data) class method")
+        check_callable("deserialize", deserialize, "data")
+        return number, deserialize
 
     # -- layers. There is no lock here, because a finalizer or a signal handler may declare a
     # message during another declaration. A declaration that was interrupted by an exception can be
     # repeated, which completes it.
 
     def _declare(
-        self, number: int, change: Callable[[Registration | None], Registration | None]
+        self, number: Any, change: Callable[[Registration | None], Registration | None]
     ) -> None:
         """Replace this registry's entry by ``change(known)``, and update the layers above."""
         own: AtomicReference[Registration | None] = AtomicReference(None)
@@ -336,24 +391,41 @@ class Registry:
         finally:
             self._refresh(number)
 
-    def _refresh(self, number: int) -> None:
+    def _refresh(self, number: Any) -> None:
         """Update the entry of a number from this registry and its parent."""
         while True:
-            source = self._source(number)
+            source, middleware = self._source(number), self.middleware
             if source is None:
                 self.entries.pop(number, None)
             else:
-                self.entries[number] = self._as_seen(source)
+                self.entries[number] = self._as_seen(source.within(middleware))
             # Repeat if it has changed meanwhile: another thread may have written the newer entry
             # first.
-            if self._source(number) is source:
+            if self._source(number) is source and self.middleware is middleware:
                 break
         for ref in list(self._layers):
             layer = ref()
             if layer is not None:
                 layer._refresh(number)
 
-    def _source(self, number: int) -> Registration | None:
+    def _compose(self) -> None:
+        """Update the middleware in effect, here and in the layers above, and all entries."""
+        while True:
+            used = self._used.get()
+            inherited = () if self._parent is None else self._parent.middleware
+            self.middleware = inherited + used
+            if self._used.get() is used and (
+                self._parent is None or self._parent.middleware is inherited
+            ):
+                break
+        for number in list(self.entries):
+            self._refresh(number)
+        for ref in list(self._layers):
+            layer = ref()
+            if layer is not None:
+                layer._compose()
+
+    def _source(self, number: Any) -> Registration | None:
         """Return the registration in effect: this registry's own, or its parent's."""
         own = self._own.get(number)
         found = None if own is None else own.get()
@@ -362,103 +434,21 @@ class Registry:
             found = dict.get(self._parent.entries, number)
         return found
 
-    def _given_back(self, known: Registration | None, number: int) -> None:
+    def _given_back(self, known: Registration | None, number: Any) -> None:
         if known is None:
             hint = ", but inherited: unregister it where it was registered"
             raise NotRegistered(
-                f"message number {number} is not registered here"
+                f"message number {number_text(number)} is not registered here"
                 f"{hint if number in self.entries else ''}"
             )
 
-    def _new_entries(self) -> dict[int, Registration]:
+    def _new_entries(self) -> Entries:
         """Return the dict for `entries`; for subclasses."""
         return {}
 
     def _as_seen(self, registration: Registration) -> Registration:
         """Return the value in `entries` for a registration; for subclasses."""
         return registration
-
-
-def _registered(known: Registration | None, new: Registration) -> Registration:
-    """Return the replacement for ``known`` when a message is registered."""
-    if known is None:
-        return new
-    if not _is_reload(known, new):
-        raise AlreadyRegistered(
-            f"message number {new.number} is registered twice: for {_place(known)}, and for "
-            f"{_place(new)}"
-        )
-    # Keep a handler that was declared separately, perhaps in another module.
-    return new.completed(known.handler, known.handler_declared, None)
-
-
-def _handled(known: Registration | None, new: Registration) -> Registration:
-    """Return the replacement for ``known`` when a handler is declared."""
-    if known is None:
-        return new
-    _check_same_class(known, new)
-    _check_no_handler(known, new)
-    return new.completed(None, None, known.dispatch)
-
-
-def _is_reload(known: Registration, new: Registration) -> bool:
-    """Tell whether a whole registration is that of before, executed again."""
-    if executed_again(known.declared, new.declared):
-        return True
-    renewed = same_definition(known.deserialize, new.deserialize)
-    if not renewed and known.deserialize != new.deserialize:
-        return False
-    if known.handler is None or new.handler is None:
-        return renewed
-    if known.handler == new.handler:
-        return renewed
-    return same_definition(known.handler, new.handler)
-
-
-def _check_same_class(known: Registration, new: Registration) -> None:
-    """Raise unless the handler is for the class that the number belongs to."""
-    if known.deserialize == new.deserialize or executed_again(known.declared, new.declared):
-        return
-    if not same_definition(known.deserialize, new.deserialize):
-        raise AlreadyRegistered(
-            f"message number {new.number} belongs to {_owner(known)}, so {_owner(new)}"
-            " needs another number, or a registry of its own"
-        )
-
-
-def _check_no_handler(known: Registration, new: Registration) -> None:
-    """Raise if the number has a handler, unless the same one is declared again."""
-    if known.handler is None or executed_again(known.handler_declared, new.handler_declared):
-        return
-    class_is_new = known.deserialize != new.deserialize
-    if not same_definition(known.handler, new.handler) and not (
-        class_is_new and known.handler == new.handler
-    ):
-        raise AlreadyRegistered(
-            f"message number {new.number} has a handler: {name_of(known.handler)}"
-        )
-
-
-def _owner(registration: Registration) -> str:
-    """Return the name of the class that the deserializer belongs to."""
-    owner = getattr(registration.deserialize, "__self__", None)
-    if isinstance(owner, type):  # not the class that it inherits the method from
-        return name_of(owner)
-    return name_of(registration.deserialize).removesuffix(".deserialize")
-
-
-def _place(registration: Registration) -> str:
-    """Return the same name with its module, as a module may be loaded under two names."""
-    owner = getattr(registration.deserialize, "__self__", registration.deserialize)
-    module = getattr(owner, "__module__", None)
-    return f"{module}.{_owner(registration)}" if isinstance(module, str) else _owner(registration)
-
-
-def _check_number(number: object) -> None:
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise TypeError(f"message_number must be an int, not {safe_repr(number)}")
-    if not _MIN_NUMBER <= number <= _MAX_NUMBER:
-        raise ValueError(f"message_number {number} does not fit an int32")
 
 
 def _check_dispatch(dispatch: str | None) -> None:
@@ -471,8 +461,8 @@ default_registry = Registry()
 
 
 def register(
-    number: int,
-    deserialize: Callable[[bytes], _MessageT],
+    number: MessageNumber,
+    deserialize: Callable[[Any], _MessageT],
     handler: Callable[[Context[_MessageT], Any], object] | None = None,
     *,
     dispatch: Dispatch | None = None,
@@ -481,6 +471,6 @@ def register(
     default_registry.register(number, deserialize, handler, dispatch=dispatch)
 
 
-def unregister(number: int) -> None:
+def unregister(number: MessageNumber | type[UnknownMessage]) -> None:
     """Remove a message from the default registry; see `Registry.unregister`."""
     default_registry.unregister(number)

@@ -174,7 +174,7 @@ class ProxyNetworks:
                 f"proxy_protocol must be a list of networks, as ['10.0.0.0/8'], not {networks!r}"
             )
         if not networks:
-            raise ValueError("proxy_protocol must name a network: nobody could connect")
+            raise ValueError("proxy_protocol must name a network, or all peers would be refused")
         self._unix: bool = "unix:" in networks
         self._networks: list[Network] = [_network(each) for each in networks if each != "unix:"]
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from tests.bench.chart import bar_chart
+from tests.bench.cluster import cluster_rows
 from tests.bench.contest import Contest
 from tests.bench.growth import growth_chart, growth_rows
 from tests.bench.load import Generator
@@ -31,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="everything in under two minutes")
     parser.add_argument("--growth", action="store_true", help="follow growing loads instead")
+    parser.add_argument("--cluster", action="store_true", help="more than one process instead")
     parser.add_argument("--rounds", type=int, help="default 5, with --quick or --growth 3")
     parser.add_argument("--seconds", type=float, help="of measuring in each run")
     parser.add_argument("--only", metavar="ROW", action="append", help="a row, or how it begins")
@@ -41,7 +43,10 @@ def parse() -> argparse.Namespace:
 
 def chosen_rows(options: argparse.Namespace) -> list[Row]:
     """Return the rows that the command line asks for."""
-    rows = growth_rows() if options.growth else all_rows(options.quick and not options.only)
+    if options.growth or options.cluster:
+        rows = growth_rows() if options.growth else cluster_rows()
+    else:
+        rows = all_rows(options.quick and not options.only)
     if not options.only:
         return rows
     chosen = [row for row in rows if any(row.name.startswith(name) for name in options.only)]
@@ -79,7 +84,9 @@ def show(lines: list[str]) -> None:
 def write_files(options: argparse.Namespace, settings: Settings, outcomes: list[Outcome]) -> None:
     """Write the JSON and the picture into the chosen folder."""
     options.out.mkdir(parents=True, exist_ok=True)
-    where, name = machine(), "growth" if options.growth else "bench"
+    where, name = machine(), "bench"
+    if options.growth or options.cluster:
+        name = "growth" if options.growth else "cluster"
     caption = (
         f"{where['python']}, {where['cpus']} CPUs, {settings.rounds} rounds of "
         f"{settings.seconds:g} s; medians"
@@ -95,7 +102,7 @@ def main() -> int:
     options, began = parse(), time.monotonic()
     rows, outcomes = chosen_rows(options), []
     if options.list:
-        show([f"{row.name:<20}{row.title}" for row in rows])
+        show([f"{row.name:<24} {row.title}" for row in rows])
         return 0
     raise_descriptor_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every server is ended first

@@ -1,8 +1,8 @@
-"""Who runs when: all contestants of a row one after the other, round after round.
+"""The schedule: all contestants of a row run one after the other, round after round.
 
-The order rotates from round to round, so that a busy moment of the machine does not always hit the
-same one. A contestant that is not installed is listed as missing; one that fails is out of its row,
-with the reason, and the others go on.
+The order rotates from round to round, so that a busy moment of the machine does not always affect
+the same contestant. A contestant that is not installed is listed as missing; one that fails is
+removed from its row, with the reason, and the others continue.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Contest:
             self._entries[LIMIT] = Entry(LIMIT)
 
     def run(self) -> Outcome:
-        """Run all rounds and return what they showed."""
+        """Run all rounds and return the results."""
         rounds, others = range(self._settings.rounds), OtherLoad()
         if self._settings.fresh or self._row.workload.fresh:
             for number in rounds:
@@ -65,7 +65,7 @@ class Contest:
 
     @contextlib.contextmanager
     def _servers(self) -> Iterator[Servers]:
-        """Start the servers of all contestants together and end them all."""
+        """Start the servers of all contestants together, and end them all."""
         servers: Servers = {}
         try:
             if self._row.workload.needs_server:
@@ -99,13 +99,13 @@ class Contest:
                 self._give_up(contestant.label, error, server)
 
     def _give_up(self, label: str, error: Exception, server: ServerProcess | None) -> None:
-        """Take a contestant out, and its server, which may still be busy, out of others' way."""
+        """Remove a contestant, and end its server, which may still be busy."""
         self._entries[label].problem = _reason(error, server)
         if server is not None:
             server.end()
 
 
 def _reason(error: Exception, server: ServerProcess | None) -> str:
-    """Say what failed, with the last thing the server wrote."""
+    """Describe a failure, with the last line of the server's output."""
     words = server.last_words() if server else ""
     return f"{error}; {words}" if words and words not in str(error) else str(error)

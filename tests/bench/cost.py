@@ -12,19 +12,20 @@ from collections.abc import Callable
 
 import tao
 from tao.connection.application import Application, ApplicationLink
-from tao.connection.block_watch import BlockWatch
-from tao.connection.dispatcher import Dispatcher
-from tao.connection.options import Settings
-from tao.connection.send_queue import SendQueue
+from tao.connection.handling.block_watch import BlockWatch
+from tao.connection.handling.dispatcher import Dispatcher
+from tao.connection.options.definitions import Settings
+from tao.connection.sending.send_queue import SendQueue
 from tao.runtime.context import RequestContext
 from tao.transport.stream import Transport
+from tests.bench.peers.tao_server import declared_tlv
 from tests.bench.peers.wire import EchoMessage
 
 BATCH, REPEAT, BEST_OF = 64, 1000, 9
 
 
 class Taker(Transport):
-    """A transport that takes all it is given, and keeps nothing."""
+    """A transport that accepts all data, and keeps nothing."""
 
     def __init__(self) -> None:
         self.answers: list[int] = []  # no socket is needed
@@ -36,12 +37,17 @@ class Taker(Transport):
 class Host:
     """What a dispatcher and a handler need of a connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, codec: tao.Codec, registry: tao.Registry, watch: BlockWatch) -> None:
         self.context = tao.background().with_cancel()
-        self.codec = tao.TypeLengthValueCodec()
+        self.codec = codec
+        self.application = Application(self, Settings(codec=codec), registry)
         self.send_queue = SendQueue(1000, lambda: None)
-        self.send_queue.attach(Taker())
+        self.send_queue.attach(Taker(), bool)
         self.send_queue.open()
+        link = ApplicationLink(self.application)
+        self.dispatcher = Dispatcher(
+            self, link, self.send_queue, watch, run=None, mode="auto", limit=256
+        )
 
     def write(self, message: EchoMessage, timeout: float | None = None) -> None:
         self.send_queue.write(self.codec.encode(message), timeout)
@@ -72,19 +78,18 @@ def best(function: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    host, registry, wheel = Host(), tao.Registry(), tao.TimingWheel()
+    registry, wheel = tao.Registry(), tao.TimingWheel()
     handler = registry.handler(EchoMessage, dispatch="inline")
     handler(lambda ctx, conn: conn.write(ctx.message))
     watch = BlockWatch(wheel)
-    application = Application(host, Settings(), registry)
-    link = ApplicationLink(application)
-    dispatcher = Dispatcher(host, link, host.send_queue, watch, run=None, mode="auto", limit=256)
-    decoder, message = host.codec.decoder(registry), EchoMessage(b"x" * 64)
+    host = Host(tao.TypeLengthValueCodec(), registry, watch)
+    other = Host(declared_tlv(), registry, watch)
+    dispatcher, message = host.dispatcher, EchoMessage(b"x" * 64)
     frame = host.codec.encode(message)
 
-    def decode(data: bytes) -> tao.Batch:
+    def decode(data: bytes, host: Host = host) -> tao.Batch:
         batch: tao.Batch = []
-        decoder.feed(data, batch)
+        host.application.decoder.feed(data, batch)
         return batch
 
     def collect() -> None:
@@ -102,6 +107,9 @@ def main() -> None:
         ("collect and send, of 64", collect, BATCH),
         ("dispatch, handle and reply, of 64", lambda: dispatcher.dispatch(ready), BATCH),
         ("all of it, of 64", lambda: dispatcher.dispatch(decode(many)), BATCH),
+        ("... declared: decode", lambda: decode(many, other), BATCH),
+        ("... declared: encode", lambda: other.codec.encode(message), 1),
+        ("... declared: all of it", lambda: other.dispatcher.dispatch(decode(many, other)), BATCH),
         ("send one at once", lambda: host.send_queue.write(frame), 1),
         ("dispatch, handle and reply, alone", lambda: dispatcher.dispatch(single), 1),
         ("all of it, alone", lambda: dispatcher.dispatch(decode(one)), 1),

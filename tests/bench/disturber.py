@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable
 
 HOST = "127.0.0.1"
-PATIENCE = 0.1  # seconds that a call may block: so late it may notice that the time is over
+PATIENCE = 0.1  # seconds that a call may block, and so the delay after the end of the time
 BLOCK = 64 * 1024
-SMALL = 4096  # the receive buffer of who does not read: what the kernel takes for it ends soon
+SMALL = 4096  # the receive buffer of a peer that does not read, so that it is full soon
 TYPE_ECHO, TYPE_UNKNOWN = 1, 77
 
 
 class Disturber:
-    """Is one bad peer after the other until the time is over."""
+    """Misbehaves on one connection after another until the time is over."""
 
     def __init__(self, port: int, seconds: float) -> None:
         self._port = port
@@ -44,7 +44,7 @@ class Disturber:
     def run(self, behave: Callable[[Disturber, socket.socket], None]) -> None:
         """Connect and misbehave, and again whenever the server has closed."""
         while not self.over:
-            # Who misbehaves is refused, hung up on, reset, or held back until the patience ends.
+            # A misbehaving peer is refused, disconnected, reset, or blocked until the timeout.
             with contextlib.suppress(OSError), self._connect() as sock:
                 behave(self, sock)
 
@@ -68,7 +68,7 @@ class Disturber:
             self._sent += sock.send(data)
 
     def doings(self) -> dict[str, float]:
-        """Return what it did, by the second."""
+        """Return the rates of what it did, per second."""
         seconds = time.monotonic() - self._began
         used = resource.getrusage(resource.RUSAGE_SELF)
         return {
@@ -105,7 +105,7 @@ def unknown(disturber: Disturber, sock: socket.socket) -> None:
 
 
 def garbage(disturber: Disturber, sock: socket.socket) -> None:
-    """Send what no server can take, a message of 4 GiB to begin with, and be gone."""
+    """Send data that no server accepts, beginning with a message of 4 GiB, and disconnect."""
     disturber.send(sock, b"\xff" * BLOCK)
 
 
@@ -113,7 +113,7 @@ KINDS = {"silent": silent, "deaf": deaf, "unknown": unknown, "garbage": garbage}
 
 
 def main() -> None:
-    """Misbehave, and tell how much."""
+    """Misbehave, and print how much."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--port", type=int, required=True)

@@ -1,4 +1,4 @@
-"""How speed changes as connections and messages grow: one line for each server, four panels."""
+"""Speed as connections and messages grow: one line for each server, four panels."""
 
 from __future__ import annotations
 
@@ -84,8 +84,9 @@ def growth_chart(outcomes: Iterable[Outcome], caption: str) -> str:
     drawing.text(20, 28, "As connections and messages grow", "title")
     drawing.text(20, 46, caption, "dim")
     for index, label in enumerate(labels):
-        drawing.dot(26 + index * 160, 66, f"d{index}")
-        drawing.text(36 + index * 160, 70, label)
+        x, y = 26 + index % 3 * 240, 62 + index // 3 * 18
+        drawing.dot(x, y, f"d{index}")
+        drawing.text(x + 10, y + 4, label)
     for index, panel in enumerate(PANELS):
         x = LEFT + index % 2 * (PANEL_WIDTH + GAP)
         y = TOP + index // 2 * (PANEL_HEIGHT + GAP)
@@ -95,7 +96,7 @@ def growth_chart(outcomes: Iterable[Outcome], caption: str) -> str:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where a panel is, and how its figures become places in it."""
+    """The position of a panel, and its scales."""
 
     x: float
     y: float

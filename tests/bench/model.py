@@ -1,4 +1,4 @@
-"""The words the suite speaks: contestants, targets, rows, and what came out of them."""
+"""The vocabulary of the suite: contestants, targets, rows, and results."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 class Disturbance:
     """A peer that behaves badly while a contestant is under load."""
 
-    kind: str  # what it does, see `tests.bench.disturber`
-    elsewhere: bool = False  # it does so to another server of the same make
+    kind: str  # its behaviour, see `tests.bench.disturber`
+    elsewhere: bool = False  # it disturbs another server of the same kind
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server as it takes part in a row."""
+    """A server as a contestant in a row."""
 
     label: str
     peer: str  # module in tests.bench.peers
     switches: tuple[str, ...] = ()
-    package: str | None = None  # what must be importable
-    quick: bool = True  # takes part in a quick run too
+    package: str | None = None  # the package that must be installed
+    quick: bool = True  # whether it is part of a quick run
     disturbance: Disturbance | None = None
 
     @property
     def missing(self) -> str | None:
-        """What is not installed, or None."""
+        """The missing package, or None."""
         if self.package is None or importlib.util.find_spec(self.package) is not None:
             return None
         return self.package
@@ -57,25 +57,25 @@ class Target:
 
     @property
     def bounded(self) -> bool:
-        """Whether there is something to reach."""
+        """Whether the target has a bound."""
         return self.at_least is not None or self.at_most is not None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One workload, those who take part in it, and what must be reached."""
+    """A workload, its contestants, and its targets."""
 
     name: str
     title: str
     workload: Workload
     contestants: tuple[Contestant, ...]
     targets: tuple[Target, ...] = ()
-    quick: bool = True  # is part of a quick run, if there is something to reach
+    quick: bool = True  # part of a quick run, if it has a target
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run: the figure that counts and whatever else was seen."""
+    """One run: its main figure and further details."""
 
     value: float
     details: dict[str, float] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Entry:
     label: str
     runs: list[Measurement] = field(default_factory=list)
     missing: str | None = None  # a package that is not installed
-    problem: str | None = None  # why it is out: what failed
+    problem: str | None = None  # why it failed
 
     @property
     def values(self) -> list[float]:
@@ -108,7 +108,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target and what was measured; no ratios when one side has no figures."""
+    """A target and its measurements; no ratios if one side has no figures."""
 
     text: str
     ratios: tuple[float, ...]
@@ -175,7 +175,7 @@ class Outcome:
 
 
 def _wording(target: Target, best: str | None) -> str:
-    """Say a target in words, naming the opponent it came down to."""
+    """Describe a target, including the opponent that it was compared with."""
     bound = f"at least {target.at_least:g} " if target.at_least is not None else ""
     if target.at_most is not None:
         bound = f"at most {target.at_most:g} "

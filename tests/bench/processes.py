@@ -1,7 +1,7 @@
-"""Server processes: started, waited for, looked at from outside, and always ended.
+"""Server processes: start, wait, measure from outside, and always end.
 
-A server is any command that prints ``LISTENING <port>``.  What it writes to stderr goes to a
-temporary file and is shown only if the server fails.
+A server is any command that prints ``LISTENING <port>``. Its stderr goes to a temporary file and is
+shown only if the server fails.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
-START_PATIENCE = 20.0  # seconds until LISTENING must have come
+START_PATIENCE = 60.0  # seconds until LISTENING must have come
 END_PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class ServerFailed(Exception):
-    """A server did not start, or went away while it was measured."""
+    """A server did not start, or ended while it was measured."""
 
 
 def peer_command(peer: str, switches: tuple[str, ...] = ()) -> list[str]:
@@ -46,7 +46,7 @@ class ServerProcess:
             stderr=self._errors,
         )
         if cpu is not None:
-            os.sched_setaffinity(self.pid, {cpu})  # its threads, made later, inherit it
+            os.sched_setaffinity(self.pid, {cpu})  # threads created later inherit it
 
     @property
     def pid(self) -> int:
@@ -69,11 +69,21 @@ class ServerProcess:
         return lines[-1] if lines else ""
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that the server has used, user and system."""
-        with contextlib.suppress(OSError, ValueError):
-            stat = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-            return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
-        return 0.0
+        """Return the processor time that the server has used, user and system, with its workers."""
+        ticks = 0
+        for pid in (self.pid, *self._children()):
+            with contextlib.suppress(OSError, ValueError):
+                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(stat[11]) + int(stat[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def _children(self) -> list[int]:
+        """Return the process ids of its child processes."""
+        found: list[int] = []
+        for task in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError, ValueError):
+                found += map(int, task.read_text().split())
+        return found
 
     def wait_quiet(self, idle: float = 0.03, patience: float = 20.0) -> None:
         """Wait until the server is done with its last connections: idle for so many seconds."""
@@ -103,6 +113,10 @@ class ServerProcess:
                 return current
             last = current
         return last
+
+    def descriptors(self) -> int:
+        """Return how many descriptors the server has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def threads(self) -> int:
         """Return how many threads the server has."""
@@ -135,9 +149,9 @@ def running(command: list[str], cpu: int | None = None) -> Iterator[ServerProces
 
 
 class OtherLoad:
-    """How much of the processors others have used since this was made.
+    """The share of the processors that other programs have used since this was created.
 
-    Counts what the whole system did, less this process and the children that have ended.
+    It is the load of the whole system, without this process and its ended children.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The figures as text for people and as JSON for programs."""
+"""The figures as text and as JSON."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any
 from tests.bench.model import Entry, Outcome, Verdict
 from tests.bench.workloads import Settings
 
-ENOUGH_HEADROOM = 1.5  # the load generator should be so many times above the fastest server
-DISTURBED = 0.1  # others' share of the processors that is worth a warning
-PACKAGES = ("uvloop", "gevent", "Twisted", "cryptography")
+ENOUGH_HEADROOM = 1.5  # the load generator should be this many times faster than the fastest server
+DISTURBED = 0.1  # the share of CPU time of other programs above which a warning is printed
+PACKAGES = ("uvloop", "gevent", "Twisted", "cryptography", "python-socketio", "channels_redis")
 
 
 def number(value: float) -> str:
@@ -61,6 +61,12 @@ def _details(entry: Entry) -> str:
         words.append(f"{cpu:.1f} us of CPU each")
     if (threads := entry.detail("threads")) is not None:
         words.append(f"{threads:.0f} threads")
+    if (cpu := entry.detail("sender_cpu_us")) is not None:
+        others = (entry.detail(f"{who}_cpu_us") or 0.0 for who in ("redis", "listener"))
+        each = [f"{used:.1f}" for used in (cpu, *others)]
+        words.append(f"{' + '.join(each)} us of CPU each (sender, Redis, listener)")
+    if lost := entry.detail("lost"):
+        words.append(f"{lost:.1f} % lost")
     if (extra := entry.detail("extra_kb")) is not None:
         words.append(f"{extra:+.0f} KB")
     if (connections := entry.detail("disturber_connections")) is not None:
@@ -95,11 +101,11 @@ def verdict_line(verdict: Verdict) -> str:
 
 
 def summary_lines(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return all targets, one line each, and what was missing or failed."""
+    """Return all targets, one line each, and missing or failed contestants."""
     lines = ["", "What must be reached:"]
     for outcome in outcomes:
         for verdict in outcome.verdicts():
-            lines.append(f"    {outcome.row.name:<18}{verdict_line(verdict)}")
+            lines.append(f"    {outcome.row.name:<24} {verdict_line(verdict)}")
     entries = [(outcome.row.name, entry) for outcome in outcomes for entry in outcome.entries]
     missing = {entry.missing for _, entry in entries if entry.missing}
     lines += [f"missing: {name} is not installed" for name in sorted(missing)]
@@ -110,7 +116,7 @@ def summary_lines(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe where the figures come from."""
+    """Describe the origin of the figures."""
     versions = {"tao": _tao_version()}
     for package in PACKAGES:
         try:
@@ -138,7 +144,7 @@ def _tao_version() -> str:
 
 
 def heading_lines(settings: Settings) -> list[str]:
-    """Return what is worth knowing before the figures."""
+    """Return the warnings to print before the figures."""
     where = machine()
     packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
     return [

@@ -1,4 +1,4 @@
-"""The little SVG that the two charts need: text, boxes, lines, and colours for light and dark."""
+"""The part of SVG that the charts need: text, boxes, lines, and light and dark colours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f232
 .grid { stroke: #d1d9e0; stroke-width: 1; fill: none }
 .line { fill: none; stroke-width: 2.2; stroke-linejoin: round }
 .s0 { stroke: #d9622b } .s1 { stroke: #2f6fb3 } .s2 { stroke: #2c9678 } .s3 { stroke: #8a63c4 }
-.s4 { stroke: #b08a1e } .d4 { fill: #b08a1e }
+.s4 { stroke: #b08a1e } .d4 { fill: #b08a1e } .s5 { stroke: #c2477f } .d5 { fill: #c2477f }
 .d0 { fill: #d9622b } .d1 { fill: #2f6fb3 } .d2 { fill: #2c9678 } .d3 { fill: #8a63c4 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 }
@@ -28,7 +28,7 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f232
   .grid { stroke: #3d444d }
   .s1 { stroke: #6ca6e0 } .s2 { stroke: #53bfa0 } .s3 { stroke: #b493e6 }
   .d1 { fill: #6ca6e0 } .d2 { fill: #53bfa0 } .d3 { fill: #b493e6 }
-  .s4 { stroke: #d9b84a } .d4 { fill: #d9b84a }
+  .s4 { stroke: #d9b84a } .d4 { fill: #d9b84a } .s5 { stroke: #e27fae } .d5 { fill: #e27fae }
 }
 """
 

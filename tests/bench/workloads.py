@@ -1,9 +1,10 @@
-"""How one run of a contestant goes: a load, disturbed or not, idle connections, or timers."""
+"""The kinds of runs: a load, disturbed or not, idle connections, or timers."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from tests.bench.disturbance import disturbed
 from tests.bench.load import PATIENCE, Generator, Load, LoadFailed
 from tests.bench.model import Contestant, Measurement
 from tests.bench.processes import ROOT, ServerProcess, peer_command
+from tests.bench.redis_process import redis_running
 
 SHAKEDOWN = 0.1  # seconds of load that a new server gets before it is measured
 RAMP = 5000  # connections that make every run a second longer, and its warm-up too
@@ -111,6 +113,94 @@ class LoadWorkload:
         used = server.cpu_seconds() - before
         answered = figures["messages"] + figures["warmup_messages"]
         return Measurement(figures["rate"], figures | {"server_cpu_us": used / answered * 1e6})
+
+
+@dataclass(frozen=True)
+class RequestWorkload:
+    """Replies per second to requests, asked by each peer's own client in a process of its own."""
+
+    threads: int = 1
+    window: int = 1
+    unit: str = "replies/s"
+    higher_is_better: bool = True
+    load: Load | None = None
+    needs_server: bool = True
+    fresh: bool = False
+    server_cpu: int | None = None
+
+    def prepare(self, settings: Settings, server: ServerProcess) -> None:
+        """Nothing: the client warms the server up itself."""
+
+    def run(
+        self, settings: Settings, contestant: Contestant, server: ServerProcess | None
+    ) -> Measurement:
+        """Ask for a while."""
+        assert server is not None
+        words = [f"port={server.port}", f"threads={self.threads}", f"window={self.window}"]
+        words += [f"seconds={settings.seconds}", f"warmup={settings.warmup}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.bench.asking", contestant.peer, *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=settings.seconds + settings.warmup + PATIENCE,
+            check=False,
+        )
+        if done.returncode:
+            raise LoadFailed((done.stderr.strip().splitlines() or ["the client failed"])[-1])
+        server.wait_quiet()
+        return Measurement(json.loads(done.stdout)["rate"])
+
+
+@dataclass(frozen=True)
+class PublishWorkload:
+    """Publications through one Redis, from one process to another.
+
+    The figure is how many arrived a second or, with a pace, how long they took.
+    """
+
+    pace: float = 0.0  # publications a second; 0: as many as possible
+    durable: bool = False  # Redis writes each to its file, and waits for that, before it answers
+    load: Load | None = None
+    needs_server: bool = False
+    fresh: bool = False
+    server_cpu: int | None = None
+
+    @property
+    def unit(self) -> str:
+        """The unit of the figures."""
+        return "p99 in ms" if self.pace else "publications/s"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether it is a rate."""
+        return not self.pace
+
+    def prepare(self, settings: Settings, server: ServerProcess) -> None:
+        """There is no server."""
+
+    def run(
+        self, settings: Settings, contestant: Contestant, server: ServerProcess | None
+    ) -> Measurement:
+        """Publish for a while."""
+        way = contestant.switches[0] if contestant.switches else "-"
+        durable = ("--appendonly", "yes", "--appendfsync", "always") if self.durable else ()
+        times = [f"{settings.warmup}", f"{settings.seconds}", f"{self.pace}"]
+        module = [sys.executable, "-m", "tests.bench.publishing", "publish"]
+        with redis_running(*durable) as url:
+            done = subprocess.run(
+                [*module, contestant.peer, way, url, *times],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=settings.seconds + settings.warmup + PATIENCE,
+                check=False,
+            )
+        if done.returncode:
+            raise LoadFailed((done.stderr.strip().splitlines() or ["the sender failed"])[-1])
+        figures: dict[str, float] = json.loads(done.stdout)
+        return Measurement(figures["p99_us"] / 1000 if self.pace else figures["rate"], figures)
 
 
 @dataclass(frozen=True)

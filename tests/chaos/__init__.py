@@ -1,11 +1,11 @@
-"""Programs that try to break tao for longer than a test may take.
+"""Long-running programs that try to break tao.
 
-- ``python -m tests.chaos``: clients that come back, through proxies that break everything, and an
-  account of each message.
-- ``python -m tests.chaos.soak``: hours of ordinary life; does anything grow?
-- ``python -m tests.chaos.fuzz``: garbage for the decoder and a live server; what breaks them is
-  saved in ``corpus``, which ``tests/wire/test_corpus.py`` replays.
+- ``python -m tests.chaos``: clients that reconnect, through faulty proxies, with an account of
+  each message.
+- ``python -m tests.chaos.soak``: hours of ordinary traffic, to find growing memory use.
+- ``python -m tests.chaos.fuzz``: malformed data for the decoder and a live server; streams that
+  cause errors are saved in ``corpus``, which ``tests/wire/test_corpus.py`` replays.
 
-All of it is seeded and prints its seed, stays on this machine, and ends with status 1 if a promise
-was broken. (Threads take turns as they like: a seed repeats the plan, not each switch.)
+All of them are seeded and print the seed, use only this machine, and exit with status 1 if a
+guarantee was broken. (A seed repeats the plan, but not the scheduling of threads.)
 """

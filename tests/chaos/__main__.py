@@ -1,4 +1,4 @@
-"""``python -m tests.chaos``: the mix, for so long, and what came of it."""
+"""``python -m tests.chaos``: runs the mix for a given time, and prints the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process holds, and whether that grows."""
+"""The resources of a process, and whether they grow."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 
 from tests.support import wait_until
 
-# Of glibc only: gives free memory back to the system.
+# Specific to glibc: returns free memory to the system.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 @dataclass
 class Holding:
-    """What this process holds at one moment.
+    """The resources of this process at one moment.
 
     Attributes:
-        memory: resident, in KiB, after the C library was asked to give back what it does not use.
-            Fragments stay, so it rises for minutes before it is level.
-        blocks: of Python's own allocator, which are objects mostly: these must not grow.
+        memory: resident, in KiB, after the C library has returned unused memory. Fragments remain,
+            so it rises for minutes before it is stable.
+        blocks: allocated by Python's own allocator, mostly objects: these must not grow.
     """
 
     threads: int
@@ -50,7 +50,7 @@ class Holding:
 
 
 def settled(before: Holding, patience: float = 5.0) -> Holding:
-    """Return what is held once threads and descriptors are as few as before, or it stays more."""
+    """Return the resources once threads and descriptors are back to normal, or after a timeout."""
 
     def back() -> bool:
         gc.collect()
@@ -60,12 +60,12 @@ def settled(before: Holding, patience: float = 5.0) -> Holding:
     try:
         wait_until(back, patience)
     except AssertionError:
-        pass  # who asked compares
+        pass  # the caller compares
     return Holding.now()
 
 
 class Curve:
-    """Samples of what is held, and their slopes."""
+    """Samples of the resources, and their slopes."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, Holding]] = []
@@ -74,14 +74,14 @@ class Curve:
         self.samples.append((time.monotonic(), Holding.now()))
 
     def trends(self, warm_up: float) -> dict[str, tuple[float, float, float]]:
-        """Return, for each figure, its mean after the warm-up, that at the end, and its slope.
+        """Return for each resource its mean after the warm-up, its mean at the end, and its slope.
 
         Args:
-            warm_up: the share of the samples that is left out.
+            warm_up: the share of the samples that is ignored.
 
         Returns:
-            means of the first and the last fifth of the rest, and the slope a minute by the method
-            of least squares.
+            means of the first and the last fifth of the rest, and the slope per minute by the
+            method of least squares.
         """
         rest = self.samples[int(len(self.samples) * warm_up) :]
         fifth = max(1, len(rest) // 5)

@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.fuzz``: streams that nobody would send, for the decoder and a server.
+"""``python -m tests.chaos.fuzz``: malformed streams for the decoder and a server.
 
-The mutations come from a seed. Where atheris can be imported, it steers the decoder's half by what
-code the streams reach.
+The mutations are seeded. If atheris is installed, it guides those for the decoder by the coverage
+that they reach.
 """
 
 from __future__ import annotations
@@ -18,38 +18,52 @@ from pathlib import Path
 from tao.wire.codec import TypeLengthValueDecoder
 from tests.chaos.figures import Holding, settled
 from tests.chaos.nasty import STREAMS, mutate
+from tests.chaos.protocols import PROTOCOLS, check_protocol
 from tests.chaos.target import Target, check_decoder
 
 CORPUS = Path(__file__).parent / "corpus"
-# Of so many streams, one goes to a server too.
+# One of this many streams is also sent to a server.
 SERVED = 20
+# One of this many streams is in another protocol.
+PRESETS = 0.5
 WAYS = ("plain", "plain", "tls", "raw")
-# What memory may grow after the first tenth of the time, in KiB.
+# How much memory may grow after the first tenth of the time, in KiB.
 GROWTH = 16 * 1024
 
 
 def save(data: bytes, seed: int, error: BaseException) -> str:
-    """Keep a stream that broke something, for the test that replays them; return what to print."""
+    """Save a stream that caused an error, for the test that replays them; return a report."""
     path = CORPUS / f"{hashlib.sha256(data).hexdigest()[:16]}.bin"
     path.write_bytes(data)
     return f"{path.name} (cut with seed {seed}): {type(error).__name__}: {error}"
 
 
 def run(seconds: float, seed: int) -> tuple[int, int, list[str]]:
-    """Feed streams for so long; return how many, how many of them to servers, and the findings."""
+    """Feed streams for some time; return how many, how many to servers, and the findings."""
     chance = random.Random(seed)
     streams = [*STREAMS.values(), *(path.read_bytes() for path in sorted(CORPUS.glob("*.bin")))]
     findings: list[str] = []
     fed = served = 0
     began = time.monotonic()
     warm: Holding | None = None
-    target = Target()
+    target = Target("shared" if seed % 2 else "own")
     while (elapsed := time.monotonic() - began) < seconds:
         if warm is None and elapsed > seconds / 10:
             target.wait_idle()
             warm = Holding.now()
-        data, cuts = mutate(chance, streams), chance.randrange(2**32)
+        cuts = chance.randrange(2**32)
         fed += 1
+        if chance.random() < PRESETS:
+            name = chance.choice(sorted(PROTOCOLS))
+            data = mutate(chance, [PROTOCOLS[name][1]])
+            try:
+                check_protocol(name, data, cuts)
+            except Exception as error:
+                findings.append(f"{name}: {save(data, cuts, error)}")
+                if len(findings) >= 10:
+                    break
+            continue
+        data = mutate(chance, streams)
         try:
             check_decoder(data, cuts)
             if fed % SERVED == 0:
@@ -70,7 +84,7 @@ def run(seconds: float, seed: int) -> tuple[int, int, list[str]]:
 
 
 def steer(seconds: float, seed: int) -> None:
-    """Have atheris look for streams that break the decoder; it ends the process itself."""
+    """Let atheris search for streams that break the decoder; it ends the process itself."""
     import atheris  # type: ignore[import-not-found]
 
     TypeLengthValueDecoder.feed = atheris.instrument_func(TypeLengthValueDecoder.feed)
@@ -82,7 +96,7 @@ def steer(seconds: float, seed: int) -> None:
             print(save(data, len(data), error))
             raise
 
-    # It works in a directory of its own and only reads what is saved here.
+    # It has its own directory, and only reads the streams that are saved here.
     place = Path(tempfile.mkdtemp(prefix="tao-fuzz-"))
     for name, data in STREAMS.items():
         (place / name).write_bytes(data[:5000])

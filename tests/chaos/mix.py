@@ -1,4 +1,4 @@
-"""The mix: clients that come back, each through a proxy with weather, and an account of it all."""
+"""The mix: clients that reconnect through faulty proxies, and an account of all messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from tao.client.client import ClientConn
-from tao.connection.options import Reconnect
+from tao.connection.options.definitions import Readers, Reconnect
 from tao.errors import TaoError, WouldBlock
 from tao.server.server import Server
 from tao.testing.fault_proxy import FaultProxy, Faults
@@ -20,14 +20,14 @@ from tests.tls_pairs import CLIENT, SERVER
 
 SIZES = (0, 1, 20, 500, 5_000, 70_000, 300_000)
 SOON = Reconnect(initial=0.005, maximum=0.1)
-# So many messages are sent at the end, when nothing happens any more: they must arrive.
+# How many messages are sent at the end, without faults: they must arrive.
 LAST = 20
-# Seconds of silence after which either end gives the other up.
+# The idle timeout of both ends, in seconds.
 IDLE = 0.5
 
 
 class Parcel:
-    """The message of the mix: whose it is, its number, and content that follows from both."""
+    """The message of the mix: its client, its number, and content that is derived from both."""
 
     message_number = 9
 
@@ -48,13 +48,13 @@ class Parcel:
 
 
 class Sender:
-    """A client that comes back and writes all the time, and the proxy it goes through.
+    """A client that reconnects and writes continuously, and its proxy.
 
     Args:
         owner: its number.
         address: of the server.
-        tls: whether the server speaks TLS there.
-        seed: of its messages and its weather.
+        tls: whether the server uses TLS there.
+        seed: of its messages and faults.
     """
 
     def __init__(self, owner: int, address: Any, tls: bool, seed: int) -> None:
@@ -73,12 +73,13 @@ class Sender:
             self.proxy.address,
             registry=registry,
             reconnect=SOON,
-            heartbeat=None,  # or it would count among the messages
+            heartbeat=None,  # heartbeats would count among the messages
             idle_timeout=IDLE,
             write_timeout=IDLE,
             handshake_timeout=IDLE,
             queue_size=64,
             slow_consumer="raise" if owner % 4 < 2 else "drop_oldest",
+            readers="shared" if owner % 8 < 4 else "own",
             tls=CLIENT if tls else None,
             on_error=self._told,
         )
@@ -91,7 +92,7 @@ class Sender:
             self.damaged.append(str(error))
 
     def _plan(self, number: int) -> tuple[Faults, Faults]:
-        """Each connection has a fault or two of its own."""
+        """Return one or two faults for a connection."""
         if self.calm.is_set():
             return Faults(), Faults()
         chance = self._fate
@@ -102,12 +103,12 @@ class Sender:
             if end is not None:
                 setattr(faults, end, chance.randrange(where))
             faults.delay = chance.choice((0, 0, 0, 0.001))
-            if self.tls and chance.random() < 0.1:  # without, nobody could tell
+            if self.tls and chance.random() < 0.1:  # detectable only with TLS
                 faults.corrupt_at = chance.randrange(where)
         return both
 
     def write(self, end: threading.Event) -> None:
-        """Write until the end, now fast, now slowly."""
+        """Write until the end, at varying speed."""
         chance = self._chance
         while not end.is_set():
             for _ in range(chance.randrange(1, 40)):
@@ -120,7 +121,7 @@ class Sender:
             end.wait(chance.random() * 0.05)
 
     def rage(self, end: threading.Event) -> None:
-        """Be the weather: every so often something happens to the proxy and all its connections."""
+        """From time to time, inject a fault into the proxy and all its connections."""
         chance, proxy = self._weather, self.proxy
         while not end.wait(chance.random() * 0.3):
             event = chance.choice(("cut", "reset", "refuse", "hang up", "silence", "stall", "slow"))
@@ -137,9 +138,9 @@ class Sender:
                 self._oppress(event, end)
 
     def _oppress(self, event: str, end: threading.Event) -> None:
-        """Let all connections, and those that come meanwhile, suffer for a while, then reset them.
+        """Apply a fault to all connections for a while, then reset them.
 
-        They cannot go on after a silence: what was swallowed is missing.
+        They cannot continue after swallowed data, because it is missing.
         """
         faults = {
             "silence": Faults(swallow=True),
@@ -155,7 +156,7 @@ class Sender:
         proxy.reset()
 
     def finish(self) -> None:
-        """In calm weather: send what waits, and a little more, and close."""
+        """Without faults: send queued messages and a few more, and close."""
         proxy, client = self.proxy, self.client
         self.calm.set()
         proxy.refuse()
@@ -174,9 +175,9 @@ class Sender:
 
 
 class Receiver:
-    """The server of the mix; it answers each parcel, and some only after a while."""
+    """The server of the mix; it replies to each parcel, and to some only after a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, readers: Readers) -> None:
         self.got: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         self.damaged: list[str] = []
         registry = Registry()
@@ -188,6 +189,7 @@ class Receiver:
             handshake_timeout=IDLE,
             drain_timeout=2 * IDLE,
             workers=4,
+            readers=readers,
             slow_consumer="drop_newest",
             on_error=self._told,
         )
@@ -202,7 +204,7 @@ class Receiver:
         try:
             conn.write(Parcel(parcel.owner, parcel.index, parcel.size // 10))
         except TaoError:
-            pass  # it has gone
+            pass  # the peer has closed
 
     def _told(self, conn: Any, error: BaseException) -> None:
         if "damaged" in str(error):
@@ -210,8 +212,8 @@ class Receiver:
 
 
 def run(seconds: float, seed: int, senders: int) -> tuple[Counter[str], list[str]]:
-    """Run the mix; return the sums of all counts, and what was broken."""
-    receiver = Receiver()
+    """Run the mix; return the totals, and the broken guarantees."""
+    receiver = Receiver("shared" if seed % 2 else "own")
     everyone = [
         Sender(owner, (receiver.plain, receiver.secure)[owner % 2], bool(owner % 2), seed)
         for owner in range(senders)
@@ -237,7 +239,7 @@ def run(seconds: float, seed: int, senders: int) -> tuple[Counter[str], list[str
 
 
 def _account(sender: Sender, got: dict[int, list[int]], broken: list[str]) -> Counter[str]:
-    """Add up what became of one client's messages, and say what is not as promised."""
+    """Account for the messages of one client, and return broken guarantees."""
     counts = sender.client._core.counts()
     arrived = [index for net_id in sorted(got) for index in got[net_id]]
     unique = set(arrived)

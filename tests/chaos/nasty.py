@@ -1,4 +1,4 @@
-"""Streams made by hand that a careless decoder or server would stumble over."""
+"""Hand-made streams that a careless decoder or server would fail on."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ LIMIT = 8 * 1024 * 1024
 
 
 def frame(number: int, value: bytes = b"", length: int | None = None) -> bytes:
-    """A message of the default codec, whose header may lie about the length."""
+    """Return a message of the default codec; the length in its header may be wrong."""
     length = len(value) if length is None else length
     return struct.pack("<iI", number, length) + value
 
 
 def _client_hello(size: int) -> bytes:
-    """How a TLS client begins, with a body that is none."""
+    """Return the beginning of a TLS client hello with an invalid body."""
     body = b"\x01\x00" + struct.pack(">H", size) + random.Random(0).randbytes(size)
     return b"\x16\x03\x01" + struct.pack(">H", len(body)) + body
 
 
-#: By name. Numbers 0 to 3 are registered where these are used: a heartbeat, a text, a number, and
+#: By name. The tests that use these register numbers 0 to 3: a heartbeat, a text, a number, and
 #: any bytes.
 STREAMS: dict[str, bytes] = {
     "nothing": b"",
@@ -32,7 +32,8 @@ STREAMS: dict[str, bytes] = {
     "one-more-than-allowed": frame(1, b"whole") + frame(3, b"", LIMIT + 1),
     "length-of-all-ones": frame(3, b"x", 0xFFFFFFFF),
     "length-with-the-sign-bit": frame(3, b"x", 0x80000000),
-    "least-and-greatest-number": frame(-(2**31), b"a") + frame(2**31 - 1, b"b") + frame(-1),
+    "least-and-greatest-number": frame(-(2**31) + 16, b"a") + frame(2**31 - 1, b"b") + frame(-1),
+    "own-numbers": b"".join(frame(n, bytes(40)) for n in range(-(2**31), -(2**31) + 16)),
     "thousands-of-empty-messages": frame(3) * 5000,
     "thousands-of-unknown-numbers": b"".join(frame(n, b"?") for n in range(100, 3000)),
     "not-utf-8": frame(1, b"fine") + frame(1, b"\xff\xfe\x80"),
@@ -59,7 +60,7 @@ def _flip(chance: random.Random, data: bytearray) -> None:
 
 
 def _overwrite(chance: random.Random, data: bytearray) -> None:
-    """Write a number of the kind that breaks things, at the beginning of a header perhaps."""
+    """Insert a critical integer, often at the beginning of a header."""
     at = chance.choice((0, 4, chance.randrange(len(data))))
     value = chance.choice((0, 1, 7, 8, 9, LIMIT, LIMIT + 1, 2**31 - 1, 2**31, 2**32 - 1))
     data[at : at + 4] = struct.pack("<I", value)
@@ -95,7 +96,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def mutate(chance: random.Random, streams: list[bytes]) -> bytes:
-    """Make a stream that is like one of those given, but not quite."""
+    """Return a mutation of one of the given streams."""
     data = bytearray(chance.choice(streams)[: chance.choice((50, 3000, 10**6))])
     for _ in range(chance.randrange(1, 6)):
         if not data:

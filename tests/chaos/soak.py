@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.soak``: ordinary life for a long time; does anything grow?
+"""``python -m tests.chaos.soak``: ordinary traffic for a long time, to find growing memory use.
 
-Clients come and go, are cut off and come back, write messages of nothing to a megabyte and set
-timers, on TLS and without. What the process holds is sampled all the while.
+Clients connect, are disconnected and reconnect, write messages of zero bytes to a megabyte, make
+requests, and set timers, with and without TLS. The resources of the process are sampled meanwhile.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import threading
 from typing import Any
 
 from tao.client.client import ClientConn
-from tao.connection.options import Reconnect
-from tao.errors import TaoError
+from tao.connection.options.definitions import Reconnect
+from tao.errors import RequestError, TaoError, WouldBlock
 from tao.server.server import Server
 from tao.testing.fault_proxy import FaultProxy, Faults
 from tao.wire.message import Registry
@@ -23,9 +23,9 @@ from tests.support import PATIENCE, together
 from tests.tls_pairs import CLIENT, SERVER
 
 SIZES = (0, 10, 1_000, 30_000, 250_000, 1024 * 1024)
-# Of the samples, so many do not count: until then pools fill and buffers find their size.
+# The share of the samples that is ignored, because pools and buffers still grow.
 WARM_UP = 0.3
-# What each may grow after that, and the share that it may at least.
+# How much each resource may grow after that, absolutely and as a share.
 GROWTH, GROWTH_SHARE = {"memory": 16 * 1024, "blocks": 10_000, "threads": 5, "descriptors": 10}, 0.1
 
 
@@ -45,11 +45,17 @@ class Blob:
         return cls(data)
 
 
+class Query(Blob):
+    """A message that is a request."""
+
+    message_number = 4
+
+
 class Life:
-    """The server, its proxies, and what its clients do.
+    """The server, its proxies, and the activity of its clients.
 
     Args:
-        seed: of everything.
+        seed: of all random choices.
     """
 
     def __init__(self, seed: int) -> None:
@@ -57,7 +63,14 @@ class Life:
         self._fate = random.Random(f"{seed}-faults")
         registry = Registry()
         registry.handler(Blob)(lambda ctx, conn: conn.write(ctx.message, PATIENCE))
-        self.server = Server(registry=registry, heartbeat=1, idle_timeout=10, drain_timeout=5)
+        registry.handler(Query)(lambda ctx, conn: ctx.reply(ctx.message))
+        self.server = Server(
+            registry=registry,
+            heartbeat=1,
+            idle_timeout=10,
+            drain_timeout=5,
+            readers="shared" if seed % 2 else "own",
+        )
         self.server.schedule(0.25, lambda due, conn: conn.write(Blob(b"due")))
         self.proxies = [
             FaultProxy(self.server.start(("127.0.0.1", 0)), plan=self._plan, seed=seed),
@@ -78,7 +91,7 @@ class Life:
         return faults
 
     def client(self, number: int) -> None:
-        """Live one life after the other, some short, some longer."""
+        """Run one client after another, for varying times."""
         chance = random.Random(f"{self._seed}-{number}")
         while not self.end.is_set():
             self._live(chance, number % 2)
@@ -89,6 +102,7 @@ class Life:
         got = threading.Semaphore(0)
         registry = Registry()
         registry.register(3, Blob.deserialize, lambda ctx, conn: got.release())
+        registry.register(4, Query.deserialize)
         client = ClientConn(
             self.proxies[tls].address,
             registry=registry,
@@ -101,18 +115,33 @@ class Life:
             timers = [client.run_every(0.05, lambda due, conn: None) for _ in range(3)]
             for _ in range(chance.randrange(30)):
                 client.write(Blob(bytes(chance.choice(SIZES))), PATIENCE)
-                if got.acquire(timeout=1):  # it may be lost
+                if got.acquire(timeout=1):  # the reply may be lost
                     with self._lock:
                         self.exchanged += 1
+                self._ask(client, chance)
                 client.run_after(chance.random(), lambda due, conn: None)
                 if timers and chance.random() < 0.2:
                     client.cancel_timer(timers.pop())
                 if self.end.wait(chance.random() * 0.05):
                     break
         except TaoError:
-            pass  # closed under it
+            pass  # it was closed meanwhile
         finally:
             client.close()
+
+    def _ask(self, client: ClientConn, chance: random.Random) -> None:
+        """Make a request, in one of the ways that there are; it may be lost, or be given up."""
+        query, timeout = Query(bytes(chance.choice(SIZES))), chance.choice((0.001, 0.1, 1))
+        try:
+            if chance.random() < 0.5:
+                client.request(query, timeout)
+                return
+            future = client.request_async(query, timeout)
+            if chance.random() < 0.3:
+                future.cancel()
+            future.result()
+        except (RequestError, WouldBlock):
+            pass
 
     def stop(self) -> Any:
         report = self.server.stop()
@@ -121,7 +150,7 @@ class Life:
 
 
 def watch(life: Life, seconds: float, curve: Curve) -> None:
-    """Take samples until the time is over, then let all end."""
+    """Take samples until the time is over, then end everything."""
     step = max(0.1, min(1.0, seconds / 100))
     never = threading.Event()
     for _ in range(int(seconds / step)):

@@ -1,4 +1,4 @@
-"""What streams are fed to: the decoder, and servers that live; both say what is wrong, if any."""
+"""The targets of streams: the decoder, and live servers; both report errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import struct
 import sys
 from typing import Any
 
+from tao.connection.options.definitions import Readers
 from tao.errors import BadData
 from tao.server.server import Server
 from tao.wire.codec import Batch, TypeLengthValueCodec
@@ -20,7 +21,7 @@ _PROBE = struct.pack("<iIq", 2, 8, 42)
 
 
 def registry() -> Registry:
-    """Text is 1, a number 2, any bytes 3; the heartbeat is always there."""
+    """Return a registry: 1 is text, 2 a number, 3 any bytes, besides the heartbeat."""
     made = Registry()
     made.register(1, Text.deserialize)
     made.register(2, Number.deserialize)
@@ -29,7 +30,7 @@ def registry() -> Registry:
 
 
 def _decoded(pieces: list[bytes]) -> tuple[list[Any], str | None]:
-    """All that a decoder makes of the pieces, and how it failed."""
+    """Return everything that a decoder makes of the pieces, and its error."""
     decoder = TypeLengthValueCodec().decoder(registry())
     batch: Batch = []
     fed = 0
@@ -49,7 +50,7 @@ def _decoded(pieces: list[bytes]) -> tuple[list[Any], str | None]:
 
 
 def _shown(batch: Batch) -> list[Any]:
-    """Messages as what can be compared."""
+    """Return messages in a form that can be compared."""
     return [
         (number, each.serialize() if hasattr(each, "serialize") else each) for number, each in batch
     ]
@@ -67,10 +68,10 @@ def cut(chance: random.Random, data: bytes) -> list[bytes]:
 
 
 def check_decoder(data: bytes, seed: int) -> None:
-    """However a stream is cut, it gives the same messages and the same error, if any.
+    """Check that a stream gives the same messages and the same error in any pieces.
 
     Raises:
-        AssertionError, or whatever the decoder should not have raised.
+        AssertionError, or an unexpected exception of the decoder.
     """
     whole = _decoded([data])
     pieces = _decoded(cut(random.Random(seed), data))
@@ -78,29 +79,33 @@ def check_decoder(data: bytes, seed: int) -> None:
 
 
 class Target:
-    """A server, on TLS and without, and a peer of it that must always be served.
+    """A server, with and without TLS, and a peer that must always be served.
 
-    Its echo of numbers is what the peer asks for.
+    The peer uses the server's echo of numbers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, readers: Readers = "own") -> None:
         known = registry()
         known.entries[2].handler = lambda ctx, conn: conn.write(ctx.message)
         self.server = Server(
-            registry=known, handshake_timeout=2.0, idle_timeout=2.0, heartbeat=None
+            registry=known,
+            handshake_timeout=2.0,
+            idle_timeout=2.0,
+            heartbeat=None,
+            readers=readers,
         )
         self.plain = self.server.start(("127.0.0.1", 0))
         self.secure = self.server.start(("127.0.0.1", 0), tls=SERVER)
         self._good = socket.create_connection(self.plain, PATIENCE)
 
     def check(self, data: bytes, seed: int, way: str = "plain") -> None:
-        """Send a stream to the server and see that it copes.
+        """Send a stream to the server, and check that the server handles it.
 
         Args:
-            way: ``"plain"``; ``"tls"``, inside of TLS; or ``"raw"``, in place of TLS.
+            way: ``"plain"``; ``"tls"``, within TLS; or ``"raw"``, instead of TLS.
 
         Raises:
-            AssertionError: the server did not end the connection, or serves nobody any more.
+            AssertionError: the server did not close the connection, or stopped serving others.
         """
         chance = random.Random(seed)
         sock = socket.create_connection(self.plain if way == "plain" else self.secure, PATIENCE)
@@ -114,7 +119,7 @@ class Target:
             except TimeoutError:
                 raise AssertionError("the server does not end the connection") from None
             except OSError:
-                pass  # it has, and not without reason
+                pass  # it has closed, which is legitimate
         self._good.sendall(_PROBE)
         assert recv_exactly(self._good, 16) == _PROBE, "others are not served any more"
 

@@ -1,4 +1,4 @@
-"""The command line: servers started as a stranger would, and everything that can be wrong."""
+"""The command line: servers started as users would start them, and every kind of wrong call."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def stopped():
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current directory with modules in it, forgotten afterwards."""
+    """A current directory with modules; they are removed from ``sys.modules`` afterwards."""
     files = {
         "fine.py": SERVERS,
         "plain.py": "",
@@ -109,21 +109,21 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for name in files:
         sys.modules.pop(name.removesuffix(".py"), None)
-    # The command has set up the log for a process of its own.
+    # The command has configured logging, which is meant for a process of its own.
     logger.remove()
     logger.disable("tao")
 
 
 @pytest.fixture
 def certificate(modules: Path) -> Path:
-    """The files of a certificate, and what is no certificate, in the current directory."""
+    """The files of a certificate, and a file that is not one, in the current directory."""
     tao.self_signed_certificate().write(modules / "cert.pem", modules / "key.pem")
     tao.self_signed_certificate().write(modules / "other.pem", modules / "other_key.pem")
     return modules / "cert.pem"
 
 
 def complaint(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
-    """What a call that must fail says: one line on stderr, nothing else."""
+    """Return the error of a call that must fail: one line on stderr, nothing else."""
     assert main(arguments.split()) == 2
     output, errors = capsys.readouterr()
     assert output == ""
@@ -131,7 +131,7 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
     return errors
 
 
-# -- what is wrong with a call
+# -- wrong calls
 
 
 @pytest.mark.parametrize(
@@ -140,34 +140,34 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
         ("nonsense", "nonsense"),
         ("serve", "MODULE:SERVER"),
         ("serve fine:server --nonsense", "--nonsense"),
-        ("serve :server", "names no module"),
+        ("serve :server", "has no module name"),
         ("serve nowhere", "there is no module nowhere"),
         ("serve nowhere.at.all:server", "there is no module nowhere"),
-        ("serve fine.py", "; a module is written fine, not as its file"),
-        ("serve below/fine.py:server", "; a module is written below.fine, not as its file"),
+        ("serve fine.py", "; write the module's name, fine, not its file"),
+        ("serve below/fine.py:server", "; write the module's name, below.fine, not its file"),
         ("serve .fine", "TypeError"),
         ("serve fine:nothing", "module fine has no nothing; its servers: server"),
         ("serve fine:Box.nothing", "module fine has no Box.nothing"),
-        ("serve plain", "module plain has no server; it has no tao.Server at all"),
+        ("serve plain", "module plain has no server; it defines no tao.Server"),
         (
             "serve fine:number",
-            "fine:number is not a tao.Server but of type int; its servers: server",
+            "fine:number is of type int, not tao.Server; its servers: server",
         ),
-        ("serve fine:make_none", "fine:make_none() is not a tao.Server but of type NoneType"),
+        ("serve fine:make_none", "fine:make_none() is of type NoneType, not tao.Server"),
         ("serve fine:make_trouble", "fine:make_trouble() failed: LookupError: no such luck"),
         ("serve fine:lazy.server", "fine:lazy.server failed: LookupError: not yet"),
         ("serve fine:make_unprintable", "failed: Unprintable: <unprintable Unprintable: "),
-        ("serve fine:request", "fine:request is not a tao.Server but of type Proxy"),
+        ("serve fine:request", "fine:request is of type Proxy, not tao.Server"),
         ("serve fine:stopped", "cannot be started again"),
         ("serve raises", "raises cannot be imported: ZeroDivisionError: division by zero"),
         ("serve exits", "exits cannot be imported: SystemExit: enough"),
         ("serve garbled", "garbled cannot be imported: SyntaxError"),
         ("serve lacks", "lacks cannot be imported: ModuleNotFoundError"),
         ("serve fine --work 3", "--work"),
-        ("serve fine --port many", "a port is a number from 0 to 65535, not 'many'"),
-        ("serve fine --port 65536", "a port is a number from 0 to 65535, not '65536'"),
-        ("serve fine --port -1", "a port is a number from 0 to 65535, not '-1'"),
-        ("serve fine --monitor ²", "a port is a number from 0 to 65535, not '²'"),
+        ("serve fine --port many", "expected a port from 0 to 65535, not 'many'"),
+        ("serve fine --port 65536", "expected a port from 0 to 65535, not '65536'"),
+        ("serve fine --port -1", "expected a port from 0 to 65535, not '-1'"),
+        ("serve fine --monitor ²", "expected a port from 0 to 65535, not '²'"),
         ("serve fine --host 192.0.2.1", "cannot listen at 192.0.2.1:12345"),
         ("serve fine --log-level loud", "loud"),
         ("serve fine --tls-key key.pem", "--tls-key needs --tls-cert"),
@@ -182,42 +182,42 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
             "plain.py: holds no readable PEM certificate",
         ),
         ("connect", "HOST:PORT"),
-        ("connect nowhere", "a port is wanted as well, as in nowhere:12345"),
-        ("connect nowhere:", "a port is a number from 0 to 65535, not ''"),
-        ("connect ::1:80", "write [::1]:80 for an IPv6 address and a port"),
-        ("connect :0", "port 0 is not an address to connect to"),
+        ("connect nowhere", "the port is missing, as in nowhere:12345"),
+        ("connect nowhere:", "expected a port from 0 to 65535, not ''"),
+        ("connect ::1:80", "write an IPv6 address and a port as [::1]:80"),
+        ("connect :0", "cannot connect to port 0"),
         ("connect :1 --ca ca.pem", "--ca needs --tls"),
         ("connect :1 --server-name x", "--server-name needs --tls"),
         ("connect :1 --tls --key key.pem", "--key needs --cert"),
         ("connect :1 --tls --ca nowhere.pem", "nowhere.pem: no such file or directory"),
-        ("connect :1 --tls --ca cert.pem --insecure", "--ca makes no sense with it"),
+        ("connect :1 --tls --ca cert.pem --insecure", "--ca and --insecure exclude each other"),
         ("connect :1 --messages nowhere", "there is no module nowhere"),
         ("connect :1 --messages plain", "module plain has no messages"),
         ("connect :1 --messages raises", "raises cannot be imported: ZeroDivisionError"),
-        ("connect :1 --wait long", "a positive number of seconds is wanted, not 'long'"),
-        ("bench :1 --connections 0", "a whole number from 1 on is wanted, not '0'"),
-        ("bench :1 --size 8388609", "a size is from 0 to 8388608 bytes"),
+        ("connect :1 --wait long", "expected a positive number of seconds, not 'long'"),
+        ("bench :1 --connections 0", "expected a positive whole number, not '0'"),
+        ("bench :1 --size 8388609", "expected a size from 0 to 8388608 bytes"),
         ("bench :1 --size 8388608 --window 100", "must not be more than 64 MiB"),
-        ("bench :1 --number 2147483648", "a message number is a whole number from"),
-        ("bench :1 --duration inf", "a positive number of seconds is wanted, not 'inf'"),
-        ("top /run/socket", "a monitor listens at HOST:PORT, not at a path"),
+        ("bench :1 --number 2147483648", "expected a message number from"),
+        ("bench :1 --duration inf", "expected a positive number of seconds, not 'inf'"),
+        ("top /run/socket", "a monitor's address is HOST:PORT, not a path"),
         ("top :1 --sort beauty", "beauty"),
-        ("dev-cert --days 0", "a number of days up to 3650 is wanted, not '0'"),
-        ("dev-cert --days many", "a number of days up to 3650 is wanted, not 'many'"),
+        ("dev-cert --days 0", "expected a number of days up to 3650, not '0'"),
+        ("dev-cert --days many", "expected a number of days up to 3650, not 'many'"),
         ("dev-cert --name a..b", "not a hostname or an IP address: 'a..b'"),
         ("--print-completion csh", "csh"),
     ],
 )
 @pytest.mark.usefixtures("certificate")
 def test_a_wrong_call(capsys: pytest.CaptureFixture[str], arguments: str, words: str) -> None:
-    """One clear line on stderr, and the status is 2."""
+    """The call prints one clear line on stderr, and its status is 2."""
     assert words in complaint(capsys, arguments)
 
 
 @pytest.mark.parametrize("option", ["--port", "--monitor"])
 @pytest.mark.usefixtures("modules")
 def test_a_port_in_use(capsys: pytest.CaptureFixture[str], option: str) -> None:
-    """The line names the address; the monitor, if it runs already, is closed again."""
+    """The line names the address; a monitor that was already started is closed again."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         others = {"--port": 0, "--monitor": 0, option: port}
@@ -228,7 +228,7 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str], option: str) -> None:
 
 @pytest.mark.usefixtures("modules")
 def test_debugging_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
-    """The traceback of a module that raises is there for who asks for it."""
+    """With ``--log-level debug``, the traceback of a module that raises is printed."""
     assert main(["serve", "raises", "--log-level", "debug"]) == 2
     errors = capsys.readouterr().err
     assert "Traceback" in errors and 'raises.py", line 1' in errors
@@ -237,7 +237,7 @@ def test_debugging_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_explaining(capsys: pytest.CaptureFixture[str], option: str) -> None:
-    """It says what there is, on stdout."""
+    """Help and version are printed on stdout."""
     with pytest.raises(SystemExit) as ending:
         main([option])
     assert ending.value.code == 0
@@ -245,31 +245,31 @@ def test_explaining(capsys: pytest.CaptureFixture[str], option: str) -> None:
     assert ("serve" in output or tao.__version__ in output) and errors == ""
 
 
-@pytest.mark.parametrize("command", ["serve", "connect", "bench", "top", "dev-cert"])
+@pytest.mark.parametrize("command", ["serve", "connect", "bench", "top", "frame", "dev-cert"])
 def test_the_help_of_a_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    """It has examples, tells the exit status, and fits on a terminal."""
+    """The help has examples, explains the exit status, and fits on a terminal."""
     with pytest.raises(SystemExit) as ending:
         main([command, "--help"])
     assert ending.value.code == 0
     output = capsys.readouterr().out
-    assert f"  tao {command}" in output and "exit status:\n  0  fine" in output
+    assert f"  tao {command}" in output and "exit status:\n  0  success" in output
     assert max(map(len, output.splitlines())) <= 90
 
 
 def test_serving_imports_nothing_new(modules: Path) -> None:
-    """What only other commands need is not loaded before it is asked for."""
+    """Serving does not import modules that only other commands need."""
     names = ("rich", "readline", "tao.cli.connect", "tao.cli.bench", "tao.cli.top")
     source = f"import sys\nprint('loaded', [name for name in {names} if name in sys.modules])\n"
     (modules / "spy.py").write_text(f"{source}from fine import server\n", encoding="utf-8")
     with Program("tao", "serve", "spy", "--port", 0, cwd=modules) as program:
         program.prints(r"loaded \[\]")
-        program.prints("Ctrl-C stops it")
+        program.prints("press Ctrl-C to stop")
         program.send(signal.SIGINT)
         assert program.status() == 0
 
 
 def test_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a command it explains itself."""
+    """Without a command, the help is printed."""
     assert main([]) == 0
     assert "serve" in capsys.readouterr().out
 
@@ -278,7 +278,7 @@ def test_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def interrupt_when_it_serves(number: signal.Signals = signal.SIGINT) -> threading.Thread:
-    """Send this process a signal as soon as somebody handles it."""
+    """Send this process a signal as soon as it handles that signal."""
     before = signal.getsignal(number)
 
     def send() -> None:
@@ -293,10 +293,8 @@ def interrupt_when_it_serves(number: signal.Signals = signal.SIGINT) -> threadin
 @pytest.mark.parametrize("target", ["fine", "fine:server", "fine:Box.inside", "fine:make"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("modules")
-def test_what_can_be_served(
-    capsys: pytest.CaptureFixture[str], target: str, number: signal.Signals
-) -> None:
-    """A server, one inside something, or what makes one; a signal stops it in order."""
+def test_targets(capsys: pytest.CaptureFixture[str], target: str, number: signal.Signals) -> None:
+    """A target is a server, an attribute or a factory; a signal shuts it down gracefully."""
     thread = interrupt_when_it_serves(number)
     assert main(["serve", target, "--port", "0"]) == 0
     thread.join()
@@ -304,7 +302,7 @@ def test_what_can_be_served(
     assert f": {target} listens at 127.0.0.1:" in lines[0] and lines[0].endswith("(no TLS)")
     assert lines[1:] == [
         "tao: 20 workers, 1000 connections at most",
-        "tao: Ctrl-C stops it",
+        "tao: press Ctrl-C to stop",
         "tao: stopping",
         "tao: stopped",
     ]
@@ -312,7 +310,7 @@ def test_what_can_be_served(
 
 @pytest.mark.usefixtures("modules")
 def test_a_signal_at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It counts also when it comes after the last look and before the waiting."""
+    """A signal also counts if it arrives between the last check and the wait."""
 
     class Late(Doorbell):
         def wait(self) -> None:
@@ -325,7 +323,7 @@ def test_a_signal_at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("modules")
 def test_a_server_that_stops_by_itself() -> None:
-    """The command ends with it."""
+    """The command ends when the server stops by itself."""
     path = Path("ends.py")
     path.write_text(
         "import tao\nserver = tao.Server(on_connect=lambda conn: server.stop())\n", encoding="utf-8"
@@ -350,11 +348,11 @@ def echoes(sock: socket.socket, data: bytes) -> bool:
 
 
 def test_serving_for_real(modules: Path) -> None:
-    """From the shell, with clients connected and figures to be seen, until Ctrl-C."""
+    """A child process serves clients and the monitor until Ctrl-C."""
     with Program("tao", "serve", "fine", "--port", 0, "--monitor", 0, cwd=modules) as program:
         with socket.create_connection(address_of(program), LONG) as sock:
             url = program.prints(r"figures at (http://[^/]+)/debug/vars")[1]
-            program.prints("Ctrl-C stops it")
+            program.prints("press Ctrl-C to stop")
             assert echoes(sock, b"hello")
             with urllib.request.urlopen(f"{url}/debug/vars", timeout=LONG) as page:
                 assert json.load(page)["TotalConn"] == 1
@@ -365,8 +363,8 @@ def test_serving_for_real(modules: Path) -> None:
     assert program.errors == []
 
 
-def test_errors_of_handlers_are_seen(modules: Path) -> None:
-    """Without any option, what a handler raises is on stderr with its traceback."""
+def test_errors_of_handlers_are_logged(modules: Path) -> None:
+    """By default, exceptions of handlers are logged on stderr with their traceback."""
     with Program("tao", "serve", "fine", "--port", 0, cwd=modules) as program:
         with socket.create_connection(address_of(program), LONG) as sock:
             sock.sendall(frame(b"raise"))
@@ -378,7 +376,7 @@ def test_errors_of_handlers_are_seen(modules: Path) -> None:
 
 @pytest.mark.parametrize("mutual", [False, True])
 def test_tls(certificate: Path, modules: Path, mutual: bool) -> None:
-    """The certificate given is the one shown, and with an authority strangers are not let in."""
+    """The server presents the given certificate, and refuses clients without one if it must."""
     arguments: list[object] = ["--tls-cert", certificate, "--tls-key", modules / "key.pem"]
     if mutual:
         arguments += ["--tls-client-ca", modules / "other.pem"]
@@ -398,18 +396,18 @@ def test_tls(certificate: Path, modules: Path, mutual: bool) -> None:
 
 
 def test_a_handler_that_never_returns(modules: Path) -> None:
-    """It is cut off and named when its time is up; the process ends all the same, with 1."""
+    """The connection is aborted and named after ``drain_timeout``; the process exits with 1."""
     with Program("tao", "serve", "fine", "--port", 0, cwd=modules) as program:
         with socket.create_connection(address_of(program), LONG) as sock:
             assert echoes(sock, b"never")
             program.send(signal.SIGINT)
             assert program.status() == 1
-        program.prints(r"cut off 127\.0\.0\.1:\d+: 1 messages not handled, 0 not sent")
-        assert program.output[-1] == "tao: stopped, not everything was finished"
+        program.prints(r"aborted 127\.0\.0\.1:\d+: 1 messages not handled, 0 not sent")
+        assert program.output[-1] == "tao: stopped before all work was finished"
 
 
 def test_a_second_ctrl_c(modules: Path) -> None:
-    """Who does not want to wait need not."""
+    """A second Ctrl-C ends the process at once."""
     text = SERVERS.replace("drain_timeout=0.5", "drain_timeout=3600")
     (modules / "patient.py").write_text(text, encoding="utf-8")
     with (
@@ -420,4 +418,4 @@ def test_a_second_ctrl_c(modules: Path) -> None:
         program.send(signal.SIGINT)
         program.prints("tao: stopping")
         assert program.interrupt() == 130
-    assert program.errors[-1] == "tao: ended at once"
+    assert program.errors[-1] == "tao: stopped at once"

@@ -32,7 +32,7 @@ def counter(frame: bytes = FRAME) -> ReplyCounter:
 
 
 def fed(counter: ReplyCounter, data: bytes, cuts: list[int]) -> int:
-    """Feed a stream in pieces that end at the cuts, and return what was counted."""
+    """Feed a stream in pieces that end at the cuts, and return the count."""
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     return sum(
         counter.feed(memoryview(data)[begin:end])
@@ -53,19 +53,19 @@ others = some.builds(
     some.lists(some.integers(0, 1000), max_size=20),
 )
 def test_replies_are_counted(frames: list[bytes], cuts: list[int]) -> None:
-    """However the stream is cut, each message counts once, and heartbeats do not."""
+    """However the stream is cut, each message counts once, and heartbeats do not count."""
     wanted = sum(frame != HEARTBEAT for frame in frames)
     assert fed(counter(), b"".join(frames), cuts) == wanted
 
 
-def test_heartbeats_that_are_asked_for() -> None:
-    """Who sends heartbeats counts them."""
+def test_heartbeats_as_the_measured_message() -> None:
+    """Heartbeats are counted if they are the measured message."""
     assert fed(counter(HEARTBEAT), HEARTBEAT * 3 + FRAME, [5]) == 4
 
 
 @given(some.lists(some.floats(0, 1e5), min_size=1))
 def test_percentiles(durations: list[float]) -> None:
-    """Each is right to 1/32, the longest exactly, and none is longer than that."""
+    """Each percentile is accurate to 1/32 and not above the longest duration, which is exact."""
     histogram = Histogram()
     for duration in durations:
         histogram.add(duration, 1)
@@ -78,8 +78,8 @@ def test_percentiles(durations: list[float]) -> None:
     assert sum(count for _, count in histogram.bars()) == histogram.count == len(durations)
 
 
-def test_nothing_to_tell() -> None:
-    """Without any duration there is no percentile and no bar."""
+def test_an_empty_histogram() -> None:
+    """Without durations, percentiles are 0, and there are no bars."""
     assert Histogram().percentile(0.5) == 0 and Histogram().bars() == []
 
 
@@ -105,7 +105,7 @@ Handler = Callable[[tao.Context, tao.Connection], object]
 
 @pytest.fixture
 def serve(make_server: MakeServer) -> Callable[..., str]:
-    """A function that starts a server with a handler, an echo's unless told, by its address."""
+    """A function that starts a server, by default an echo, and returns its address."""
 
     def serve(handler: Handler | None = None, **options: object) -> str:
         registry = tao.Registry()
@@ -123,7 +123,7 @@ Serve = Callable[..., str]
     "options", ["", "--window 1 --connections 1", "--size 0", "--size 300000 --duration 1"]
 )
 def test_the_figures(serve: Serve, capsys: pytest.CaptureFixture[str], options: str) -> None:
-    """One JSON object, whose figures agree with one another, and nothing else."""
+    """The output is one JSON object with consistent figures, and nothing else."""
     address = serve()
     arguments = ["--duration", "0.1", "--connections", "3", "--window", "4", *options.split()]
     assert main(["bench", address, "--json", *arguments]) == 0
@@ -139,7 +139,7 @@ def test_the_figures(serve: Serve, capsys: pytest.CaptureFixture[str], options: 
 
 
 def test_the_report(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rates, latencies and a histogram for people; progress is not mixed with them."""
+    """The report has rates, latencies and a histogram, and no progress lines."""
     assert main(["bench", serve(), "--duration", "0.1", "--connections", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "(no TLS): 2 connections, window 16, 64 bytes, 0.1 s" in lines[0]
@@ -148,17 +148,17 @@ def test_the_report(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_progress(serve: Serve) -> None:
-    """Each second a line, on stderr, where there is no terminal; Ctrl-C ends it quietly."""
+    """Without a terminal, progress is a line per second on stderr; Ctrl-C ends it quietly."""
     with Program("tao", "bench", serve(), "--duration", 3600) as program:
         wait_until(lambda: program.errors, LONG)
         program.send(signal.SIGINT)
         assert program.status() == 130
-    assert all(line.endswith(" replies a second") for line in program.errors)
+    assert all(line.endswith(" replies per second") for line in program.errors)
     assert program.output == []
 
 
 def test_tls(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    """The load may be encrypted, in pieces smaller and larger than a record of TLS."""
+    """The load works over TLS, with messages smaller and larger than a TLS record."""
     address = serve(tls=SERVER)
     for size in (10, 40000):
         options = ["--tls", "--insecure", "--json", "--duration", "0.5", "--size", str(size)]
@@ -168,7 +168,7 @@ def test_tls(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_other_answers(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    """A reply need not be what was sent."""
+    """A reply may differ from the message that was sent."""
     address = serve(lambda ctx, conn: conn.write(Text(ctx.message.data * 2 + b".")))
     assert main(["bench", address, "--duration", "0.05", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["messages"] > 0
@@ -177,7 +177,7 @@ def test_other_answers(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_unix_socket(
     make_server: MakeServer, tmp_path: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An address may be a path."""
+    """The address may be the path of a Unix socket."""
     registry = tao.Registry()
     registry.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     make_server(f"{tmp_path}/bench.sock", registry=registry, queue_size=4096)
@@ -186,15 +186,15 @@ def test_a_unix_socket(
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a call says that must fail."""
+    """Return the error of a call that must fail."""
     assert main(["bench", *arguments]) == 1
     output, errors = capsys.readouterr()
     assert output == "" and errors.startswith("tao: ") and errors.count("\n") == 1
     return errors
 
 
-def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    """A server that is not there, or whose path is none, is told in a line."""
+def test_an_absent_server(capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that is not running, or has an invalid path, is reported in one line."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     where = f"127.0.0.1:{port}"
@@ -216,7 +216,7 @@ def test_no_echo(
     handler: Handler,
     words: str,
 ) -> None:
-    """The first message shows it."""
+    """A server that does not echo is detected with the first message."""
     if "reply" in words:
         monkeypatch.setattr("tao.cli.load._STALLED", 0.05)
     assert words in complaint(capsys, serve(handler))
@@ -225,7 +225,7 @@ def test_no_echo(
 def test_heartbeats_are_no_replies(
     serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that sends nothing else is not waited for."""
+    """A server that sends only heartbeats is not waited for."""
     monkeypatch.setattr("tao.cli.load._STALLED", 0.2)
     address = serve(lambda ctx, conn: None, heartbeat=0.02)
     assert "no reply within 0.2 s" in complaint(capsys, address)
@@ -234,7 +234,7 @@ def test_heartbeats_are_no_replies(
 def test_a_connection_that_is_lost_before_the_others_are_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It is told in a line like any other loss."""
+    """The loss of a connection while others are being opened is reported in one line."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -252,7 +252,7 @@ def test_a_connection_that_is_lost_before_the_others_are_there(
 
 
 def test_tls_that_is_not_trusted(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    """A certificate of nobody known is refused."""
+    """The certificate of an unknown authority is refused."""
     words = complaint(capsys, serve(tls=SERVER), "--tls")
     assert "the peer's certificate is refused" in words
 
@@ -285,7 +285,7 @@ def twice(ctx: tao.Context, conn: tao.Connection) -> None:
     [
         (lambda ctx, conn: None, "no reply for 0.2 s, after 99"),
         (lambda ctx, conn: conn.close(), "connection lost: "),
-        (twice, "more than one reply to a message; this is no echo server"),
+        (twice, "more than one reply to a message; this is not an echo server"),
     ],
 )
 def test_a_server_that_changes_its_mind(
@@ -295,7 +295,7 @@ def test_a_server_that_changes_its_mind(
     then: Handler,
     words: str,
 ) -> None:
-    """What goes wrong under load is told, and ends the measurement."""
+    """An error under load is reported, and ends the measurement."""
     monkeypatch.setattr("tao.cli.load._STALLED", 0.2 if "0.2" in words else LONG)
     address = serve(Fickle(100, then))
     options = ("--connections", "1", "--window", "2", "--duration", str(LONG))
@@ -304,7 +304,7 @@ def test_a_server_that_changes_its_mind(
 
 @contextmanager
 def descriptors(most: int) -> Iterator[None]:
-    """Let this process have no more descriptors than that."""
+    """Limit the number of descriptors of this process."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
@@ -315,7 +315,7 @@ def descriptors(most: int) -> Iterator[None]:
 
 
 def test_too_many_connections(capsys: pytest.CaptureFixture[str]) -> None:
-    """Out of descriptors, it says so."""
+    """A lack of descriptors is reported."""
     with socket.create_server(("127.0.0.1", 0)) as listener, descriptors(listener.fileno() + 2):
         words = complaint(capsys, f":{listener.getsockname()[1]}")
     assert "too many open files" in words

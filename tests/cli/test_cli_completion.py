@@ -1,4 +1,4 @@
-"""``tao --print-completion``: what the shells make of it, those that are installed."""
+"""``tao --print-completion``: the scripts in the shells that are installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 def script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Path:
-    """The current directory, with the script for each shell in it."""
+    """Change to a directory with the script for each shell."""
     monkeypatch.chdir(tmp_path)
     for shell in ("bash", "zsh", "fish"):
         assert main(["--print-completion", shell]) == 0
@@ -47,35 +47,35 @@ def run(*arguments: str) -> list[str]:
         (["tao", "se"], ["serve"]),
         (["tao", "--v"], ["--version"]),
         (["tao", "--print-completion", ""], ["bash", "zsh", "fish"]),
-        (["tao", "serve", "--log"], ["--log-level"]),
+        (["tao", "serve", "--log-"], ["--log-level"]),
         (["tao", "serve", "x", "--dispatch", ""], ["auto", "pool", "inline"]),
         (["tao", "serve", "--tls-key", "tao.b"], ["tao.bash"]),
         (["tao", "serve", "--workers", ""], []),
-        (["tao", "connect", ":1", "--c"], ["--ca", "--cert"]),
+        (["tao", "connect", ":1", "--c"], ["--codec", "--ca", "--cert"]),
         (["tao", "nonsense", "--"], []),
     ],
 )
 def test_bash(typed: list[str], offered: list[str]) -> None:
-    """It offers commands, options, choices and files, each where it makes sense."""
+    """The script offers commands, options, choices and files where they are valid."""
     assert run("bash", "-c", BASH, *typed[:0], "bash", *typed) == offered
 
 
 @pytest.mark.usefixtures("script")
 def test_fish() -> None:
-    """It takes the script, and offers what a command has."""
+    """The shell accepts the script, and offers the options of a command."""
     command = "source tao.fish; complete -C 'tao bench --w'"
     assert run("fish", "--no-config", "-c", command)[0] == "--window"
 
 
 @pytest.mark.usefixtures("script")
 def test_zsh() -> None:
-    """It can read the script."""
+    """The shell can parse the script."""
     assert run("zsh", "-f", "-n", "tao.zsh") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_all_options_are_there(script: Path, shell: str) -> None:
-    """Each command and each of its options is named, with what it is for where that is shown."""
+    """Each command and each option is named, with its help if the shell shows that."""
     text = (script / f"tao.{shell}").read_text(encoding="utf-8")
     for word in ("serve", "dev-cert", "reload", "max-connections-per-host", "server-name"):
         assert word in text

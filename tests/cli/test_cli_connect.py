@@ -1,4 +1,4 @@
-"""``tao connect``: what is said to a server and what comes back, by pipes."""
+"""``tao connect`` with pipes: the messages it sends, and what it prints."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def echo(ctx: tao.Context, conn: tao.Connection) -> None:
 
 @pytest.fixture
 def server(make_server: MakeServer) -> tao.Server:
-    """An echo server that closes at "bye"."""
+    """An echo server that closes the connection at "bye"."""
     return make_server(registry=echoing())[0]
 
 
@@ -61,7 +61,7 @@ def echoing() -> tao.Registry:
 
 @pytest.fixture
 def talk(server: tao.Server, monkeypatch: pytest.MonkeyPatch) -> Talk:
-    """A function that connects to the server, says lines, and returns the exit status."""
+    """A function that connects to the server, sends lines, and returns the exit status."""
 
     def talk(lines: str, *options: object) -> int:
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
@@ -76,7 +76,7 @@ def tao_address(server: tao.Server) -> str:
 
 @contextmanager
 def answering(function: Callable[[], None]) -> Iterator[None]:
-    """Run a function in a thread beside the block."""
+    """Run a function in a thread during the block."""
     thread = threading.Thread(target=function, name="test-answering")
     thread.start()
     yield
@@ -85,7 +85,7 @@ def answering(function: Callable[[], None]) -> Iterator[None]:
 
 
 def test_a_conversation(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each line is sent, each answer shown; comments and empty lines are passed over."""
+    """Each line is sent, and each reply shown; comments and empty lines are skipped."""
     lines = '1 hello\n\n# no\n1 hex:00ff\r\n1 json:{"a": 1}\n1\n'
     assert talk(lines, "--replies", 4, "--wait", LONG) == 0
     output, errors = capsys.readouterr()
@@ -98,36 +98,52 @@ def test_a_conversation(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
     assert errors == ""
 
 
+def test_a_question(make_server: MakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line that begins with ? waits for its reply; a refusal is shown."""
+    registry = tao.Registry()
+    registry.handler(Text)(lambda ctx, conn: ctx.reply(ctx.message))
+    server, _ = make_server(registry=registry)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO("?1 hello\n1 plain\n?9 nobody\n"))
+        assert main(["connect", tao_address(server), "--replies", "2"]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == "= 1 (5 bytes) hello"
+    assert "< 1 (5 bytes) plain" in output.out
+    assert "no_handler" in output.err
+
+
 def test_wrong_lines(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each is told in a line, and the conversation goes on."""
+    """Each wrong line is reported in one line, and the next lines are still sent."""
     assert talk("hello\n1 hex:x\n1 fine", "--replies", 1, "--wait", LONG) == 0
     output, errors = capsys.readouterr()
     assert output == "< 1 (4 bytes) fine\n"
     first, second = errors.splitlines()
-    assert first.startswith("tao: a message number is") and second.startswith("tao: hex: wants")
+    assert first.startswith("tao: expected a message number") and second.startswith(
+        "tao: expected pairs"
+    )
 
 
 def test_help_and_quit(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
-    """What may be typed is told, and after quit nothing is read or waited for."""
+    """``help`` lists the input forms; after ``quit`` nothing is read or waited for."""
     assert talk("help\nquit\nnonsense\n", "--wait", LONG) == 0
     output, errors = capsys.readouterr()
     assert "NUMBER hex:00ff10" in output and errors == ""
 
 
 def test_the_end_of_input(talk: Talk) -> None:
-    """After waiting as long as told it is over, whatever came."""
+    """At the end of input, it ends after ``--wait`` seconds, whatever has arrived."""
     assert talk("", "--wait", "0.01") == 0
     assert talk("", "--wait", "0") == 0
 
 
-def test_a_reply_that_does_not_come(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fewer replies than wanted are a failure."""
+def test_a_missing_reply(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fewer replies than ``--replies`` are a failure."""
     assert talk("2 nobody knows this\n", "--replies", 1, "--wait", "0.01") == 1
-    assert capsys.readouterr().err == "tao: 0 of 1 replies came within 0.01 s\n"
+    assert capsys.readouterr().err == "tao: received 0 of 1 replies within 0.01 s\n"
 
 
-def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, and status 1."""
+def test_an_absent_server(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is reported in one line, and the status is 1."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     assert main(["connect", f":{port}"]) == 1
@@ -137,18 +153,18 @@ def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_lost_connection(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is told, and status 1, also after the last line."""
+    """The loss is reported with status 1, even after the last line."""
     assert talk("1 hello\n1 bye\n", "--wait", LONG) == 1
     assert capsys.readouterr().err == "tao: connection lost: peer closed\n"
 
 
-def test_a_lost_connection_that_has_given_all(talk: Talk) -> None:
-    """Who has got the replies wanted does not mind."""
+def test_a_connection_lost_after_all_replies(talk: Talk) -> None:
+    """If all expected replies have arrived, the loss is not a failure."""
     assert talk("1 hello\n1 bye\n", "--wait", LONG, "--replies", 1) == 0
 
 
 def test_a_connection_lost_while_waiting_for_a_line(server: tao.Server) -> None:
-    """Nobody has to press Enter to hear of it."""
+    """The loss is reported without waiting for a line."""
     with Program("tao", "connect", tao_address(server)) as program:
         program.type("1 hello")
         program.prints("< 1 .5 bytes. hello")
@@ -158,7 +174,7 @@ def test_a_connection_lost_while_waiting_for_a_line(server: tao.Server) -> None:
 
 
 def test_broken_data(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no framing can be made of ends the connection with the reason."""
+    """Data that cannot be decoded closes the connection, and the reason is shown."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(LONG)
@@ -174,20 +190,20 @@ def test_broken_data(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert "connection lost: protocol error: message -1 announces" in capsys.readouterr().err
 
 
-def test_a_server_that_takes_nothing(
+def test_a_server_that_does_not_read(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a while that is a failure, not a wait for ever."""
+    """A line that cannot be sent for a while is a failure."""
     monkeypatch.setattr("tao.cli.connect._PATIENCE", 0.05)
     monkeypatch.setattr("tao.cli.connect._DRAIN", 0.05)
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"1 {'x' * 2**20}\n" * 40))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert main(["connect", f":{listener.getsockname()[1]}"]) == 1
-    assert capsys.readouterr().err == "tao: the server has taken nothing for 0.05 s\n"
+    assert capsys.readouterr().err == "tao: the server has not read anything for 0.05 s\n"
 
 
 def test_too_long_a_message(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is not sent, and the next is."""
+    """A message that is too long is not sent, and the next one is."""
     lines = f"1 {'x' * (8 * 2**20 + 1)}\n1 short\n"
     assert talk(lines, "--replies", 1, "--wait", LONG) == 0
     output, errors = capsys.readouterr()
@@ -196,7 +212,7 @@ def test_too_long_a_message(talk: Talk, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_heartbeats(make_server: MakeServer) -> None:
-    """Both ends send them by themselves; they are shown to who wants to see them."""
+    """Both ends send heartbeats; ``--heartbeats`` shows them."""
     server, _ = make_server(heartbeat=0.01)
     arguments = ("--heartbeats", "--heartbeat", "0.01")
     with Program("tao", "connect", tao_address(server), *arguments) as program:
@@ -207,7 +223,7 @@ def test_heartbeats(make_server: MakeServer) -> None:
 
 
 def test_heartbeats_unseen(make_server: MakeServer) -> None:
-    """Otherwise they are not shown, and the server is still content."""
+    """By default heartbeats are not shown, but still keep the connection open."""
     server, _ = make_server(heartbeat=0.01, idle_timeout=LONG)
     with Program("tao", "connect", tao_address(server), "--heartbeat", "0.01") as program:
         wait_until(lambda: server.snapshot().messages_in > 2, LONG)
@@ -218,7 +234,7 @@ def test_heartbeats_unseen(make_server: MakeServer) -> None:
 
 @pytest.fixture
 def messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A module of messages in the current directory, forgotten afterwards."""
+    """A module of messages in the current directory; removed from ``sys.modules`` afterwards."""
     source = (
         "import tao\nregistry = tao.Registry()\nregistry.register(1, lambda data: data[::-1])\n"
     )
@@ -231,28 +247,28 @@ def messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.usefixtures("messages")
 def test_messages_that_are_known(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
-    """Beside the bytes stands what the module makes of them."""
+    """The message that the module decodes is shown after the bytes."""
     options = ("--messages", "reversed_messages", "--replies", 1, "--wait", LONG)
     assert talk("1 abc\n", *options) == 0
     assert capsys.readouterr().out == "< 1 (3 bytes) abc = b'cba'\n"
 
 
 def test_long_messages(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
-    """As much is shown as told."""
+    """``--show`` limits how much of a message is shown."""
     assert talk("1 abcdef\n", "--show", 2, "--replies", 1, "--wait", LONG) == 0
-    assert capsys.readouterr().out == "< 1 (6 bytes) ab ... and 4 bytes more\n"
+    assert capsys.readouterr().out == "< 1 (6 bytes) ab ... and 4 more bytes\n"
 
 
 @pytest.fixture
 def certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """What ``tao dev-cert`` writes."""
+    """The files of ``tao dev-cert``."""
     assert main(["dev-cert", "--out", str(tmp_path)]) == 0
     capsys.readouterr()
     return tmp_path
 
 
 def secure(directory: Path) -> ssl.SSLContext:
-    """Of a server that wants certificates from its clients."""
+    """Return the context of a server that requires client certificates."""
     files = [directory / name for name in ("server.pem", "server-key.pem", "ca.pem")]
     return tao.load_tls_config(files[0], files[1], client_ca=files[2])
 
@@ -263,7 +279,7 @@ def test_tls(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the authority and a certificate of its own, a client is let in."""
+    """A client with the authority's certificate and its own can connect."""
     server, _ = make_server(registry=echoing(), tls=secure(certificates))
     monkeypatch.setattr(sys, "stdin", io.StringIO("1 hello\n"))
     monkeypatch.chdir(certificates)
@@ -279,10 +295,10 @@ def test_tls(
         ("--tls --insecure", 0, ""),
         ("--tls --insecure --server-name other.test", 0, ""),
         ("--tls --ca ca.pem --server-name other.test", 1, "Hostname mismatch"),
-        ("", 1, "does it speak TLS? then --tls is needed"),
+        ("", 1, "if the server expects TLS, add --tls"),
     ],
 )
-def test_whom_to_trust(
+def test_which_server_is_trusted(
     make_server: MakeServer,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -291,7 +307,7 @@ def test_whom_to_trust(
     status: int,
     words: str,
 ) -> None:
-    """Whoever answers, only if told so; else whom the authority vouches for, by that name."""
+    """A certificate must be from the authority and for the name, unless ``--insecure`` is given."""
     monkeypatch.chdir(tmp_path)
     authority = tao.DevelopmentCA()
     Path("ca.pem").write_bytes(authority.certificate)
@@ -306,7 +322,7 @@ def test_whom_to_trust(
 def test_a_unix_socket(
     make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An address may be a path."""
+    """The address may be the path of a Unix socket."""
     path = str(tmp_path / "here.sock")
     make_server(path, registry=echoing())
     monkeypatch.setattr(sys, "stdin", io.StringIO("1 hello\n"))
@@ -314,7 +330,7 @@ def test_a_unix_socket(
 
 
 def test_ctrl_c(server: tao.Server) -> None:
-    """It ends quietly."""
+    """Ctrl-C ends the command quietly."""
     with Program("tao", "connect", tao_address(server)) as program:
         program.type("1 hello")
         program.prints("hello")
@@ -322,8 +338,8 @@ def test_ctrl_c(server: tao.Server) -> None:
     assert program.errors == []
 
 
-def test_nobody_reads_the_output(server: tao.Server) -> None:
-    """It ends, without complaints."""
+def test_closed_standard_output(server: tao.Server) -> None:
+    """The command ends without an error message."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tao", "connect", tao_address(server)],
         cwd=ROOT,
@@ -340,8 +356,8 @@ def test_nobody_reads_the_output(server: tao.Server) -> None:
     assert errors == b""
 
 
-def test_bytes_that_are_no_text(server: tao.Server) -> None:
-    """What is piped in need not be UTF-8."""
+def test_input_that_is_not_utf_8(server: tao.Server) -> None:
+    """Piped input may contain any bytes."""
     done = subprocess.run(
         [sys.executable, "-m", "tao", "connect", tao_address(server), "--replies", "1"],
         cwd=ROOT,
@@ -354,7 +370,7 @@ def test_bytes_that_are_no_text(server: tao.Server) -> None:
 
 
 def test_the_bytes_on_the_wire() -> None:
-    """A line is one frame, in the framing of the default codec, and the end is in order."""
+    """A line is one frame of the default codec, and the connection is closed gracefully."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(LONG)
         with Program("tao", "connect", f":{listener.getsockname()[1]}") as program:
@@ -369,7 +385,7 @@ def test_the_bytes_on_the_wire() -> None:
 
 
 def test_sigterm(server: tao.Server) -> None:
-    """It ends as every program does."""
+    """SIGTERM ends the process as usual."""
     with Program("tao", "connect", tao_address(server)) as program:
         program.type("1 hello")
         program.prints("hello")

@@ -1,4 +1,4 @@
-"""``tao dev-cert``: the files it writes, and that what it says about them is true."""
+"""``tao dev-cert``: the files that it writes, and the instructions that it prints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(*options: str) -> int:
 
 
 def test_the_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five, in a new directory; a key can be read by its owner only."""
+    """It writes five files into a new directory; only the owner can read the keys."""
     assert make("--out", "deep/er") == 0
     made = sorted((here / "deep" / "er").iterdir())
     assert [path.name for path in made] == NAMES
@@ -39,7 +39,7 @@ def test_the_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_program_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    """Server and client of these lines trust each other."""
+    """A server and a client made by the printed lines trust each other."""
     assert make() == 0
     text = capsys.readouterr().out.partition("the same in a program:")[2]
     first, *rest = text.strip().splitlines()
@@ -53,10 +53,10 @@ def test_the_program_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_commands_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    """Their options name files that can be used so."""
+    """The options in the printed commands are valid and name existing files."""
     assert make("--out", "a dir", "--name", "::1", "gateway.test", "--client", "probe 7") == 0
     output = capsys.readouterr().out
-    assert "for a server called ::1, gateway.test; valid for 30 days" in output
+    assert "for a server named ::1, gateway.test; valid for 30 days" in output
     assert "tao connect [::1]:12345 --tls --ca 'a dir/ca.pem'" in output
     files = set(re.findall(r"'(a dir/[a-z-]+\.pem)'", output))
     assert {Path(file).name for file in files} == set(NAMES)
@@ -64,7 +64,7 @@ def test_the_commands_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_days(here: Path) -> None:
-    """They are valid as long as told."""
+    """The certificates are valid for the given number of days."""
     assert make("--days", "3") == 0
     for name in ("ca.pem", "server.pem", "client.pem"):
         known = ssl._ssl._test_decode_cert(str(here / "certs" / name))  # type: ignore[attr-defined]
@@ -72,37 +72,37 @@ def test_the_days(here: Path) -> None:
         assert 3 * 86400 <= end - begin <= 3 * 86400 + 3600
 
 
-def test_files_that_are_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """None is replaced, and none written beside them, unless that is wanted."""
+def test_existing_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without ``--force``, no file is replaced, and no other file is written."""
     assert make() == 0
     (here / "certs" / "ca.pem").unlink()
     before = (here / "certs" / "server.pem").read_bytes()
     capsys.readouterr()
     assert make() == 1
     output, errors = capsys.readouterr()
-    assert output == "" and "certs has server.pem, server-key.pem, client.pem" in errors
-    assert errors.endswith("already; --force replaces them\n")
+    assert output == "" and "certs already has server.pem, server-key.pem, client.pem" in errors
+    assert errors.endswith("client-key.pem; --force replaces them\n")
     assert (here / "certs" / "server.pem").read_bytes() == before
     assert not (here / "certs" / "ca.pem").exists()
     assert make("--force") == 0
     assert (here / "certs" / "server.pem").read_bytes() != before
 
 
-def test_a_directory_that_is_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be written is told in a line."""
+def test_a_file_instead_of_a_directory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error of writing is reported in one line."""
     (here / "certs").write_text("a file", encoding="utf-8")
     assert make() == 1
     assert capsys.readouterr().err.endswith("tao: certs: file exists\n")
 
 
-def test_a_directory_that_cannot_be(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor one with a name that no file can have."""
+def test_an_invalid_directory_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that no file can have is reported in one line."""
     assert main(["dev-cert", "--out", "9" * 400]) == 1
     errors = capsys.readouterr().err
     assert "file name too long" in errors and errors.count("\n") == 1
 
 
 def test_a_client_without_a_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that no certificate can have is a wrong call."""
+    """A name that a certificate cannot contain is a wrong call."""
     assert make("--client", "x" * 65) == 2
     assert capsys.readouterr().err.count("\n") == 1

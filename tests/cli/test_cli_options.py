@@ -1,4 +1,4 @@
-"""``tao serve``: which options of a server can be given on the command line, and what they do."""
+"""``tao serve``: the options that change the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loguru import logger
 
 from tao.cli.arguments import make_parser
 from tao.cli.main import main
-from tao.connection.options import ServerSettings
+from tao.connection.options.definitions import ServerSettings
 from tao.server.server import server_core_of
 from tests.programs import LONG, Program
 
@@ -43,14 +43,16 @@ def started():
 made = []
 """
 
-#: What cannot be written as text, and what has a name of its own on the command line.
+#: Options that cannot be written as text, and those with another name on the command line.
 OTHERS = {"codec", "registry", "tls", "worker_initializer"}
-OTHERS |= {"on_connect", "on_message", "on_close", "on_error"}
+OTHERS |= {"on_connect", "on_message", "on_close", "on_error", "on_gap", "login", "on_unready"}
+OTHERS |= {"on_resume", "on_session_lost", "sessions"}
+OTHERS |= {"correlation"}
 
 
 @pytest.fixture(autouse=True)
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current directory with a module in it, forgotten afterwards."""
+    """A current directory with a module; removed from ``sys.modules`` afterwards."""
     (tmp_path / "one.py").write_text(SERVER, encoding="utf-8")
     (tmp_path / "problems.py").write_text(PROBLEMS, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -67,7 +69,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_every_option_of_a_server_is_there() -> None:
-    """What a server can be told as text, the command line can tell it, under the same name."""
+    """Every option that can be written as text exists on the command line, under the same name."""
     parser = make_parser()
     (commands,) = [action for action in parser._actions if action.dest == "command"]
     assert commands.choices is not None
@@ -78,7 +80,7 @@ def test_every_option_of_a_server_is_there() -> None:
 
 
 def served(arguments: str) -> ServerSettings:
-    """Serve until a signal that comes as soon as the server is ready; return its options."""
+    """Serve until a signal that is sent once the server is ready; return its settings."""
     words = ["serve", "one", "--port", "0", *arguments.split()]
 
     def interrupt(*_: object) -> None:
@@ -91,7 +93,7 @@ def served(arguments: str) -> ServerSettings:
     return options
 
 
-#: What somebody may type where a number is wanted, or a script put there.
+#: Values that a user or a script might pass where a number is expected.
 EXTREMES = [
     "",
     "-1",
@@ -109,7 +111,7 @@ EXTREMES = [
 
 @pytest.mark.parametrize("text", EXTREMES, ids=range(len(EXTREMES)))
 def test_any_value_of_any_option(text: str) -> None:
-    """Each command takes it, if it can go on with it, or says in a line what is wanted."""
+    """Each command accepts the value or reports in one line what is expected."""
     parser = make_parser()
     (commands,) = [action for action in parser._actions if action.dest == "command"]
     for command in dict(commands.choices).values():  # type: ignore[arg-type]
@@ -126,8 +128,8 @@ def test_any_value_of_any_option(text: str) -> None:
                     assert value <= threading.TIMEOUT_MAX
 
 
-def test_what_is_given_and_what_is_not() -> None:
-    """Options given take the place of the module's; all others stay as they are there."""
+def test_given_options_replace_the_modules() -> None:
+    """Options that are not given keep the module's values."""
     before = sys.getswitchinterval()
     options = served("--workers 3 --queue-size 9 --slow-consumer close --dispatch pool")
     assert sys.getswitchinterval() == before
@@ -137,7 +139,7 @@ def test_what_is_given_and_what_is_not() -> None:
 
 
 def test_times_and_limits() -> None:
-    """Seconds are seconds, and what may be without an end can be switched off."""
+    """Times are in seconds; those that may be None can be switched off."""
     options = served(
         "--heartbeat off --idle-timeout off --write-timeout 2.5 --drain-timeout 3 "
         "--handshake-timeout 4 --max-connections 6 --max-connections-per-host 2 --backlog 8 "
@@ -150,7 +152,7 @@ def test_times_and_limits() -> None:
 
 
 def test_rates_and_sizes() -> None:
-    """What a peer may send, and what may wait for it."""
+    """Rates and queue sizes are applied."""
     options = served(
         "--message-rate 2.5 --message-burst 9 --byte-rate 1e6 --byte-burst off --over-rate close "
         "--accept-rate 50 --accept-burst 60 --queue-bytes 4096 --frame-timeout 7 "
@@ -167,7 +169,7 @@ def test_rates_and_sizes() -> None:
     ("text", "value"), [("auto", "auto"), ("off", None), ("0", [0]), ("0-0,0", [0, 0])]
 )
 def test_cpus(text: str, value: object) -> None:
-    """One, several, a range, or whichever."""
+    """CPUs can be one, several, a range, or ``auto``."""
     assert served(f"--cpu-affinity {text}").cpu_affinity == value
 
 
@@ -182,15 +184,59 @@ def test_the_interpreters_switch_interval() -> None:
 
 
 def test_load_balancers() -> None:
-    """Their networks are separated by commas."""
+    """The networks of load balancers are separated by commas."""
     assert served("--proxy-protocol 10.0.0.0/8,::1").proxy_protocol == ["10.0.0.0/8", "::1"]
+
+
+OLD, NEW = b"old" * 9 + b"\n", b"new" * 9
+
+
+@pytest.mark.parametrize(
+    ("cluster", "arguments", "keys"),
+    [
+        ("local", "", NEW),
+        ("redis://:secret@there", "--cluster local --cluster-key-file old", [OLD]),
+        ("local", "--cluster-key-file old --cluster-key-file new", [OLD, NEW]),
+    ],
+)
+def test_secrets(
+    modules: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, arguments: str, keys: object
+) -> None:
+    """A key is in a file or, as the URL may be, in the environment; the command line counts."""
+    (modules / "old").write_bytes(OLD)
+    (modules / "new").write_bytes(NEW)
+    monkeypatch.setenv("TAO_CLUSTER", cluster)
+    monkeypatch.setenv("TAO_CLUSTER_KEY", NEW.decode())
+    options = served(arguments)
+    assert (options.cluster, options.cluster_key) == ("local", keys)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "words"),
+    [
+        ("TAO_CLUSTER", "http://:secret@there", "TAO_CLUSTER: URL: must be"),
+        ("TAO_CLUSTER_KEY", "secret", "TAO_CLUSTER_KEY: cluster_key: a key must have 16 bytes"),
+    ],
+)
+def test_wrong_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    text: str,
+    words: str,
+) -> None:
+    """What is wrong in the environment is told, and not shown."""
+    monkeypatch.setenv(variable, text)
+    assert main(["serve", "one"]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors and "secret" not in errors and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     "limit", ["--max-connections 1", "--max-connections-per-host 1", "--proxy-protocol fd00::/8"]
 )
 def test_limits_hold(limit: str) -> None:
-    """What is given takes effect, also where a server looks at its options when it is made."""
+    """Options take effect, including those that a server reads when it is created."""
     said: list[bytes] = []
 
     def look(server: Any, *_: object) -> None:
@@ -208,51 +254,53 @@ def test_limits_hold(limit: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("one --workers 0", "a whole number from 1 on is wanted, not '0'"),
-        ("one --workers many", "a whole number from 1 on is wanted, not 'many'"),
+        ("one --workers 0", "expected a positive whole number, not '0'"),
+        ("one --workers many", "expected a positive whole number, not 'many'"),
         ("one --queue-size -1", "--queue-size"),
-        ("one --idle-timeout 0", "a positive number of seconds is wanted, not '0'"),
-        ("one --heartbeat never", "a positive number of seconds is wanted, not 'never'"),
-        ("one --drain-timeout off", "a positive number of seconds is wanted, not 'off'"),
-        ("one --write-timeout nan", "a positive number of seconds is wanted, not 'nan'"),
-        ("one --max-connections-per-host x", "a whole number from 1 on is wanted, not 'x'"),
-        ("one --message-rate 0", "a positive number is wanted, not '0'"),
+        ("one --idle-timeout 0", "expected a positive number of seconds, not '0'"),
+        ("one --heartbeat never", "expected a positive number of seconds, not 'never'"),
+        ("one --drain-timeout off", "expected a positive number of seconds, not 'off'"),
+        ("one --write-timeout nan", "expected a positive number of seconds, not 'nan'"),
+        ("one --max-connections-per-host x", "expected a positive whole number, not 'x'"),
+        ("one --message-rate 0", "expected a positive number, not '0'"),
         ("one --slow-consumer wait", "--slow-consumer: invalid choice: 'wait'"),
         ("one --dispatch there", "--dispatch: invalid choice: 'there'"),
-        ("one --cpu-affinity 3-1", "or CPUs as 0,2 or 0-3, not '3-1'"),
-        ("one --cpu-affinity x", "or CPUs as 0,2 or 0-3, not 'x'"),
+        ("one --cpu-affinity 3-1", "or CPUs such as 0,2 or 0-3, not '3-1'"),
+        ("one --cpu-affinity x", "or CPUs such as 0,2 or 0-3, not 'x'"),
         ("one --bogus 3", "tao serve does not know --bogus 3 (see tao serve --help)"),
-        ("one --unix /tmp/tao.sock --port 5", "--unix stands in place of --port"),
-        ("one --unix /tmp/tao.sock --host ::1", "--unix stands in place of --host"),
+        ("one --unix /tmp/tao.sock --port 5", "--unix and --port exclude each other"),
+        ("one --unix /tmp/tao.sock --host ::1", "--unix and --host exclude each other"),
         ("one --unix @", "the address of a Unix socket must not be empty"),
-        ("one --switch-interval 0", "a positive number of seconds is wanted, not '0'"),
-        ("one --switch-interval 20", "at most 1 second is wanted, not '20'"),
+        ("one --switch-interval 0", "expected a positive number of seconds, not '0'"),
+        ("one --switch-interval 20", "expected at most 1 second, not '20'"),
         ("one --proxy-protocol nowhere", "'nowhere' is no network"),
-        ("problems:started --workers 3", "was started by its module: --workers cannot be changed"),
-        ("problems:shared --workers 3", "the server shares its workers with others"),
+        ("one --cluster-key-file none", "cannot read 'none': No such file or directory"),
+        ("one --cluster-key-file /dev/zero", "'/dev/zero' is too long for a key"),
+        ("problems:started --workers 3", "cannot change --workers: the module has already"),
+        ("problems:shared --workers 3", "cannot apply --workers: the server uses a shared"),
     ],
 )
 def test_a_wrong_option(capsys: pytest.CaptureFixture[str], arguments: str, words: str) -> None:
-    """One clear line on stderr, and the status is 2."""
+    """The call prints one clear line on stderr, and its status is 2."""
     assert main(["serve", *arguments.split()]) == 2
     output, errors = capsys.readouterr()
     assert output == "" and words in errors and errors.count("\n") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads can be pinned on Linux only")
-def test_what_the_server_itself_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its own words, with the option called as on the command line."""
+def test_options_that_the_server_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    """The server's own error is shown, with the option's name on the command line."""
     assert main(["serve", "one", "--cpu-affinity", "65535"]) == 2
     assert capsys.readouterr().err.startswith("tao: --cpu-affinity: of [65535] only ")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
-def test_an_abstract_socket(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is written with @, as it is shown; a client takes that too."""
+def test_an_abstract_unix_socket(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written with @, as it is displayed; a client accepts this form too."""
     name = f"@tao-test-{os.getpid()}"
     with Program("tao", "serve", "one", "--unix", name, cwd=modules) as program:
         program.prints(rf": one listens at {name} \(no TLS\)")
-        program.prints("Ctrl-C stops it")
+        program.prints("press Ctrl-C to stop")
         monkeypatch.setattr(sys, "stdin", io.StringIO(""))
         assert main(["connect", name]) == 0
         program.send(signal.SIGTERM)
@@ -260,12 +308,12 @@ def test_an_abstract_socket(modules: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_unix_socket(modules: Path) -> None:
-    """A path is listened at in place of a host and a port, and told in the banner."""
+    """The server listens at the path instead of host and port, and the banner shows it."""
     arguments = ("tao", "serve", "one", "--unix", "here.sock", "--workers", 2)
     with Program(*arguments, cwd=modules) as program:
         program.prints(r": one listens at here\.sock \(no TLS\)")
         program.prints("tao: 2 workers, 5 connections at most")
-        program.prints("Ctrl-C stops it")
+        program.prints("press Ctrl-C to stop")
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(LONG)
             sock.connect(str(modules / "here.sock"))

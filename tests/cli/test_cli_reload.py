@@ -1,4 +1,4 @@
-"""``tao serve --reload``: changes that start the server again, and every way to end it."""
+"""``tao serve --reload``: changes that restart the server, and every way to end it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ print("settings", settings.value, flush=True)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A directory with a server's module, one that it imports, and one that nobody does."""
+    """A directory with a server's module, one that it imports, and one that is not imported."""
     (tmp_path / "gateway.py").write_text(GATEWAY, encoding="utf-8")
     (tmp_path / "settings.py").write_text("value = 'first'\n", encoding="utf-8")
     (tmp_path / "unused.py").write_text("", encoding="utf-8")
@@ -36,24 +36,24 @@ def reloading(project: Path) -> Program:
 
 
 def banners(program: Program) -> int:
-    """How many times the server has begun to serve."""
-    return sum("Ctrl-C stops it" in line for line in program.output)
+    """Return how many times the server has started to serve."""
+    return sum("press Ctrl-C to stop" in line for line in program.output)
 
 
 def serves(program: Program, times: int) -> None:
-    """Wait until it serves for the n-th time."""
+    """Wait until the server serves for the ``times``-th time."""
     wait_until(lambda: banners(program) == times, LONG)
 
 
 def write(path: Path, text: str) -> None:
-    """Change a file as editors do, in one step."""
+    """Change a file in one step, as editors do."""
     other = path.with_suffix(".new")
     other.write_text(text, encoding="utf-8")
     os.replace(other, path)
 
 
 def test_a_change(project: Path) -> None:
-    """The server is stopped in order and started with what the file holds now."""
+    """The server is shut down gracefully and restarted with the new content of the file."""
     with reloading(project) as program:
         serves(program, 1)
         write(project / "settings.py", "value = 'the second'\n")
@@ -66,8 +66,8 @@ def test_a_change(project: Path) -> None:
     assert program.errors == []
 
 
-def test_a_change_elsewhere(project: Path) -> None:
-    """A file that the server has not imported is of no interest."""
+def test_a_change_of_another_file(project: Path) -> None:
+    """A file that the server has not imported does not restart it."""
     with reloading(project) as program:
         serves(program, 1)
         write(project / "unused.py", "1 / 0\n")
@@ -78,11 +78,11 @@ def test_a_change_elsewhere(project: Path) -> None:
     assert not any("unused" in line for line in program.output)
 
 
-def test_a_mistake(project: Path) -> None:
-    """It is told, and its repair starts the server."""
+def test_an_error_in_a_module(project: Path) -> None:
+    """The error is reported, and correcting it restarts the server."""
     write(project / "settings.py", "value =\n")
     with reloading(project) as program:
-        program.prints("tao: ended with status 2; a change starts it again")
+        program.prints("tao: ended with status 2; restarts after the next change")
         write(project / "settings.py", "value = 'right'\n")
         serves(program, 1)
         program.send(signal.SIGINT)
@@ -92,16 +92,16 @@ def test_a_mistake(project: Path) -> None:
 
 
 def test_the_end_while_nothing_runs(project: Path) -> None:
-    """Ctrl-C ends it also when it waits for a repair."""
+    """Ctrl-C also ends the command while it waits for a change."""
     write(project / "gateway.py", "1 / 0\n")
     with reloading(project) as program:
-        program.prints("a change starts it again")
+        program.prints("restarts after the next change")
         program.send(signal.SIGINT)
         assert program.status() == 0
 
 
 def test_a_parent_that_is_killed(project: Path) -> None:
-    """The server does not outlive it, and its clients get an orderly end."""
+    """The server ends with its parent, and its clients see a graceful end."""
     with reloading(project) as program:
         port = int(program.prints(r"listens at 127\.0\.0\.1:(\d+) ")[1])
         serves(program, 1)
@@ -113,7 +113,7 @@ def test_a_parent_that_is_killed(project: Path) -> None:
 
 
 def test_ctrl_c_at_a_terminal(project: Path) -> None:
-    """Parent and child both get it, and the server stops once, in order."""
+    """Parent and child both receive the signal, and the server stops once, gracefully."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tao", "serve", "gateway", "--port", "0", "--reload"],
         cwd=project,
@@ -125,7 +125,7 @@ def test_ctrl_c_at_a_terminal(project: Path) -> None:
     )
     with process:
         assert process.stdout
-        while "Ctrl-C stops it" not in process.stdout.readline():
+        while "press Ctrl-C to stop" not in process.stdout.readline():
             pass
         os.killpg(process.pid, signal.SIGINT)
         rest = process.stdout.read()

@@ -1,4 +1,4 @@
-"""The command line at a terminal: line editing, bars and tables, with rich and without."""
+"""The command line on a terminal: line editing, progress bars and tables, with and without rich."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Text:
 
 
 class Terminal:
-    """``python -m tao`` at a terminal of its own. Use it in a ``with`` block."""
+    """``python -m tao`` on its own terminal. Use it in a ``with`` block."""
 
     def __init__(self, directory: Path, *arguments: object) -> None:
         self._screen, end = pty.openpty()
@@ -58,7 +58,7 @@ class Terminal:
             env=environment,
         )
         os.close(end)
-        # Guards the two below; notified of each change.
+        # Guards the two fields below; notified of each change.
         self._changed = threading.Condition()
         self.text: str = ""
         self._over: bool = False
@@ -80,7 +80,7 @@ class Terminal:
                 return
 
     def shows(self, pattern: str) -> None:
-        """Wait for something on the screen."""
+        """Wait until the screen shows a text that matches the pattern."""
         with self._changed:
             self._changed.wait_for(lambda: self._over or re.search(pattern, self.text), LONG)
             assert re.search(pattern, self.text), self.text
@@ -92,7 +92,7 @@ class Terminal:
         self._process.send_signal(number)
 
     def status(self) -> int:
-        """Wait for the end, and for all that is shown."""
+        """Wait until the program has ended and its output is complete; return its exit status."""
         status = self._process.wait(LONG)
         self._reader.join(LONG)
         return status
@@ -126,7 +126,7 @@ Console = Callable[..., Terminal]
 
 @pytest.fixture(params=["with rich", "without rich"])
 def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A current directory, where rich is installed, or cannot be imported."""
+    """A current directory, in which rich is installed or cannot be imported."""
     if request.param == "without rich":
         (tmp_path / "rich.py").write_text("raise ImportError('no rich')\n", encoding="utf-8")
     else:
@@ -135,24 +135,24 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_a_conversation(console: Console, tmp_path: Path) -> None:
-    """Lines can be edited, are remembered for the next time, and Ctrl-D ends it."""
+    """Lines can be edited, are kept in the history, and Ctrl-D ends the console."""
     with console() as terminal:
         terminal.shows(r"connected to 127\.0\.0\.1:\d+ \(no TLS\); try help")
-        terminal.type("1 helo\x1b[Dl\r")  # one to the left
+        terminal.type("1 helo\x1b[Dl\r")  # moves one to the left
         terminal.shows(r"< 1 \(5 bytes\) hello")
         terminal.type("\x04")
         assert terminal.status() == 0
     assert (tmp_path / ".tao_history").read_text(encoding="utf-8") == "1 hello\n"
     with console() as terminal:
         terminal.shows("> ")
-        terminal.type("\x1b[A\r")  # the line before
+        terminal.type("\x1b[A\r")  # recalls the previous line
         terminal.shows(r"< 1 \(5 bytes\) hello")
         terminal.type("quit\r")
         assert terminal.status() == 0
 
 
 def test_a_message_while_a_line_is_typed(console: Console, server: tao.Server) -> None:
-    """It is shown above the line, which stays as it is."""
+    """The message is shown above the line that is being typed, which does not change."""
     with console() as terminal:
         terminal.shows("> ")
         terminal.type("1 ab")
@@ -165,7 +165,7 @@ def test_a_message_while_a_line_is_typed(console: Console, server: tao.Server) -
 
 
 def test_a_lost_connection(console: Console, server: tao.Server) -> None:
-    """It ends the console also while nothing is typed, and the terminal is as it was before."""
+    """The loss ends the console without input, and the terminal settings are restored."""
     with console() as terminal:
         terminal.shows("> ")
         before = termios.tcgetattr(terminal._screen)
@@ -180,7 +180,7 @@ def test_a_lost_connection(console: Console, server: tao.Server) -> None:
 
 
 def test_ctrl_c(console: Console) -> None:
-    """It ends quietly."""
+    """Ctrl-C ends the console quietly."""
     with console() as terminal:
         terminal.shows("> ")
         terminal.type("1 hello\r")
@@ -190,28 +190,28 @@ def test_ctrl_c(console: Console) -> None:
     assert "Traceback" not in terminal.text
 
 
-def test_a_history_that_cannot_be_kept(console: Console, tmp_path: Path) -> None:
-    """That is told, and no failure."""
+def test_a_history_that_cannot_be_saved(console: Console, tmp_path: Path) -> None:
+    """The failure is reported, and the status is still 0."""
     with console("--history", tmp_path / "none" / "history") as terminal:
         terminal.shows("> ")
         terminal.type("quit\r")
         assert terminal.status() == 0
-    assert re.search(r"tao: the history is not kept: .*: No such file", terminal.text)
+    assert re.search(r"tao: cannot save the history: .*: No such file", terminal.text)
 
 
-def test_the_bar_of_a_measurement(server: tao.Server, directory: Path) -> None:
-    """With rich a bar shows how far it has come, without it a line each second."""
+def test_the_progress_of_a_measurement(server: tao.Server, directory: Path) -> None:
+    """With rich, a progress bar is shown, without it a line per second."""
     address = f"127.0.0.1:{server.address[1]}"
     with Terminal(directory, "bench", address, "--duration", 1.3) as terminal:
         assert terminal.status() == 0
     bar = "rich.py" not in os.listdir(directory)
     assert ("\x1b[" in terminal.text) == bar
-    assert re.search(r"[\d,]+ replies a second", terminal.text)
+    assert re.search(r"[\d,]+ replies per second", terminal.text)
     assert re.search(r"latency +p50 .* max ", terminal.text)
 
 
-def test_a_screen_of_figures(server: tao.Server, directory: Path) -> None:
-    """Frames take each other's place, until Ctrl-C, after which the screen is as before."""
+def test_the_screen_of_top(server: tao.Server, directory: Path) -> None:
+    """Frames replace each other until Ctrl-C, which restores the screen."""
     with tao.monitor_on(0) as monitor:
         arguments = ("top", f":{monitor.address[1]}", "--interval", "0.01")
         with Terminal(directory, *arguments) as terminal:
@@ -224,8 +224,8 @@ def test_a_screen_of_figures(server: tao.Server, directory: Path) -> None:
     assert ("\x1b[?1049l" in terminal.text) == ("rich.py" not in os.listdir(directory))
 
 
-def test_one_frame_of_figures(server: tao.Server, directory: Path) -> None:
-    """A table that fits the terminal."""
+def test_one_frame_of_top(server: tao.Server, directory: Path) -> None:
+    """The table fits the terminal."""
     with (
         tao.monitor_on(0) as monitor,
         Terminal(directory, "top", f":{monitor.address[1]}", "--once") as terminal,

@@ -1,4 +1,4 @@
-"""``tao top``: what it shows of real monitors, and of what one may say."""
+"""``tao top``: its output for real monitors, and for arbitrary responses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Pages = dict[str, Any]
 
 @contextmanager
 def monitor(pages: Pages) -> Iterator[tuple[str, int]]:
-    """Answer as a monitor whose pages are these, as JSON or as they are."""
+    """Answer as a monitor with these pages, given as JSON values or as raw bytes."""
 
     class Request(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -54,7 +54,7 @@ def monitor(pages: Pages) -> Iterator[tuple[str, int]]:
 
 
 def variables(**figures: Any) -> Pages:
-    """A page about one server."""
+    """Return the statistics of one server."""
     server = {"name": "server-1", "state": "running", "uptime": 10.0, **figures}
     return {"TotalConn": 3, "QPS": 2.5, "servers": {"server-1": server}, "clients": {}}
 
@@ -68,7 +68,7 @@ def cells(table: Table) -> list[dict[str, str]]:
 
 
 def test_a_real_monitor(make_server: MakeServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """One frame: the server, what it does, and how much of its pool is busy."""
+    """A frame shows the server, its activity, and how many of its workers are busy."""
     server, address = make_server(workers=3)
     client = tao.ClientConn(address, registry=tao.Registry())
     with tao.monitor_on(0) as real, client:
@@ -83,7 +83,7 @@ def test_a_real_monitor(make_server: MakeServer, capsys: pytest.CaptureFixture[s
 
 
 def test_a_real_connection(make_server: MakeServer) -> None:
-    """Its peer and what it has done are shown, and the message whose handler does not return."""
+    """It shows the peer, the counts, and the message with a handler that does not return."""
     go_on = threading.Event()
     registry = tao.Registry()
     registry.register(7, bytes, lambda ctx, conn: go_on.wait(LONG), dispatch="pool")
@@ -100,7 +100,7 @@ def test_a_real_connection(make_server: MakeServer) -> None:
 
 
 def test_rates() -> None:
-    """At first they are of all the time, then of the time between two frames."""
+    """The first frame shows rates since the start, later ones rates since the previous frame."""
     pages = {"/debug/vars": variables(messages_in=50, bytes_in=2048, workers=2, workers_busy=2)}
     with monitor(pages) as address:
         watch = Watch(address, "queue", 10)
@@ -118,8 +118,8 @@ def test_rates() -> None:
     ("sort", "order"),
     [("queue", "2431"), ("running", "4321"), ("rate", "1234"), ("age", "3142")],
 )
-def test_the_worst_come_first(sort: str, order: str) -> None:
-    """By what waits, by how long a handler runs, by how much there is to do, or by age."""
+def test_the_sort_order(sort: str, order: str) -> None:
+    """Connections are sorted by waiting messages, handler run time, rate or age."""
     known = [
         connection(1, messages_in=900, age=3.0, running_for=None),
         connection(2, send_queue=7, pending=2, running="7", running_for=0.1, messages_in=50),
@@ -136,7 +136,7 @@ def test_the_worst_come_first(sort: str, order: str) -> None:
 
 
 def test_a_connection() -> None:
-    """All that is known of it, and whether it deserves a look."""
+    """A row shows all fields of a connection, and is highlighted if it needs attention."""
     figures = {"send_queue": 4, "pending": 5, "tls": "TLSv1.3", "running": 0, "server": "server-1"}
     known = [connection(7, running_for=75.0, messages_in=3, **figures), connection(8)]
     pages = {"/debug/vars": variables(), "/connections": {"total": 2, "connections": known}}
@@ -150,8 +150,8 @@ def test_a_connection() -> None:
     assert table.bad == [True, False]
 
 
-def test_text_of_strangers(capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that would paint the terminal is shown letter by letter, and so is what is wrong."""
+def test_untrusted_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters are escaped in names and in errors."""
     known = [connection(1, name="\x1b[2J[red]", peer=None, age="old", pending=[1]), "nonsense"]
     pages = {"/debug/vars": variables(), "/connections": {"total": "x", "connections": known}}
     pages["/debug/vars"] |= {"clients": 5, "QPS": None}
@@ -162,26 +162,26 @@ def test_text_of_strangers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("page", [None, b"<html>", [], {"servers": {}}])
-def test_no_monitor(capsys: pytest.CaptureFixture[str], page: Any) -> None:
-    """What answers something else is none."""
+def test_another_http_server(capsys: pytest.CaptureFixture[str], page: Any) -> None:
+    """A server that answers something else is not a monitor."""
     with monitor({"/debug/vars": page}) as (_, port):
         assert main(["top", f":{port}", "--once"]) == 1
-    assert capsys.readouterr().err == f"tao: 127.0.0.1:{port} is no monitor of tao's\n"
+    assert capsys.readouterr().err == f"tao: 127.0.0.1:{port} is not a tao monitor\n"
 
 
-def test_nobody_there(make_server: MakeServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor is a port where nobody listens, or one that speaks no HTTP."""
+def test_an_absent_monitor(make_server: MakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """A port without a listener or without HTTP is not a monitor."""
     _, address = make_server()
     assert main(["top", f":{address[1]}"]) == 1
-    assert "is no monitor of tao's" in capsys.readouterr().err
+    assert "is not a tao monitor" in capsys.readouterr().err
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     assert main(["top", f":{port}"]) == 1
     assert capsys.readouterr().err == f"tao: cannot reach 127.0.0.1:{port}: connection refused\n"
 
 
-def test_a_host_that_is_no_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is told in a line by all who connect."""
+def test_an_invalid_host_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """All commands that connect report it in one line."""
     for command in ("top", "bench", "connect"):
         assert main([command, "a..b:1"]) == 1
         errors = capsys.readouterr().err
@@ -190,7 +190,7 @@ def test_a_host_that_is_no_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\nX: "])
 def test_a_slow_monitor(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
-    """It is not waited for without end, nor is one that says a little again and again."""
+    """One timeout covers the response, even if data keeps arriving slowly."""
     monkeypatch.setattr("tao.cli.figures._PATIENCE", 0.2)
 
     def drip() -> None:
@@ -202,7 +202,7 @@ def test_a_slow_monitor(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
                     never.wait(0.01)
                 never.wait(LONG)
             except OSError:
-                pass  # nobody waits any more
+                pass  # the client has given up
 
     never = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -219,7 +219,7 @@ def test_a_slow_monitor(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
 def test_a_name_server_that_hangs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    """Resolving a name counts as well."""
+    """The timeout includes name resolution."""
     release = threading.Event()
     monkeypatch.setattr(
         "tao.client.happy_eyeballs.resolve", lambda address: release.wait(LONG) and []
@@ -243,12 +243,12 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("page", NONSENSE, ids=range(len(NONSENSE)))
-def test_nonsense(capsys: pytest.CaptureFixture[str], page: Any) -> None:
-    """Whatever is said, a frame is shown or a line says that this is no monitor."""
+def test_invalid_responses(capsys: pytest.CaptureFixture[str], page: Any) -> None:
+    """Any response leads to a frame, or to an error that this is not a monitor."""
     with monitor({"/debug/vars": page}) as (_, port):
         status = main(["top", f":{port}", "--once"])
     output, errors = capsys.readouterr()
-    assert status == 0 or errors == f"tao: 127.0.0.1:{port} is no monitor of tao's\n"
+    assert status == 0 or errors == f"tao: 127.0.0.1:{port} is not a tao monitor\n"
     assert len(output) < 5000
 
 
@@ -266,8 +266,8 @@ SEEN = ["id", "server", "name", "peer", "running", "running_for", "send_queue", 
     known=some.lists(some.dictionaries(some.sampled_from(SEEN), ANYTHING), max_size=3),
     other=ANYTHING,
 )
-def test_anything(servers: list[Any], known: list[Any], other: Any) -> None:
-    """Every value of any kind makes cells of a table, also beside those of the frame before."""
+def test_arbitrary_values(servers: list[Any], known: list[Any], other: Any) -> None:
+    """Values of any type can be formatted, also after a frame with other values."""
     watch = Watch(("127.0.0.1", 1), "rate", 2)
     pages = iter(
         [
@@ -285,21 +285,21 @@ def test_anything(servers: list[Any], known: list[Any], other: Any) -> None:
 
 @pytest.mark.parametrize("status", [403, 500, 503])
 def test_a_monitor_that_fails(capsys: pytest.CaptureFixture[str], status: int) -> None:
-    """It is told with what it answers."""
+    """The error names the HTTP status."""
     with monitor({"/debug/vars": status}) as (_, port):
         assert main(["top", f":{port}", "--once"]) == 1
     where = f"127.0.0.1:{port}"
     assert capsys.readouterr().err == f"tao: {where} answers /debug/vars with {status}\n"
 
 
-def test_frame_after_frame() -> None:
-    """In a pipe they come one below the other, also while the monitor is away."""
+def test_frames_in_a_pipe() -> None:
+    """Frames are printed one below the other, even while the monitor is unavailable."""
     with ExitStack() as here:
         _, port = here.enter_context(monitor({"/debug/vars": variables()}))
         with Program("tao", "top", f":{port}", "--interval", "0.01") as program:
-            program.prints("this monitor tells of no connections")
+            program.prints("this monitor does not list connections")
             here.close()
-            program.prints(f"no figures: cannot reach 127.0.0.1:{port}: connection refused")
+            program.prints(f"not updated: cannot reach 127.0.0.1:{port}: connection refused")
             program.send(signal.SIGINT)
             assert program.status() == 130
     assert program.output.count(program.output[2]) > 1
@@ -308,7 +308,7 @@ def test_frame_after_frame() -> None:
 
 @pytest.mark.parametrize(("width", "columns"), [(200, 14), (95, 10), (80, 8), (10, 2)])
 def test_narrow_terminals(width: int, columns: int) -> None:
-    """What matters least is left out first, and the rest stays whole."""
+    """The least important columns are dropped first, and the rest is not truncated."""
     with monitor({"/debug/vars": variables(address="127.0.0.1:12345")}) as address:
         table = Watch(address, "queue", 10).read().tables[0].fitted(width)
     assert len(table.header) == columns and table.header[0] == "SERVER"

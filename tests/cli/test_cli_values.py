@@ -1,4 +1,4 @@
-"""What ``tao connect`` makes of lines and of messages: no socket and no thread."""
+"""Conversion of lines and messages for ``tao connect``, without sockets and threads."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from tao.errors import BadData
     ],
 )
 def test_a_line(line: str, number: int, value: bytes) -> None:
-    """A number, a space, and the value in one of four ways."""
+    """A line is a number, a space, and the value in one of four forms."""
     assert parse_line(line) == Raw(number, value)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("hello", "a message number is a whole number from -2147483648 to 2147483647, not 'hello'"),
+        ("hello", "expected a message number from -2147483648 to 2147483647, not 'hello'"),
         ("2147483648 x", "not '2147483648'"),
-        ("1 hex:0", "hex: wants pairs of hexadecimal digits, not '0'"),
-        ("1 json:{", "that is no JSON"),
-        ("1 json:NaN", "that is no JSON"),
-        ("1 json:1e999", "that is no JSON"),
-        ("1 json:" + "9" * 5000, "that is no JSON"),
-        ("1 json:" + "[" * 100_000, "that JSON is nested too deeply"),
-        ('1 json:"\udcff"', "JSON is UTF-8, and that is not"),
+        ("1 hex:0", "expected pairs of hexadecimal digits, not '0'"),
+        ("1 json:{", "invalid JSON"),
+        ("1 json:NaN", "invalid JSON"),
+        ("1 json:1e999", "invalid JSON"),
+        ("1 json:" + "9" * 5000, "invalid JSON"),
+        ("1 json:" + "[" * 100_000, "the JSON is nested too deeply"),
+        ('1 json:"\udcff"', "the JSON is not UTF-8"),
         ("9" * 5000, "not '9{60}'\\.\\.\\."),
     ],
 )
 def test_a_wrong_line(line: str, words: str) -> None:
-    """What is wrong is told."""
+    """The error says what is wrong."""
     with pytest.raises((ValueError, argparse.ArgumentTypeError), match=words):
         parse_line(line)
 
@@ -67,19 +67,19 @@ def test_a_wrong_line(line: str, words: str) -> None:
         (b"\x1b[2J", "1 (4 bytes) hex:1b5b324a"),
         (b"\xff\xfe", "1 (2 bytes) hex:fffe"),
         (b"hex:00", "1 (6 bytes) text:hex:00"),
-        (b"0123456789abc", "1 (13 bytes) 0123456789 ... and 3 bytes more"),
-        (b"123456789\xe6\x9c\xa8", "1 (12 bytes) 123456789 ... and 2 bytes more"),
-        (b"\0" * 11, "1 (11 bytes) hex:" + "00" * 10 + " ... and 1 bytes more"),
+        (b"0123456789abc", "1 (13 bytes) 0123456789 ... and 3 more bytes"),
+        (b"123456789\xe6\x9c\xa8", "1 (12 bytes) 123456789 ... and 2 more bytes"),
+        (b"\0" * 11, "1 (11 bytes) hex:" + "00" * 10 + " ... and 1 more bytes"),
     ],
 )
 def test_a_message(value: bytes, text: str) -> None:
-    """Text as text, all else as hex, nothing that a terminal would obey, and not too much."""
+    """Text is shown as text, other bytes as hex, without control characters, up to a limit."""
     assert value_text(Raw(1, value), {}, 10) == text
 
 
 @given(some.binary(max_size=50))
-def test_what_is_shown_can_be_typed(value: bytes) -> None:
-    """A value comes back as it was, unless it has line breaks, which a line cannot have."""
+def test_a_shown_value_can_be_typed(value: bytes) -> None:
+    """Parsing a shown value returns the same bytes, unless it contains line breaks."""
     shown = value_text(Raw(5, value), {}, 100).partition(") ")[2]
     if not set(value) & set(b"\n\r\t") and not value.endswith(b" "):
         assert parse_line(f"5 {shown}") == Raw(5, value)
@@ -103,19 +103,21 @@ class Told(Plain):
         return f"<{self.text}>"
 
 
-def test_a_message_that_is_known() -> None:
-    """It is shown as its class shows itself, or with its attributes, or why it cannot be."""
+def test_a_message_of_a_known_class() -> None:
+    """The repr of the message is shown, or its attributes, or why it cannot be decoded."""
     known = {4: Plain.deserialize, 5: Told.deserialize, 6: int}
     assert value_text(Raw(4, b"hi"), known, 99) == "4 (2 bytes) hi = Plain(text='hi')"
     assert value_text(Raw(5, b"a\n"), known, 99) == r"5 (2 bytes) a\n = <a\n>"
     assert value_text(Raw(6, b"7"), known, 99) == "6 (1 byte) 7 = 7"
-    assert "hex:ff = not readable: UnicodeDecodeError: " in value_text(Raw(4, b"\xff"), known, 99)
+    assert "hex:ff = cannot be decoded: UnicodeDecodeError: " in value_text(
+        Raw(4, b"\xff"), known, 99
+    )
     assert value_text(Raw(5, b"x" * 2000), known, 1).endswith("xxx...")
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, RecursionError])
-def test_a_message_that_cannot_be_shown(error: type[BaseException]) -> None:
-    """Whatever somebody's code raises, and whatever that says of itself, the rest is shown."""
+def test_a_message_that_cannot_be_decoded(error: type[BaseException]) -> None:
+    """Any exception of user code is shown, even if its text raises."""
 
     class Unprintable(error):  # type: ignore[valid-type, misc]
         def __str__(self) -> str:
@@ -130,11 +132,11 @@ def test_a_message_that_cannot_be_shown(error: type[BaseException]) -> None:
 
     for deserialize in (fail, lambda value: Message()):
         shown = value_text(Raw(1, b"x"), {1: deserialize}, 10)
-        assert shown.startswith("1 (1 byte) x = not readable: Unprintable: ")
+        assert shown.startswith("1 (1 byte) x = cannot be decoded: Unprintable: ")
 
 
 def test_modules_with_proxies() -> None:
-    """What a module holds may refuse to be asked, as a proxy does outside of a request."""
+    """Attributes of a module may raise when they are read, like a proxy outside a request."""
 
     class Proxy:
         def __getattribute__(self, name: str) -> Any:
@@ -149,7 +151,7 @@ def test_modules_with_proxies() -> None:
 
 @given(some.text())
 def test_any_line(line: str) -> None:
-    """It is a message, or what is wrong is told."""
+    """Every line is either parsed or refused with a reason."""
     for text in (line, f"1 {line}", f"1 json:{line}", f"1 hex:{line}"):
         try:
             assert isinstance(parse_line(text), Raw)
@@ -157,8 +159,8 @@ def test_any_line(line: str) -> None:
             assert str(error)
 
 
-def test_where_messages_are_found() -> None:
-    """In classes, in registries, and in what has one; heartbeats are none of them."""
+def test_the_deserializers_of_a_module() -> None:
+    """They come from classes, registries and objects with a registry; heartbeats are left out."""
     module: Any = ModuleType("some_messages")
     module.Plain, module.number, module.HeartbeatMessage = Plain, 5, tao.HeartbeatMessage
     module.registry = tao.Registry()
@@ -171,7 +173,7 @@ def test_where_messages_are_found() -> None:
 
 
 def test_frames_in_pieces() -> None:
-    """Messages come whole and in order however the stream is cut; nothing is handed on."""
+    """Messages are complete and in order, however the stream is cut; the batch stays empty."""
     came: list[Raw] = []
     codec = RawCodec(came.append, lambda: None)
     decoder, batch = codec.decoder(tao.Registry()), []
@@ -194,18 +196,18 @@ def test_frames_in_pieces() -> None:
     ],
 )
 def test_an_address(text: str, address: object) -> None:
-    """A host and a port, a port here, or a path."""
+    """An address is a host and a port, a port, or a path."""
     assert parse_address(text) == address
 
 
 @pytest.mark.parametrize("text", ["http://127.0.0.1:8080", "http://127.0.0.1:8080/", ":8080"])
 def test_the_address_of_a_monitor(text: str) -> None:
-    """It may be given as `tao serve` shows it."""
+    """The address may be given as `tao serve` prints it."""
     assert parse_monitor(text) == ("127.0.0.1", 8080)
 
 
-def test_text_of_strangers() -> None:
-    """Nothing in it moves the cursor; sizes are for people."""
+def test_escaped_text_and_sizes() -> None:
+    """Control characters are escaped; sizes have units."""
     assert harmless("a\x1b[1mb\u202ec") == r"a\x1b[1mb\u202ec"
     assert [size_text(count) for count in (0, 999, 1536, 5e12)] == [
         *("0 B", "999 B", "1.5 KiB", "4.5 TiB")

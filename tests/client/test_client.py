@@ -1,4 +1,4 @@
-"""The client: dialling, states, and coming back without losing what was written."""
+"""The client: dialling, states, and reconnecting without losing messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn, connect
-from tao.connection.options import Reconnect
+from tao.connection.options.definitions import Reconnect
 from tao.errors import ConnectFailed, ConnectionClosed, WouldBlock
 from tao.runtime.context import Context
 from tao.wire.message import Registry
@@ -27,7 +27,7 @@ MakeClient = Callable[..., ClientConn]
 
 
 class Host:
-    """A listening socket that a test accepts from, can close and open again on the same port."""
+    """A listening socket that a test accepts from, and can close and reopen on the same port."""
 
     def __init__(self) -> None:
         self.sock = socket.create_server(("127.0.0.1", 0))
@@ -54,19 +54,20 @@ class Host:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    """A place to connect to."""
+    """A listening socket to connect to."""
     made = Host()
     yield made
     made.close()
 
 
-@pytest.fixture
-def make_client(host: Host) -> Iterator[MakeClient]:
+@pytest.fixture(params=["own", "shared"])
+def make_client(host: Host, request: pytest.FixtureRequest) -> Iterator[MakeClient]:
     """A function that makes a client of `host`, not started; closed afterwards."""
     made: list[ClientConn] = []
 
     def make(address: Any = None, **options: Any) -> ClientConn:
         options.setdefault("registry", Registry())
+        options.setdefault("readers", request.param)
         made.append(ClientConn(address or host.address, **options))
         return made[-1]
 
@@ -86,7 +87,7 @@ def reset(sock: socket.socket) -> None:
 
 
 def test_connect_and_close(host: Host) -> None:
-    """connect() gives a client that is connected; the block closes it."""
+    """``connect`` returns a connected client; the end of the block closes it."""
     with connect(host.address, registry=Registry()) as client:
         sock = host.accept()
         assert client.connected
@@ -98,14 +99,14 @@ def test_connect_and_close(host: Host) -> None:
 
 
 def test_a_host_name_is_resolved(host: Host, make_client: MakeClient) -> None:
-    """A name stands for all its addresses, of which the first that answers is taken."""
+    """All addresses of a name are tried, and the first that answers is used."""
     client = make_client(("localhost", host.address[1])).start()
     host.accept()
     assert client.connected
 
 
-def test_nobody_answers(host: Host, make_client: MakeClient) -> None:
-    """The first dial raises, saying whom it tried and why it failed; it may be tried again."""
+def test_an_absent_server(host: Host, make_client: MakeClient) -> None:
+    """``start`` raises an error with address and reason, and can be called again."""
     host.down()
     client = make_client()
     with pytest.raises(
@@ -121,13 +122,13 @@ def test_nobody_answers(host: Host, make_client: MakeClient) -> None:
 
 
 def test_a_name_that_does_not_exist(make_client: MakeClient) -> None:
-    """It is told apart from a host that does not answer."""
+    """The error differs from that for a host that does not answer."""
     with pytest.raises(ConnectFailed, match="cannot be resolved"):
         make_client(("no-such-host.invalid", 1)).start()
 
 
 def test_connecting_may_time_out(make_client: MakeClient) -> None:
-    """A server whose backlog is full is given up after connect_timeout."""
+    """An attempt at a server with a full backlog ends after ``connect_timeout``."""
     with socket.socket() as full, socket.socket() as first, socket.socket() as second:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -142,8 +143,8 @@ def test_connecting_may_time_out(make_client: MakeClient) -> None:
 
 
 @pytest.mark.parametrize("address", [("localhost",), 80, ("host", "80"), None])
-def test_what_is_no_address(address: Any) -> None:
-    """A wrong address is an error of the caller's."""
+def test_invalid_addresses(address: Any) -> None:
+    """An invalid address raises when the client is created."""
     with pytest.raises(TypeError, match="an address is"):
         ClientConn(address)
     with pytest.raises(ValueError, match="from 1 to 65535"):
@@ -153,7 +154,7 @@ def test_what_is_no_address(address: Any) -> None:
 
 
 def test_a_client_that_never_started(host: Host) -> None:
-    """It can be closed, or forgotten, and leaves nothing."""
+    """A client that was never started can be closed or dropped, and leaves nothing behind."""
     client = ClientConn(host.address)
     client.close()
     assert client.wait_closed(0)
@@ -165,7 +166,7 @@ def test_a_client_that_never_started(host: Host) -> None:
 
 
 def test_on_connect_may_refuse(host: Host, make_client: MakeClient) -> None:
-    """start() raises, and on_close is not called."""
+    """``start`` raises, and ``on_close`` is not called."""
     seen = Seen()
     client = make_client(on_connect=lambda conn: False, on_close=seen.add)
     with pytest.raises(ConnectionClosed, match="refused by on_connect"):
@@ -175,7 +176,7 @@ def test_on_connect_may_refuse(host: Host, make_client: MakeClient) -> None:
 
 
 def test_close_while_dialling(make_client: MakeClient) -> None:
-    """It ends the dialling at once."""
+    """Closing ends the dialling at once."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -196,18 +197,18 @@ def test_close_while_dialling(make_client: MakeClient) -> None:
         thread = threading.Thread(target=start, name="test-start")
         thread.start()
         wait_until(lambda: client._application.source.dialling)
-        client.close()
-        assert failed.wait() == ["closed by this side"]
+        client.close("not needed any more")
+        assert failed.wait() == [client.close_reason] == ["not needed any more"]
         thread.join()
         for sock in fillers:
             sock.close()
 
 
-# -- coming back
+# -- reconnecting
 
 
-def test_it_comes_back(host: Host, make_client: MakeClient) -> None:
-    """A lost connection is replaced; each has its on_connect, its on_close and its context."""
+def test_it_reconnects(host: Host, make_client: MakeClient) -> None:
+    """A lost connection is replaced; each has its own ``on_connect``, ``on_close`` and context."""
     seen, errors = Seen(), Seen()
     client = make_client(
         reconnect=AT_ONCE,
@@ -228,7 +229,7 @@ def test_it_comes_back(host: Host, make_client: MakeClient) -> None:
 
 
 def test_it_keeps_trying(host: Host, make_client: MakeClient) -> None:
-    """While nobody answers it tries again and again, and on_error hears of it."""
+    """While the server is absent, the client keeps dialling, and ``on_error`` is called."""
     errors = Seen()
     client = make_client(reconnect=AT_ONCE, on_error=lambda conn, error: errors.add(type(error)))
     client.start()
@@ -243,7 +244,7 @@ def test_it_keeps_trying(host: Host, make_client: MakeClient) -> None:
 
 
 def test_it_may_start_without_a_server(host: Host, make_client: MakeClient) -> None:
-    """keep_trying returns at once and connects when the server is there."""
+    """With ``keep_trying``, ``start`` returns at once, and the client connects later."""
     host.down()
     client = make_client(reconnect=AT_ONCE).start(keep_trying=True)
     client.write(Text("early"))
@@ -256,7 +257,7 @@ def test_it_may_start_without_a_server(host: Host, make_client: MakeClient) -> N
 
 
 def test_it_gives_up_after_so_many_attempts(host: Host, make_client: MakeClient) -> None:
-    """attempts= bounds the attempts in a row; the reason tells how many and why."""
+    """``attempts`` limits consecutive failures; the close reason has their number and the cause."""
     client = make_client(reconnect=Reconnect(initial=0.001, attempts=3)).start()
     sock = host.accept()
     host.down()
@@ -278,10 +279,10 @@ def test_it_gives_up_after_so_many_attempts(host: Host, make_client: MakeClient)
     ],
     ids=["nothing", "a byte", "SSH", "HTTP", "a heartbeat", "an unknown number"],
 )
-def test_a_server_that_is_of_no_use(
+def test_short_connections_count_as_failures(
     host: Host, make_client: MakeClient, said: bytes, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """Whatever it says before it hangs up, the attempts go on to count, and attempts is reached."""
+    """Connections without a known message count as failed attempts, up to ``attempts``."""
     asked = Seen()
 
     class Noted(Reconnect):
@@ -301,8 +302,8 @@ def test_a_server_that_is_of_no_use(
     assert str(client.close_reason).startswith("gave up after 6 attempts")
 
 
-def test_what_proves_a_connection(host: Host, make_client: MakeClient) -> None:
-    """One message that the application knows, whatever follows it, or a long life."""
+def test_what_resets_the_attempts(host: Host, make_client: MakeClient) -> None:
+    """One known message resets the count, whatever follows it; so does a long connection."""
     asked = Seen()
 
     class Noted(Reconnect):
@@ -320,13 +321,13 @@ def test_what_proves_a_connection(host: Host, make_client: MakeClient) -> None:
     sock = host.accept()
     wait_until(lambda: client.connected and client.reconnects == 5)
     assert asked.items == [1, 2, 1, 2, 3]
-    client._core._came_up -= 60
+    client._core.usefulness.came_up -= 60
     sock.close()
     assert asked.wait(6)[5:] == [1]
 
 
 def test_close_ends_the_back_off(host: Host, make_client: MakeClient) -> None:
-    """However long it would have been."""
+    """Closing ends a back-off of any length at once."""
     client = make_client(reconnect=Reconnect(initial=1000.0, maximum=1000.0, jitter=0)).start()
     sock = host.accept()
     host.down()
@@ -337,7 +338,7 @@ def test_close_ends_the_back_off(host: Host, make_client: MakeClient) -> None:
 
 
 def test_unsent_messages_wait_and_keep_their_order(host: Host, make_client: MakeClient) -> None:
-    """What is written without a connection goes out on the next, after on_connect's."""
+    """Messages written without a connection are sent on the next, after those of ``on_connect``."""
     client = make_client(
         reconnect=AT_ONCE, on_connect=lambda conn: conn.write(Text("hello")), queue_size=3
     ).start()
@@ -354,10 +355,10 @@ def test_unsent_messages_wait_and_keep_their_order(host: Host, make_client: Make
     assert recv_exactly(host.accept(), 13 + 27) == text("hello") + text("0") + text("1") + text("2")
 
 
-def test_a_message_cut_in_the_middle_is_sent_again_whole(
+def test_a_partly_sent_message_is_sent_again_completely(
     host: Host, make_client: MakeClient
 ) -> None:
-    """The peer of the next connection sees a message from its beginning."""
+    """The next connection sends the message from its beginning."""
     client = make_client(reconnect=AT_ONCE, queue_size=100).start()
     sock = host.accept()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -371,7 +372,7 @@ def test_a_message_cut_in_the_middle_is_sent_again_whole(
 
 
 def test_timers_and_values_survive(host: Host, make_client: MakeClient) -> None:
-    """They belong to the client, not to one of its connections."""
+    """Timers and values belong to the client, not to one of its connections."""
     client, seen = make_client(reconnect=AT_ONCE).start(), Seen()
     client.set_value("key", "kept")
     client.run_every(0.005, lambda due, conn: seen.add(conn.value("key")))
@@ -381,8 +382,8 @@ def test_timers_and_values_survive(host: Host, make_client: MakeClient) -> None:
     assert set(seen.wait(count + 3)) == {"kept"}
 
 
-def test_a_broken_protocol_makes_it_come_back(host: Host, make_client: MakeClient) -> None:
-    """A server that talks rubbish is left and dialled again."""
+def test_a_protocol_error_makes_it_reconnect(host: Host, make_client: MakeClient) -> None:
+    """After invalid data, the client disconnects and dials again."""
     reasons = Seen()
     client = make_client(reconnect=AT_ONCE, on_close=lambda conn: reasons.add(conn.close_reason))
     client.start()
@@ -391,8 +392,8 @@ def test_a_broken_protocol_makes_it_come_back(host: Host, make_client: MakeClien
     assert "protocol error" in reasons.wait()[0]
 
 
-def test_a_silent_server_makes_it_come_back(host: Host, make_client: MakeClient) -> None:
-    """So does one that says nothing for idle_timeout."""
+def test_a_silent_server_makes_it_reconnect(host: Host, make_client: MakeClient) -> None:
+    """After ``idle_timeout`` without data, the client disconnects and dials again."""
     reasons = Seen()
     client = make_client(
         reconnect=AT_ONCE, idle_timeout=0.05, on_close=lambda conn: reasons.add(conn.close_reason)
@@ -404,7 +405,7 @@ def test_a_silent_server_makes_it_come_back(host: Host, make_client: MakeClient)
 
 
 def test_a_handler_finishes_before_the_next_connection(host: Host, make_client: MakeClient) -> None:
-    """Handlers, on_close and on_connect come in that order, never beside each other."""
+    """Handlers, ``on_close`` and ``on_connect`` run in this order, never concurrently."""
     registry, seen = Registry(), Seen()
 
     @registry.handler(Number)
@@ -428,10 +429,10 @@ def test_a_handler_finishes_before_the_next_connection(host: Host, make_client: 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_random_cuts_lose_nothing_that_was_not_under_way(
+def test_random_cuts_lose_only_what_the_kernel_had(
     host: Host, make_client: MakeClient, seed: int
 ) -> None:
-    """Over many cuts, messages arrive in order, whole; only what the kernel had may be missing."""
+    """Messages arrive in order and complete; only those in kernel buffers may be missing."""
     rng = random.Random(seed)
     client = make_client(reconnect=AT_ONCE, queue_size=1000)
     client.start()
@@ -474,8 +475,8 @@ def test_random_cuts_lose_nothing_that_was_not_under_way(
     assert len(got) > 100
 
 
-def test_close_beside_reconnect(host: Host, make_client: MakeClient) -> None:
-    """close() may come at any moment of coming back, and ends it."""
+def test_close_during_a_reconnection(host: Host, make_client: MakeClient) -> None:
+    """Closing at any moment of a reconnection ends it."""
     for i in range(30):
         client = make_client(reconnect=AT_ONCE).start()
         sock = host.accept()
@@ -487,7 +488,7 @@ def test_close_beside_reconnect(host: Host, make_client: MakeClient) -> None:
 
 
 def test_a_handler_may_close_the_client(host: Host, make_client: MakeClient) -> None:
-    """And it does not come back."""
+    """The client does not reconnect afterwards."""
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: conn.close())
     client = make_client(registry=registry, reconnect=AT_ONCE).start()
@@ -513,8 +514,8 @@ def test_a_unix_socket(make_client: MakeClient, tmp_path: Any) -> None:
         make_client(str(tmp_path / "nothing")).start()
 
 
-def test_figures(host: Host, make_client: MakeClient) -> None:
-    """A client counts as a server does."""
+def test_statistics(host: Host, make_client: MakeClient) -> None:
+    """A client has the same statistics as a server."""
     client = make_client().start()
     host.accept()
     client.write(Text("x"))

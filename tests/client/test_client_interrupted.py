@@ -1,4 +1,4 @@
-"""A client whose calls are interrupted: by an exception, a signal handler or a finalizer."""
+"""Interrupted calls of a client: by an exception, a signal handler or a finalizer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn, connect
+from tao.client.start_claim import StartClaim
+from tao.connection.teardown import Teardown
 from tao.errors import ConnectionClosed
 from tao.server.server import Server
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Text
-from tests.injection import Interruption, opcodes
+from tests.injection import Interruption, Moment, opcodes
 from tests.support import PATIENCE, ends, wait_until
 
 MODULES = (
@@ -28,8 +30,8 @@ MODULES = (
     "tao.connection.lifecycle",
 )
 
-# A socket that nobody has yet when an exception comes is closed by the garbage collector; and if it
-# comes in a finalizer, the interpreter shows it.
+# The garbage collector closes a socket that has no owner yet when an exception arrives. If the
+# exception arrives in a finalizer, the interpreter prints it.
 pytestmark = [
     pytest.mark.interrupted,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -39,24 +41,24 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """Have it do so before anything is counted."""
+    """Run the garbage collector before leaks are counted."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def server(make_server: MakeServer) -> Server:
-    """A server that says nothing."""
+    """A server without handlers."""
     return make_server(max_connections=10_000)[0]
 
 
 def client_of(server: Server, **options: Any) -> ClientConn:
-    """A client that would notice if its close had to wait for something that does not come."""
+    """Return a client with a short timeout, so that a close that waits for nothing fails."""
     return ClientConn(server.address, registry=Registry(), drain_timeout=1000, **options)
 
 
 def test_an_exception_while_it_starts(server: Server) -> None:
-    """It is as if start() had failed and can be called again, or the client is closed."""
+    """After an interrupted ``start``, the client is closed, or ``start`` can be called again."""
     for moment in opcodes(*MODULES, step=2):
         client = client_of(server, on_connect=lambda conn: True, on_close=lambda conn: None)
         try:
@@ -75,7 +77,7 @@ def test_an_exception_while_it_starts(server: Server) -> None:
 
 
 def test_ctrl_c_in_on_connect(server: Server) -> None:
-    """It reaches the caller of start(), as it came; the client may be started again."""
+    """The exception reaches the caller of ``start`` unchanged; the client can be started again."""
     interrupt = [KeyboardInterrupt]
 
     def on_connect(conn: Any) -> bool:
@@ -91,7 +93,7 @@ def test_ctrl_c_in_on_connect(server: Server) -> None:
 
 
 def test_an_exception_while_an_interrupted_start_is_given_up(server: Server) -> None:
-    """At each bytecode: whoever closes the client then need not wait for anybody."""
+    """After an interruption at any bytecode, closing the client does not block."""
 
     def on_connect(conn: Any) -> bool:
         raise KeyboardInterrupt
@@ -104,8 +106,80 @@ def test_an_exception_while_an_interrupted_start_is_given_up(server: Server) -> 
         assert client.wait_closed(PATIENCE), moment
 
 
+def test_an_exception_while_an_interrupted_close_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After another interruption at any bytecode, closing again ends a client with a timer."""
+    finish = Teardown.finish
+    for moment in opcodes("tao.client.reconnect"):
+        client = ClientConn("/nowhere", registry=Registry(), drain_timeout=1000)
+        client.run_after(0.0, lambda due, conn: None)
+        wait_until(lambda client=client: client._core.roles.threads)
+        interrupt = [KeyboardInterrupt]
+
+        def interrupted(teardown: Teardown, interrupt: Any = interrupt) -> None:
+            if interrupt:
+                raise interrupt.pop()
+            finish(teardown)
+
+        def strike(moment: Moment = moment) -> None:
+            if moment.possible:
+                raise Interruption
+
+        monkeypatch.setattr(Teardown, "finish", interrupted)
+        with suppress(KeyboardInterrupt, Interruption), moment.calling(strike):
+            client.close()
+        interrupt.clear()
+        client.close()
+        assert not client._core.roles.threads_now()[0].is_alive(), moment
+        assert client.wait_closed(0), moment
+
+
+def test_an_exception_while_a_forgotten_client_is_ended() -> None:
+    """The wheel's thread, which ends a client with nothing but a timer, may be struck anywhere."""
+    for moment in opcodes("tao.client.reconnect", "tao.connection.roles"):
+        with moment.raising(thread="tao-timing-wheel"):
+            client: Any = ClientConn("/nowhere", registry=Registry(), drain_timeout=1000)
+            core = client._core
+            with suppress(ConnectionClosed):  # starting the thread of its timers was struck
+                client.run_after(0.0, lambda due, conn: None)
+            wait_until(lambda core=core: core.roles.threads or core.lifecycle.close_reason)
+            del client
+            assert core.wait_closed(PATIENCE) or not core.roles.threads, moment
+
+
+def test_a_client_that_is_forgotten_while_a_timer_fires() -> None:
+    """At whatever bytecode it is dropped, the thread that is started for its timers ends."""
+    for moment in opcodes("tao.connection.timers", first=6, step=2):
+        clients: list[Any] = []
+
+        def drop(clients: Any = clients) -> None:
+            for timer in list(clients[0]._core.timers._timers):
+                clients[0].cancel_timer(timer)
+            clients.clear()
+            gc.collect()
+
+        with moment.calling(drop, thread="tao-timing-wheel"):
+            clients.append(ClientConn("/nowhere", registry=Registry(), drain_timeout=1000))
+            core = clients[0]._core
+            with suppress(IndexError):  # dropped already
+                clients[0].run_after(0.0, lambda due, conn: None)
+            wait_until(lambda core=core: not len(core.timers))
+        clients.clear()
+        for thread in core.roles.threads_now():
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), moment
+        del core
+        # Only a new thread of the wheel can be interrupted in the next round.
+        wait_until(lambda: gc.collect() >= 0 and "tao-timing-wheel" not in names_of_threads())
+
+
+def names_of_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
+
+
 def test_a_signal_handler_that_closes(server: Server) -> None:
-    """Close may come in the midst of start and close; neither waits for the other."""
+    """A signal handler may close the client during ``start`` or ``close`` without a deadlock."""
     for moment in opcodes(*MODULES, step=2):
         client = client_of(server)
         with moment.calling(client.close):
@@ -118,8 +192,34 @@ def test_a_signal_handler_that_closes(server: Server) -> None:
         assert not client.connected
 
 
+@pytest.mark.parametrize("readers", ["own", "shared"])
+def test_a_close_right_after_the_start_waits(
+    server: Server, readers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the thread that ``start`` has started has not done anything yet."""
+    hand_over, over, may_begin = StartClaim.hand_over, threading.Event(), threading.Event()
+
+    def late(*args: Any) -> None:
+        may_begin.wait(PATIENCE)
+        hand_over(*args)
+
+    def let_begin() -> None:
+        wait_until(lambda: client._core.finished.waiting or over.is_set())
+        may_begin.set()
+
+    monkeypatch.setattr(StartClaim, "hand_over", late)
+    client = client_of(server, readers=readers).start()
+    helper = threading.Thread(target=let_begin)
+    helper.start()
+    client.close()
+    closed = client._core.finished.is_set()
+    over.set()
+    helper.join()
+    assert closed and client.wait_closed(PATIENCE)
+
+
 def test_an_exception_while_it_closes(server: Server) -> None:
-    """Closing again completes it, whether it was started or not."""
+    """A second ``close`` completes an interrupted one, whether or not the client was started."""
     for started in (True, False):
         for moment in opcodes(*MODULES, step=2):
             client = client_of(server)
@@ -135,13 +235,13 @@ def test_an_exception_while_it_closes(server: Server) -> None:
 
 
 def test_a_finalizer_that_finds_a_forgotten_client(server: Server) -> None:
-    """The garbage collector may find one inside of anything that another client does."""
+    """The garbage collector may finalize a client during any operation of another client."""
     forgotten: list[ClientConn] = []
     modules = (
         *MODULES,
         "tao.runtime.timing_wheel",
         "tao.connection.timers",
-        "tao.connection.send_queue",
+        "tao.connection.sending.send_queue",
         "tao.runtime.context",
     )
     for moment in opcodes(*modules, step=11):

@@ -1,4 +1,4 @@
-"""Dialling: names with several addresses, several servers, and what hangs on the way."""
+"""Dialling: names with several addresses, several servers, and steps that hang."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import tao.client.happy_eyeballs
 from tao.client.client import ClientConn
 from tao.client.happy_eyeballs import Memory
-from tao.connection.options import Reconnect
+from tao.connection.options.definitions import Reconnect
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.transport.addresses import Target
 from tao.wire.message import Registry
@@ -28,7 +28,7 @@ FOR_EVER = 1000.0
 
 
 class Names:
-    """A name server that a test controls; what it does not know, the real one is asked."""
+    """A name server controlled by the test; unknown names go to the real resolver."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known: dict[str, list[str]] = {}
@@ -50,7 +50,7 @@ class Names:
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
-    """A `Names` for the length of the test; what hangs ends with it."""
+    """A `Names` for the duration of the test; hanging look-ups are released at the end."""
     made = Names(monkeypatch)
     yield made
     made.well.set()
@@ -58,7 +58,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    """A place to connect to."""
+    """A listening socket to connect to."""
     made = Host()
     yield made
     made.close()
@@ -90,14 +90,14 @@ def make_client(host: Host, other: Host) -> Iterator[MakeClient]:
 
 
 def texts(seen: Seen) -> Registry:
-    """A registry whose handler of texts collects them."""
+    """Return a registry with a handler that collects texts."""
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: seen.add(ctx.message.text))
     return registry
 
 
 class Hole:
-    """A port that drops what comes to connect: its backlog is full."""
+    """A port that drops connection attempts, because its backlog is full."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.sock = socket.socket()
@@ -120,10 +120,10 @@ class Hole:
 # -- a name with several addresses
 
 
-def test_an_address_that_drops_everything_is_passed_over(
+def test_an_unresponsive_address_is_skipped(
     host: Host, make_client: MakeClient, names: Names
 ) -> None:
-    """The next is tried beside it, and goes first from then on, however long the timeout is."""
+    """The next address is tried in parallel, and first from then on, whatever the timeout is."""
     port = host.address[1]
     names.known["two"] = ["127.0.0.2", "127.0.0.1"]
     options = {"connect_timeout": FOR_EVER, "reconnect": AT_ONCE, "registry": texts(Seen())}
@@ -141,7 +141,7 @@ def test_an_address_that_drops_everything_is_passed_over(
 
 
 def test_the_order_of_attempts() -> None:
-    """Families take turns; what worked last goes first, what failed last goes last."""
+    """Address families alternate; the last success goes first, the last failure goes last."""
     six = [Target(socket.AF_INET6, (f"::{i}", 1, 0, 0)) for i in range(3)]
     four = [Target(socket.AF_INET, (f"127.0.0.{i}", 1)) for i in range(2)]
     memory = Memory()
@@ -156,7 +156,7 @@ def test_the_order_of_attempts() -> None:
 
 
 def test_all_addresses_fail(make_client: MakeClient, names: Names, host: Host) -> None:
-    """The error names each address with its reason, or the reason once if there is only one."""
+    """The error names each address with its reason; a single reason appears once."""
     port = host.address[1]
     host.down()
     names.known["two"] = ["127.0.0.2", "127.0.0.1"]
@@ -169,10 +169,8 @@ def test_all_addresses_fail(make_client: MakeClient, names: Names, host: Host) -
         make_client(("two", port), connect_timeout=0.3).start()
 
 
-def test_an_address_that_is_of_no_use_goes_last(
-    host: Host, make_client: MakeClient, names: Names
-) -> None:
-    """One that accepts and hangs up does not keep the client from the others."""
+def test_a_useless_address_goes_last(host: Host, make_client: MakeClient, names: Names) -> None:
+    """An address that accepts and closes at once does not keep the client from the others."""
     port = host.address[1]
     names.known["two"] = ["127.0.0.2", "127.0.0.1"]
     with socket.create_server(("127.0.0.2", port)) as useless:
@@ -187,7 +185,7 @@ def test_an_address_that_is_of_no_use_goes_last(
 
 
 def test_a_name_server_that_hangs(make_client: MakeClient, names: Names) -> None:
-    """Connecting takes no longer than connect_timeout, and a close ends it at once."""
+    """Connecting takes at most ``connect_timeout``, and closing ends it at once."""
     names.hanging.add("stuck")
     with pytest.raises(ConnectFailed, match=r"stuck port 1: .*not resolved within 0\.05 s"):
         make_client(("stuck", 1), connect_timeout=0.05).start()
@@ -198,9 +196,10 @@ def test_a_name_server_that_hangs(make_client: MakeClient, names: Names) -> None
     assert client.wait_closed(PATIENCE)
 
 
-def test_look_ups_that_hang_are_few(make_client: MakeClient, names: Names) -> None:
-    """Who asks for the same name waits for the same thread, and of names only so many may hang."""
-    clients = [make_client(("same", 1), connect_timeout=0.05) for _ in range(20)]
+def test_hanging_look_ups_are_limited(make_client: MakeClient, names: Names) -> None:
+    """Look-ups of the same name share a thread, and the number of hanging threads is limited."""
+    # A look-up is not shared any more when it has hung for so long, as on a busy machine.
+    clients = [make_client(("same", 1), connect_timeout=1) for _ in range(20)]
     names.hanging.add("same")
 
     def fail(client: ClientConn) -> None:
@@ -223,10 +222,10 @@ def test_look_ups_that_hang_are_few(make_client: MakeClient, names: Names) -> No
         make_client(("well", 1), connect_timeout=PATIENCE).start()
 
 
-def test_a_look_up_that_hung_for_long_is_not_waited_for(
+def test_a_look_up_that_has_hung_for_long_is_abandoned(
     host: Host, make_client: MakeClient, names: Names
 ) -> None:
-    """A name server that is well again is asked again, though a thread still hangs."""
+    """A recovered name server is queried again, although a thread still hangs."""
     names.known["sick"] = ["127.0.0.1"]
     names.hanging.add("sick")
     with pytest.raises(ConnectFailed, match="not resolved"):
@@ -239,7 +238,7 @@ def test_a_look_up_that_hung_for_long_is_not_waited_for(
 
 
 def test_a_child_process_resolves_as_well(names: Names) -> None:
-    """A look-up that hangs in the parent is nobody's in the child."""
+    """A child process does not wait for a look-up that hangs in its parent."""
     names.hanging.add("parents")
     client = ClientConn(("parents", 1), registry=Registry(), reconnect=True)
     client.start(keep_trying=True)
@@ -261,7 +260,7 @@ def test_a_child_process_resolves_as_well(names: Names) -> None:
 
 
 def test_fail_over(host: Host, other: Host, make_client: MakeClient) -> None:
-    """A server that does not answer is passed over for the next, and who has failed goes last."""
+    """The next server is tried if one does not answer; failed servers go last."""
     host.down()
     client = make_client([host.address, other.address], reconnect=AT_ONCE).start()
     first = other.accept()
@@ -274,10 +273,10 @@ def test_fail_over(host: Host, other: Host, make_client: MakeClient) -> None:
     assert client.remote_address == host.address
 
 
-def test_a_client_stays_where_it_is_served(
+def test_a_client_returns_to_the_server_that_worked(
     host: Host, other: Host, make_client: MakeClient
 ) -> None:
-    """After a loss it goes back to the server that was of use, wherever that is in the list."""
+    """After a loss it first tries the server that worked, whatever its position in the list."""
     handled = Seen()
     host.down()
     servers = [host.address, other.address]
@@ -292,8 +291,10 @@ def test_a_client_stays_where_it_is_served(
     assert client.remote_address == other.address
 
 
-def test_a_server_that_hangs_up_is_left(host: Host, other: Host, make_client: MakeClient) -> None:
-    """One that accepts and says nothing of use does not keep the client from the others."""
+def test_a_server_that_closes_at_once_is_skipped(
+    host: Host, other: Host, make_client: MakeClient
+) -> None:
+    """A server that accepts and closes does not keep the client from the others."""
     client = make_client([host.address, other.address], reconnect=AT_ONCE).start()
     host.accept().close()
     other.accept()
@@ -301,8 +302,10 @@ def test_a_server_that_hangs_up_is_left(host: Host, other: Host, make_client: Ma
     assert client.remote_address == other.address
 
 
-def test_a_handshake_that_fails_is_no_end(make_server: MakeServer, make_client: MakeClient) -> None:
-    """start() goes on to the next server if it cannot agree with one on TLS."""
+def test_a_failed_handshake_leads_to_the_next_server(
+    make_server: MakeServer, make_client: MakeClient
+) -> None:
+    """``start`` tries the next server if the TLS handshake fails."""
     plain, secure = make_server()[1], make_server(tls=SERVER)[1]
     options = {"tls": CLIENT, "server_hostname": "localhost"}
     client = make_client([plain, secure], **options).start()
@@ -314,7 +317,7 @@ def test_a_handshake_that_fails_is_no_end(make_server: MakeServer, make_client: 
 
 
 def test_no_server_answers(host: Host, other: Host, make_client: MakeClient, tmp_path: Any) -> None:
-    """The error names each of them with its reason."""
+    """The error names each server with its reason."""
     host.down()
     client = make_client([host.address, tmp_path / "x"])
     with pytest.raises(ConnectFailed) as failed:
@@ -326,10 +329,8 @@ def test_no_server_answers(host: Host, other: Host, make_client: MakeClient, tmp
     assert client.snapshot().address == f"127.0.0.1:{host.address[1]}, {tmp_path}/x"
 
 
-def test_a_server_that_hangs_is_passed_over(
-    other: Host, make_client: MakeClient, names: Names
-) -> None:
-    """Whether it is its name or itself that does not answer, the next is tried meanwhile."""
+def test_a_server_that_hangs_is_skipped(other: Host, make_client: MakeClient, names: Names) -> None:
+    """Whether its name or the server itself does not answer, the next one is tried meanwhile."""
     names.hanging.add("stuck")
     client = make_client([("stuck", 1), other.address], connect_timeout=FOR_EVER)
     client.start()
@@ -347,17 +348,17 @@ def test_a_server_that_hangs_is_passed_over(
         (lambda where: None, TypeError, "cannot be called as address"),
     ],
 )
-def test_what_is_no_list_of_servers(wrong: Any, error: type[Exception], says: str) -> None:
-    """A mistake is refused when the client is made."""
+def test_invalid_server_lists(wrong: Any, error: type[Exception], says: str) -> None:
+    """An invalid list is refused when the client is created."""
     with pytest.raises(error, match=says):
         ClientConn(wrong)
 
 
-# -- where from, and with which options
+# -- source address and socket options
 
 
 def test_a_source_address(host: Host, make_client: MakeClient) -> None:
-    """source_address says where connections come from; with a port also after a reconnect."""
+    """``source_address`` sets the local address; a local port is also used after a reconnect."""
     with socket.create_server(("127.0.0.7", 0)) as reserved:
         source = reserved.getsockname()
     client = make_client(host.address, source_address=source, reconnect=AT_ONCE).start()
@@ -370,8 +371,8 @@ def test_a_source_address(host: Host, make_client: MakeClient) -> None:
     assert named.local_address[0] == "127.0.0.1"
 
 
-def test_a_source_address_that_cannot_be(host: Host, make_client: MakeClient) -> None:
-    """The error says so, and whose fault it is."""
+def test_an_impossible_source_address(host: Host, make_client: MakeClient) -> None:
+    """The error names the source address as the cause."""
     with pytest.raises(ConnectFailed, match=r"cannot come from 192\.0\.2\.77:0: cannot assign"):
         make_client(host.address, source_address=("192.0.2.77", 0)).start()
     with pytest.raises(ConnectFailed, match="address family not supported"):
@@ -384,7 +385,7 @@ def test_a_source_address_that_cannot_be(host: Host, make_client: MakeClient) ->
 
 
 def test_socket_options(host: Host, make_client: MakeClient) -> None:
-    """They are set before connecting, and count for more than what tao sets itself."""
+    """They are set before connecting, and take precedence over tao's own."""
     options = [
         (socket.IPPROTO_IP, socket.IP_TOS, 0x10),
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 0),
@@ -402,11 +403,11 @@ def test_socket_options(host: Host, make_client: MakeClient) -> None:
             make_client(host.address, socket_options=wrong)
 
 
-# -- sockets of one's own
+# -- sockets made by the application
 
 
-def test_a_socket_that_is_connected(host: Host, make_client: MakeClient) -> None:
-    """It may be given in place of an address, with a timeout or without; it is used once."""
+def test_a_connected_socket(host: Host, make_client: MakeClient) -> None:
+    """It can be passed instead of an address, with or without a timeout; it is used once."""
     sock = socket.create_connection(host.address, PATIENCE)
     client = make_client(sock).start()
     client.write(Text("mine"))
@@ -418,8 +419,8 @@ def test_a_socket_that_is_connected(host: Host, make_client: MakeClient) -> None
             refusing.start()
 
 
-def test_sockets_that_will_not_do(host: Host, make_client: MakeClient) -> None:
-    """They are refused when the client is made; one that was not used is closed with the client."""
+def test_unsuitable_sockets(host: Host, make_client: MakeClient) -> None:
+    """They are refused at creation; an unused socket is closed together with the client."""
     sock = socket.create_connection(host.address)
     with pytest.raises(ValueError, match="reconnect: a socket that is connected already"):
         make_client(sock, reconnect=True)
@@ -437,7 +438,7 @@ def test_sockets_that_will_not_do(host: Host, make_client: MakeClient) -> None:
 
 
 def test_a_function_that_connects(host: Host, make_client: MakeClient) -> None:
-    """It is called for each connection, so that a proxy or a tunnel may be on the way."""
+    """It is called for each connection, for example to connect through a proxy or a tunnel."""
     calls = Seen()
 
     def through_a_proxy() -> socket.socket:
@@ -457,7 +458,7 @@ def test_a_function_that_connects(host: Host, make_client: MakeClient) -> None:
 
 
 def test_a_function_that_hangs(host: Host, make_client: MakeClient) -> None:
-    """It is given up after connect_timeout, and what it returns then is closed; so with a close."""
+    """It is abandoned after ``connect_timeout`` or a close, and its late result is closed."""
     leave, made = threading.Event(), Seen()
 
     def hang() -> socket.socket:
@@ -486,7 +487,7 @@ def test_a_function_that_hangs(host: Host, make_client: MakeClient) -> None:
     ],
 )
 def test_a_function_that_fails(make_client: MakeClient, returned: Any, says: str) -> None:
-    """start() raises with the reason; its mistakes are told like those of a callback."""
+    """``start`` raises with the reason; wrong results are reported like those of a callback."""
     errors = Seen()
 
     def connect() -> Any:
@@ -502,7 +503,7 @@ def test_a_function_that_fails(make_client: MakeClient, returned: Any, says: str
 
 
 def test_a_mixed_list(host: Host, make_client: MakeClient) -> None:
-    """A list may hold addresses, functions and sockets; one that was used up is passed over."""
+    """A list may contain addresses, functions and sockets; a used socket is skipped."""
     sock = socket.create_connection(host.address)
     client = make_client([sock, host.address], reconnect=Reconnect(initial=0.001)).start()
     host.accept().close()

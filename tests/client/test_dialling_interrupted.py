@@ -1,4 +1,4 @@
-"""Dialling that is interrupted: by an exception or a call in the midst, at every bytecode."""
+"""Interrupted dialling: an exception or a nested call at every bytecode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tao.client.dialling import Dialler
 from tao.client.endpoints import endpoints_of
-from tao.connection.options import ClientSettings
+from tao.connection.options.definitions import ClientSettings
 from tao.errors import ConnectionClosed
 from tao.runtime.helper_threads import Bell, HelperTask, HelperThreads
 from tao.testing.pytest_plugin import open_sockets
@@ -21,7 +21,7 @@ from tests.support import PATIENCE, wait_until
 
 MODULES = ("tao.client.dialling", "tao.client.happy_eyeballs", "tao.runtime.helper_threads")
 
-# A socket that nobody has yet when an exception comes is closed by the garbage collector.
+# The garbage collector closes a socket that has no owner yet when an exception arrives.
 pytestmark = [
     pytest.mark.interrupted,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -30,14 +30,14 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """Have it do so before anything is counted."""
+    """Run the garbage collector before leaks are counted."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def address() -> Iterator[tuple[str, int]]:
-    """Where somebody accepts, and hangs up."""
+    """The address of a server that accepts and closes at once."""
 
     def accept() -> None:
         with suppress(OSError):
@@ -53,14 +53,14 @@ def address() -> Iterator[tuple[str, int]]:
 
 
 def dialler_of(address: tuple[str, int], name: str = "localhost") -> Dialler:
-    """A dialler that has to pass over a server, and to resolve a name."""
+    """Return a dialler that has to skip one server and to resolve a name."""
     endpoints = endpoints_of(["/nobody/listens/here", (name, address[1])])
     return Dialler(endpoints, ClientSettings(connect_timeout=PATIENCE))
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_an_exception_while_dialling(address: tuple[str, int], module: str) -> None:
-    """The next attempt succeeds, nothing that was begun is left, and no helper thread is lost."""
+    """The next attempt succeeds, and no connection attempt and no helper thread leaks."""
     before = open_sockets()
     for moment in opcodes(module, step=3):
         dialler = dialler_of(address)
@@ -77,7 +77,7 @@ def test_an_exception_while_dialling(address: tuple[str, int], module: str) -> N
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_close_while_dialling(address: tuple[str, int], module: str) -> None:
-    """A signal handler that closes ends the dialling, or it had succeeded; nothing waits."""
+    """A close in a signal handler ends the dialling unless it has succeeded; nothing blocks."""
     before = open_sockets()
     for moment in opcodes(module, step=3):
         dialler = dialler_of(address)
@@ -91,7 +91,7 @@ def test_a_close_while_dialling(address: tuple[str, int], module: str) -> None:
 
 
 def test_a_finalizer_that_dials(address: tuple[str, int]) -> None:
-    """Somebody may connect in the midst of it, to the same name too."""
+    """A finalizer may connect in the middle of dialling, even to the same name."""
     for moment in opcodes(*MODULES, step=7):
         other = dialler_of(address)
         with moment.calling(lambda other=other: other.next().transport.close()):  # type: ignore[misc]
@@ -99,7 +99,7 @@ def test_a_finalizer_that_dials(address: tuple[str, int]) -> None:
 
 
 def test_an_exception_in_a_helper_thread() -> None:
-    """One that another thread sets there costs that task, and not the thread's place."""
+    """An asynchronous exception fails the current task, and the thread pool recovers."""
     for moment in opcodes("tao.runtime.helper_threads"):
         helpers, bell = HelperThreads("test-helper", 1), Bell()
         task: HelperTask[int] = HelperTask(lambda: 1)
@@ -112,7 +112,7 @@ def test_an_exception_in_a_helper_thread() -> None:
 
 
 def next_one(helpers: HelperThreads, bell: Bell) -> int | None:
-    """The result of one more task."""
+    """Return the result of one more task."""
     task: HelperTask[int] = HelperTask(lambda: 2)
     task.join(bell)
     helpers.submit(task)

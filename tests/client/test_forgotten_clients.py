@@ -1,4 +1,4 @@
-"""A client that the application forgets without closing it: it is warned of, and closed."""
+"""A client that is garbage-collected without being closed: it is closed, with a warning."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn, connect
-from tao.connection.options import Reconnect
+from tao.connection.options.definitions import Reconnect
 from tao.testing import RecordingClient, serving
 from tao.wire.message import Registry
 from tests.ends import Seen, Text, text
+from tests.injection import opcodes
 from tests.support import PATIENCE, wait_until
 
 SOON = Reconnect(initial=0.001, maximum=0.01)
@@ -23,14 +24,14 @@ SOON = Reconnect(initial=0.001, maximum=0.01)
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """A place to connect to."""
+    """A listening socket to connect to."""
     with socket.create_server(("127.0.0.1", 0)) as made:
         made.settimeout(PATIENCE)
         yield made
 
 
 class Application:
-    """An object that holds a client, which holds it: by handlers, callbacks, timers and a value."""
+    """An object in a cycle with a client: through handlers, callbacks, timers and a value."""
 
     def __init__(self, address: Any, closed: Seen, **options: Any) -> None:
         self.heard = Seen()
@@ -64,15 +65,15 @@ class Application:
 
 
 def forget(make: Callable[[], Any]) -> None:
-    """Make something that nobody refers to, and have the garbage collector find out."""
+    """Create an object without references, and run the garbage collector."""
     made = weakref.ref(make())
     # One of its callbacks may just be running.
     wait_until(lambda: gc.collect() >= 0 and made() is None)
 
 
 @pytest.mark.parametrize("reconnect", [False, SOON], ids=["once", "reconnect"])
-def test_it_is_warned_of_and_closed(listener: socket.socket, reconnect: Any) -> None:
-    """The peer sees an orderly end, after what was written."""
+def test_it_is_closed_with_a_warning(listener: socket.socket, reconnect: Any) -> None:
+    """The peer sees a graceful end, after all written messages."""
     address = listener.getsockname()
     with pytest.warns(ResourceWarning, match="unclosed <ClientConn .*: open>") as warned:
         connect(address, registry=Registry(), reconnect=reconnect).write(Text("bye"))
@@ -82,8 +83,8 @@ def test_it_is_warned_of_and_closed(listener: socket.socket, reconnect: Any) -> 
         assert sock.makefile("rb").read() == text("bye")
 
 
-def test_where_it_was_made(listener: socket.socket) -> None:
-    """tracemalloc knows, if it runs."""
+def test_the_warning_says_where_it_was_created(listener: socket.socket) -> None:
+    """The warning has the allocation traceback if tracemalloc is active."""
     tracemalloc.start(10)
     try:
         with pytest.warns(ResourceWarning) as warned:
@@ -96,17 +97,15 @@ def test_where_it_was_made(listener: socket.socket) -> None:
 
 
 def ended(listener: socket.socket) -> bool:
-    """Whether who connected has ended in order."""
+    """Return whether the peer has closed gracefully."""
     with listener.accept()[0] as sock:
         sock.settimeout(PATIENCE)
         return not sock.makefile("rb").read()
 
 
 @pytest.mark.parametrize("reconnect", [False, SOON], ids=["once", "reconnect"])
-def test_what_refers_only_to_each_other_is_forgotten(
-    listener: socket.socket, reconnect: Any
-) -> None:
-    """A client's own handlers, callbacks, timers and values are no reason to keep it."""
+def test_cycles_are_collected(listener: socket.socket, reconnect: Any) -> None:
+    """References from its own handlers, callbacks, timers and values do not keep a client alive."""
     closed = Seen()
     address = listener.getsockname()
     with pytest.warns(ResourceWarning, match="unclosed <ClientConn"):
@@ -118,7 +117,7 @@ def test_what_refers_only_to_each_other_is_forgotten(
 
 
 def test_it_is_closed_while_it_dials(listener: socket.socket) -> None:
-    """One that keeps trying gives up."""
+    """A client that keeps trying to connect is closed as well."""
     address = listener.getsockname()
     listener.close()
     with pytest.warns(ResourceWarning, match="unclosed <ClientConn"):
@@ -129,15 +128,15 @@ def test_it_is_closed_while_it_dials(listener: socket.socket) -> None:
     assert core.wait_closed(PATIENCE)
 
 
-def test_who_still_refers_to_it_keeps_it(listener: socket.socket) -> None:
-    """A handler that keeps its connection, a method, a timer of a client that somebody holds."""
+def test_a_referenced_client_is_kept(listener: socket.socket) -> None:
+    """References from a handler, a bound method or a timer of a live client keep it alive."""
     closed = Seen()
     application = Application(listener.getsockname(), closed)
     heard, write = application.heard, application.client.write
     del application
     gc.collect()
     count = len(heard.items)
-    heard.wait(count + 3)  # its timer goes on
+    heard.wait(count + 3)  # its timer still fires
     assert closed.items == []
     with listener.accept()[0] as sock:
         sock.sendall(text("hello"))
@@ -146,7 +145,7 @@ def test_who_still_refers_to_it_keeps_it(listener: socket.socket) -> None:
 
 
 def test_a_client_that_was_closed_or_never_started(listener: socket.socket) -> None:
-    """There is nothing to warn of; nor is there of one whose peer has closed."""
+    """No warning is issued for them, nor for a client with a peer that has closed."""
     ClientConn(listener.getsockname(), registry=Registry())
     ClientConn(listener.getsockname(), registry=Registry()).close()
     with connect(listener.getsockname(), registry=Registry()):
@@ -160,7 +159,7 @@ def test_a_client_that_was_closed_or_never_started(listener: socket.socket) -> N
 
 
 def test_a_wrong_option_leaves_nothing(recwarn: pytest.WarningsRecorder) -> None:
-    """An object that was not made is not finalized as a client."""
+    """An object with a failed constructor is not finalized as a client."""
     with pytest.raises(TypeError, match="no option"):
         ClientConn(("localhost", 1), nonsense=1)
     gc.collect()
@@ -168,15 +167,15 @@ def test_a_wrong_option_leaves_nothing(recwarn: pytest.WarningsRecorder) -> None
 
 
 def test_a_recording_client_that_is_forgotten() -> None:
-    """It is a client as well."""
+    """A dropped `RecordingClient` is closed with a warning as well."""
     with serving(registry=Registry()) as server:
         with pytest.warns(ResourceWarning, match="unclosed"):
             forget(lambda: RecordingClient(server))
         wait_until(lambda: not server.connections)
 
 
-def test_nothing_of_it_is_left(listener: socket.socket) -> None:
-    """Once it has ended, the core and the object are freed as well."""
+def test_nothing_of_it_leaks(listener: socket.socket) -> None:
+    """After the end, the core and the object are freed as well."""
     with pytest.warns(ResourceWarning, match="unclosed"):
         application = Application(listener.getsockname(), Seen())
         core = weakref.ref(application.client._core)
@@ -187,7 +186,7 @@ def test_nothing_of_it_is_left(listener: socket.socket) -> None:
 
 
 def test_attributes_are_those_of_the_client(listener: socket.socket) -> None:
-    """What is set reaches the threads; what is an application's own stays with the client."""
+    """Options set later reach the threads; the application's own attributes stay on the client."""
 
     class Mine(ClientConn):
         def shout(self, words: str) -> None:
@@ -203,3 +202,30 @@ def test_attributes_are_those_of_the_client(listener: socket.socket) -> None:
             assert sock.recv(100) == text("HI")
         with pytest.raises(AttributeError, match="nothing"):
             client.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("ticks", [True, False])
+def test_one_that_was_never_started_ends_with_its_timers(ticks: bool) -> None:
+    """And with the thread that these have, whether or not it is the first time that one is due."""
+    ticked = Seen()
+    client = ClientConn(("localhost", 1), registry=Registry())
+    client.run_every(0.001 if ticks else 1000, lambda due, conn: ticked.add(due))
+    if ticks:
+        ticked.wait()
+    core = client._core
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del client
+        gc.collect()
+    assert core.finished.wait(PATIENCE) and not len(core.timers)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_an_exception_at_any_bytecode_of_a_finalizer() -> None:
+    """Such as Ctrl-C: the client is closed all the same."""
+    for moment in opcodes("tao.client.reconnect", "tao.runtime.timing_wheel"):
+        client = ClientConn(("localhost", 1), registry=Registry())
+        client.run_after(1000, lambda due, conn: None)
+        core = client._core
+        with moment.raising():
+            client.__del__()
+        assert core.finished.wait(PATIENCE), moment

@@ -1,4 +1,4 @@
-"""Messages that a client skips for lack of a registration: it says so once, where it is seen."""
+"""The warning about messages that a client skips because their number is not registered."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ client.wait_closed(10)
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """A place to connect to."""
+    """A listening socket to connect to."""
     with socket.create_server(("127.0.0.1", 0)) as made:
         made.settimeout(PATIENCE)
         yield made
 
 
 def warned(listener: socket.socket, *numbers: int, **options: Any) -> list[str]:
-    """What is warned of when these numbers come to a client with a handler of texts."""
+    """Return the warnings of a client with a handler for texts that receives these numbers."""
     registry, last = Registry(), Seen()
     registry.handler(Text)(lambda ctx, conn: last.add(1))
     with warnings.catch_warnings(record=True) as caught:
@@ -53,7 +53,7 @@ def warned(listener: socket.socket, *numbers: int, **options: Any) -> list[str]:
 
 
 def test_a_program_that_does_not_log(tmp_path: Path) -> None:
-    """It is told once on stderr, with the number and the line that made the client."""
+    """The warning appears once on stderr, with the number and the line that created the client."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -64,15 +64,15 @@ def test_a_program_that_does_not_log(tmp_path: Path) -> None:
     assert "message number 7" in ran.stderr and "message number 8" not in ran.stderr
 
 
-def test_it_is_said_once(listener: socket.socket) -> None:
-    """Only the first of the unknown numbers is warned of, and known ones are not."""
+def test_it_is_issued_once(listener: socket.socket) -> None:
+    """Only the first unknown number causes a warning; known numbers do not."""
     (said,) = warned(listener, 7, 8, 7, 9)
     assert "message number 7, which its registry does not know" in said
     assert warned(listener, 0) == []
 
 
-def test_who_wants_to_know_is_not_warned(listener: socket.socket, log_lines: list[Any]) -> None:
-    """A log that is kept says it, and so on_message speaks for itself."""
+def test_an_enabled_log_replaces_the_warning(listener: socket.socket, log_lines: list[Any]) -> None:
+    """If the log is enabled, the message is logged instead."""
     assert warned(listener, 7) == []
     assert [line["level"].name for line in log_lines if "number 7" in line["message"]] == [
         "WARNING"
@@ -80,14 +80,14 @@ def test_who_wants_to_know_is_not_warned(listener: socket.socket, log_lines: lis
 
 
 def test_on_message_silences_it(listener: socket.socket) -> None:
-    """Who has given on_message has thought about messages without a handler."""
+    """With ``on_message``, no warning is issued."""
     assert warned(listener, 7, on_message=lambda message, conn: None) == []
 
 
 def test_warnings_that_are_errors(
     listener: socket.socket, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """They are shown all the same, as there is nobody to raise them to; no error is counted."""
+    """If warnings are errors, they are printed, because no caller could catch them."""
     warnings.simplefilter("error")
     errors, handled = Seen(), Seen()
     registry = Registry()

@@ -1,4 +1,4 @@
-"""A connection, from either end: order, timers, heartbeats, errors, and every way it can end."""
+"""A connection, at both ends: order, timers, heartbeats, errors, and every way it can end."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from tao.connection.connection import Connection
 from tao.errors import BadData, ConnectionClosed, WouldBlock
 from tao.runtime.context import Context
 from tao.runtime.timing_wheel import TimingWheel
+from tao.testing import Clock
 from tao.wire.codec import Batch, Codec
 from tao.wire.message import HeartbeatMessage, Message, Registry
 from tests.ends import End, Number, Seen, Text, frame, number, text
@@ -36,14 +38,14 @@ def echo_registry() -> Registry:
 
 
 def test_a_message_is_handled_and_answered(open_end: OpenEnd) -> None:
-    """What the peer sends reaches its handler, and what the handler writes reaches the peer."""
+    """A message reaches its handler, and the handler's reply reaches the peer."""
     end = open_end(registry=echo_registry())
     end.send(text("hello"))
     assert end.read(13) == text("hello")
 
 
-def test_bytes_may_come_one_at_a_time(open_end: OpenEnd) -> None:
-    """How the stream is cut makes no difference."""
+def test_a_stream_in_single_bytes(open_end: OpenEnd) -> None:
+    """A message is received in any pieces."""
     end = open_end(registry=echo_registry())
     for byte in text("slow"):
         end.send(bytes([byte]))
@@ -51,7 +53,7 @@ def test_bytes_may_come_one_at_a_time(open_end: OpenEnd) -> None:
 
 
 def test_thousands_of_messages_at_once_stay_in_order(open_end: OpenEnd) -> None:
-    """Messages are handled, and answered, in the order they came."""
+    """Messages are handled and answered in the order of their arrival."""
     end = open_end(registry=echo_registry(), queue_size=10_000)
     sender = threading.Thread(
         target=lambda: end.send(b"".join(text(f"{i:06}") for i in range(5000))), name="test-sender"
@@ -62,7 +64,7 @@ def test_thousands_of_messages_at_once_stay_in_order(open_end: OpenEnd) -> None:
 
 
 def test_the_context_knows_message_connection_and_server(open_end: OpenEnd) -> None:
-    """A handler's context carries what belongs to its message."""
+    """The context of a handler has the message, the connection and the server."""
     registry, seen = Registry(), Seen()
     registry.handler(Text)(lambda ctx, conn: seen.add((ctx.message.text, ctx.net_id, ctx.server)))
     end = open_end(registry=registry)
@@ -70,8 +72,8 @@ def test_the_context_knows_message_connection_and_server(open_end: OpenEnd) -> N
     assert seen.wait() == [("x", end.conn.net_id, end.server)]
 
 
-def test_on_message_gets_what_has_no_handler(open_end: OpenEnd) -> None:
-    """A registered number without a handler goes to on_message."""
+def test_on_message_gets_messages_without_a_handler(open_end: OpenEnd) -> None:
+    """A registered number without a handler is passed to ``on_message``."""
     registry, seen = Registry(), Seen()
     registry.register(1, Text.deserialize)
     end = open_end(registry=registry, on_message=lambda m, conn: seen.add((m.text, conn)))
@@ -80,7 +82,7 @@ def test_on_message_gets_what_has_no_handler(open_end: OpenEnd) -> None:
 
 
 def test_an_unregistered_number_is_skipped(open_end: OpenEnd, log_lines: list[object]) -> None:
-    """It is counted, logged once for each number, and the connection stays open."""
+    """It is counted and logged once per number, and the connection stays open."""
     end = open_end(registry=echo_registry())
     end.send(frame(77, b"abc") + frame(-5) + frame(77, b"d" * 1000) + text("on"))
     assert end.read_text() == "on"
@@ -90,10 +92,10 @@ def test_an_unregistered_number_is_skipped(open_end: OpenEnd, log_lines: list[ob
     assert told[0]["extra"]["connection"] == end.conn.net_id  # type: ignore[index]
 
 
-def test_a_flood_of_unregistered_numbers_is_not_logged_line_by_line(
+def test_unregistered_numbers_do_not_flood_the_log(
     open_end: OpenEnd, log_lines: list[object]
 ) -> None:
-    """A peer that makes up numbers cannot fill the log, or the memory."""
+    """Log lines and memory are bounded, however many numbers a peer uses."""
     end = open_end(registry=echo_registry())
     end.send(b"".join(frame(n) for n in range(100, 600)) + text("on"))
     assert end.read_text() == "on"
@@ -101,7 +103,7 @@ def test_a_flood_of_unregistered_numbers_is_not_logged_line_by_line(
 
 
 class JsonLines(Codec):
-    """Text in JSON lines: a codec of another kind altogether."""
+    """A codec of another kind: text in JSON lines."""
 
     def encode(self, message: Message) -> bytes:
         return message.serialize() + b"\n"
@@ -123,16 +125,16 @@ class JsonLinesDecoder:
             batch.append((1, self._registry.lookup(1).deserialize(line)))
 
 
-def test_a_codec_of_its_own_plugs_in(open_end: OpenEnd) -> None:
-    """Newline-delimited JSON needs a codec and nothing else."""
+def test_a_codec_can_be_replaced(open_end: OpenEnd) -> None:
+    """Newline-delimited JSON needs only a codec."""
     end = open_end(registry=echo_registry(), codec=JsonLines(), heartbeat=0.001)
     end.send(b'{"a": 1}\n{"b"')
     end.send(b": 2}\n")
     assert end.read(17) == b'{"a": 1}\n{"b": 2}'
 
 
-def test_what_came_before_bad_data_is_handled(open_end: OpenEnd) -> None:
-    """A broken stream ends its connection with a reason, after what was whole."""
+def test_messages_before_bad_data_are_handled(open_end: OpenEnd) -> None:
+    """Invalid data closes the connection with a reason, after the complete messages before it."""
     errors = Seen()
     end = open_end(registry=echo_registry(), codec=JsonLines(), on_error=lambda c, e: errors.add(e))
     end.send(b'{"a": 1}\nrubbish\n')
@@ -141,8 +143,8 @@ def test_what_came_before_bad_data_is_handled(open_end: OpenEnd) -> None:
     assert [type(error) for error in errors.wait()] == [BadData]
 
 
-def test_a_deserializer_that_raises_ends_its_connection(open_end: OpenEnd) -> None:
-    """The error reaches on_error, and the reason names message and error."""
+def test_a_deserializer_that_raises_closes_the_connection(open_end: OpenEnd) -> None:
+    """The error is passed to ``on_error``, and the reason names message and error."""
     errors = Seen()
     end = open_end(registry=echo_registry(), on_error=lambda c, e: errors.add(e))
     end.send(frame(1, b"\xff"))
@@ -152,16 +154,16 @@ def test_a_deserializer_that_raises_ends_its_connection(open_end: OpenEnd) -> No
     assert "message 1 could not be deserialized" in str(end.conn.close_reason)
 
 
-def test_too_long_a_message_is_refused_by_its_header(open_end: OpenEnd) -> None:
-    """Nothing is read or allocated for a length above the limit."""
+def test_an_oversized_message_is_refused_by_its_header(open_end: OpenEnd) -> None:
+    """No value above the limit is read, and no memory is allocated for it."""
     end = open_end(registry=echo_registry())
     end.send(struct.pack("<iI", 1, 2**31))
     assert end.read_to_end() == b""
     assert "announces 2147483648 bytes, the limit is 8388608" in str(end.conn.close_reason)
 
 
-def test_a_decoder_that_breaks_ends_only_its_connection(open_end: OpenEnd) -> None:
-    """Whatever a codec raises is a protocol error of that connection."""
+def test_a_failing_decoder_closes_only_its_connection(open_end: OpenEnd) -> None:
+    """Any exception of a codec is a protocol error of that connection."""
 
     class Broken(JsonLinesDecoder):
         def feed(self, data: bytes, batch: Batch) -> None:
@@ -181,7 +183,7 @@ def test_a_decoder_that_breaks_ends_only_its_connection(open_end: OpenEnd) -> No
 
 
 def test_a_serializer_that_fails_raises_in_write(open_end: OpenEnd) -> None:
-    """Its error is the caller's, and nothing is sent."""
+    """The caller of ``write`` gets the exception, and nothing is sent."""
 
     class Bad:
         message_number = 1
@@ -204,7 +206,7 @@ def test_a_serializer_that_fails_raises_in_write(open_end: OpenEnd) -> None:
 
 
 def test_twenty_threads_write_to_one_connection(open_end: OpenEnd) -> None:
-    """No two messages mix, and each thread's own stay in order."""
+    """Messages are not mixed, and those of each thread stay in order."""
     end = open_end(queue_size=50)
 
     def write(thread: int) -> None:
@@ -222,7 +224,7 @@ def test_twenty_threads_write_to_one_connection(open_end: OpenEnd) -> None:
 
 
 def test_a_full_send_queue_raises_would_block(open_end: OpenEnd) -> None:
-    """A peer that does not read costs the writer an error, not its time; later all is delivered."""
+    """``write`` raises at once; all queued messages are delivered when the peer reads."""
     end = open_end(queue_size=4)
     message = Text("x" * 300_000)
     accepted = 0
@@ -236,8 +238,8 @@ def test_a_full_send_queue_raises_would_block(open_end: OpenEnd) -> None:
     assert all(len(end.read_text()) == 300_000 for _ in range(accepted))
 
 
-def test_a_write_may_wait_for_room(open_end: OpenEnd) -> None:
-    """With a timeout, it goes on as soon as the peer reads."""
+def test_a_write_can_wait_for_room(open_end: OpenEnd) -> None:
+    """With a timeout, ``write`` continues as soon as the peer reads."""
     end = open_end(queue_size=2)
     message = Text("x" * 100_000)
     done = Seen()
@@ -254,8 +256,8 @@ def test_a_write_may_wait_for_room(open_end: OpenEnd) -> None:
 # -- heartbeats and timeouts
 
 
-def test_heartbeats_are_sent_when_nothing_else_is(open_end: OpenEnd) -> None:
-    """A silent connection sends the time, now and then."""
+def test_heartbeats_are_sent_on_an_idle_connection(open_end: OpenEnd) -> None:
+    """A connection without other messages sends heartbeats with the time."""
     before = time.time_ns()
     end = open_end(heartbeat=0.01)
     for _ in range(3):
@@ -266,8 +268,8 @@ def test_heartbeats_are_sent_when_nothing_else_is(open_end: OpenEnd) -> None:
 
 
 @pytest.mark.parametrize("policy", ["raise", "drop_newest", "drop_oldest", "close"])
-def test_heartbeats_take_no_place_of_messages(open_end: OpenEnd, policy: str) -> None:
-    """To a peer that does not read none is sent: what was written for it waits as it was."""
+def test_heartbeats_do_not_displace_messages(open_end: OpenEnd, policy: str) -> None:
+    """No heartbeat is queued for a peer that does not read, so queued messages stay."""
     end = open_end(heartbeat=0.02, queue_size=2, slow_consumer=policy)
     written = 0
     while end.conn.send_queue_length < 2:
@@ -281,7 +283,7 @@ def test_heartbeats_take_no_place_of_messages(open_end: OpenEnd, policy: str) ->
 
 
 def test_an_idle_peer_is_closed(open_end: OpenEnd) -> None:
-    """Who sends nothing for idle_timeout is closed, and the reason says so."""
+    """A peer that sends nothing for ``idle_timeout`` is disconnected, with that reason."""
     closed = Seen()
     end = open_end(idle_timeout=0.05, on_close=lambda conn: closed.add(conn.close_reason))
     assert end.read_to_end() == b""
@@ -289,8 +291,49 @@ def test_an_idle_peer_is_closed(open_end: OpenEnd) -> None:
     assert closed.wait() == ["idle for 0.05 s"]
 
 
+def test_keep_alive_that_is_negotiated(open_end: OpenEnd) -> None:
+    """A change holds from then on, for each of both by itself; None turns it off."""
+    with Clock() as clock:
+        end = open_end(heartbeat=30, idle_timeout=60)
+        end.conn.set_keepalive(heartbeat=5)
+        clock.advance(5)
+        assert end.read_frame()[0] == 0
+        end.conn.set_keepalive(heartbeat=None, idle_timeout=None)
+        clock.advance(1000)
+        assert not end.conn.closed
+        end.conn.set_keepalive(idle_timeout=10)
+        clock.advance(9)
+        assert not end.conn.closed
+        clock.advance(1)
+        wait_until(lambda: end.conn.closed)
+        assert end.conn.close_reason == "idle for 10 s"
+        assert end.read_to_end() == b""
+
+
+def test_keep_alive_that_on_connect_sets(open_end: OpenEnd) -> None:
+    """It holds from the beginning, and the kernel's probes are set to it as well."""
+    with Clock() as clock:
+        end = open_end(on_connect=lambda conn: conn.set_keepalive(heartbeat=1, idle_timeout=20))
+        clock.advance(1)
+        assert end.read_frame()[0] == 0
+        seconds = end.conn.socket_option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+        assert seconds == round(20 / 2 / 3)
+        clock.advance(19)
+        wait_until(lambda: end.conn.close_reason == "idle for 20 s")
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("inf"), "5", True])
+def test_what_keep_alive_cannot_be(open_end: OpenEnd, wrong: float) -> None:
+    """It is refused by its name, and nothing is changed."""
+    end = open_end()
+    for name in ("heartbeat", "idle_timeout"):
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
+            end.conn.set_keepalive(**{name: wrong})
+    assert end.conn._core.keep_alive.idle_timeout is None
+
+
 def test_a_heartbeat_keeps_a_connection_alive(open_end: OpenEnd) -> None:
-    """A peer that only ever sends heartbeats is not idle."""
+    """A peer that sends only heartbeats is not idle."""
     end = open_end(idle_timeout=0.5, registry=echo_registry())
     beat = frame(0, struct.pack("<q", 0))
     started = time.monotonic()
@@ -303,10 +346,10 @@ def test_a_heartbeat_keeps_a_connection_alive(open_end: OpenEnd) -> None:
     assert abs(end.conn.last_heartbeat - time.time()) < PATIENCE
 
 
-def test_setting_the_clock_moves_no_heartbeat(
+def test_setting_the_clock_affects_no_heartbeat(
     open_end: OpenEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither what was told before nor what comes after jumps with the time of day."""
+    """The times of heartbeats do not jump with the time of day."""
     end = open_end(registry=echo_registry())
     before = end.conn.last_heartbeat
     for step in (3600, -7200):
@@ -320,8 +363,8 @@ def test_setting_the_clock_moves_no_heartbeat(
         before = end.conn.last_heartbeat
 
 
-def test_a_busy_handler_is_not_a_dead_peer(open_end: OpenEnd) -> None:
-    """While a handler blocks, heartbeats of the peer are seen all the same."""
+def test_a_slow_handler_does_not_make_a_peer_idle(open_end: OpenEnd) -> None:
+    """While a handler blocks, the peer's heartbeats are received."""
     registry = Registry()
     entered, leave = threading.Event(), threading.Event()
 
@@ -342,8 +385,8 @@ def test_a_busy_handler_is_not_a_dead_peer(open_end: OpenEnd) -> None:
     assert end.read_text() == "alive"
 
 
-def test_many_handlers_in_a_row_are_not_a_dead_peer(open_end: OpenEnd) -> None:
-    """A batch may keep the reading thread for longer than idle_timeout, though no handler does."""
+def test_a_long_batch_does_not_make_a_peer_idle(open_end: OpenEnd) -> None:
+    """Handling a batch may take longer than ``idle_timeout``."""
     registry = Registry()
     registry.handler(Number, dispatch="inline")(lambda ctx, conn: time.sleep(0.002))
     registry.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
@@ -352,8 +395,8 @@ def test_many_handlers_in_a_row_are_not_a_dead_peer(open_end: OpenEnd) -> None:
     assert end.read_text() == "alive"
 
 
-def test_a_peer_that_takes_nothing_is_closed(open_end: OpenEnd) -> None:
-    """write_timeout ends a connection whose peer reads nothing."""
+def test_a_peer_that_does_not_read_is_disconnected(open_end: OpenEnd) -> None:
+    """``write_timeout`` closes the connection."""
     closed = Seen()
     end = open_end(write_timeout=0.05, on_close=lambda conn: closed.add(conn.close_reason))
     with pytest.raises((WouldBlock, ConnectionClosed)):
@@ -362,8 +405,8 @@ def test_a_peer_that_takes_nothing_is_closed(open_end: OpenEnd) -> None:
     assert closed.wait() == ["the peer took nothing for 0.05 s"]
 
 
-def test_a_slow_consumer_may_be_closed(open_end: OpenEnd) -> None:
-    """slow_consumer="close" ends a connection whose send queue is full, and says why."""
+def test_a_slow_consumer_can_be_disconnected(open_end: OpenEnd) -> None:
+    """With ``slow_consumer="close"``, a full send queue closes the connection with a reason."""
     closed, errors = Seen(), Seen()
     end = open_end(
         slow_consumer="close",
@@ -379,8 +422,8 @@ def test_a_slow_consumer_may_be_closed(open_end: OpenEnd) -> None:
 
 
 @pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest"])
-def test_messages_for_a_slow_consumer_may_be_dropped(open_end: OpenEnd, policy: str) -> None:
-    """Each is dropped whole and counted; the rest arrives in order."""
+def test_messages_for_a_slow_consumer_can_be_dropped(open_end: OpenEnd, policy: str) -> None:
+    """Dropped messages are complete and counted; the others arrive in order."""
     end = open_end(slow_consumer=policy, queue_size=3)
     for i in range(200):
         end.conn.write(Text(f"{i:03}" + "x" * 100_000))
@@ -395,7 +438,7 @@ def test_messages_for_a_slow_consumer_may_be_dropped(open_end: OpenEnd, policy: 
 
 
 def test_timers_fire_with_the_time_and_the_connection(open_end: OpenEnd) -> None:
-    """run_at, run_after and run_every call back with when they were due."""
+    """The callbacks of ``run_at``, ``run_after`` and ``run_every`` get the due time."""
     end, seen = open_end(), Seen()
     soon = datetime.now(timezone.utc) + timedelta(milliseconds=5)
     end.conn.run_at(soon, lambda due, conn: seen.add(("at", due, conn)))
@@ -408,8 +451,8 @@ def test_timers_fire_with_the_time_and_the_connection(open_end: OpenEnd) -> None
     assert all(due.tzinfo and conn is end.conn for _, due, conn in found)
 
 
-def test_a_timer_takes_its_turn(open_end: OpenEnd) -> None:
-    """A callback never runs beside a handler of its connection."""
+def test_timers_run_between_handlers(open_end: OpenEnd) -> None:
+    """A callback never runs concurrently with a handler of its connection."""
     registry, seen = Registry(), Seen()
     entered, leave = threading.Event(), threading.Event()
 
@@ -429,8 +472,8 @@ def test_a_timer_takes_its_turn(open_end: OpenEnd) -> None:
     assert seen.wait(2) == ["handler", "timer"]
 
 
-def test_a_slow_timer_does_not_pile_up(open_end: OpenEnd) -> None:
-    """A periodic callback that is still to run is not queued a second time."""
+def test_a_slow_timer_is_not_queued_twice(open_end: OpenEnd) -> None:
+    """A periodic callback that waits to run is not queued again."""
     end = open_end()
     entered, leave = threading.Event(), threading.Event()
 
@@ -446,15 +489,15 @@ def test_a_slow_timer_does_not_pile_up(open_end: OpenEnd) -> None:
 
 
 def test_a_timer_that_raises_reaches_on_error(open_end: OpenEnd) -> None:
-    """And goes on."""
+    """The exception is passed to ``on_error``, and a periodic timer continues."""
     errors = Seen()
     end = open_end(on_error=lambda conn, error: errors.add(type(error)))
     end.conn.run_every(0.001, lambda due, conn: 1 // 0)
     assert errors.wait(2)[:2] == [ZeroDivisionError] * 2
 
 
-def test_timers_go_with_the_connection(open_end: OpenEnd) -> None:
-    """After the end nothing fires, and nothing can be set."""
+def test_timers_end_with_the_connection(open_end: OpenEnd) -> None:
+    """After the end no timer fires, and none can be set."""
     end = open_end()
     timer = end.conn.run_every(1000, lambda due, conn: None)
     assert len(end.conn._core.timers) == 1
@@ -472,7 +515,7 @@ def test_timers_go_with_the_connection(open_end: OpenEnd) -> None:
 
 
 def test_values_and_name(open_end: OpenEnd) -> None:
-    """A connection keeps what one gives it, and says who it is."""
+    """A connection stores values, and its repr shows its name."""
     end = open_end()
     end.conn.set_value("user", 42)
     end.conn.name = "probe"
@@ -484,14 +527,14 @@ def test_values_and_name(open_end: OpenEnd) -> None:
     assert "open" in repr(end.conn)
 
 
-# -- errors of users
+# -- errors in user code
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
 def test_a_handler_that_raises(
     open_end: OpenEnd, log_lines: list[object], error: BaseException
 ) -> None:
-    """It is logged with its traceback, reaches on_error, and the connection lives on."""
+    """It is logged with its traceback and passed to ``on_error``; the connection stays open."""
     registry, errors = echo_registry(), Seen()
 
     @registry.handler(Number)
@@ -507,8 +550,10 @@ def test_a_handler_that_raises(
     assert logged[0]["exception"].value is error  # type: ignore[index]
 
 
-def test_callbacks_that_raise_do_no_harm(open_end: OpenEnd, log_lines: list[object]) -> None:
-    """on_error and on_close may fail: it is logged, and the end comes all the same."""
+def test_callbacks_that_raise_do_not_prevent_the_end(
+    open_end: OpenEnd, log_lines: list[object]
+) -> None:
+    """Exceptions of ``on_error`` and ``on_close`` are logged, and the connection still ends."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("callback")
@@ -525,7 +570,7 @@ def test_callbacks_that_raise_do_no_harm(open_end: OpenEnd, log_lines: list[obje
 
 
 def test_the_peer_closes(open_end: OpenEnd) -> None:
-    """on_close is called once, the context is cancelled, and writing raises with the reason."""
+    """``on_close`` is called once, ``ctx`` is cancelled, and ``write`` raises with the reason."""
     closed = Seen()
     end = open_end(on_close=lambda conn: closed.add(conn.close_reason))
     context = end.conn.context
@@ -538,8 +583,8 @@ def test_the_peer_closes(open_end: OpenEnd) -> None:
         end.conn.write(Text("x"))
 
 
-def test_the_peer_closes_in_the_midst_of_a_message(open_end: OpenEnd) -> None:
-    """What was whole is handled; that more was to come is the reason, and reaches on_error."""
+def test_the_peer_closes_within_a_message(open_end: OpenEnd) -> None:
+    """Complete messages are handled; ``on_error`` and the reason report the truncation."""
     closed, errors = Seen(), Seen()
     end = open_end(
         on_close=lambda conn: closed.add(conn.close_reason),
@@ -554,7 +599,7 @@ def test_the_peer_closes_in_the_midst_of_a_message(open_end: OpenEnd) -> None:
 
 
 def test_the_peer_resets(open_end: OpenEnd) -> None:
-    """A reset is told apart from an orderly end, and reaches on_error."""
+    """A reset differs from a graceful end, and is passed to ``on_error``."""
     closed, errors = Seen(), Seen()
     end = open_end(
         on_close=lambda conn: closed.add(conn.close_reason),
@@ -568,16 +613,16 @@ def test_the_peer_resets(open_end: OpenEnd) -> None:
     assert errors.items == [ConnectionResetError]
 
 
-def test_a_half_closed_peer_gets_its_answers(open_end: OpenEnd) -> None:
-    """What came before the peer's end is handled and answered."""
+def test_a_half_closed_peer_gets_its_replies(open_end: OpenEnd) -> None:
+    """Messages before the peer's end of stream are handled and answered."""
     end = open_end(registry=echo_registry(), queue_size=5000)
     end.send(b"".join(text(f"{i:04}") for i in range(1000)))
     end.peer.shutdown(socket.SHUT_WR)
     assert end.read_to_end() == b"".join(text(f"{i:04}") for i in range(1000))
 
 
-def test_close_delivers_what_was_written(open_end: OpenEnd) -> None:
-    """close() loses nothing that write() accepted, if the peer reads it."""
+def test_close_delivers_written_messages(open_end: OpenEnd) -> None:
+    """All messages that ``write`` accepted arrive if the peer reads them."""
     end = open_end(queue_size=100_000)
     payload = "x" * 5000
     for i in range(2000):
@@ -592,8 +637,38 @@ def test_close_delivers_what_was_written(open_end: OpenEnd) -> None:
     assert end.conn.close_reason == "closed by this side"
 
 
+def test_close_with_a_reason(open_end: OpenEnd) -> None:
+    """``close_reason`` is the given reason, also in ``on_close``; only the first one counts."""
+    closed = Seen()
+    end = open_end(on_close=lambda conn: closed.add(conn.close_reason))
+    for wrong, error in ((7, TypeError), (None, TypeError), ("", ValueError)):
+        with pytest.raises(error, match="reason of a close must"):
+            end.conn.close(wrong)  # type: ignore[arg-type]
+    assert not end.conn.closed
+    end.conn.close("the licence has expired")
+    end.conn.close("too late")
+    with pytest.raises(ConnectionClosed, match=r"^the licence has expired$"):
+        end.conn.write(Text("x"))
+    assert closed.wait() == [end.conn.close_reason] == ["the licence has expired"]
+
+
+def test_state(open_end: OpenEnd) -> None:
+    """Handlers share it; it is separate from the values."""
+    end, other = open_end(), open_end()
+    assert vars(end.conn.state) == {} and end.conn.state is end.conn.state
+    end.conn.state.user = "ann"
+
+    @end.registry.handler(Text)
+    def answer(ctx: Context, conn: Connection) -> None:
+        conn.write(Text(conn.state.user))
+
+    end.send(text("?"))
+    assert end.read_text() == "ann"
+    assert (end.conn.value("user"), vars(other.conn.state)) == (None, {})
+
+
 def test_close_twice_and_from_many_threads(open_end: OpenEnd) -> None:
-    """One end, one on_close."""
+    """The connection ends once, with one ``on_close``."""
     closed = Seen()
     end = open_end(on_close=lambda conn: closed.add(conn.close_reason))
     end.peer.close()
@@ -604,7 +679,7 @@ def test_close_twice_and_from_many_threads(open_end: OpenEnd) -> None:
 
 
 def test_a_handler_may_close_its_connection(open_end: OpenEnd) -> None:
-    """close() in a handler returns, and what the handler wrote before arrives."""
+    """``close`` returns in a handler, and earlier messages of the handler arrive."""
     registry, after = Registry(), Seen()
 
     @registry.handler(Text)
@@ -622,15 +697,15 @@ def test_a_handler_may_close_its_connection(open_end: OpenEnd) -> None:
     assert len(after.items) == 1
 
 
-def test_a_peer_that_does_not_close_is_not_waited_for_long(open_end: OpenEnd) -> None:
-    """After our end the peer has a moment to end too; then the connection is over anyway."""
+def test_a_peer_that_does_not_close_is_waited_for_briefly(open_end: OpenEnd) -> None:
+    """After this side's end of stream, the peer has a moment to close; then the connection ends."""
     end = open_end()
     assert ends(end.conn.close)
     assert end.conn.wait_closed(PATIENCE)
 
 
-def test_a_peer_that_reads_nothing_is_cut_off(open_end: OpenEnd) -> None:
-    """What could not be delivered in drain_timeout is counted and reported."""
+def test_a_peer_that_does_not_read_is_aborted(open_end: OpenEnd) -> None:
+    """Messages not delivered within ``drain_timeout`` are counted and reported."""
     errors = Seen()
     end = open_end(drain_timeout=0.1, on_error=lambda conn, error: errors.add(str(error)))
     with pytest.raises(WouldBlock):
@@ -643,8 +718,8 @@ def test_a_peer_that_reads_nothing_is_cut_off(open_end: OpenEnd) -> None:
     assert end.conn._core.counts().unsent > 0
 
 
-def test_a_handler_that_never_returns_does_not_hold_the_end(open_end: OpenEnd) -> None:
-    """After drain_timeout the connection is closed without it."""
+def test_a_handler_that_never_returns_does_not_prevent_the_end(open_end: OpenEnd) -> None:
+    """After ``drain_timeout``, the connection is closed while the handler still runs."""
     registry = Registry()
     entered, leave = threading.Event(), threading.Event()
 
@@ -663,7 +738,7 @@ def test_a_handler_that_never_returns_does_not_hold_the_end(open_end: OpenEnd) -
 
 
 def test_a_disconnect_cancels_the_context_of_a_handler(open_end: OpenEnd) -> None:
-    """A handler that waits for its context is woken when the peer goes."""
+    """A handler that waits for its context is woken when the peer disconnects."""
     registry, seen = Registry(), Seen()
 
     @registry.handler(Text)
@@ -678,8 +753,8 @@ def test_a_disconnect_cancels_the_context_of_a_handler(open_end: OpenEnd) -> Non
     assert seen.wait(2) == ["waiting", True]
 
 
-def test_close_beside_writes(open_end: OpenEnd) -> None:
-    """Writers that race with close() either deliver or raise; what was accepted arrives."""
+def test_close_during_writes(open_end: OpenEnd) -> None:
+    """Concurrent writes either succeed or raise; all accepted messages arrive."""
     end = open_end(queue_size=10_000)
     go = threading.Event()
 
@@ -712,7 +787,7 @@ def test_close_beside_writes(open_end: OpenEnd) -> None:
 
 
 def test_on_connect_writes_first(open_end: OpenEnd) -> None:
-    """What on_connect writes is the first thing the peer gets."""
+    """Messages written by ``on_connect`` arrive first."""
 
     def greet(conn: object) -> bool:
         conn.write(Text("welcome"))  # type: ignore[attr-defined]
@@ -724,7 +799,7 @@ def test_on_connect_writes_first(open_end: OpenEnd) -> None:
 
 
 def test_on_close_follows_the_last_handler(open_end: OpenEnd) -> None:
-    """No handler of a connection runs after its on_close."""
+    """No handler of a connection runs after its ``on_close``."""
     registry, seen = Registry(), Seen()
     registry.handler(Number)(lambda ctx, conn: seen.add(ctx.message.value))
     end = open_end(registry=registry, on_close=lambda conn: seen.add("closed"))
@@ -733,13 +808,13 @@ def test_on_close_follows_the_last_handler(open_end: OpenEnd) -> None:
     assert seen.wait(501) == [*range(500), "closed"]
 
 
-def test_small_messages_after_large_ones(open_end: OpenEnd) -> None:
-    """A connection that has read much at a time does not go on to do so when messages are tiny."""
+def test_the_read_size_shrinks_again(open_end: OpenEnd) -> None:
+    """After large messages, a connection returns to small reads when messages are small."""
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: None)
     end = open_end(registry=registry)
     reader = end.conn._core.reader
-    reader._recv_size = 256 * 1024
+    reader.recv_size = 256 * 1024
     end.send(text("") * 16_000)
     wait_until(lambda: end.conn._core.runner.handled == 16_000)
-    assert reader._recv_size <= 16 * 1024
+    assert reader.recv_size <= 16 * 1024

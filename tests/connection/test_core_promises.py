@@ -1,4 +1,4 @@
-"""Promises of a connection that its parts keep together, over both ends."""
+"""Guarantees of a connection that several of its parts keep together, at both ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tao.errors import ConnectionClosed, TaoError
 from tao.runtime.context import Context
 from tao.server.server import Server
 from tao.wire.message import Registry
-from tests.ends import End, MakeServer, Seen, Text, text
+from tests.ends import OWN_READERS, End, MakeServer, Seen, Text, text
 from tests.support import PATIENCE, ends, wait_until
 
 OpenEnd = Callable[..., End]
@@ -29,8 +29,8 @@ user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobo
 
 
 @pytest.mark.parametrize("dispatch", ["auto", "pool", "inline"])
-def test_context_variables_are_the_connections(open_end: OpenEnd, dispatch: str) -> None:
-    """What ``on_connect`` or a handler sets, later callbacks of that connection see."""
+def test_context_variables_are_shared_within_a_connection(open_end: OpenEnd, dispatch: str) -> None:
+    """Later callbacks of a connection see what ``on_connect`` or a handler has set."""
     seen = Seen()
     registry = Registry()
 
@@ -57,7 +57,7 @@ def test_context_variables_are_the_connections(open_end: OpenEnd, dispatch: str)
 
 @pytest.mark.parametrize("dispatch", ["auto", "pool", "inline"])
 def test_on_error_sees_the_context_variables(open_end: OpenEnd, dispatch: str) -> None:
-    """``on_error`` runs with the connection's variables, also where it interrupts no handler."""
+    """``on_error`` runs with the connection's variables, even if no handler is involved."""
     seen = Seen()
     registry = Registry()
 
@@ -73,12 +73,12 @@ def test_on_error_sees_the_context_variables(open_end: OpenEnd, dispatch: str) -
     )
     end.send(text("alice"))
     assert seen.wait(1) == ["ValueError for alice"]
-    end.peer.sendall(b"\xff" * 64)  # no message begins so
+    end.peer.sendall(b"\xff" * 64)  # no message begins like this
     assert seen.wait(2)[1] == "BadData for alice"
 
 
-def test_context_variables_do_not_pass_between_connections(make_server: MakeServer) -> None:
-    """The next connection on the same thread begins with what the program had set."""
+def test_context_variables_are_not_shared_between_connections(make_server: MakeServer) -> None:
+    """The next connection on the same thread starts with the program's variables."""
     seen = Seen()
 
     def greet(conn: Any) -> None:
@@ -99,8 +99,8 @@ def test_context_variables_do_not_pass_between_connections(make_server: MakeServ
 # -- half-close
 
 
-def test_replies_after_the_peers_end(open_end: OpenEnd) -> None:
-    """With half_close, a thread may reply after the peer has said that it sends no more."""
+def test_replies_after_the_peers_end_of_stream(open_end: OpenEnd) -> None:
+    """With ``half_close``, a thread can still reply after the peer's end of stream."""
     seen = Seen()
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: seen.add(ctx.message.text))
@@ -116,16 +116,16 @@ def test_replies_after_the_peers_end(open_end: OpenEnd) -> None:
     assert end.conn.close_reason == "closed by this side"
 
 
-def test_half_close_has_a_limit(open_end: OpenEnd) -> None:
-    """Who does not close its own direction in time is closed, with a reason that says so."""
+def test_half_close_timeout(open_end: OpenEnd) -> None:
+    """A connection that this side does not close in time is closed, with that reason."""
     end = open_end(half_close=True, half_close_timeout=0.05)
     end.peer.shutdown(socket.SHUT_WR)
     assert end.read_to_end() == b""
     assert "did not within 0.05 s" in str(end.conn.close_reason)
 
 
-def test_half_close_and_a_peer_that_goes(open_end: OpenEnd) -> None:
-    """A peer that is gone altogether is noticed when something is sent to it."""
+def test_half_close_and_a_peer_that_is_gone(open_end: OpenEnd) -> None:
+    """A peer that has disconnected completely is detected by the next write."""
     end = open_end(half_close=True)
     end.peer.close()
     wait_until(lambda: end.conn.peer_finished)
@@ -141,12 +141,12 @@ def test_half_close_and_a_peer_that_goes(open_end: OpenEnd) -> None:
     wait_until(lambda: end.conn.closed)
 
 
-# -- what users hand over
+# -- data from users
 
 
 @pytest.mark.parametrize("frame", ["text", None, 7, [1, 2]])
 def test_a_frame_that_is_not_bytes(open_end: OpenEnd, frame: Any) -> None:
-    """It is refused where it is written, also behind a slow reader; the connection lives on."""
+    """``write`` refuses it, even with a full queue, and the connection stays open."""
     end = open_end()
     end.conn.write(Text("x" * 5_000_000 if frame == "text" else "x"))
     with pytest.raises(TypeError, match="must be bytes"):
@@ -156,8 +156,8 @@ def test_a_frame_that_is_not_bytes(open_end: OpenEnd, frame: Any) -> None:
     assert end.read_text() == "y"
 
 
-def test_a_frame_that_changes_later_is_copied(open_end: OpenEnd) -> None:
-    """What its owner does to a bytearray afterwards does not reach the peer."""
+def test_a_mutable_frame_is_copied(open_end: OpenEnd) -> None:
+    """Changes to a bytearray after the write do not reach the peer."""
     end = open_end()
     end.conn.write(Text("x" * 7_000_000))
     changing = bytearray(text("first"))
@@ -167,8 +167,9 @@ def test_a_frame_that_changes_later_is_copied(open_end: OpenEnd) -> None:
     assert end.read_text() == "first"
 
 
-def test_a_writer_thread_that_fails_ends_its_connection(open_end: OpenEnd) -> None:
-    """Whatever is raised in the writer, the connection ends with that as its reason."""
+@pytest.mark.parametrize("open_end", OWN_READERS, indirect=True)
+def test_a_failing_writer_thread_ends_the_connection(open_end: OpenEnd) -> None:
+    """The exception of the writer thread is the close reason."""
     end = open_end()
     transport = end.conn._core.transport
     assert transport is not None
@@ -186,12 +187,15 @@ def test_a_writer_thread_that_fails_ends_its_connection(open_end: OpenEnd) -> No
     assert end.conn.wait_closed(PATIENCE)
 
 
-# -- sums
+# -- totals
 
 
 @pytest.mark.parametrize("dispatch", ["auto", "pool", "inline"])
-def test_what_is_read_is_handled_or_reported(make_server: MakeServer, dispatch: str) -> None:
-    """At a stop under load, each message read was handled, or the report has it as unhandled."""
+def test_messages_read_are_handled_or_reported(
+    make_server: MakeServer, dispatch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a stop under load, each message read was handled or is reported as unhandled."""
+    monkeypatch.setattr("tao.connection.shutdown._LINGER", 0.05)  # these peers do not close
     for _ in range(3):
         handled = Seen()
         registry = Registry()
@@ -214,7 +218,7 @@ def test_what_is_read_is_handled_or_reported(make_server: MakeServer, dispatch: 
 
 
 def pour(sock: socket.socket) -> None:
-    """Send messages until the other side ends."""
+    """Send messages until the peer closes."""
     try:
         while True:
             sock.sendall(text("x") * 500)
@@ -222,12 +226,12 @@ def pour(sock: socket.socket) -> None:
         pass
 
 
-# -- calls in the midst of calls
+# -- nested calls
 
 
 @pytest.mark.parametrize("call", ["write", "broadcast", "close", "stop", "timer"])
-def test_a_signal_handler_may_call_anything(make_server: MakeServer, call: str) -> None:
-    """In the midst of the main thread's writes a signal handler may write, close and stop."""
+def test_a_signal_handler_may_call_any_method(make_server: MakeServer, call: str) -> None:
+    """A signal handler may write, close and stop during a write of the main thread."""
     server, address = make_server(registry=Registry(), drain_timeout=2)
     done = []
 
@@ -273,7 +277,7 @@ def drain(sock: socket.socket) -> None:
 
 
 class Cyclic:
-    """An object whose finalizer calls something, run by the collector wherever it finds it."""
+    """An object with a finalizer, which the garbage collector may run anywhere."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
@@ -288,7 +292,7 @@ class Cyclic:
 
 @pytest.mark.parametrize("dispatch", ["auto", "pool"])
 def test_finalizers_may_write_anywhere(make_server: MakeServer, dispatch: str) -> None:
-    """The collector runs finalizers that write and broadcast, in handlers and in tao's threads."""
+    """Finalizers that write and broadcast may run in handlers and in tao's threads."""
     registry = Registry()
     server, address = make_server(registry=registry, dispatch=dispatch, workers=4, drain_timeout=2)
 
@@ -318,7 +322,7 @@ def test_finalizers_may_write_anywhere(make_server: MakeServer, dispatch: str) -
 
 
 def test_two_stops_in_a_signal_handler(make_server: MakeServer) -> None:
-    """A stop that interrupts a stop returns in its time, and the first one goes on."""
+    """A stop that interrupts a stop meets its timeout, and the first one continues."""
     server, address = make_server(registry=Registry(), drain_timeout=5)
     assert isinstance(server, Server)
     interrupted = []

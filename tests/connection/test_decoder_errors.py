@@ -1,4 +1,4 @@
-"""What a decoder raises: whose fault it is decides how loudly it is told."""
+"""Exceptions of decoders: the log level depends on whether the peer or the code is at fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECRET = "the combination of the safe"
 
 
 class Letters(Codec):
-    """A codec of letters, each a message. ``!`` is bad data; others raise what they stand for."""
+    """A codec with a message per letter. ``!`` is bad data; other letters raise exceptions."""
 
     def encode(self, message: Message) -> bytes:
         return message.serialize()
@@ -62,7 +62,7 @@ class LettersDecoder:
 
 
 def lost(log_lines: list[Any]) -> list[Any]:
-    """The lines that tell of a lost connection."""
+    """Return the log lines about lost connections."""
     return [each for each in log_lines if each["message"].startswith("connection lost")]
 
 
@@ -70,14 +70,16 @@ def lost(log_lines: list[Any]) -> list[Any]:
 def test_a_bug_in_a_decoder_is_an_error(
     open_end: OpenEnd, log_lines: list[Any], letter: bytes
 ) -> None:
-    """It is logged at ERROR with its traceback but not its text, and on_error gets all of it."""
+    """It is logged at ERROR with its traceback but without its text, which ``on_error`` gets."""
     errors = Seen()
     end = open_end(codec=Letters(), heartbeat=None, on_error=lambda conn, error: errors.add(error))
     end.send(b"ab" + letter)
     (error,) = errors.wait()
     raised = LettersDecoder.raises[letter]()
     assert type(error) is BadData and type(error.__cause__) is type(raised)
+    wait_until(lambda: end.conn.close_reason is not None)  # on_error may still write
     assert end.conn.close_reason == f"protocol error: the decoder raised {type(raised).__name__}"
+    wait_until(lambda: lost(log_lines))
     (line,) = lost(log_lines)
     assert (line["level"].name, line["message"]) == (
         "ERROR",
@@ -93,7 +95,7 @@ def test_a_bug_in_a_decoder_is_an_error(
 def test_a_bug_in_a_deserializer_is_an_error(
     open_end: OpenEnd, log_lines: list[Any], error: type[Exception]
 ) -> None:
-    """Likewise; what came before is handled."""
+    """It is logged in the same way; earlier messages are handled."""
     registry, seen = Registry(), Seen()
     registry.handler(Text)(lambda ctx, conn: seen.add(ctx.message.text))
 
@@ -107,6 +109,7 @@ def test_a_bug_in_a_deserializer_is_an_error(
     wait_until(lambda: lost(log_lines))
     (line,) = lost(log_lines)
     assert line["level"].name == "ERROR" and line["exception"].type is error
+    wait_until(lambda: end.conn.close_reason is not None)  # which comes after the log
     assert end.conn.close_reason == (
         f"protocol error: message 5 could not be deserialized: {error.__name__}"
     )
@@ -115,7 +118,7 @@ def test_a_bug_in_a_deserializer_is_an_error(
 def test_a_bug_at_the_end_of_the_stream_is_an_error(
     open_end: OpenEnd, log_lines: list[Any]
 ) -> None:
-    """A decoder is asked whether the stream may end there, and may fail to say."""
+    """The ``end`` method of a decoder may raise as well."""
     end = open_end(codec=Letters(), heartbeat=None)
     end.send(b"abc")
     end.peer.shutdown(socket.SHUT_WR)
@@ -124,8 +127,10 @@ def test_a_bug_at_the_end_of_the_stream_is_an_error(
     assert line["level"].name == "ERROR" and line["exception"].type is ArithmeticError
 
 
-def test_a_bug_is_told_though_a_handler_has_closed(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """The end of the connection does not hide what the decoder raised in the same data."""
+def test_a_bug_is_reported_even_if_a_handler_has_closed(
+    open_end: OpenEnd, log_lines: list[Any]
+) -> None:
+    """A close in the same batch does not hide the exception of the decoder."""
     registry = Registry()
     registry.handler(Text, dispatch="inline")(lambda ctx, conn: conn.close())
     end = open_end(registry=registry, codec=Letters(), heartbeat=None)
@@ -149,7 +154,7 @@ def test_a_bug_is_told_though_a_handler_has_closed(open_end: OpenEnd, log_lines:
     ],
     ids=["BadData", "too long", "http", "tls", "unregistered", "cut", "refused", "nothing"],
 )
-def test_a_peers_fault_is_no_error_of_ours(
+def test_an_error_of_the_peer_is_not_logged_as_an_error(
     open_end: OpenEnd, log_lines: list[Any], options: dict[str, Any], data: bytes
 ) -> None:
     """It is logged at WARNING or below."""
@@ -167,8 +172,8 @@ def test_a_peers_fault_is_no_error_of_ours(
     assert [each for each in log_lines if each["level"].no > 30] == []
 
 
-def test_an_error_that_cannot_be_shown_is_told(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """Its text raises, and what is wrong with the peer is known nevertheless."""
+def test_an_error_without_a_text_is_reported(open_end: OpenEnd, log_lines: list[Any]) -> None:
+    """Even if the text of the exception raises, the cause is reported."""
 
     class Silent(BadData):
         def __str__(self) -> str:
@@ -186,8 +191,8 @@ def test_an_error_that_cannot_be_shown_is_told(open_end: OpenEnd, log_lines: lis
     assert lost(log_lines)[0]["level"].name == "INFO"
 
 
-def test_a_message_that_began_is_not_late_after_bad_data(log_lines: list[Any]) -> None:
-    """The decoder holds bytes for ever then, and frame_timeout has nothing more to say."""
+def test_frame_timeout_ends_with_bad_data(log_lines: list[Any]) -> None:
+    """After bad data, the bytes that the decoder still holds do not trigger ``frame_timeout``."""
     errors = Seen()
     with Clock() as clock:
         end = End(

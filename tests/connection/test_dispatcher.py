@@ -1,4 +1,4 @@
-"""Where handlers run, in which order, and what a handler that blocks must not do."""
+"""The dispatcher: on which thread and in which order handlers run, and handlers that block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tao.connection.handler_trust import TRUST_MOST, learn
+from tao.connection.handling.handler_trust import TRUST_MOST, learn
 from tao.runtime.context import Context
 from tao.runtime.histogram import summed
 from tao.server.server import Server
@@ -23,12 +23,12 @@ OpenEnd = Callable[..., End]
 
 
 def role() -> str:
-    """The part of the calling thread: ``reader``, ``handler`` or ``worker``."""
+    """Return the role of the calling thread: ``reader``, ``handler`` or ``worker``."""
     return threading.current_thread().name.split("-")[1].split("_")[0]
 
 
 def where(mode: str | None) -> tuple[Registry, Seen]:
-    """A registry whose handlers tell which thread they run on, and answer."""
+    """Return a registry with handlers that record their thread and reply."""
     registry, seen = Registry(), Seen()
 
     @registry.handler(Number, dispatch=mode)
@@ -40,48 +40,48 @@ def where(mode: str | None) -> tuple[Registry, Seen]:
 
 
 def ask(end: End, times: int) -> None:
-    """Send so many messages, each after the answer to the one before."""
+    """Send ``times`` messages, each after the reply to the previous one."""
     for i in range(times):
         end.send(number(i))
         assert end.read(16) == number(i)
 
 
-# -- which thread
+# -- threads
 
 
 def test_inline_always_runs_on_the_reader(open_end: OpenEnd) -> None:
-    """dispatch="inline" never hands over."""
+    """``dispatch="inline"`` never uses another thread."""
     registry, seen = where("inline")
     ask(open_end(registry=registry), 10)
     assert set(seen.items) == {"reader"}
 
 
 def test_pool_always_runs_on_the_workers(open_end: OpenEnd) -> None:
-    """dispatch="pool" never runs on the reader; a client's handling thread is its only worker."""
+    """``dispatch="pool"`` never uses the reader; a client's only worker is its handler thread."""
     registry, seen = where("pool")
     end = open_end(registry=registry)
     ask(end, 20)
     assert set(seen.items) == {"worker" if end.server else "handler"}
 
 
-def test_a_connections_mode_holds_for_its_handlers(open_end: OpenEnd) -> None:
-    """The option applies where the handler does not say otherwise."""
+def test_the_dispatch_of_a_connection_is_the_default(open_end: OpenEnd) -> None:
+    """The option applies to handlers without a ``dispatch`` of their own."""
     registry, seen = where(None)
     ask(open_end(registry=registry, dispatch="inline"), 10)
     assert set(seen.items) == {"reader"}
 
 
-def test_a_quick_handler_comes_to_run_on_the_reader(open_end: OpenEnd) -> None:
-    """It starts in the pool and is trusted after a few quick runs."""
+def test_a_quick_handler_is_promoted_to_the_reader(open_end: OpenEnd) -> None:
+    """It starts in the pool, and runs on the reader after a few quick runs."""
     registry, seen = where("auto")
     end = open_end(registry=registry)
     ask(end, 200)
     assert seen.items[0] != "reader"
-    assert "reader" in seen.items  # the last may not be: on a busy machine it is slow at times
+    assert "reader" in seen.items  # on a busy machine, the last run may be slow
 
 
 def test_a_slow_handler_stays_in_the_pool(open_end: OpenEnd) -> None:
-    """It is never trusted."""
+    """It is never promoted."""
     registry, seen = Registry(), Seen()
     never = threading.Event()
 
@@ -95,8 +95,8 @@ def test_a_slow_handler_stays_in_the_pool(open_end: OpenEnd) -> None:
     assert "reader" not in seen.items
 
 
-def test_a_handler_that_turns_slow_goes_back_to_the_pool(open_end: OpenEnd) -> None:
-    """A trusted handler that blocks is trusted no longer."""
+def test_a_handler_that_becomes_slow_is_demoted(open_end: OpenEnd) -> None:
+    """A promoted handler that blocks runs in the pool again."""
     registry, seen = Registry(), Seen()
     never = threading.Event()
     slow = threading.Event()
@@ -118,8 +118,8 @@ def test_a_handler_that_turns_slow_goes_back_to_the_pool(open_end: OpenEnd) -> N
 # -- handlers that block
 
 
-def test_what_a_busy_machine_takes_is_not_held_against_a_handler() -> None:
-    """A run no longer than threads have to wait anyway neither costs trust nor earns it."""
+def test_delays_of_a_busy_machine_are_ignored() -> None:
+    """A run as long as the usual delay of a thread neither promotes nor demotes a handler."""
     entry = Registration(1, bytes)
     for _ in range(TRUST_MOST):
         learn(entry, 0.0, False, 0.0)
@@ -136,7 +136,7 @@ def test_what_a_busy_machine_takes_is_not_held_against_a_handler() -> None:
 
 
 class Gate:
-    """A registry with a handler that can be made to block, trusted from the start."""
+    """A registry with a handler that can block, and is promoted from the start."""
 
     def __init__(self) -> None:
         self.registry = Registry()
@@ -156,8 +156,8 @@ class Gate:
             conn.write(ctx.message)
 
 
-def test_a_reader_that_blocks_is_relieved(open_end: OpenEnd) -> None:
-    """While a handler blocks on the reading thread, the connection is read by another."""
+def test_a_blocked_reader_is_relieved(open_end: OpenEnd) -> None:
+    """While a handler blocks on the reading thread, another thread reads."""
     gate = Gate()
     end = open_end(registry=gate.registry)
     end.send(text("x"))
@@ -172,8 +172,8 @@ def test_a_reader_that_blocks_is_relieved(open_end: OpenEnd) -> None:
     assert end.read(16) == number(1)
 
 
-def test_a_blocked_reader_sees_the_disconnect(open_end: OpenEnd) -> None:
-    """The context of the blocked handler is cancelled when its peer goes."""
+def test_a_disconnect_is_noticed_while_the_reader_is_blocked(open_end: OpenEnd) -> None:
+    """The context of the blocked handler is cancelled."""
     registry, seen = Registry(), Seen()
 
     @registry.handler(Text, dispatch="inline")
@@ -189,8 +189,8 @@ def test_a_blocked_reader_sees_the_disconnect(open_end: OpenEnd) -> None:
     assert end.conn.wait_closed(PATIENCE)
 
 
-def test_a_handler_may_wait_for_what_is_read_later(open_end: OpenEnd) -> None:
-    """A handler that blocks until a later message has been decoded does not dead-lock."""
+def test_a_handler_may_wait_for_a_later_message_to_be_read(open_end: OpenEnd) -> None:
+    """Blocking until a later message has been decoded causes no deadlock."""
     registry = Registry()
     decoded = threading.Event()
 
@@ -211,7 +211,7 @@ def test_a_handler_may_wait_for_what_is_read_later(open_end: OpenEnd) -> None:
 
 
 def test_a_reply_does_not_wait_for_a_later_handler(open_end: OpenEnd) -> None:
-    """Replies of a batch leave although a handler of the same batch blocks."""
+    """Replies of a batch are sent even if a later handler of the batch blocks."""
     gate = Gate()
     end = open_end(registry=gate.registry)
     end.send(number(1) + number(2) + text("blocks") + number(3))
@@ -221,8 +221,8 @@ def test_a_reply_does_not_wait_for_a_later_handler(open_end: OpenEnd) -> None:
     assert end.read(16) == number(3)
 
 
-def test_a_reply_does_not_wait_within_a_run_of_one_kind(open_end: OpenEnd) -> None:
-    """Also if it is the same handler that answers and then blocks."""
+def test_a_reply_does_not_wait_for_the_same_handler(open_end: OpenEnd) -> None:
+    """This holds even if the same handler has replied and now blocks."""
     registry = Registry()
     leave = threading.Event()
 
@@ -239,8 +239,8 @@ def test_a_reply_does_not_wait_within_a_run_of_one_kind(open_end: OpenEnd) -> No
     assert end.read(48) == number(3) + number(4) + number(5)
 
 
-def test_order_holds_around_a_handler_that_blocks(open_end: OpenEnd) -> None:
-    """What comes meanwhile, timers included, waits for its turn and keeps it."""
+def test_order_during_a_blocked_handler(open_end: OpenEnd) -> None:
+    """Messages and timers that arrive meanwhile wait, and keep their order."""
     gate = Gate()
     end = open_end(registry=gate.registry)
     end.send(text("gate") + number(0))
@@ -254,8 +254,8 @@ def test_order_holds_around_a_handler_that_blocks(open_end: OpenEnd) -> None:
     assert gate.seen.wait(52) == ["gate", *range(50), "timer"]
 
 
-def test_other_connections_go_on_while_one_blocks() -> None:
-    """A handler that blocks, inline or in the pool, delays nobody else."""
+def test_other_connections_continue_while_one_blocks() -> None:
+    """A blocking handler, inline or in the pool, does not delay other connections."""
     gate = Gate()
     with Server(registry=gate.registry, workers=1) as server:
         address = server.start(("127.0.0.1", 0))
@@ -271,8 +271,8 @@ def test_other_connections_go_on_while_one_blocks() -> None:
             gate.leave.set()
 
 
-def test_a_full_inbox_pushes_back(open_end: OpenEnd) -> None:
-    """While a handler blocks, no more than queue_size messages and one batch are taken in."""
+def test_a_full_inbox_pauses_reading(open_end: OpenEnd) -> None:
+    """While a handler blocks, at most ``queue_size`` messages and one batch are read."""
     gate = Gate()
     end = open_end(registry=gate.registry, queue_size=10, idle_timeout=0.5)
     end.send(text("gate"))
@@ -294,8 +294,8 @@ def test_a_full_inbox_pushes_back(open_end: OpenEnd) -> None:
 
 
 @pytest.mark.parametrize("mode", ["inline", "auto", "pool"])
-def test_one_that_blocks_does_not_hide_among_quick_ones(open_end: OpenEnd, mode: str) -> None:
-    """In the latencies it counts by itself, also in the midst of a run of one kind."""
+def test_a_blocking_run_is_measured_separately(open_end: OpenEnd, mode: str) -> None:
+    """In the latencies it counts by itself, even within a batch of quick runs."""
     registry = Registry()
     gate = threading.Event()
 
@@ -311,15 +311,15 @@ def test_one_that_blocks_does_not_hide_among_quick_ones(open_end: OpenEnd, mode:
     gate.wait(0.1)
     gate.set()
     wait_until(lambda: dispatcher.runner.handled == 20)
-    latency = summed(end.conn._core.tally.latencies.copies()[Number.message_number])
+    latency = summed(end.conn._core.statistics.latencies.copies()[Number.message_number])
     assert latency.count == 20
     assert latency.most > 0.09 and latency.p90 < latency.most / 2
     assert dispatcher.runner.busy_time > 0.09
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_order_over_promotion_demotion_and_relief(open_end: OpenEnd, seed: int) -> None:
-    """100 000 messages of which some block, in the order they came, whatever thread runs them."""
+def test_order_during_promotions_and_relief(open_end: OpenEnd, seed: int) -> None:
+    """100 000 messages, some of which block, keep their order on whatever thread they run."""
     count = 100_000
     rng = random.Random(seed)
     blocking = set(rng.sample(range(count), 12))
@@ -356,7 +356,7 @@ def test_order_over_promotion_demotion_and_relief(open_end: OpenEnd, seed: int) 
 
 
 def test_order_with_timers_and_many_connections() -> None:
-    """Under load on all connections, each one's messages stay in order."""
+    """The messages of each connection stay in order under load on all connections."""
     registry = Registry()
     last: dict[int, int] = {}
     wrong: list[Any] = []
@@ -389,22 +389,29 @@ def test_order_with_timers_and_many_connections() -> None:
     assert not wrong
 
 
-# -- the watch
+# -- the block watch
 
 
-def test_the_watch_sleeps_when_nothing_runs(open_end: OpenEnd) -> None:
-    """Soon after the last message no timer is left that looks for blocked handlers."""
+def watching(end: End) -> int:
+    """How many timers there are, except the one of a shared listener."""
+    core = end.conn._core
+    looks = end.server is not None and core.settings.readers == "shared"
+    return core.wheel.size - looks
+
+
+def test_the_watch_stops_when_idle(open_end: OpenEnd) -> None:
+    """Soon after the last message, no timer for blocked handlers is left."""
     registry, _ = where("inline")
     end = open_end(registry=registry, heartbeat=None)
     ask(end, 50)
-    wait_until(lambda: end.conn._core.wheel.size == 0)
+    wait_until(lambda: watching(end) == 0)
 
 
-def test_the_watch_sleeps_while_a_known_handler_blocks(open_end: OpenEnd) -> None:
-    """A handler that was found to block costs no further looks."""
+def test_the_watch_stops_for_a_known_blocked_handler(open_end: OpenEnd) -> None:
+    """A handler that is known to block is not checked again."""
     gate = Gate()
     end = open_end(registry=gate.registry, heartbeat=None, handler_warn_after=None)
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
-    wait_until(lambda: end.conn._core.wheel.size == 0)
+    wait_until(lambda: watching(end) == 0)
     gate.leave.set()

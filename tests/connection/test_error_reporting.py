@@ -1,4 +1,4 @@
-"""Whose fault an error is decides at which level it is logged; on_error hears of all of them."""
+"""Log levels of errors depend on who caused them; ``on_error`` is called for all."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import loguru
 import pytest
 
 from tao.client.client import ClientConn
-from tao.connection.slow_handlers import OverdueWatch
+from tao.connection.handling.slow_handlers import SlowHandlerWatch
+from tao.connection.options.definitions import ServerSettings
 from tao.errors import BadData, ConnectFailed, ConnectionClosed
 from tao.runtime.timing_wheel import TimingWheel
 from tao.wire.codec import TypeLengthValueCodec
@@ -27,7 +29,7 @@ RESET = struct.pack("ii", 1, 0)
 
 @pytest.fixture
 def log_text() -> Iterator[list[str]]:
-    """tao's log lines as a sink writes them, tracebacks and all."""
+    """Yield tao's log lines with tracebacks, as a sink writes them."""
     lines: list[str] = []
     sink = loguru.logger.add(lines.append, level=0, format="{message}\n{exception}", catch=False)
     loguru.logger.enable("tao")
@@ -37,12 +39,14 @@ def log_text() -> Iterator[list[str]]:
 
 
 def levels(log_lines: list[Any], text: str) -> list[str]:
-    """The levels of the lines that contain a text."""
+    """Return the levels of the lines that contain a text."""
     return [each["level"].name for each in log_lines if text in each["message"]]
 
 
-def test_a_handler_that_writes_to_who_has_gone(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """The peer brings that about with each message: it is a warning, and not for each of them."""
+def test_a_handler_that_writes_to_a_closed_connection(
+    open_end: OpenEnd, log_lines: list[Any]
+) -> None:
+    """The peer can cause it with each message, so it is a warning at a limited rate."""
     registry, errors, gone = Registry(), Seen(), threading.Event()
 
     @registry.handler(Text)
@@ -62,8 +66,8 @@ def test_a_handler_that_writes_to_who_has_gone(open_end: OpenEnd, log_lines: lis
     assert not [each for each in log_lines if each["level"].no > 30]
 
 
-def test_what_is_not_delivered_is_a_warning(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """The peer has hung up without reading it."""
+def test_undelivered_messages_are_a_warning(open_end: OpenEnd, log_lines: list[Any]) -> None:
+    """The peer has closed without reading them."""
     errors = Seen()
     end = open_end(on_error=lambda conn, error: errors.add(str(error)))
     while not end.conn.send_queue_length:
@@ -76,11 +80,23 @@ def test_what_is_not_delivered_is_a_warning(open_end: OpenEnd, log_lines: list[A
     assert not [each for each in log_lines if each["level"].no > 30]
 
 
+def test_a_heartbeat_of_a_connection(open_end: OpenEnd) -> None:
+    """A codec that wants to know makes it for its connection, or has none to send."""
+
+    class Numbering(TypeLengthValueCodec):
+        def heartbeat(self, conn: Any) -> bytes:
+            conn.state.beats = getattr(conn.state, "beats", -1) + 1
+            return text(f"{conn.state.beats}") if conn.state.beats else b""
+
+    end = open_end(codec=Numbering(), heartbeat=0.01)
+    assert end.read_text() + end.read_text() == "12"
+
+
 @pytest.mark.parametrize("error", [BadData("no beat"), ValueError(), SystemExit()])
-def test_a_heartbeat_that_fails_is_told(
+def test_a_failing_heartbeat_is_reported(
     open_end: OpenEnd, log_lines: list[Any], error: BaseException
 ) -> None:
-    """Whatever the codec raises, errors of tao's own included; the next one is sent."""
+    """Any exception of the codec is reported, including tao's own; the next heartbeat is sent."""
 
     class Failing(TypeLengthValueCodec):
         failed = False
@@ -98,8 +114,8 @@ def test_a_heartbeat_that_fails_is_told(
     assert levels(log_lines, "error in the codec's heartbeat") == ["ERROR"]
 
 
-def test_a_timers_error_is_called_one(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """It stands where a message does, and has no number."""
+def test_errors_of_timers_are_named(open_end: OpenEnd, log_lines: list[Any]) -> None:
+    """The log line says timer instead of a message number."""
     errors = Seen()
     end = open_end(on_error=lambda conn, error: errors.add(error))
     end.conn.run_after(0, lambda due, conn: 1 / 0)
@@ -107,8 +123,8 @@ def test_a_timers_error_is_called_one(open_end: OpenEnd, log_lines: list[Any]) -
     assert levels(log_lines, "error in a timer's callback") == ["ERROR"]
 
 
-def test_an_error_of_on_error_counts(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """Nobody hears of it but the log and the figures."""
+def test_an_error_in_on_error_is_counted(open_end: OpenEnd, log_lines: list[Any]) -> None:
+    """It is logged and counted, but not passed to ``on_error``."""
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: 1 / 0)
     end = open_end(registry=registry, on_error=lambda conn, error: [].pop())
@@ -116,11 +132,11 @@ def test_an_error_of_on_error_counts(open_end: OpenEnd, log_lines: list[Any]) ->
     wait_until(lambda: end.conn._core.counts().errors == 2)
     (line,) = [each for each in log_lines if each["message"] == "on_error raised"]
     assert line["level"].name == "ERROR" and line["exception"].type is IndexError
-    assert end.conn._core.tally.failures.kinds() == {"ZeroDivisionError": 1, "IndexError": 1}
+    assert end.conn._core.statistics.failures.kinds() == {"ZeroDivisionError": 1, "IndexError": 1}
 
 
-def test_an_error_with_wrong_arguments_is_told(open_end: OpenEnd) -> None:
-    """Whatever an application makes of an OSError."""
+def test_an_oserror_with_unusual_arguments_is_reported(open_end: OpenEnd) -> None:
+    """The arguments of an OSError may be of any type."""
     registry, errors = Registry(), Seen()
 
     @registry.handler(Text)
@@ -135,11 +151,11 @@ def test_an_error_with_wrong_arguments_is_told(open_end: OpenEnd) -> None:
     assert [type(error) for error in errors.wait(2)] == [OSError] * 2
 
 
-def test_looking_after_handlers_goes_on_after_an_error(open_end: OpenEnd) -> None:
-    """For lack of memory, say: the next look comes all the same."""
+def test_the_block_watch_continues_after_an_error(open_end: OpenEnd) -> None:
+    """After an error such as a lack of memory, the next check takes place."""
     looks = Seen()
 
-    class Watch(OverdueWatch):
+    class Watch(SlowHandlerWatch):
         def _look_now(self) -> None:
             looks.add("now")
             raise MemoryError
@@ -154,7 +170,7 @@ def test_looking_after_handlers_goes_on_after_an_error(open_end: OpenEnd) -> Non
 
 
 class Unprintable(Exception):
-    """An error, or a name, that cannot be written."""
+    """An exception, or a name, with a text that raises."""
 
     def __str__(self) -> str:
         raise LookupError("no text")
@@ -179,10 +195,10 @@ def fail(*args: Any) -> Any:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_an_error_that_cannot_be_written_is_told(
+def test_an_unprintable_error_is_reported(
     log_text: list[str], make_server: MakeServer, options: dict[str, Any]
 ) -> None:
-    """Whatever raises it, on a connection that cannot be named."""
+    """It is reported wherever it is raised, even for a connection with an unprintable name."""
     errors, registry = Seen(), Registry()
     registry.register(1, Text.deserialize)
     server, address = make_server(
@@ -202,9 +218,50 @@ def test_an_error_that_cannot_be_written_is_told(
     assert any("Unprintable" in line for line in log_text)
 
 
-def test_a_function_that_connects_may_raise_it() -> None:
-    """``start`` says what can be said."""
+def test_a_dialling_function_may_raise_an_unprintable_error() -> None:
+    """The error of ``start`` names the class."""
     client = ClientConn(fail, registry=Registry())
     with pytest.raises(ConnectFailed, match="Unprintable"):
         client.start()
     client.close()
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "pool"])
+def test_the_context_of_an_error(open_end: OpenEnd, dispatch: str) -> None:
+    """on_error gets it if it takes three arguments, for what a handler raises; else None."""
+    told = Seen()
+
+    def tell(conn: Any, error: BaseException, ctx: Any) -> None:
+        told.add((type(error), ctx and (ctx.message.text, ctx.net_id == conn.net_id)))
+
+    end = open_end(on_error=tell)
+    end.registry.handler(Text, dispatch=dispatch)(lambda ctx, conn: 1 // 0)
+    end.send(text("a"))
+    assert told.wait() == [(ZeroDivisionError, ("a", True))]
+    end.send(text("b") + text("c"))
+    assert [about and about[0] for _, about in told.wait(3)] == ["a", "b", "c"]
+    end.conn.run_after(0, lambda due, conn: 1 // 0)
+    assert told.wait(4)[3] == (ZeroDivisionError, None)
+    end.send(struct.pack("<iI", 1, 2**31))
+    assert told.wait(5)[4] == (BadData, None)
+
+
+@pytest.mark.parametrize(
+    ("callback", "takes"),
+    [
+        (lambda conn, error: None, False),
+        (lambda conn, error, ctx: None, True),
+        (lambda conn, error, ctx=None: None, True),
+        (lambda conn, error, ctx, more=None: None, True),
+        (lambda *args: None, False),
+        (print, False),
+        (partial(lambda mine, conn, error, ctx: None, 1), True),
+    ],
+    ids=["two", "three", "three or two", "three or four", "any", "C", "partial"],
+)
+def test_who_gets_a_context(callback: Callable[..., object], takes: bool) -> None:
+    """A callback that takes three arguments, but not one that takes whatever it is given."""
+    settings = ServerSettings(on_error=callback)
+    assert settings.on_error_takes_context is takes
+    with pytest.raises(TypeError, match=r"on_error\(conn, error\)"):
+        ServerSettings(on_error=lambda conn: None)

@@ -1,4 +1,4 @@
-"""Peers that vanish, handlers that hang, certificates that change, forks; what the log keeps."""
+"""Hardening: vanished peers, hanging handlers, changed certificates, forks, and private data."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import loguru
 import pytest
 
 from tao.client.client import ClientConn
+from tao.connection.handling.slow_handlers import Running, running_in
 from tao.connection.keepalive import set_kernel_clocks
-from tao.connection.options import Settings
-from tao.connection.slow_handlers import Running, running_in
+from tao.connection.options.definitions import Settings
 from tao.errors import ConnectionClosed, HandshakeFailed
 from tao.monitor.monitor import monitor_on
 from tao.runtime.context import Context
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_program(program: str, *command: str) -> str:
-    """Run a program in a process of its own, and return what it printed."""
+    """Run a program in a process of its own, and return its output."""
     done = subprocess.run(
         [*command, sys.executable, "-W", "ignore", "-c", program],
         capture_output=True,
@@ -54,7 +54,7 @@ def run_program(program: str, *command: str) -> str:
     return done.stdout
 
 
-# -- peers that vanish
+# -- vanished peers
 
 
 def kernel_clocks(end: End) -> tuple[int, ...]:
@@ -67,14 +67,14 @@ needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="n
 
 
 @needs_linux
-def test_the_kernels_clocks_follow_the_options(open_end: OpenEnd) -> None:
-    """write_timeout bounds what is not acknowledged, idle_timeout sets the probes."""
+def test_the_kernels_timeouts_follow_the_options(open_end: OpenEnd) -> None:
+    """``write_timeout`` limits unacknowledged data, ``idle_timeout`` sets keep-alive probes."""
     assert kernel_clocks(open_end(write_timeout=5, idle_timeout=60)) == (6000, 30, 10, 3)
 
 
 @needs_linux
-def test_without_timeouts_the_kernels_clocks_are_its_own(open_end: OpenEnd) -> None:
-    """And idle_timeout alone does not cut off a peer that is alive and only does not read."""
+def test_the_kernels_timeouts_without_options(open_end: OpenEnd) -> None:
+    """``idle_timeout`` alone does not disconnect a live peer that does not read."""
     with socket.socket() as untouched:
         untouched.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         idle = untouched.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
@@ -83,8 +83,8 @@ def test_without_timeouts_the_kernels_clocks_are_its_own(open_end: OpenEnd) -> N
 
 
 @pytest.mark.parametrize("seconds", [0.001, 1.0, 1e12])
-def test_no_timeout_is_too_long_for_the_kernel(seconds: float) -> None:
-    """And none is too short, nor is a socket that is not TCP, or closed, an error."""
+def test_any_timeout_is_accepted_by_the_kernel(seconds: float) -> None:
+    """Very long and very short timeouts are no errors, nor are closed sockets or other families."""
     options = Settings(write_timeout=seconds, idle_timeout=seconds)
     sock, (one, other) = socket.socket(), socket.socketpair()
     for each in (sock, one, other):
@@ -114,11 +114,11 @@ print(conn.close_reason)
 
 
 @needs_linux
-def test_a_peer_that_vanished_is_noticed() -> None:
-    """The kernel takes what is sent to it, but it is not acknowledged: the line is cut."""
+def test_a_vanished_peer_is_detected() -> None:
+    """The kernel accepts data for the peer, but nothing is acknowledged."""
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("needs a network namespace")
-    # Whether it is told to who reads or to who writes, one of them hears only that it is over.
+    # Either the reader or the writer gets the error; the other one sees only a closed connection.
     told_as = run_program(VANISHED, "unshare", "-rn")
     assert told_as in ("connection timed out\n", "peer closed\n")
 
@@ -127,7 +127,7 @@ def test_a_peer_that_vanished_is_noticed() -> None:
 
 
 class Blocker:
-    """A registry whose handlers block until told otherwise, and tell in which thread they do."""
+    """A registry with handlers that block until they are released, and record their thread."""
 
     def __init__(self, dispatch: str) -> None:
         self.registry = Registry()
@@ -153,10 +153,10 @@ def told(log_lines: list[Any]) -> list[str]:
 
 @needs_stacks
 @pytest.mark.parametrize("dispatch", ["inline", "pool"])
-def test_a_handler_that_hangs_is_told_of(
+def test_a_hanging_handler_is_logged(
     open_end: OpenEnd, log_lines: list[Any], dispatch: str
 ) -> None:
-    """Once, with connection, message, thread and stack; and it is counted."""
+    """It is logged once, with connection, message, thread and stack, and counted."""
     blocker = Blocker(dispatch)
     end = open_end(registry=blocker.registry, handler_warn_after=0.02)
     end.send(number(1))
@@ -178,8 +178,8 @@ def test_a_handler_that_hangs_is_told_of(
 
 
 @needs_stacks
-def test_each_handler_that_hangs_is_told_of(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """Also the second of a batch whose first hung."""
+def test_each_hanging_handler_is_logged(open_end: OpenEnd, log_lines: list[Any]) -> None:
+    """This includes the second hanging handler of a batch."""
     blocker = Blocker("pool")
     end = open_end(registry=blocker.registry, handler_warn_after=0.02)
     end.send(number(1) + number(2) + text("done"))
@@ -192,10 +192,10 @@ def test_each_handler_that_hangs_is_told_of(open_end: OpenEnd, log_lines: list[A
 
 @needs_stacks
 @pytest.mark.parametrize("what", ["on_connect", "on_close"])
-def test_a_callback_that_hangs_is_told_of(
+def test_a_hanging_callback_is_logged(
     make_server: MakeServer, log_lines: list[Any], what: str
 ) -> None:
-    """Its connection is not read meanwhile, or does not end."""
+    """Meanwhile its connection is not read, or does not end."""
     blocker = Blocker("pool")
     options: dict[str, Any] = {what: lambda conn: blocker.wait()}
     server, address = make_server(handler_warn_after=0.02, **options)
@@ -212,8 +212,8 @@ def test_a_callback_that_hangs_is_told_of(
 
 
 @needs_stacks
-def test_a_timer_that_hangs_is_told_of(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """Callbacks take their turn among the messages, and hold them up likewise."""
+def test_a_hanging_timer_is_logged(open_end: OpenEnd, log_lines: list[Any]) -> None:
+    """Timer callbacks are watched like handlers."""
     blocker = Blocker("pool")
     end = open_end(registry=blocker.registry, handler_warn_after=0.02)
     end.conn.run_after(0, lambda due, conn: blocker.wait())
@@ -223,8 +223,8 @@ def test_a_timer_that_hangs_is_told_of(open_end: OpenEnd, log_lines: list[Any]) 
     blocker.leave.release()
 
 
-def test_no_warning_if_none_is_wanted(open_end: OpenEnd) -> None:
-    """handler_warn_after=None looks after nobody."""
+def test_the_warning_can_be_disabled(open_end: OpenEnd) -> None:
+    """With ``handler_warn_after=None``, handlers are not watched."""
     blocker = Blocker("pool")
     end = open_end(registry=blocker.registry, handler_warn_after=None)
     end.send(number(1))
@@ -235,10 +235,8 @@ def test_no_warning_if_none_is_wanted(open_end: OpenEnd) -> None:
 
 
 @needs_stacks
-def test_who_waits_for_a_worker_does_not_hang(
-    make_server: MakeServer, log_lines: list[Any]
-) -> None:
-    """Only what runs is told of, and listed."""
+def test_waiting_for_a_worker_is_not_hanging(make_server: MakeServer, log_lines: list[Any]) -> None:
+    """Only running handlers are logged and listed."""
     blocker = Blocker("pool")
     server, address = make_server(registry=blocker.registry, workers=1, handler_warn_after=0.02)
     socks = [socket.create_connection(address, PATIENCE) for _ in range(2)]
@@ -260,8 +258,8 @@ def test_who_waits_for_a_worker_does_not_hang(
 
 @needs_stacks
 @pytest.mark.parametrize("dispatch", ["inline", "pool"])
-def test_what_runs_can_be_listed(open_end: OpenEnd, dispatch: str) -> None:
-    """With the number of its message, for how long, and in which thread; else nothing is."""
+def test_running_handlers_are_listed(open_end: OpenEnd, dispatch: str) -> None:
+    """The list has number, run time and thread of each running handler."""
     blocker = Blocker(dispatch)
     end = open_end(registry=blocker.registry)
     runner = end.conn._core.runner
@@ -280,7 +278,7 @@ def test_what_runs_can_be_listed(open_end: OpenEnd, dispatch: str) -> None:
     blocker.leave.release()
 
 
-# -- TLS: who is who
+# -- certificates
 
 
 OTHER_CA = DevelopmentCA("another authority")
@@ -288,7 +286,7 @@ OTHER = OTHER_CA.issue()
 
 
 class Secure:
-    """A TLS server that echoes, and clients of it."""
+    """A TLS echo server and its clients."""
 
     def __init__(self, **options: Any) -> None:
         self.errors, self.closed = Seen(), Seen()
@@ -304,7 +302,7 @@ class Secure:
         self.clients: list[ClientConn] = []
 
     def client(self, tls: ssl.SSLContext, address: Any = None, **options: Any) -> ClientConn:
-        """A client that is not started yet."""
+        """Return a client that is not started yet."""
         got = Seen()
         port = (address or self.address)[1]
         client = ClientConn(
@@ -332,7 +330,7 @@ class Secure:
 
 @pytest.fixture
 def secure() -> Iterator[Callable[..., Secure]]:
-    """Makes a `Secure`, which is closed afterwards."""
+    """Make a `Secure`, which is closed afterwards."""
     made: list[Secure] = []
 
     def make(**options: Any) -> Secure:
@@ -353,8 +351,8 @@ def issuer(client: ClientConn) -> str:
     return str(dict(pair[0] for pair in certificate["issuer"])["commonName"])
 
 
-def test_tls_is_reloaded_for_those_who_come(secure: MakeSecure) -> None:
-    """New connections meet the new certificate; old ones, and their data, are undisturbed."""
+def test_reloaded_certificates_apply_to_new_connections(secure: MakeSecure) -> None:
+    """New connections get the new certificate; existing ones are not affected."""
     it = secure(tls=SERVER)
     old = it.client(CLIENT).start()
     it.server.reload_tls(OTHER.server_config())
@@ -365,8 +363,8 @@ def test_tls_is_reloaded_for_those_who_come(secure: MakeSecure) -> None:
         it.client(CLIENT).start()
 
 
-def test_tls_is_reloaded_from_files(secure: MakeSecure, tmp_path: Path) -> None:
-    """With the arguments of load_tls_config; what cannot be used leaves everything as it was."""
+def test_certificates_are_reloaded_from_files(secure: MakeSecure, tmp_path: Path) -> None:
+    """The arguments are those of ``load_tls_config``; unusable files change nothing."""
     it = secure(tls=SERVER)
     certfile, keyfile, cafile = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
     OTHER.write(certfile, keyfile)
@@ -380,8 +378,8 @@ def test_tls_is_reloaded_from_files(secure: MakeSecure, tmp_path: Path) -> None:
     assert it.works(it.client(OTHER_CA.issue_client("bob").client_config()).start())
 
 
-def test_what_cannot_be_reloaded(secure: MakeSecure, tmp_path: Path) -> None:
-    """A context of a client, a context with files, a port without TLS, a server that is not on."""
+def test_invalid_reloads(secure: MakeSecure, tmp_path: Path) -> None:
+    """Client contexts, contexts with files, ports without TLS and stopped servers are refused."""
     it = secure(tls=SERVER)
     with pytest.raises(ValueError, match="a server cannot use a client's context"):
         it.server.reload_tls(CLIENT)
@@ -396,8 +394,8 @@ def test_what_cannot_be_reloaded(secure: MakeSecure, tmp_path: Path) -> None:
     assert it.works(it.client(CLIENT).start())
 
 
-def test_a_listener_with_tls_of_its_own(secure: MakeSecure) -> None:
-    """Is reloaded by its address, and only it."""
+def test_reloading_a_listener_with_its_own_context(secure: MakeSecure) -> None:
+    """It is reloaded by its address, and other listeners are not affected."""
     it = secure(tls=SERVER)
     second = it.server.start(("127.0.0.1", 0), tls=SERVER)
     it.server.reload_tls(OTHER.server_config(), address=second)
@@ -422,7 +420,7 @@ TRUSTS_THE_SYSTEM = load_client_tls_config()
 def test_a_servers_certificate_is_refused(
     secure: MakeSecure, server: ssl.SSLContext, client: ssl.SSLContext, why: str
 ) -> None:
-    """The client's error says why, and the server hears that it was."""
+    """The client's error has the reason, and the server receives an alert."""
     it = secure(tls=server)
     with pytest.raises(HandshakeFailed, match=f"the peer's certificate is refused: .*{why}"):
         it.client(client).start()
@@ -442,7 +440,7 @@ def test_a_servers_certificate_is_refused(
 def test_a_clients_certificate_is_refused(
     secure: MakeSecure, certificate: Certificate, why: str, alert: str, tmp_path: Path
 ) -> None:
-    """The server's error says why; the client hears it, unless a reset is faster."""
+    """The server's error has the reason; the client receives it unless a reset is faster."""
     it = secure(tls=MUTUAL_SERVER)
     certfile, keyfile, cafile = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
     certificate.write(certfile, keyfile)
@@ -462,8 +460,8 @@ def test_a_clients_certificate_is_refused(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_nothing_is_compressed(secure: MakeSecure, version: ssl.TLSVersion) -> None:
-    """In either version; and both ends agree on which it is."""
+def test_tls_compression_is_off(secure: MakeSecure, version: ssl.TLSVersion) -> None:
+    """This holds for both versions, and both ends agree on the version."""
     context = CA.issue().client_config()
     context.maximum_version = version
     it = secure(tls=SERVER)
@@ -475,7 +473,7 @@ def test_nothing_is_compressed(secure: MakeSecure, version: ssl.TLSVersion) -> N
 
 @pytest.mark.parametrize("orderly", [True, False])
 def test_a_client_tells_truncation_from_an_end(secure: MakeSecure, orderly: bool) -> None:
-    """A server that is gone without a word in TLS may not have said all."""
+    """A server that closes without close_notify may not have sent all its data."""
     it = secure(tls=SERVER)
     client = it.client(CLIENT).start()
     assert it.works(client)
@@ -490,6 +488,14 @@ def test_a_client_tells_truncation_from_an_end(secure: MakeSecure, orderly: bool
 
 
 # -- forks
+
+
+READERS = pytest.mark.parametrize("readers", ["own", "shared"])
+
+
+def forking(program: str, readers: str = "own") -> list[str]:
+    """Run a program that has a server and a client, and forks; return its output."""
+    return run_program(f"READERS = {readers!r}\n{FORK}{program}").splitlines()
 
 
 FORK = """
@@ -515,11 +521,12 @@ def error(function, *args):
 parent = os.getpid()
 pool = tao.WorkerPool(1)
 pool.submit(int).result()
-server, fresh = tao.Server(), tao.Server(workers=pool, dispatch="pool")
+reads = {"readers": READERS}
+server, fresh = tao.Server(**reads), tao.Server(workers=pool, dispatch="pool", **reads)
 echo(server), echo(fresh)
 address = server.start(("127.0.0.1", 0))
-client = tao.ClientConn(address, reconnect=True, registry=tao.Registry()).start()
-unstarted = tao.ClientConn(address, registry=tao.Registry())
+client = tao.ClientConn(address, reconnect=True, registry=tao.Registry(), **reads).start()
+unstarted = tao.ClientConn(address, registry=tao.Registry(), **reads)
 sock = socket.create_connection(address)
 assert asks(sock, "before")
 conn = server.connections[0]
@@ -540,10 +547,11 @@ if not child:
         print(client.wait_closed(20), conn.wait_closed(20), server.stop().clean)
         there = fresh.start(("127.0.0.1", 0))
         with socket.create_connection(there) as own:
-            print(asks(own, "new"), error(unstarted.start))
-            due = threading.Event()
+            due, heard = threading.Event(), threading.Event()
+            unstarted.handler(Text)(lambda ctx, conn: heard.set())
+            print(asks(own, "new"), error(unstarted.start), error(unstarted.write, Text("x")))
             unstarted.run_after(0, lambda when, conn: due.set())
-            print(due.wait(20))
+            print(due.wait(20), heard.wait(20))
         with tao.ClientConn(there, registry=tao.Registry()) as made:
             print(made.connected)
         unstarted.close()
@@ -558,10 +566,11 @@ print(server.stop().clean)
 """
 
 
-def test_a_fork_leaves_the_parent_alone_and_can_begin_anew() -> None:
-    """What was started before is the parent's; what was not can be started in the child."""
+@READERS
+def test_a_child_does_not_affect_its_parent(readers: str) -> None:
+    """Started objects belong to the parent; new ones can be started in the child."""
     reason = "was started in process PARENT before a fork; create a new one in the child"
-    assert run_program(FORK + CHILD).splitlines() == [
+    assert forking(CHILD, readers) == [
         "1 socket",  # the program's own
         "False [] False stopped",
         f"ServerClosed: this server {reason}",
@@ -569,8 +578,8 @@ def test_a_fork_leaves_the_parent_alone_and_can_begin_anew() -> None:
         f"ConnectionClosed: this server {reason}",
         f"ConnectionClosed: this client {reason}",
         "True True True",
-        "True None",
-        "True",
+        "True None None",
+        "True True",
         "True",
         "True",
         "True True 2",
@@ -588,9 +597,9 @@ sock.close(), client.close(), pool.stop(), server.stop()
 """
 
 
-def test_figures_can_be_had_after_a_fork() -> None:
-    """By the child, of what was started before."""
-    assert run_program(FORK + FIGURES).splitlines() == ["closed stopped"]
+def test_statistics_after_a_fork() -> None:
+    """A child can read the statistics of its parent's objects."""
+    assert forking(FIGURES) == ["closed stopped"]
 
 
 WHILE_STOPPING = """
@@ -616,13 +625,14 @@ leave.set(), stopping.join(), sock.close(), client.close(), pool.stop()
 """
 
 
-def test_a_fork_while_a_server_stops() -> None:
-    """The child keeps nothing of it either: the wheel's thread can end there."""
-    assert run_program(FORK + WHILE_STOPPING).splitlines() == ["True 0"]
+@READERS
+def test_a_fork_while_a_server_stops(readers: str) -> None:
+    """The child keeps no state of the stop; the wheel's thread can end there."""
+    assert forking(WHILE_STOPPING, readers) == ["True 0"]
 
 
-# What comes in the very moment of the fork is lost: CPython clears it in the child. And in one that
-# another thread than the main one has forked, 3.13 sees signals only when they end a system call.
+# A signal at the very moment of the fork is lost, because CPython clears it in the child. If a
+# thread other than the main one has forked, 3.13 handles signals only after a system call.
 TERMINATED = """
 import multiprocessing, time
 begun, begin = os.pipe()
@@ -648,9 +658,9 @@ sock.close(), client.close(), pool.stop()
 
 
 @needs_linux
-def test_signals_are_not_caught_in_a_child() -> None:
-    """It ends by the first, as if there were no server."""
-    assert run_program(FORK + TERMINATED).splitlines() == ["-15"]
+def test_a_child_restores_signal_handlers() -> None:
+    """The first signal ends the child."""
+    assert forking(TERMINATED) == ["-15"]
 
 
 MONITOR = """
@@ -676,12 +686,12 @@ sock.close(), client.close(), pool.stop(), server.stop()
 """
 
 
-def test_a_monitor_stays_the_parents() -> None:
-    """A child neither disturbs who looks, nor keeps the parent's thread busy, nor its port."""
-    assert run_program(FORK + MONITOR).splitlines() == ["True True"]
+def test_a_monitor_in_a_child() -> None:
+    """The child does not disturb the parent's clients, thread or port."""
+    assert forking(MONITOR) == ["True True"]
 
 
-# A message has a handler fork and tell how the child ended; the connection goes on.
+# A message makes a handler fork and report how the child ended; the connection continues.
 HAVE_FORKED = """
 sock.sendall(bytes([9, 0, 0, 0, 0, 0, 0, 0]))
 print(recv_exactly(sock, 9)[8:].decode(), asks(sock, "after"))
@@ -703,9 +713,10 @@ def fork(ctx, conn):
 """
 
 
-def test_a_handler_may_fork() -> None:
-    """In the child its connection is closed, in the parent it goes on."""
-    assert run_program(FORK + IN_A_HANDLER + HAVE_FORKED).splitlines() == ["7 True", "True"]
+@READERS
+def test_a_handler_may_fork(readers: str) -> None:
+    """Its connection is closed in the child, and continues in the parent."""
+    assert forking(IN_A_HANDLER + HAVE_FORKED, readers) == ["7 True", "True"]
 
 
 RETURNS = """
@@ -717,13 +728,14 @@ def fork(ctx, conn):
 """
 
 
-def test_the_child_of_a_handler_that_returns_ends() -> None:
-    """It has no other thread than that of the connection, which is over there."""
-    assert run_program(FORK + RETURNS + HAVE_FORKED).splitlines() == ["0 True", "True"]
+@READERS
+def test_the_child_of_a_handler_ends_when_it_returns(readers: str) -> None:
+    """The child has only the thread of the connection, which is closed there."""
+    assert forking(RETURNS + HAVE_FORKED, readers) == ["0 True", "True"]
 
 
 def test_multiprocessing_by_fork() -> None:
-    """A child of multiprocessing does not end what its parent serves."""
+    """A child of multiprocessing does not disturb its parent's connections."""
     program = (
         "import multiprocessing\n"
         "def work(): print(server.running, flush=True)\n"
@@ -732,10 +744,10 @@ def test_multiprocessing_by_fork() -> None:
         "print(process.exitcode, asks(sock, 'after'), client.connected)\n"
         "sock.close(), client.close(), pool.stop(), server.stop()\n"
     )
-    assert run_program(FORK + program).splitlines() == ["False", "0 True True"]
+    assert forking(program) == ["False", "0 True True"]
 
 
-# -- what the log keeps to itself
+# -- private data
 
 
 SECRET = "swordfish"
@@ -743,7 +755,7 @@ SECRET = "swordfish"
 
 @pytest.fixture
 def log_text() -> Iterator[list[str]]:
-    """All lines above TRACE as a file would have them, tracebacks included."""
+    """Yield all log lines above TRACE with tracebacks, as in a file."""
     lines: list[str] = []
     sink = loguru.logger.add(
         lines.append,  # type: ignore[arg-type]
@@ -759,7 +771,7 @@ def log_text() -> Iterator[list[str]]:
 
 
 class Amount:
-    """A message whose deserializer quotes what it cannot read."""
+    """A message with a deserializer that quotes invalid input in its exception."""
 
     message_number = 5
 
@@ -775,7 +787,7 @@ class Amount:
 
 
 class Quoting(Codec):
-    """A codec whose decoder raises what it was given."""
+    """A codec with a decoder that quotes its input in its exception."""
 
     def encode(self, message: Message) -> bytes:
         return message.serialize()
@@ -798,8 +810,8 @@ def end_of(end: End) -> None:
     assert end.conn.wait_closed(PATIENCE)
 
 
-def test_a_deserializers_error_quotes_nothing(open_end: OpenEnd, log_text: list[str]) -> None:
-    """The log says where it was raised, and of what kind; on_error gets all of it."""
+def test_errors_of_deserializers_are_not_quoted(open_end: OpenEnd, log_text: list[str]) -> None:
+    """The log has location and class of the exception; ``on_error`` gets all of it."""
     errors = Seen()
     registry = Registry()
     registry.register(5, Amount.deserialize)
@@ -815,8 +827,8 @@ def test_a_deserializers_error_quotes_nothing(open_end: OpenEnd, log_text: list[
     assert SECRET not in text_of_log
 
 
-def test_a_decoders_error_quotes_nothing(open_end: OpenEnd, log_text: list[str]) -> None:
-    """Nor does that of a codec of one's own."""
+def test_errors_of_decoders_are_not_quoted(open_end: OpenEnd, log_text: list[str]) -> None:
+    """This also holds for a custom codec."""
     end = open_end(codec=Quoting(), heartbeat=None)
     end.send(SECRET.encode())
     end_of(end)
@@ -825,7 +837,7 @@ def test_a_decoders_error_quotes_nothing(open_end: OpenEnd, log_text: list[str])
 
 
 def test_a_handlers_error_shows_no_values(open_end: OpenEnd, log_text: list[str]) -> None:
-    """Its traceback has lines of the source, but not what variables hold."""
+    """The traceback has source lines, but no values of variables."""
     registry, errors = Registry(), Seen()
 
     @registry.handler(Text)
@@ -852,10 +864,10 @@ def test_a_handlers_error_shows_no_values(open_end: OpenEnd, log_text: list[str]
     ],
     ids=["unregistered", "too long", "not whole", "too many", "too many bytes", "idle"],
 )
-def test_limits_quote_nothing(
+def test_limits_do_not_quote_messages(
     open_end: OpenEnd, log_text: list[str], options: dict[str, Any], data: bytes
 ) -> None:
-    """Whatever is wrong with what a peer sends, the log has numbers and reasons only."""
+    """For any invalid data, the log has only numbers and reasons."""
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: None)
     end = open_end(registry=registry, **options)
@@ -867,8 +879,8 @@ def test_limits_quote_nothing(
     assert SECRET not in "".join(log_text)
 
 
-def test_what_could_not_be_sent_is_not_quoted(open_end: OpenEnd, log_text: list[str]) -> None:
-    """It is counted."""
+def test_unsent_messages_are_not_quoted(open_end: OpenEnd, log_text: list[str]) -> None:
+    """They are only counted."""
     end = open_end(queue_size=3, slow_consumer="close")
     with pytest.raises(ConnectionClosed):
         while True:
@@ -878,8 +890,10 @@ def test_what_could_not_be_sent_is_not_quoted(open_end: OpenEnd, log_text: list[
     assert SECRET not in "".join(log_text)
 
 
-def test_a_hanging_handlers_stack_shows_no_values(open_end: OpenEnd, log_text: list[str]) -> None:
-    """The stack that is logged has lines of the source only."""
+def test_the_stack_of_a_hanging_handler_shows_no_values(
+    open_end: OpenEnd, log_text: list[str]
+) -> None:
+    """The logged stack has only source lines."""
     registry, leave = Registry(), threading.Event()
 
     @registry.handler(Text)
@@ -895,7 +909,7 @@ def test_a_hanging_handlers_stack_shows_no_values(open_end: OpenEnd, log_text: l
 
 
 def fetch(url: str) -> str:
-    """A page of the monitor, also if it is one that says what is wrong."""
+    """Return a page of the monitor, including error pages."""
     try:
         with urlopen(url, timeout=PATIENCE) as answer:
             page: bytes = answer.read()
@@ -905,8 +919,8 @@ def fetch(url: str) -> str:
     return page.decode()
 
 
-def test_the_monitor_quotes_nothing(make_server: MakeServer) -> None:
-    """None of its pages shows what was in a message, whatever became of it."""
+def test_the_monitor_does_not_quote_messages(make_server: MakeServer) -> None:
+    """No page shows the content of a message, whatever happened to it."""
     registry, errors = Registry(), Seen()
     registry.register(5, Amount.deserialize)
 
@@ -923,5 +937,5 @@ def test_the_monitor_quotes_nothing(make_server: MakeServer) -> None:
             _, _, listed = fetch(f"{pages.url}/nothing").partition("\n")
             assert "/debug/vars" in listed
             for path in listed.split():
-                if path != "/events":  # which never ends, and tells what /debug/vars does
+                if path != "/events":  # it never ends, and has the data of /debug/vars
                     assert SECRET not in fetch(f"{pages.url}{path}"), path

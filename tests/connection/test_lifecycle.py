@@ -1,4 +1,4 @@
-"""The states of a connection: every event in every phase, without any connection."""
+"""The state machine of a connection: every event in every phase, without a connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENDING = (Phase.DRAINING, Phase.CLOSING, Phase.TEARDOWN, Phase.CLOSED)
 
 
 def run(*events: Event) -> Status:
-    """The status after these events, each with its own name as the reason."""
+    """Return the status after these events; each has its own name as the reason."""
     life = Lifecycle()
     for event in events:
         life.apply(event, event.name)
@@ -21,7 +21,7 @@ def run(*events: Event) -> Status:
 
 
 def test_the_life_of_a_servers_connection() -> None:
-    """From the transport to the end."""
+    """It goes through all phases, from the transport to the end."""
     life, phases = Lifecycle(), []
     for event in (
         Event.ATTACH, Event.SECURED, Event.ACCEPT, Event.DRAIN, Event.SEAL, Event.TEAR_DOWN,
@@ -34,8 +34,46 @@ def test_the_life_of_a_servers_connection() -> None:
     ]  # fmt: skip
 
 
-def test_a_client_is_lost_and_comes_back() -> None:
-    """A failed attempt in between leaves it lost; the next that succeeds forgets why."""
+def test_a_connection_that_is_declared_ready() -> None:
+    """It opens once ``on_connect`` has accepted and it is ready, again after each reconnection."""
+    life, greeting = Lifecycle(manual=True), (Event.ATTACH, Event.SECURED)
+    for steps, phase in (
+        ((Event.ACCEPT,), Phase.LOGIN),
+        ((Event.READY, Event.READY), Phase.OPEN),
+        ((Event.LOSE, *greeting), Phase.LOST),
+        ((Event.READY, Event.DIAL, *greeting, Event.ACCEPT), Phase.LOGIN),
+        ((Event.LOSE, Event.DIAL, *greeting, Event.READY), Phase.GREETING),
+        ((Event.ACCEPT,), Phase.OPEN),
+    ):
+        for event in (*greeting, *steps) if life.phase is Phase.NEW else steps:
+            life.apply(event)
+            if event is Event.LOSE:
+                life.on_close_called()
+        assert life.phase is phase and life.status.released is (phase is Phase.OPEN)
+        assert life.open is (phase is Phase.OPEN)
+
+
+def test_ready_while_it_drains() -> None:
+    """Messages received after the login are handled, until the send queue is sealed."""
+    for end, ready in ((Event.DRAIN, True), (Event.CLOSE, False)):
+        life = Lifecycle(manual=True)
+        for event in (Event.ATTACH, Event.SECURED, Event.ACCEPT, end, Event.READY):
+            life.apply(event, "why")
+        assert life.status.ready is ready and life.phase in ENDING
+
+
+def test_a_peer_is_heard_from_the_greeting_on() -> None:
+    """Data that a lost client receives is discarded only until the next ``on_connect``."""
+    life = Lifecycle()
+    for event in (Event.ATTACH, Event.SECURED, Event.ACCEPT, Event.LOSE, Event.DIAL, Event.ATTACH):
+        life.apply(event, "lost")
+    assert life.ended and life.status.disconnect_reason == "lost"
+    assert not life.apply(Event.SECURED)[1].ended and not life.ended
+    assert life.apply(Event.LOSE, "again")[1].disconnect_reason == "again" and life.ended
+
+
+def test_a_client_reconnects() -> None:
+    """It stays lost after a failed attempt; a successful one clears the reason."""
     up = (Event.DIAL, Event.ATTACH, Event.SECURED, Event.ACCEPT)
     lost = run(*up, Event.LOSE)
     assert (lost.phase, lost.disconnect_reason, lost.ended) == (Phase.LOST, "LOSE", True)
@@ -45,8 +83,8 @@ def test_a_client_is_lost_and_comes_back() -> None:
     assert back.open and not back.ended and back.disconnect_reason is None
 
 
-def test_a_first_attempt_that_fails_leaves_it_new() -> None:
-    """So it can be started again."""
+def test_a_failed_first_attempt_leaves_it_new() -> None:
+    """It can be started again."""
     assert run(Event.DIAL, Event.FAIL) == Status()
     assert run(Event.DIAL, Event.ATTACH, Event.SECURED, Event.FAIL) == Status()
 
@@ -54,7 +92,7 @@ def test_a_first_attempt_that_fails_leaves_it_new() -> None:
 @pytest.mark.parametrize("event", [Event.CLOSE, Event.DRAIN])
 @pytest.mark.parametrize("phase", Phase)
 def test_it_can_be_closed_in_every_phase(phase: Phase, event: Event) -> None:
-    """The first reason counts, and it never opens again, whatever comes."""
+    """The first reason counts, and no later event opens it again."""
     closed = after(Status(phase), event, "first")
     assert closed.phase in ENDING and closed.close_reason == "first"
     for later in itertools.permutations(Event, 2):
@@ -62,8 +100,8 @@ def test_it_can_be_closed_in_every_phase(phase: Phase, event: Event) -> None:
         assert status.phase in ENDING and status.close_reason == "first" and status.ended
 
 
-def test_who_agreed_in_on_connect_is_owed_on_close() -> None:
-    """Also if the connection was closed while on_connect ran; otherwise nobody is."""
+def test_on_close_is_owed_after_on_connect() -> None:
+    """``on_close`` is owed if ``on_connect`` accepted, even if it was closed meanwhile."""
     assert run(Event.ATTACH, Event.SECURED, Event.CLOSE, Event.ACCEPT).on_close_owed
     assert not run(Event.ATTACH, Event.SECURED, Event.CLOSE).on_close_owed
     life = Lifecycle()
@@ -72,16 +110,16 @@ def test_who_agreed_in_on_connect_is_owed_on_close() -> None:
     assert not life.status.on_close_owed
 
 
-def test_what_is_not_in_the_table_changes_no_phase() -> None:
-    """An event that comes too late, or too early, is harmless."""
+def test_events_outside_the_table_change_nothing() -> None:
+    """An event that is too late or too early has no effect."""
     for phase, event in itertools.product(Phase, Event):
         if (phase, event) not in TRANSITIONS:
             status = Status(phase, close_reason="why" if phase in ENDING else None)
             assert after(status, event, "late").phase is phase
 
 
-def test_events_of_several_threads_are_applied_one_after_another() -> None:
-    """Of many that close, one is the first, and all of them learn its reason."""
+def test_events_of_several_threads_are_applied_in_sequence() -> None:
+    """Of several concurrent closes one is the first, and all return its reason."""
     life = Lifecycle()
     closers = [lambda n=n: life.apply(Event.CLOSE, str(n)) for n in range(8)]
     statuses = together(*closers)

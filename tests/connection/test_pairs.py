@@ -1,7 +1,7 @@
-"""Two things at once: each pair of events that may meet, again and again, on either end.
+"""Concurrent events: each pair of events that may coincide, many times, at both ends.
 
-What holds for all: nothing hangs, each established connection has one ``on_close``, what was
-accepted arrives, and (by the fixture of every test) no thread and no socket is left.
+All tests check that nothing hangs, that each established connection has one ``on_close``, that
+accepted messages arrive, and (by a fixture of every test) that no thread and no socket leaks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pytest
 
 from tao.client.client import ClientConn
 from tao.connection.connection import Connection
-from tao.connection.inbox import TAKE_OVER, Inbox
-from tao.connection.options import Reconnect
+from tao.connection.handling.inbox import TAKE_OVER, Inbox
+from tao.connection.options.definitions import Reconnect
 from tao.errors import (
     ConnectFailed,
     ConnectionClosed,
@@ -37,11 +37,11 @@ from tao.runtime.threads import as_tao_thread
 from tao.runtime.timing_wheel import shared_wheel
 from tao.runtime.worker_pool import WorkerPool
 from tao.server.connection import ServerConn, ServerConnCore
-from tao.server.listener import Listener
 from tao.server.server import Server, server_core_of
+from tao.server.threaded_listener import ThreadedListener
 from tao.wire.codec import TypeLengthValueCodec
 from tao.wire.message import HEARTBEAT, Registry
-from tests.ends import End, MakeServer, Number, Seen, Text, number, text
+from tests.ends import OWN_READERS, End, MakeServer, Number, Seen, Text, number, text
 from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
 from tests.tls_pairs import CLIENT, SERVER
 
@@ -51,12 +51,12 @@ AT_ONCE = Reconnect(initial=0.001, maximum=0.005)
 
 
 def seeds(count: int) -> range:
-    """How often a pair meets; ``PAIRS`` in the environment, see `make pairs`, multiplies it."""
+    """Return seeds; ``PAIRS`` in the environment multiplies their number, see `make pairs`."""
     return range(count * int(os.environ.get("PAIRS", "1")))
 
 
 class Gate:
-    """A handler of `Text` that waits to be let go; `Number` is answered."""
+    """A handler of `Text` that blocks until it is released; `Number` gets a reply."""
 
     def __init__(self, dispatch: str = "inline") -> None:
         self.registry = Registry()
@@ -67,7 +67,7 @@ class Gate:
 
     def _wait(self, ctx: Context, conn: Any) -> None:
         self.entered.set()
-        self.leave.wait(2 * PATIENCE)  # longer than a test waits for what should not wait for this
+        self.leave.wait(2 * PATIENCE)  # longer than a test waits for others
         self.handled.add(ctx.message.text)
 
     def _answer(self, ctx: Context, conn: Any) -> None:
@@ -79,25 +79,8 @@ class Gate:
 
 
 @pytest.fixture
-def no_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """A function that lets no thread start from now on whose name has a given beginning."""
-    start = threading.Thread.start
-
-    def forbid(prefix: str) -> None:
-        def refuse(thread: threading.Thread) -> None:
-            if thread.name.startswith(prefix):
-                raise RuntimeError("can't start new thread")
-            start(thread)
-
-        monkeypatch.setattr(threading.Thread, "start", refuse)
-
-    yield forbid
-    monkeypatch.undo()
-
-
-@pytest.fixture
 def switching() -> Iterator[None]:
-    """Have threads take turns a thousand times as often as usual."""
+    """Make threads switch a thousand times as often as usual."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(5e-6)
     yield
@@ -117,12 +100,12 @@ def over(conn: Connection, closed: Seen) -> None:
     assert closed.items == [conn.net_id]
 
 
-# -- close and others
+# -- close and other events
 
 
 @pytest.mark.parametrize("seed", seeds(60))
 def test_close_and_write(open_end: OpenEnd, seed: int) -> None:
-    """What write() accepts beside close() arrives, in order; what it does not, raises."""
+    """Messages that ``write`` accepts during ``close`` arrive in order; others raise."""
     end = open_end()
     accepted: list[int] = []
 
@@ -143,8 +126,8 @@ def test_close_and_write(open_end: OpenEnd, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(40))
-def test_close_and_close_and_hang_up(open_end: OpenEnd, seed: int) -> None:
-    """Whoever of both sides is first, there is one end."""
+def test_closes_from_both_sides(open_end: OpenEnd, seed: int) -> None:
+    """The connection ends once, whichever side is first."""
     closed = Seen()
     end = open_end(on_close=lambda conn: closed.add(conn.net_id))
     together(end.conn.close, end.conn.close, lambda: hang_up(end))
@@ -153,7 +136,7 @@ def test_close_and_close_and_hang_up(open_end: OpenEnd, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", seeds(40))
 def test_a_timer_and_close(open_end: OpenEnd, seed: int) -> None:
-    """Timers that fall due, or are made, while their connection ends do not survive it."""
+    """Timers that fall due or are set while the connection ends do not survive it."""
     closed = Seen()
     end = open_end(on_close=lambda conn: closed.add(conn.net_id))
     for _ in range(5):
@@ -171,7 +154,7 @@ def test_a_timer_and_close(open_end: OpenEnd, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", seeds(40))
 def test_a_handler_and_the_end(open_end: OpenEnd, seed: int) -> None:
-    """A handler that writes while the connection ends is told, and on_close comes after it."""
+    """A handler that writes during the end gets an exception, and ``on_close`` follows it."""
     happened = Seen()
     registry = Registry()
 
@@ -190,8 +173,8 @@ def test_a_handler_and_the_end(open_end: OpenEnd, seed: int) -> None:
     assert happened.items.count("closed") == 1 and happened.items[-1] == "closed"
 
 
-def test_what_waits_is_dropped_by_close(open_end: OpenEnd) -> None:
-    """Of a batch that is being handled, close() lets only the current message finish."""
+def test_close_drops_waiting_messages(open_end: OpenEnd) -> None:
+    """During a batch, ``close`` lets only the current message finish."""
     gate = Gate()
     end = open_end(registry=gate.registry)
     end.send(text("a") + text("b") + text("c"))
@@ -206,8 +189,11 @@ def test_what_waits_is_dropped_by_close(open_end: OpenEnd) -> None:
     assert gate.handled.items == ["a"]
 
 
-def test_close_gives_a_handler_its_time(open_end: OpenEnd) -> None:
-    """on_close waits for a running handler up to drain_timeout, although the peer is silent."""
+def test_close_waits_for_a_running_handler(
+    open_end: OpenEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``on_close`` waits up to ``drain_timeout`` for it, although the peer is silent."""
+    monkeypatch.setattr("tao.connection.shutdown._LINGER", 0.05)
     gate = Gate()
     happened = gate.handled
     end = open_end(registry=gate.registry, on_close=lambda conn: happened.add("closed"))
@@ -216,14 +202,14 @@ def test_close_gives_a_handler_its_time(open_end: OpenEnd) -> None:
     ended = Seen()
     closing = threading.Thread(target=lambda: ended.add(end.conn.close()), name="test-close")
     closing.start()
-    assert not end.conn._core.finished.wait(2.5)  # longer than a silent peer is waited for
+    assert not end.conn._core.finished.wait(0.5)  # longer than the wait for a silent peer
     gate.leave.set()
     closing.join()
     assert happened.wait(2) == ["a", "closed"]
 
 
-def test_callbacks_may_do_anything(open_end: OpenEnd) -> None:
-    """close, write, wait and timers in each callback neither hang nor keep the end from coming."""
+def test_callbacks_may_call_any_method(open_end: OpenEnd) -> None:
+    """``close``, ``write``, waits and timers in any callback neither hang nor prevent the end."""
     enough = threading.Event()
 
     def meddle(conn: Any, *_: object) -> None:
@@ -254,8 +240,8 @@ def test_callbacks_may_do_anything(open_end: OpenEnd) -> None:
 
 @pytest.mark.parametrize("seed", seeds(12))
 @pytest.mark.parametrize("event", ["hang_up", "close", "leave", "flood"])
-def test_taking_over_and_others(open_end: OpenEnd, event: str, seed: int) -> None:
-    """While the reading changes hands the connection may end, or more come than has room."""
+def test_other_events_during_a_take_over(open_end: OpenEnd, event: str, seed: int) -> None:
+    """Meanwhile the connection may end, or more data may arrive than there is room for."""
     gate, closed = Gate(), Seen()
     end = open_end(
         registry=gate.registry, queue_size=4, on_close=lambda conn: closed.add(conn.net_id)
@@ -264,7 +250,7 @@ def test_taking_over_and_others(open_end: OpenEnd, event: str, seed: int) -> Non
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
     if seed % 2:
-        # Unless it runs beside the reader anyway, because a timer held it up.
+        # Unless it runs concurrently with the reader because a timer delayed it.
         wait_until(
             lambda: end.conn._core.dispatcher._relieved or not end.conn._core.dispatcher._inline
         )
@@ -282,8 +268,8 @@ def test_taking_over_and_others(open_end: OpenEnd, event: str, seed: int) -> Non
     over(end.conn, closed)
 
 
-def test_a_broken_protocol_and_taking_over(open_end: OpenEnd) -> None:
-    """Who takes over the reading decodes nothing after what could not be decoded."""
+def test_bad_data_during_a_take_over(open_end: OpenEnd) -> None:
+    """The new reading thread decodes nothing after bad data."""
     gate, closed = Gate(), Seen()
     end = open_end(registry=gate.registry, on_close=lambda conn: closed.add(conn.net_id))
     end.send(text("x") + struct.pack("<iI", 2, 2**31))
@@ -296,10 +282,9 @@ def test_a_broken_protocol_and_taking_over(open_end: OpenEnd) -> None:
     assert (end.conn.close_reason or "").startswith("protocol error: message 2 announces")
 
 
-def test_a_callback_that_comes_while_the_reading_changes_hands(
-    open_end: OpenEnd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Timers of a `Clock` run elsewhere than the watch, and may come in between."""
+@pytest.mark.parametrize("open_end", OWN_READERS, indirect=True)
+def test_a_callback_during_a_take_over(open_end: OpenEnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timers of a `Clock` run on another thread than the watch, and may run in between."""
     gate = Gate()
     end = open_end(registry=gate.registry)
     push = Inbox.push
@@ -326,21 +311,21 @@ def test_a_callback_that_comes_while_the_reading_changes_hands(
     assert gate.handled.items == ["x", "due", 1]
 
 
-def test_timers_wait_for_a_handler_that_blocks(open_end: OpenEnd) -> None:
-    """What fell due before and after the reading was taken over runs afterwards, once each."""
+def test_timers_wait_for_a_blocking_handler(open_end: OpenEnd) -> None:
+    """Timers due before and after the take-over run afterwards, once each."""
     gate = Gate()
     end = open_end(registry=gate.registry)
     end.send(text("x"))
     assert gate.entered.wait(PATIENCE)
     for i in range(30):
         end.conn.run_after(i / 1000, lambda due, conn, i=i: gate.handled.add(i))
-    wait_until(lambda: not end.conn._core.timers)
+    wait_until(lambda: end.conn._core.dispatcher.pending > 30)
     gate.leave.set()
     assert gate.handled.wait(31) == ["x", *range(30)]
 
 
 def test_a_handler_that_outlives_its_connection(open_end: OpenEnd) -> None:
-    """A handler given up finds the connection closed when it returns, and harms nothing."""
+    """When it returns after ``drain_timeout``, it finds the connection closed."""
     gate, closed = Gate(), Seen()
     end = open_end(
         registry=gate.registry, drain_timeout=0.05, on_close=lambda conn: closed.add(conn.net_id)
@@ -356,8 +341,8 @@ def test_a_handler_that_outlives_its_connection(open_end: OpenEnd) -> None:
     assert gate.handled.items == ["x"] and closed.items == [end.conn.net_id]
 
 
-def test_a_full_inbox_does_not_hold_the_end(open_end: OpenEnd) -> None:
-    """A reader that waits for room behind a handler that never returns ends all the same."""
+def test_a_full_inbox_does_not_prevent_the_end(open_end: OpenEnd) -> None:
+    """A reader that waits for room behind a handler that never returns still ends."""
     gate, closed = Gate("pool"), Seen()
     end = open_end(
         registry=gate.registry,
@@ -377,8 +362,8 @@ def test_a_full_inbox_does_not_hold_the_end(open_end: OpenEnd) -> None:
     gate.leave.set()
 
 
-def test_a_cancelled_timer_does_not_run_when_its_turn_comes(open_end: OpenEnd) -> None:
-    """A periodic callback that waits behind the handler that cancels it is left out."""
+def test_a_cancelled_timer_does_not_run(open_end: OpenEnd) -> None:
+    """A periodic callback that waits behind the handler that cancels it is skipped."""
     gate, ran = Gate(), Seen()
     end = open_end(registry=gate.registry)
     end.send(text("x"))
@@ -392,12 +377,12 @@ def test_a_cancelled_timer_does_not_run_when_its_turn_comes(open_end: OpenEnd) -
     assert not ran.items
 
 
-# -- a client that comes back
+# -- reconnecting
 
 
 @pytest.mark.parametrize("seed", seeds(25))
 def test_reconnect_and_close(make_server: MakeServer, seed: int) -> None:
-    """A client whose server hangs up all the time may be closed at any moment."""
+    """A client of a server that always disconnects can be closed at any moment."""
     _, address = make_server(on_connect=lambda conn: conn.close())
     closed = Seen()
     client = ClientConn(
@@ -410,8 +395,10 @@ def test_reconnect_and_close(make_server: MakeServer, seed: int) -> None:
     assert len(closed.items) == client.snapshot().connections_total
 
 
-def test_an_idle_timeout_while_dialling_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock of a lost connection, firing late, leaves the one that is being made alone."""
+def test_a_late_idle_timeout_does_not_affect_the_next_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The idle timer of a lost connection may fire while the client dials again."""
     server = Server(registry=Registry())
     server.registry.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     address = server.start(("127.0.0.1", 0))
@@ -420,7 +407,7 @@ def test_an_idle_timeout_while_dialling_does_no_harm(monkeypatch: pytest.MonkeyP
     registry.handler(Text)(lambda ctx, conn: seen.add(ctx.cancelled))
     client = ClientConn(address, registry=registry, reconnect=AT_ONCE, idle_timeout=60).start()
     core = client._core
-    dial = core._dial
+    dial = core.dial
 
     def slowly() -> Any:
         transport = dial()
@@ -428,7 +415,7 @@ def test_an_idle_timeout_while_dialling_does_no_harm(monkeypatch: pytest.MonkeyP
         client._core.keep_alive._look_idle()
         return transport
 
-    monkeypatch.setattr(core, "_dial", slowly)
+    monkeypatch.setattr(core, "dial", slowly)
     wait_until(lambda: server.connections)
     server.connections[0].close()
     wait_until(lambda: client.reconnects)
@@ -438,8 +425,8 @@ def test_an_idle_timeout_while_dialling_does_no_harm(monkeypatch: pytest.MonkeyP
     server.stop()
 
 
-def test_losses_from_both_sides(make_server: MakeServer) -> None:
-    """Threads that see the same connection lost cause one reconnection, and nothing is lost."""
+def test_concurrent_losses_cause_one_reconnection(make_server: MakeServer) -> None:
+    """Several threads notice the same loss; the client reconnects once, and loses no message."""
     received = Seen()
     server, address = make_server()
     server.registry.handler(Number)(lambda ctx, conn: received.add(ctx.message.value))
@@ -464,14 +451,14 @@ def test_losses_from_both_sides(make_server: MakeServer) -> None:
     client.close()
 
 
-def test_a_loss_and_close_and_waiting() -> None:
-    """Who waits for a connection after the end is told, though its loss was noticed before."""
+def test_waiting_for_a_connection_during_close() -> None:
+    """``wait_connected`` returns after a close, even if the loss was noticed before it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = ClientConn(listener.getsockname(), registry=Registry(), reconnect=AT_ONCE).start()
         peer, _ = listener.accept()
 
     def lose() -> None:
-        """What a clock does, on a thread of tao's, whose callback of the user's closes."""
+        """Lose the connection on a thread of tao's, with a user callback that closes."""
         with as_tao_thread():
             client.context.after_cancel(lambda: client.close() or client.wait_closed(PATIENCE))
             client._core.drop("lost")
@@ -482,8 +469,8 @@ def test_a_loss_and_close_and_waiting() -> None:
     peer.close()
 
 
-def test_contexts_of_a_client_end(make_server: MakeServer) -> None:
-    """Each that anybody has seen is cancelled, of an attempt that was refused too, in order."""
+def test_all_contexts_of_a_client_are_cancelled(make_server: MakeServer) -> None:
+    """Each context that a callback has seen is cancelled, in order, including refused attempts."""
     _, address = make_server()
     happened = Seen()
 
@@ -504,8 +491,8 @@ def test_contexts_of_a_client_end(make_server: MakeServer) -> None:
     assert happened.wait(4) == [0, 1, 2, 3]
 
 
-def test_close_waits_for_a_timer_only_so_long() -> None:
-    """A callback that does not return during back-off holds the end for drain_timeout."""
+def test_close_does_not_wait_forever_for_a_timer() -> None:
+    """During back-off, a callback that does not return delays the end by ``drain_timeout``."""
     listener = socket.create_server(("127.0.0.1", 0))
     entered, leave = threading.Event(), threading.Event()
     client = ClientConn(
@@ -526,7 +513,7 @@ def test_close_waits_for_a_timer_only_so_long() -> None:
 
 
 def test_a_client_may_close_in_all_its_callbacks(make_server: MakeServer) -> None:
-    """Called by start() in the user's thread too, close() does not wait for itself."""
+    """Even in callbacks that ``start`` calls on the user's thread, ``close`` does not deadlock."""
     _, address = make_server()
     for refuse in (True, False):
 
@@ -552,8 +539,8 @@ def test_a_client_may_close_in_all_its_callbacks(make_server: MakeServer) -> Non
         assert client.wait_closed(PATIENCE)
 
 
-def test_close_in_on_error_of_a_client_that_never_started() -> None:
-    """What was never sent is reported by close(), which may be called by who is told."""
+def test_close_in_on_error_of_a_new_client() -> None:
+    """``close`` reports unsent messages to ``on_error``, which may call ``close``."""
     client = ClientConn(
         ("127.0.0.1", 1),
         registry=Registry(),
@@ -568,7 +555,7 @@ def test_close_in_on_error_of_a_client_that_never_started() -> None:
 
 @pytest.mark.parametrize("seed", seeds(40))
 def test_start_and_close_and_close(make_server: MakeServer, seed: int) -> None:
-    """A client closed while it starts ends once, started or not, and is counted once."""
+    """A client closed during ``start`` ends once, whether or not it started, and counts once."""
     _, address = make_server()
     closed = Seen()
     client = ClientConn(address, registry=Registry(), on_close=lambda conn: closed.add(1))
@@ -580,23 +567,23 @@ def test_start_and_close_and_close(make_server: MakeServer, seed: int) -> None:
             pass
 
     ended = Seen()
-    client._core.tally.ended = ended.add  # type: ignore[method-assign]
+    client._core.statistics.ended = ended.add  # type: ignore[method-assign]
     together(start, client.close, client.close)
     assert client.wait_closed(PATIENCE)
     assert len(closed.items) == client.snapshot().connections_total
     assert ended.items == [client._core]
 
 
-def test_a_client_that_is_forgotten_gives_the_wheel_back() -> None:
-    """A client that was never started and never closed leaves nothing."""
+def test_a_client_that_is_never_closed_releases_the_wheel() -> None:
+    """A client that was never started and never closed leaves nothing behind."""
     users = len(shared_wheel._users)
     forgotten = weakref.ref(ClientConn(("127.0.0.1", 1), registry=Registry()))
     gc.collect()
     assert forgotten() is None and len(shared_wheel._users) == users
 
 
-def test_a_connection_that_is_reset_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of any call while dialling is a failed attempt, and leaves no socket."""
+def test_an_error_during_dialling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any failing call is a failed attempt, and leaves no socket behind."""
 
     class Gone(socket.socket):
         def getpeername(self) -> Any:
@@ -611,11 +598,11 @@ def test_a_connection_that_is_reset_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         client.close()
 
 
-# -- stop and others
+# -- stop and other events
 
 
 def own_port() -> socket.socket:
-    """A socket that keeps a port for this test: nobody else is given it when its server is gone."""
+    """Return a socket that reserves a port for this test, even after its server has stopped."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", 0))
@@ -624,8 +611,8 @@ def own_port() -> socket.socket:
 
 @pytest.mark.parametrize("timeout", [None, 0])
 @pytest.mark.parametrize("seed", seeds(12))
-def test_stop_and_accept(make_server: MakeServer, seed: int, timeout: float | None) -> None:
-    """Whoever comes while the server stops is served or hung up on, never kept."""
+def test_stop_during_an_accept(make_server: MakeServer, seed: int, timeout: float | None) -> None:
+    """Connections that arrive during the stop are served or closed, never left open."""
     opened, closed = Seen(), Seen()
     place = own_port()
     server, address = make_server(
@@ -644,8 +631,8 @@ def test_stop_and_accept(make_server: MakeServer, seed: int, timeout: float | No
     for sock in socks:
         with sock:
             try:
-                # The kernel may drop a connection that comes while a listener closes, and tell its
-                # peer only when that sends something. Who is kept would not be told.
+                # The kernel may drop a connection that arrives while a listener closes. The peer
+                # learns that only when it sends data; on an open connection it would not.
                 sock.send(b"?")
                 assert sock.recv(1) == b""
             except OSError as error:
@@ -655,25 +642,25 @@ def test_stop_and_accept(make_server: MakeServer, seed: int, timeout: float | No
     assert len(closed.items) == server.snapshot().connections_total <= len(opened.items)
 
 
-def test_an_acceptor_that_sees_the_stop_first(
+def test_an_acceptor_that_sees_the_stop_early(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An acceptor that turns someone away before it is told to stop does not break the stop."""
+    """An acceptor that refuses a connection before it is told to stop does not break the stop."""
     server, address = make_server()
     making = threading.Event()
-    original, stop = ServerConn.__init__, Listener.stop
+    original, stop = ServerConn.__init__, ThreadedListener.stop
 
     def slowly(conn: ServerConn, *args: Any) -> None:
         making.set()
         wait_until(lambda: not server.running)
         original(conn, *args)
 
-    def late(listener: Listener) -> None:
+    def late(listener: ThreadedListener) -> None:
         wait_until(lambda: not server_core_of(server).acceptor.admission)
         stop(listener)
 
     monkeypatch.setattr(ServerConn, "__init__", slowly)
-    monkeypatch.setattr(Listener, "stop", late)
+    monkeypatch.setattr(ThreadedListener, "stop", late)
     with socket.create_connection(address, PATIENCE) as sock:
         assert making.wait(PATIENCE)
         assert server.stop().clean and server.state == "stopped"
@@ -685,7 +672,7 @@ def test_an_acceptor_that_sees_the_stop_first(
 def test_a_connection_accepted_while_stopping(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, seed: int, tls: Any
 ) -> None:
-    """A connection made by an acceptor that the stop did not wait for is ended as well."""
+    """A connection of an acceptor that the stop did not wait for is closed as well."""
     server, address = make_server(tls=tls)
     making, stopped = threading.Event(), threading.Event()
     original = ServerConn.__init__
@@ -705,8 +692,8 @@ def test_a_connection_accepted_while_stopping(
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
-def test_stop_and_handshake(make_server: MakeServer, timeout: float | None) -> None:
-    """A peer that is silent in the handshake does not hold the stop."""
+def test_stop_during_a_handshake(make_server: MakeServer, timeout: float | None) -> None:
+    """A peer that is silent in the handshake does not delay the stop."""
     server, address = make_server(tls=SERVER)
     with socket.create_connection(address, PATIENCE):
         wait_until(lambda: server_core_of(server).acceptor.connections)
@@ -716,8 +703,10 @@ def test_stop_and_handshake(make_server: MakeServer, timeout: float | None) -> N
 
 @pytest.mark.parametrize("timeout", [None, 0])
 @pytest.mark.parametrize("seed", seeds(10))
-def test_stop_in_a_handshake(make_server: MakeServer, seed: int, timeout: float | None) -> None:
-    """Wherever in its handshake a client is, it is served to the end or told that there is none."""
+def test_stop_at_any_moment_of_a_handshake(
+    make_server: MakeServer, seed: int, timeout: float | None
+) -> None:
+    """The client is either served completely or gets an error."""
     opened, closed = Seen(), Seen()
     server, address = make_server(tls=SERVER, on_connect=opened.add, on_close=closed.add)
     pause = random.Random(seed).uniform(0, 0.01)
@@ -728,12 +717,12 @@ def test_stop_in_a_handshake(make_server: MakeServer, seed: int, timeout: float 
             client.start()
             assert client.wait_closed(PATIENCE), "kept"
         except (ConnectFailed, ConnectionClosed):
-            pass  # among them HandshakeFailed: the stop was faster
+            pass  # such as HandshakeFailed: the stop was faster
         finally:
             client.close()
 
     def stop() -> None:
-        threading.Event().wait(pause)  # wherever the handshakes are by then
+        threading.Event().wait(pause)  # at any moment of the handshakes
         server.stop(timeout)
 
     together(dial, dial, stop)
@@ -742,8 +731,8 @@ def test_stop_in_a_handshake(make_server: MakeServer, seed: int, timeout: float 
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
-def test_stop_and_on_connect(make_server: MakeServer, timeout: float | None) -> None:
-    """An on_connect that returns after the stop was cut short frees what its connection has."""
+def test_stop_during_on_connect(make_server: MakeServer, timeout: float | None) -> None:
+    """If ``on_connect`` returns after the stop has timed out, its connection is released."""
     asked, answer = threading.Event(), threading.Event()
     server, address = make_server(
         on_connect=lambda conn: asked.set() or answer.wait(PATIENCE), drain_timeout=0.2
@@ -756,8 +745,8 @@ def test_stop_and_on_connect(make_server: MakeServer, timeout: float | None) -> 
         assert sock.recv(1) == b""
 
 
-def test_one_deadline_for_all_that_is_stuck(make_server: MakeServer) -> None:
-    """Ten on_close that do not return hold a stop no longer than one does."""
+def test_all_blocked_callbacks_share_one_deadline(make_server: MakeServer) -> None:
+    """Ten ``on_close`` that do not return delay a stop no longer than one."""
     leave = threading.Event()
     server, address = make_server(on_close=lambda conn: leave.wait(PATIENCE))
     socks = [socket.create_connection(address, PATIENCE) for _ in range(10)]
@@ -772,8 +761,8 @@ def test_one_deadline_for_all_that_is_stuck(make_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(15))
-def test_broadcast_and_stop(make_server: MakeServer, seed: int) -> None:
-    """A broadcast beside a stop says who got it, and those did."""
+def test_broadcast_during_stop(make_server: MakeServer, seed: int) -> None:
+    """The result of the broadcast is correct: its recipients got the message."""
     server, address = make_server()
     socks = [socket.create_connection(address, PATIENCE) for _ in range(4)]
     wait_until(lambda: server.connection_count == 4)
@@ -790,8 +779,8 @@ def test_broadcast_and_stop(make_server: MakeServer, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(15))
-def test_schedule_and_cancel_and_connect(make_server: MakeServer, seed: int) -> None:
-    """A schedule that was cancelled runs on no connection, whenever that came."""
+def test_schedule_cancel_and_connect(make_server: MakeServer, seed: int) -> None:
+    """A cancelled schedule runs on no connection, whenever it is cancelled."""
     server, address = make_server()
     socks: list[socket.socket] = []
 
@@ -810,10 +799,10 @@ def test_schedule_and_cancel_and_connect(make_server: MakeServer, seed: int) -> 
         sock.close()
 
 
-def test_a_schedule_cancelled_while_a_connection_takes_it_up(
+def test_a_schedule_cancelled_while_a_connection_applies_it(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelled between being looked up and being set, it is taken back."""
+    """If it is cancelled between lookup and setting of the timer, the timer is removed."""
     server, address = make_server()
     schedule = server.schedule(60, lambda due, conn: None)
     follow = ServerConnCore.follow
@@ -829,8 +818,8 @@ def test_a_schedule_cancelled_while_a_connection_takes_it_up(
         assert done.wait() == [0]
 
 
-def test_stop_and_start() -> None:
-    """One of them is first; nothing listens afterwards."""
+def test_concurrent_stop_and_start() -> None:
+    """One of them is first, and the server does not listen afterwards."""
     for _ in range(40):
         server = Server(registry=Registry())
 
@@ -847,8 +836,8 @@ def test_stop_and_start() -> None:
             server.start(("127.0.0.1", 0))
 
 
-def test_stop_and_two_that_serve_forever() -> None:
-    """Each of the threads that wait for the end of a server returns."""
+def test_stop_with_two_threads_in_serve_forever() -> None:
+    """Both threads return."""
     server = Server(registry=Registry())
     ready = Seen()
     serve = partial(server.serve_forever, ("127.0.0.1", 0), ready=ready.add)
@@ -862,7 +851,7 @@ def test_stop_and_two_that_serve_forever() -> None:
 
 
 def test_stop_from_everywhere(make_server: MakeServer) -> None:
-    """A server may be stopped in a callback, a timer, a cancellation, and from outside at once."""
+    """Callbacks, timers, cancellations and other threads may stop a server at the same time."""
     for _ in range(10):
         server = Server(registry=Registry(), on_close=lambda conn: conn.context.server.stop())
         server.registry.handler(Text)(lambda ctx, conn: ctx.server.stop())
@@ -874,15 +863,15 @@ def test_stop_from_everywhere(make_server: MakeServer) -> None:
         assert ends(server.stop)
 
 
-def test_a_codec_whose_heartbeat_fails(open_end: OpenEnd) -> None:
-    """on_error is told each time, and heartbeats go on as soon as it works again."""
+def test_a_failing_heartbeat(open_end: OpenEnd) -> None:
+    """``on_error`` is called each time, and heartbeats resume when the codec works again."""
 
     class Failing(TypeLengthValueCodec):
         failures = 2
 
-        def heartbeat(self, now: int) -> bytes:
+        def heartbeat(self, nanoseconds: int) -> bytes:
             self.failures -= 1
-            return super().heartbeat(now) if self.failures < 0 else bytes(1 // 0)
+            return super().heartbeat(nanoseconds) if self.failures < 0 else bytes(1 // 0)
 
     errors = Seen()
     end = open_end(
@@ -892,10 +881,10 @@ def test_a_codec_whose_heartbeat_fails(open_end: OpenEnd) -> None:
     assert errors.items == [ZeroDivisionError] * 2
 
 
-def test_timers_without_number_and_stop(
+def test_a_full_timing_wheel_and_stop(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wheel full of the user's timers has room for the clocks of an end all the same."""
+    """Internal timers of the shutdown have room even if the user's timers fill the wheel."""
     server, address = make_server(idle_timeout=60)
     socks = [socket.create_connection(address, PATIENCE) for _ in range(3)]
     wait_until(lambda: server.connection_count == 3)
@@ -913,11 +902,12 @@ def test_timers_without_number_and_stop(
         sock.close()
 
 
-# -- no threads to be had
+# -- threads that cannot be started
 
 
+@pytest.mark.parametrize("open_end", OWN_READERS, indirect=True)
 def test_no_thread_for_a_handler(open_end: OpenEnd, no_thread: Callable[[str], None]) -> None:
-    """A connection that cannot have its second thread ends, with a reason, and frees all."""
+    """A connection without its second thread ends with a reason, and releases everything."""
     closed, errors = Seen(), Seen()
     gate = Gate("pool")
     gate.leave.set()
@@ -933,8 +923,11 @@ def test_no_thread_for_a_handler(open_end: OpenEnd, no_thread: Callable[[str], N
     assert end.conn.close_reason == "error: can't start new thread"
 
 
-def test_no_thread_to_take_over(open_end: OpenEnd, no_thread: Callable[[str], None]) -> None:
-    """Nor does a reader that should be relieved, and cannot be, wait for ever."""
+@pytest.mark.parametrize("open_end", OWN_READERS, indirect=True)
+def test_no_thread_to_relieve_the_reader(
+    open_end: OpenEnd, no_thread: Callable[[str], None]
+) -> None:
+    """A reader that cannot be relieved does not wait forever."""
     closed, gate = Seen(), Gate()
     end = open_end(registry=gate.registry, on_close=lambda conn: closed.add(conn.net_id))
     no_thread("tao-handler")
@@ -944,8 +937,9 @@ def test_no_thread_to_take_over(open_end: OpenEnd, no_thread: Callable[[str], No
     over(end.conn, closed)
 
 
+@pytest.mark.parametrize("open_end", OWN_READERS, indirect=True)
 def test_no_thread_for_a_timer(open_end: OpenEnd, no_thread: Callable[[str], None]) -> None:
-    """A timer whose callback has no thread to run on ends the connection, not the wheel."""
+    """The connection ends, and the wheel continues."""
     closed, fired = Seen(), threading.Event()
     end = open_end(on_close=lambda conn: closed.add(conn.net_id))
     no_thread("tao-handler")
@@ -957,19 +951,20 @@ def test_no_thread_for_a_timer(open_end: OpenEnd, no_thread: Callable[[str], Non
     shared_wheel.release("test")
 
 
+@pytest.mark.parametrize("open_end", OWN_READERS, indirect=True)
 def test_no_thread_for_a_writer(open_end: OpenEnd, no_thread: Callable[[str], None]) -> None:
-    """A peer that does not take all at once cannot be served then: write() says so."""
+    """A connection to a slow reader cannot be served then, and ``write`` raises."""
     closed = Seen()
-    end = open_end(queue_size=100_000, on_close=lambda conn: closed.add(conn.net_id))
+    end = open_end(queue_size=1000, on_close=lambda conn: closed.add(conn.net_id))
     no_thread("tao-writer")
     with pytest.raises(ConnectionClosed, match="can't start new thread"):
-        while True:
+        for _ in range(1000):  # far more than the kernel accepts
             end.conn.write(Text("x" * 100_000))
     over(end.conn, closed)
 
 
 def test_no_thread_for_a_client(make_server: MakeServer, no_thread: Callable[[str], None]) -> None:
-    """start() raises, and leaves nothing behind."""
+    """``start`` raises, and leaves nothing behind."""
     _, address = make_server()
     no_thread("tao-reader-client")
     closed = Seen()
@@ -978,11 +973,11 @@ def test_no_thread_for_a_client(make_server: MakeServer, no_thread: Callable[[st
         with pytest.raises(RuntimeError):
             client.start(keep_trying)
         assert client._core.finished.is_set()
-    assert len(closed.items) == 1  # the other had not got as far
+    assert len(closed.items) == 1  # the other one had not been established
 
 
 def test_no_thread_for_a_server(no_thread: Callable[[str], None]) -> None:
-    """start() leaves nothing half done if its thread cannot be had, and stop() does without."""
+    """``start`` raises and leaves nothing behind; ``stop`` needs no thread of its own."""
     server = Server(registry=Registry())
     no_thread("tao-acceptor")
     with pytest.raises(RuntimeError):
@@ -997,7 +992,7 @@ def test_no_thread_for_a_server(no_thread: Callable[[str], None]) -> None:
 
 
 def test_no_thread_for_a_worker(no_thread: Callable[[str], None]) -> None:
-    """A job that could not be given to a worker is not done later, when there is one."""
+    """A job for which no worker can be started is not run later."""
     done = Seen()
     pool = WorkerPool(2, name="tao-some")
     no_thread("tao-some")
@@ -1013,10 +1008,10 @@ def test_no_thread_for_a_worker(no_thread: Callable[[str], None]) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(3))
-def test_traffic_with_threads_that_change_all_the_time(
+def test_traffic_with_frequent_thread_switches(
     make_server: MakeServer, switching: None, seed: int
 ) -> None:
-    """Answers keep their order over quick, slow and blocking handlers, timers and writers."""
+    """Replies keep their order with quick, slow and blocking handlers, timers and writers."""
     chance = random.Random(seed)
     server, address = make_server(queue_size=64)
 
@@ -1041,10 +1036,8 @@ def test_traffic_with_threads_that_change_all_the_time(
 
 
 @pytest.mark.parametrize("seed", seeds(30))
-def test_ends_with_threads_that_change_all_the_time(
-    open_end: OpenEnd, switching: None, seed: int
-) -> None:
-    """Messages, timers, writes and closing, in any order, come to one end."""
+def test_ends_with_frequent_thread_switches(open_end: OpenEnd, switching: None, seed: int) -> None:
+    """Messages, timers, writes and closes in any order lead to one end."""
     chance = random.Random(seed)
     closed, gate = Seen(), Gate(chance.choice(["inline", "pool"]))
     end = open_end(
@@ -1079,13 +1072,13 @@ def test_ends_with_threads_that_change_all_the_time(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_timers_work_after_a_fork() -> None:
-    """A child of a process with a running wheel has a wheel of its own."""
+    """A child of a process with a running wheel has its own wheel."""
     wheel = shared_wheel.acquire("test")
     ticked = threading.Event()
     wheel.run_after(0, lambda due: ticked.set())
     assert ticked.wait(PATIENCE)
     child = os.fork()
-    if not child:  # nothing of the test's may run on in the child
+    if not child:  # no code of the test may continue in the child
         context = background().with_timeout(0.01)
         os._exit(0 if context.wait(PATIENCE) else 1)
     _, status = os.waitpid(child, 0)

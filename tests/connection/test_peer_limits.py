@@ -1,4 +1,4 @@
-"""Limits on what peers may do: rates, the time for a message, and bytes that wait to be sent."""
+"""Limits for peers: rates, the time for a message, and the size of the send queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tao.connection.send_queue import SendQueue
+from tao.connection.sending.send_queue import SendQueue
 from tao.errors import ConnectionClosed, WouldBlock
 from tao.runtime.context import Context
 from tao.runtime.log import logger
@@ -24,16 +24,16 @@ from tao.wire.codec import Batch, Codec
 from tao.wire.message import Message, Registry
 from tests.crowd import CROWD_PATIENCE, crowd
 from tests.ends import End, MakeServer, Number, Seen, Text, frame, number, text
-from tests.support import PATIENCE, ends, recv_exactly, wait_until
+from tests.support import PATIENCE, ends, recv_exactly, wait_until, written_here
 
 OpenEnd = Callable[..., End]
 
-#: So few a second that during a test none comes.
+#: A rate so low that nothing passes during a test.
 NEVER = 1e-6
 
 
 class Clock:
-    """A clock that stands still until it is told to go on."""
+    """A clock that moves only when it is told to."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -43,21 +43,21 @@ class Clock:
 
 
 def numbers() -> tuple[Registry, Seen]:
-    """A registry that collects numbers in the order they are handled."""
+    """Return a registry that collects numbers in the order in which they are handled."""
     registry, seen = Registry(), Seen()
     registry.handler(Number)(lambda ctx, conn: seen.add(ctx.message.value))
     return registry, seen
 
 
-def intake(end: End) -> Any:
-    return end.conn._core.reader.intake
+def limits(end: End) -> Any:
+    return end.conn._core.reader.limits
 
 
 # -- token buckets
 
 
-def test_a_bucket_is_full_at_first_and_fills_with_time() -> None:
-    """What is taken comes back at the rate, up to the burst and not above."""
+def test_a_bucket_starts_full_and_refills() -> None:
+    """Tokens return at the rate, up to the burst."""
     clock = Clock()
     bucket = TokenBucket(10, 5, clock)
     assert [bucket.take(3), bucket.take(3), bucket.take(3)] == [3, 2, 0]
@@ -68,15 +68,15 @@ def test_a_bucket_is_full_at_first_and_fills_with_time() -> None:
     assert bucket.take(9) == 5
 
 
-def test_the_burst_is_that_of_a_second() -> None:
-    """Unless it is given; of a slow rate it is one token, or nothing would ever pass."""
+def test_the_default_burst() -> None:
+    """The burst is the rate times a second, but at least one token."""
     assert TokenBucket(2.5).burst == 2.5
     assert TokenBucket(0.1).burst == 1
     assert TokenBucket(0.1, 7).burst == 7
 
 
-def test_what_is_lent_has_to_come_in_first() -> None:
-    """A bucket may be overdrawn, and says for how long."""
+def test_lent_tokens_are_repaid_first() -> None:
+    """A bucket may be overdrawn, and returns for how long."""
     clock = Clock()
     bucket = TokenBucket(100, 50, clock)
     assert bucket.lend(50) == 0
@@ -88,8 +88,8 @@ def test_what_is_lent_has_to_come_in_first() -> None:
     assert bucket.take(100) == 50
 
 
-def test_nobody_waits_for_more_than_the_burst() -> None:
-    """More is never there at once."""
+def test_the_longest_wait_is_for_the_burst() -> None:
+    """A bucket never holds more than the burst."""
     clock = Clock()
     bucket = TokenBucket(10, 5, clock)
     bucket.take(5)
@@ -97,8 +97,8 @@ def test_nobody_waits_for_more_than_the_burst() -> None:
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(0, None), (-1, None), (1, 0), (1, 0.5)])
-def test_what_is_no_bucket(rate: float, burst: float | None) -> None:
-    """A rate or a burst that would let nothing through is an error."""
+def test_invalid_buckets(rate: float, burst: float | None) -> None:
+    """A rate or a burst with which nothing would pass is an error."""
     with pytest.raises(ValueError, match=r"rate|burst"):
         TokenBucket(rate, burst)
 
@@ -111,7 +111,7 @@ def test_what_is_no_bucket(rate: float, burst: float | None) -> None:
 def test_no_more_passes_than_the_rate_and_a_burst(
     rate: float, burst: int, steps: list[tuple[float, int]]
 ) -> None:
-    """Whatever is asked for and when; and who waits as long as told gets what he waited for."""
+    """This holds for any requests; after the announced wait, the tokens are available."""
     clock = Clock()
     bucket = TokenBucket(rate, burst, clock)
     began, taken = clock.now, 0
@@ -126,8 +126,8 @@ def test_no_more_passes_than_the_rate_and_a_burst(
 # -- warnings
 
 
-def test_a_flood_of_warnings_is_one_line_a_second(log_lines: list[Any]) -> None:
-    """The next line tells how many were left out, and the end does."""
+def test_a_flood_of_warnings_is_one_line_per_second(log_lines: list[Any]) -> None:
+    """The next line, or the end of the connection, reports how many lines were left out."""
     clock = Clock()
     floods = FloodLog(clock=clock)
     for index in range(100):
@@ -141,7 +141,7 @@ def test_a_flood_of_warnings_is_one_line_a_second(log_lines: list[Any]) -> None:
 
 
 class Kept:
-    """A logger that keeps what it is given."""
+    """A logger that records its lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -150,8 +150,8 @@ class Kept:
         self.lines.append(text.format(*args))
 
 
-def test_what_was_left_out_is_counted() -> None:
-    """And a burst may pass, for lines that one wants all of."""
+def test_lines_left_out_are_counted() -> None:
+    """A burst may pass, for lines that should all be logged."""
     clock, log = Clock(), Kept()
     floods = FloodLog(burst=2, clock=clock)
     for index in range(5):
@@ -163,10 +163,13 @@ def test_what_was_left_out_is_counted() -> None:
 
 # -- accepting
 
+BOTH = pytest.mark.parametrize("readers", ["own", "shared"])
 
-def test_accepting_keeps_to_its_rate(make_server: MakeServer, log_lines: list[Any]) -> None:
-    """Above it, connections wait in the kernel; a stop does not wait for them."""
-    server, address = make_server(accept_rate=NEVER, accept_burst=3)
+
+@BOTH
+def test_the_accept_rate(make_server: MakeServer, log_lines: list[Any], readers: str) -> None:
+    """Connections above it wait in the listen backlog; a stop does not wait for them."""
+    server, address = make_server(accept_rate=NEVER, accept_burst=3, readers=readers)
     socks = [socket.create_connection(address, PATIENCE) for _ in range(6)]
     wait_until(lambda: server.snapshot().accept_delays == 1)
     assert server.snapshot().connections == 3
@@ -178,9 +181,10 @@ def test_accepting_keeps_to_its_rate(make_server: MakeServer, log_lines: list[An
     assert told == ["connections above 1e-06 a second (accept_rate) wait in the listen backlog"]
 
 
-def test_who_had_to_wait_is_accepted_later(make_server: MakeServer) -> None:
-    """A delay is no refusal."""
-    server, address = make_server(accept_rate=500, accept_burst=1)
+@BOTH
+def test_delayed_connections_are_accepted_later(make_server: MakeServer, readers: str) -> None:
+    """A delayed connection is not refused."""
+    server, address = make_server(accept_rate=500, accept_burst=1, readers=readers)
     server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     socks = [socket.create_connection(address, PATIENCE) for _ in range(20)]
     for sock in socks:
@@ -191,12 +195,15 @@ def test_who_had_to_wait_is_accepted_later(make_server: MakeServer) -> None:
     assert server.snapshot().refused == 0
 
 
-def test_refusals_do_not_fill_the_log(make_server: MakeServer, log_lines: list[Any]) -> None:
-    """Of a hundred that are refused at once the log has a few lines, which count the others."""
-    server, address = make_server(max_connections=1)
+@BOTH
+def test_refusals_do_not_flood_the_log(
+    make_server: MakeServer, log_lines: list[Any], readers: str
+) -> None:
+    """For a hundred refusals there are a few lines, which count the others."""
+    server, address = make_server(max_connections=1, readers=readers)
     first = socket.create_connection(address, PATIENCE)
     wait_until(lambda: server.connections)
-    server_core_of(server).tally.floods._bucket.rate = NEVER
+    server_core_of(server).statistics.floods._bucket.rate = NEVER
     for _ in range(100):
         with socket.create_connection(address, PATIENCE) as sock:
             assert sock.recv(1) == b""
@@ -208,11 +215,11 @@ def test_refusals_do_not_fill_the_log(make_server: MakeServer, log_lines: list[A
     assert told[1:] == ["99 more lines about limits were left out at the end"]
 
 
-# -- messages and bytes a second
+# -- messages and bytes per second
 
 
 def test_messages_above_the_rate_wait(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """A burst passes, the rest waits; the connection lives, and can be closed at any time."""
+    """A burst passes, and the rest waits; the connection can be closed at any time."""
     registry, seen = numbers()
     end = open_end(registry=registry, message_rate=NEVER, message_burst=5, idle_timeout=60)
     end.send(b"".join(map(number, range(20))))
@@ -228,8 +235,8 @@ def test_messages_above_the_rate_wait(open_end: OpenEnd, log_lines: list[Any]) -
     assert seen.items == [0, 1, 2, 3, 4]
 
 
-def test_all_that_waits_comes_in_order(open_end: OpenEnd) -> None:
-    """Nothing is lost by a delay, and nothing overtakes."""
+def test_delayed_messages_stay_in_order(open_end: OpenEnd) -> None:
+    """A delay loses no message and does not change the order."""
     registry, seen = numbers()
     end = open_end(registry=registry, message_rate=5000, message_burst=3, byte_rate=1e9)
     end.send(b"".join(map(number, range(300))))
@@ -237,8 +244,8 @@ def test_all_that_waits_comes_in_order(open_end: OpenEnd) -> None:
     assert end.conn._core.counts().over_rate > 0
 
 
-def test_a_reader_that_is_relieved_leaves_what_waits(open_end: OpenEnd) -> None:
-    """If a handler blocks in the midst of a batch that has to wait, order holds all the same."""
+def test_order_when_a_delayed_reader_is_relieved(open_end: OpenEnd) -> None:
+    """If a handler blocks within a delayed batch, the messages stay in order."""
     registry, seen = Registry(), Seen()
     entered, leave = threading.Event(), threading.Event()
 
@@ -260,8 +267,8 @@ def test_a_reader_that_is_relieved_leaves_what_waits(open_end: OpenEnd) -> None:
     assert seen.wait(60) == list(range(60))
 
 
-def test_what_waits_when_the_server_stops_is_told_of(make_server: MakeServer) -> None:
-    """Messages that were read, and held back by a rate, are handled or reported."""
+def test_delayed_messages_are_reported_by_a_stop(make_server: MakeServer) -> None:
+    """Messages that were read and delayed are handled, or reported as unhandled."""
     registry, seen = numbers()
     server, address = make_server(registry=registry, message_rate=NEVER, message_burst=5)
     with socket.create_connection(address, PATIENCE) as sock:
@@ -272,8 +279,8 @@ def test_what_waits_when_the_server_stops_is_told_of(make_server: MakeServer) ->
     assert len(seen.items) + unhandled == 100 and not report.clean
 
 
-def test_too_many_messages_may_end_the_connection(open_end: OpenEnd) -> None:
-    """over_rate="close" handles what is within the rate, and then says what was exceeded."""
+def test_too_many_messages_can_close_the_connection(open_end: OpenEnd) -> None:
+    """With ``over_rate="close"``, messages within the rate are handled before the close."""
     registry, seen = numbers()
     end = open_end(registry=registry, message_rate=NEVER, message_burst=5, over_rate="close")
     end.send(b"".join(map(number, range(20))))
@@ -286,7 +293,7 @@ def test_too_many_messages_may_end_the_connection(open_end: OpenEnd) -> None:
 
 
 def test_bytes_above_the_rate_wait(open_end: OpenEnd) -> None:
-    """Once the burst is used up nothing more is read, so that TCP holds the peer back."""
+    """After the burst, reading pauses, so that TCP holds the peer back."""
     registry, seen = numbers()
     end = open_end(registry=registry, byte_rate=NEVER, byte_burst=48)
     end.send(b"".join(map(number, range(20))))
@@ -298,34 +305,34 @@ def test_bytes_above_the_rate_wait(open_end: OpenEnd) -> None:
     assert ends(end.conn.close)
 
 
-def test_too_many_bytes_may_end_the_connection(open_end: OpenEnd) -> None:
-    """over_rate="close" does the same for bytes."""
+def test_too_many_bytes_can_close_the_connection(open_end: OpenEnd) -> None:
+    """With ``over_rate="close"``, the connection is closed for too many bytes as well."""
     end = open_end(byte_rate=NEVER, byte_burst=10, over_rate="close")
     end.send(frame(77, bytes(100)))
     try:
         end.read_to_end()
     except ConnectionResetError:
-        pass  # as not all was read
+        pass  # not all of it was read
     end.peer.close()
     assert end.conn.wait_closed(PATIENCE)
     assert end.conn.close_reason == "more than 1e-06 bytes a second came (byte_rate)"
 
 
-def test_who_is_held_back_is_not_idle(open_end: OpenEnd) -> None:
-    """While nothing is read because of a rate, the peer cannot be heard."""
+def test_a_delayed_peer_is_not_idle(open_end: OpenEnd) -> None:
+    """While reading pauses because of a rate, ``idle_timeout`` does not run."""
     registry, _ = numbers()
     end = open_end(registry=registry, message_rate=NEVER, message_burst=1, idle_timeout=3600)
     end.send(number(1) + number(2))
     wait_until(lambda: end.conn._core.gate.paused)
     for _ in range(3):
-        end.conn._core.reader.last_received = 0.0  # for hours nothing came, and the clock goes off
+        end.conn._core.reader.last_received = 0.0  # no data for hours, and the timer fires
         end.conn._core.keep_alive._set("idle", 0.0)
         wait_until(lambda: end.conn._core.reader.last_received)
     assert not end.conn.closed
 
 
-def test_a_protocol_error_comes_after_what_waits(open_end: OpenEnd) -> None:
-    """Messages before the broken place are handled, at their rate."""
+def test_bad_data_after_delayed_messages(open_end: OpenEnd) -> None:
+    """Messages before the bad data are handled, at their rate."""
     registry, seen = numbers()
     end = open_end(registry=registry, message_rate=2000, message_burst=1)
     end.send(b"".join(map(number, range(10))) + struct.pack("<iI", 1, 2**31))
@@ -334,8 +341,8 @@ def test_a_protocol_error_comes_after_what_waits(open_end: OpenEnd) -> None:
     assert "announces 2147483648 bytes" in str(end.conn.close_reason)
 
 
-def test_the_peers_end_comes_after_what_waits(open_end: OpenEnd) -> None:
-    """Who sends much and goes has it handled."""
+def test_the_end_of_stream_after_delayed_messages(open_end: OpenEnd) -> None:
+    """Messages of a peer that sends a lot and closes are handled."""
     registry, seen = numbers()
     end = open_end(registry=registry, message_rate=2000, message_burst=1)
     end.send(b"".join(map(number, range(30))))
@@ -344,17 +351,17 @@ def test_the_peers_end_comes_after_what_waits(open_end: OpenEnd) -> None:
     wait_until(lambda: end.conn.close_reason == "peer closed")
 
 
-def test_without_limits_there_is_no_intake(open_end: OpenEnd) -> None:
-    """Who sets none of the options pays for none."""
-    assert intake(open_end(idle_timeout=60, handler_warn_after=1)) is None
+def test_without_limits_there_is_no_overhead(open_end: OpenEnd) -> None:
+    """Without these options, no object for limits exists."""
+    assert limits(open_end(idle_timeout=60, handler_warn_after=1)) is None
 
 
-# -- the time for a message
+# -- frame_timeout
 
 
 @pytest.mark.parametrize("part", [b"\1", struct.pack("<iI", 1, 100) + b"x" * 99])
-def test_a_message_that_does_not_become_whole(open_end: OpenEnd, part: bytes) -> None:
-    """Whether in the header or in the body: after frame_timeout the connection is closed."""
+def test_an_incomplete_message(open_end: OpenEnd, part: bytes) -> None:
+    """In the header or in the value: the connection is closed after ``frame_timeout``."""
     end = open_end(frame_timeout=0.02)
     end.send(part)
     assert end.read_to_end() == b""
@@ -365,8 +372,8 @@ def test_a_message_that_does_not_become_whole(open_end: OpenEnd, part: bytes) ->
     assert end.conn._core.counts().frame_timeouts == 1
 
 
-def test_a_byte_now_and_then_is_not_enough(open_end: OpenEnd) -> None:
-    """A message that grows, but does not become whole, is no better than one that does not."""
+def test_a_few_bytes_do_not_extend_frame_timeout(open_end: OpenEnd) -> None:
+    """A message that grows without becoming complete is late as well."""
     end = open_end(frame_timeout=0.05, idle_timeout=60)
     end.send(struct.pack("<iI", 1, 2**20))
     never = threading.Event()
@@ -375,47 +382,47 @@ def test_a_byte_now_and_then_is_not_enough(open_end: OpenEnd) -> None:
             end.send(b"x")
             never.wait(0.001)
     except OSError:
-        pass  # it is closed
+        pass  # the connection is closed
     assert end.conn._core.counts().frame_timeouts == 1
 
 
-def test_between_messages_there_is_no_hurry(open_end: OpenEnd) -> None:
-    """The clock is not set for a peer that is silent, and forgets a message that is whole."""
+def test_frame_timeout_does_not_run_between_messages(open_end: OpenEnd) -> None:
+    """A silent peer starts no timer, and a complete message ends it."""
     registry, seen = numbers()
     end = open_end(registry=registry, frame_timeout=60)
     assert "frame" not in end.conn._core.timers._clocks
     for value in range(5):
         end.send(number(value)[:9])
-        wait_until(lambda: intake(end)._begun is not None and intake(end)._armed)
+        wait_until(lambda: limits(end)._begun is not None and limits(end)._armed)
         end.send(number(value)[9:])
         seen.wait(value + 1)
-        intake(end)._arm(0.0)  # the clock goes off now
-        wait_until(lambda: not intake(end)._armed)
-    assert intake(end)._begun is None
+        limits(end)._arm(0.0)  # the timer fires now
+        wait_until(lambda: not limits(end)._armed)
+    assert limits(end)._begun is None
     assert not end.conn.closed
 
 
-def test_time_in_which_nothing_is_read_does_not_count(open_end: OpenEnd) -> None:
-    """A message that waits in the kernel because of a rate is not late."""
+def test_pauses_in_reading_do_not_count(open_end: OpenEnd) -> None:
+    """A message that is delayed by a rate is not late."""
     registry, seen = numbers()
     end = open_end(
         registry=registry, byte_rate=NEVER, byte_burst=20, frame_timeout=0.02, idle_timeout=60
     )
     end.send(number(1) + number(2))
     wait_until(lambda: end.conn._core.gate.paused)
-    began = intake(end)._begun
+    began = limits(end)._begun
     clock = end.conn._core.timers._clocks["frame"]
-    intake(end)._begun = 0.0  # as if a message had been waited for since long ago
-    intake(end)._arm(0.0)
+    limits(end)._begun = 0.0  # as if the message had begun long ago
+    limits(end)._arm(0.0)
     before = clock.get()
-    wait_until(lambda: clock.get() != before)  # it went off, and was put off
-    intake(end)._begun = began
+    wait_until(lambda: clock.get() != before)  # it fired, and was postponed
+    limits(end)._begun = began
     assert not end.conn.closed
     assert seen.wait(1)[0] == 1
 
 
 class LinesCodec(Codec):
-    """Text in lines, by a codec that says nothing of what it holds."""
+    """Text in lines, with a codec that has no ``pending``."""
 
     def encode(self, message: Message) -> bytes:
         return message.serialize() + b"\n"
@@ -433,20 +440,20 @@ class LinesDecoder:
         batch += [(1, self.registry.lookup(1).deserialize(line)) for line in lines]
 
 
-def test_a_codec_that_says_nothing_is_exempt(open_end: OpenEnd) -> None:
-    """Without ``pending`` there is nothing to go by."""
+def test_a_codec_without_pending_is_exempt(open_end: OpenEnd) -> None:
+    """Without ``pending``, ``frame_timeout`` has no effect."""
     registry, seen = Registry(), Seen()
     registry.handler(Text)(lambda ctx, conn: seen.add(ctx.message.text))
     end = open_end(registry=registry, codec=LinesCodec(), frame_timeout=0.001)
     end.send(b"one\ntw")
     assert seen.wait(1) == ["one"]
-    assert not intake(end)._armed
+    assert not limits(end)._armed
     end.send(b"o\n")
     assert seen.wait(2) == ["one", "two"]
 
 
-def test_five_hundred_that_begin_and_stop(make_server: MakeServer, log_lines: list[Any]) -> None:
-    """They keep nobody from being served, and are gone after frame_timeout."""
+def test_five_hundred_incomplete_messages(make_server: MakeServer, log_lines: list[Any]) -> None:
+    """They do not prevent others from being served, and are closed after ``frame_timeout``."""
     server, address = make_server(frame_timeout=1.0)
     server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     began = time.monotonic()
@@ -456,7 +463,7 @@ def test_five_hundred_that_begin_and_stop(make_server: MakeServer, log_lines: li
     ):
         sock.sendall(text("hello"))
         assert recv_exactly(sock, 13) == text("hello")
-        # They are there all the while, unless it took so long that the first are gone already.
+        # All are connected meanwhile, unless the first have timed out already.
         there = server.snapshot().connections
         assert there == 501 or time.monotonic() - began > 1.0
         for each in slow:
@@ -472,7 +479,7 @@ def test_five_hundred_that_begin_and_stop(make_server: MakeServer, log_lines: li
 def test_a_peer_that_does_not_read_does_not_flood_the_log(
     make_server: MakeServer, log_lines: list[Any]
 ) -> None:
-    """Each message for which it has no room is an error of its writer, and few are logged."""
+    """Each refused message is an error of its writer, and few of them are logged."""
     server, address = make_server(queue_size=1)
     large = Text("x" * 1_000_000)
     server.handler(Text)(lambda ctx, conn: server.unicast(1, large))
@@ -489,10 +496,10 @@ def test_a_peer_that_does_not_read_does_not_flood_the_log(
     assert 1 <= len(told) < errors / 5
 
 
-def test_a_reconnected_client_begins_anew(make_server: MakeServer) -> None:
-    """What the lost transport had begun is forgotten."""
+def test_limits_after_a_reconnection(make_server: MakeServer) -> None:
+    """An incomplete message of the lost connection does not count."""
     from tao.client.client import ClientConn
-    from tao.connection.options import Reconnect
+    from tao.connection.options.definitions import Reconnect
 
     registry, seen = numbers()
     ups = Seen()
@@ -519,11 +526,11 @@ def test_a_reconnected_client_begins_anew(make_server: MakeServer) -> None:
         assert ends(client.close)
 
 
-# -- bytes that wait to be sent
+# -- queue_bytes
 
 
 class Line:
-    """A send queue with its writer, and a peer that reads when told to."""
+    """A send queue with its writer, and a peer that reads on request."""
 
     def __init__(self, limit: int = 100, **options: Any) -> None:
         self.box = SendQueue(limit, self._start_writer, **options)
@@ -532,14 +539,14 @@ class Line:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self.peer.settimeout(PATIENCE)
         self.transport = Transport(ours)
-        self.box.attach(self.transport)
+        self.box.attach(self.transport, written_here())
 
     def _start_writer(self) -> None:
         self.writers.append(threading.Thread(target=self.box.run_writer, name="test-writer"))
         self.writers[-1].start()
 
     def fill(self) -> int:
-        """Write a large frame, and return how many bytes of it wait."""
+        """Write a large frame, and return how many of its bytes wait."""
         self.box.write(b"B" * 100_000)
         assert self.box.blocked
         return self.box.bytes_waiting
@@ -555,7 +562,7 @@ class Line:
 
 @pytest.fixture
 def line() -> Iterator[Callable[..., Line]]:
-    """Makes a `Line`, which is closed afterwards."""
+    """Make a `Line`, which is closed afterwards."""
     made: list[Line] = []
 
     def make(limit: int = 100, **options: Any) -> Line:
@@ -570,8 +577,8 @@ def line() -> Iterator[Callable[..., Line]]:
 MakeLine = Callable[..., Line]
 
 
-def test_one_frame_may_be_larger_than_the_limit(line: MakeLine) -> None:
-    """If nothing else waits; but then nothing more is taken until it is gone."""
+def test_a_single_frame_may_exceed_the_limit(line: MakeLine) -> None:
+    """It is accepted if the queue is empty; then no other is until it has been sent."""
     it = line(limit_bytes=1000)
     it.box.open()
     left = it.fill()
@@ -584,8 +591,8 @@ def test_one_frame_may_be_larger_than_the_limit(line: MakeLine) -> None:
     assert recv_exactly(it.peer, 10) == b"x" * 10
 
 
-def test_bytes_that_wait_are_limited(line: MakeLine) -> None:
-    """What fits to the byte is taken, a byte more is not; an empty frame always is."""
+def test_queued_bytes_are_limited(line: MakeLine) -> None:
+    """The limit is exact to the byte; an empty frame is always accepted."""
     it = line(limit_bytes=200_000)
     it.box.open()
     room = 200_000 - it.fill()
@@ -598,8 +605,8 @@ def test_bytes_that_wait_are_limited(line: MakeLine) -> None:
     assert len(recv_exactly(it.peer, 100_000 + room)) == 100_000 + room
 
 
-def test_messages_are_still_limited_too(line: MakeLine) -> None:
-    """Whichever limit is reached first."""
+def test_queued_messages_are_limited_as_well(line: MakeLine) -> None:
+    """The limit that is reached first applies."""
     it = line(3, limit_bytes=10**9)
     it.box.open()
     it.fill()
@@ -609,8 +616,8 @@ def test_messages_are_still_limited_too(line: MakeLine) -> None:
         it.box.write(b"x")
 
 
-def test_a_write_waits_for_bytes_to_leave(line: MakeLine) -> None:
-    """With a timeout, as for messages."""
+def test_a_write_waits_for_bytes(line: MakeLine) -> None:
+    """A write with a timeout waits for room in bytes as it does for messages."""
     it = line(limit_bytes=100_000)
     it.box.open()
     it.fill()
@@ -627,7 +634,7 @@ def test_a_write_waits_for_bytes_to_leave(line: MakeLine) -> None:
 
 
 def test_dropping_the_oldest_for_bytes(line: MakeLine) -> None:
-    """As many go as it takes, but never what has begun to leave."""
+    """As many frames are dropped as necessary, but none that is partly sent."""
     it = line(limit_bytes=100_100, slow_consumer="drop_oldest")
     it.box.open()
     it.fill()
@@ -644,7 +651,7 @@ def test_dropping_the_oldest_for_bytes(line: MakeLine) -> None:
 
 
 def test_dropping_the_newest_for_bytes(line: MakeLine) -> None:
-    """The frame that does not fit is dropped, and counted."""
+    """The frame that does not fit is dropped and counted."""
     it = line(limit_bytes=10, slow_consumer="drop_newest")
     it.box.open()
     it.fill()
@@ -652,8 +659,8 @@ def test_dropping_the_newest_for_bytes(line: MakeLine) -> None:
     assert (it.box.dropped, it.box.waiting) == (1, 1)
 
 
-def test_a_preface_has_room_of_its_own(line: MakeLine) -> None:
-    """A full queue of a lost connection does not keep on_connect from talking on the next."""
+def test_the_preface_has_its_own_room(line: MakeLine) -> None:
+    """A full queue of a lost connection does not prevent ``on_connect`` from writing."""
     it = line(limit_bytes=1000, keep=True)
     writer = threading.Thread(target=lambda: it.box.write(b"x" * 1000), name="test-other")
     writer.start()
@@ -665,7 +672,7 @@ def test_a_preface_has_room_of_its_own(line: MakeLine) -> None:
 
 
 def test_collected_frames_count_too(line: MakeLine) -> None:
-    """During a batch, replies gather only as far as the limit allows."""
+    """During a batch, replies are collected only up to the limit."""
     it = line(limit_bytes=8 * 1024)
     it.box.open()
     it.box.collect()
@@ -678,7 +685,7 @@ def test_collected_frames_count_too(line: MakeLine) -> None:
 
 @pytest.mark.parametrize("policy", ["raise", "close"])
 def test_queue_bytes_of_a_connection(open_end: OpenEnd, policy: str) -> None:
-    """The option reaches the send queue, and slow_consumer says what happens."""
+    """The option reaches the send queue, and ``slow_consumer`` applies."""
     end = open_end(queue_bytes=500_000, queue_size=10_000, slow_consumer=policy)
     with pytest.raises((WouldBlock, ConnectionClosed)) as caught:
         while True:
@@ -698,7 +705,7 @@ RATES = ["message_rate", "byte_rate", "accept_rate", "frame_timeout", "handler_w
 
 @pytest.mark.parametrize("name", RATES)
 def test_rates_are_positive_numbers(name: str) -> None:
-    """Anything else is an error that names the option; None means no limit."""
+    """Other values are refused by name; None means no limit."""
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=name):
             Server(**{name: wrong})
@@ -712,7 +719,7 @@ COUNTS = ["message_burst", "byte_burst", "accept_burst", "queue_bytes"]
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_bursts_are_counts(name: str) -> None:
-    """From one on; None means what the documentation says."""
+    """They are at least 1; None means the documented default."""
     with pytest.raises(ValueError, match=name):
         Server(**{name: 0})
     with pytest.raises(TypeError, match=name):
@@ -720,7 +727,7 @@ def test_bursts_are_counts(name: str) -> None:
     Server(**{name: None})
 
 
-def test_over_rate_is_one_of_two() -> None:
-    """A wrong word is an error that names the option."""
+def test_an_invalid_over_rate() -> None:
+    """The error names the option."""
     with pytest.raises(ValueError, match="over_rate must be one of delay, close"):
         Server(over_rate="drop")

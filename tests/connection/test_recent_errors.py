@@ -1,4 +1,4 @@
-"""Errors by kind and the last reasons: bounded, and without a word of what messages say."""
+"""Recent errors: counts by kind and the last reasons, bounded, without contents of messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tao.connection.recent_errors import Failures, reason_of
+from tao.connection.reports.recent_errors import Failures, reason_of
 from tao.errors import BadData, ConnectFailed, ConnectionClosed, TaoError
 from tao.wire.codec import TypeLengthValueCodec
 from tao.wire.message import Registry
@@ -17,7 +17,7 @@ SECRET = "the combination of the safe"
 
 
 def caught(function: Callable[[], Any]) -> BaseException:
-    """What a function raises, with its traceback."""
+    """Return the exception of a function, with its traceback."""
     try:
         function()
     except BaseException as error:
@@ -38,15 +38,15 @@ def by_a_decoder() -> None:
 
 
 @pytest.mark.parametrize("function", [by_a_handler, by_a_handler_in_taos_words, by_a_decoder])
-def test_what_an_application_says_is_left_out(function: Callable[[], None]) -> None:
-    """Where it was raised is told instead."""
+def test_texts_of_the_application_are_left_out(function: Callable[[], None]) -> None:
+    """The location of the exception is shown instead."""
     reason = reason_of(caught(function))
     assert SECRET not in reason
     assert "test_recent_errors.py:" in reason and " in by_a_" in reason
 
 
-def test_a_reason_for_closing_that_quotes() -> None:
-    """What follows the colon may be from anywhere."""
+def test_a_close_reason_that_quotes() -> None:
+    """The text after the colon, which may be from a peer, is left out."""
     error = ConnectionClosed(f"3 messages could not be sent: protocol error: {SECRET}")
     assert reason_of(error) == "3 messages could not be sent"
 
@@ -70,13 +70,13 @@ def test_a_reason_for_closing_that_quotes() -> None:
         (KeyError(SECRET), ""),
     ],
 )
-def test_what_tao_and_the_system_say_is_told(error: BaseException, reason: str) -> None:
-    """Those words do not come from a message."""
+def test_texts_of_tao_and_the_system_are_kept(error: BaseException, reason: str) -> None:
+    """They contain nothing from a message."""
     assert reason_of(error) == reason
 
 
-def test_kinds_are_counted_up_to_a_bound() -> None:
-    """Sixty-four at most, the last of them for all others."""
+def test_the_number_of_kinds_is_limited() -> None:
+    """There are at most 64 kinds; the last one counts all others."""
     failures = Failures()
     for number in range(100):
         failures.add(type(f"Error{number}", (Exception,), {})(), "", 1, "here")
@@ -86,7 +86,7 @@ def test_kinds_are_counted_up_to_a_bound() -> None:
 
 
 def test_the_last_reasons_are_kept() -> None:
-    """Twenty, the latest first, each cut to a length."""
+    """The last twenty reasons are kept, the latest first, each shortened."""
     failures = Failures()
     for number in range(50):
         failures.add(TaoError("x" * 1000), f"handling message {number}", number, "10.0.0.1:2")

@@ -1,7 +1,7 @@
-"""What tao promises when the network and the peers are at their worst: proved through `FaultProxy`.
+"""Guarantees under bad networks and bad peers, tested through `FaultProxy`.
 
-Each test says what is to become of every single message, connection or descriptor, and would fail
-if one of them went missing without a word.
+Each test states what happens to every single message, connection or descriptor, and fails if one
+of them disappears silently.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn
-from tao.connection.options import Reconnect
+from tao.connection.options.definitions import Reconnect
 from tao.errors import ConnectionClosed, WouldBlock
 from tao.server.server import Server
 from tao.testing.fault_proxy import FaultProxy, Faults
@@ -54,24 +54,30 @@ class Item:
 
 
 class Scene:
-    """A server, a proxy before it, and clients of that, on TLS or not."""
+    """A server, a proxy in front of it, and clients of the proxy, with or without TLS.
 
-    def __init__(self, tls: bool) -> None:
+    Args:
+        readers: the option of server and clients.
+    """
+
+    def __init__(self, tls: bool, readers: Any) -> None:
         self.tls = tls
+        self.readers = readers
         self.server = Server()
         self.clients: list[ClientConn] = []
         self.proxy: FaultProxy
-        # What became of what, as the server's and clients' callbacks tell.
+        # The events that the callbacks of server and clients report.
         self.closed, self.server_errors, self.client_errors = Seen(), Seen(), Seen()
 
     def serve(self, handler: Callable[..., Any], **options: Any) -> FaultProxy:
-        """Start the server, with a handler of items, and return the proxy before it."""
+        """Start the server with a handler of items, and return the proxy in front of it."""
         faults = {key: options.pop(key) for key in ("to_server", "plan", "seed") if key in options}
         registry = Registry()
         registry.handler(Item)(handler)
         self.server = Server(
             registry=registry,
             tls=SERVER if self.tls else None,
+            readers=self.readers,
             on_close=lambda conn: self.closed.add(conn.close_reason),
             on_error=lambda conn, error: self.server_errors.add(error),
             **options,
@@ -80,11 +86,12 @@ class Scene:
         return self.proxy
 
     def client(self, handler: Callable[..., Any] | None = None, **options: Any) -> ClientConn:
-        """A client of the proxy's, not started."""
+        """Return a client of the proxy, not started."""
         registry = Registry()
         registry.register(Item.message_number, Item.deserialize, handler)
         tls = CLIENT if self.tls else None
         options = {"heartbeat": None, "registry": registry, "tls": tls, **options}
+        options["readers"] = self.readers
         client = ClientConn(
             self.proxy.address,
             on_error=lambda conn, error: self.client_errors.add(error),
@@ -97,19 +104,20 @@ class Scene:
         together(self.proxy.close, self.server.stop, *(client.close for client in self.clients))
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+@pytest.fixture(params=["plain", "tls", "plain-shared", "tls-shared"])
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    """A `Scene`, once for each way; closed afterwards."""
-    made = Scene(request.param)
+    """A `Scene`, with and without TLS, with both kinds of readers; closed afterwards."""
+    kind, _, shared = request.param.partition("-")
+    made = Scene(kind == "tls", shared or "own")
     yield made
     made.close()
 
 
-# -- an orderly end
+# -- graceful shutdown
 
 
-def test_a_stop_answers_all_that_was_handled(make_server: MakeServer) -> None:
-    """A hundred clients in the midst of sending: what a handler finished, its sender hears of."""
+def test_a_stop_sends_the_replies_of_handled_messages(make_server: MakeServer) -> None:
+    """While a hundred clients send, each gets the replies of the handlers that finished."""
     server, address = make_server(queue_size=500, workers=4)
     finished: dict[int, list[int]] = defaultdict(list)
 
@@ -149,14 +157,14 @@ def test_a_stop_answers_all_that_was_handled(make_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("dispatch", ["pool", "inline"])
-def test_a_stop_cut_short_reports_the_rest(make_server: MakeServer, dispatch: str) -> None:
-    """What came in and was not handled in time is in the report, message by message."""
+def test_a_stop_that_times_out_reports_the_rest(make_server: MakeServer, dispatch: str) -> None:
+    """Each message that was received and not handled in time is in the report."""
     server, address = make_server(dispatch=dispatch, workers=8)
     finished: list[int] = []
 
     @server.handler(Number)
     def handle(ctx: Any, conn: Any) -> None:
-        time.sleep(0.001)  # a handler that does its work, whatever its context says
+        time.sleep(0.001)  # a handler that ignores its context
         finished.append(1)
 
     socks = [socket.create_connection(address, PATIENCE) for _ in range(8)]
@@ -170,8 +178,8 @@ def test_a_stop_cut_short_reports_the_rest(make_server: MakeServer, dispatch: st
     assert sum(unhandled for _, unhandled, _ in report.abandoned) >= 8 * 200 - len(finished)
 
 
-def test_close_delivers_what_was_accepted(scene: Scene) -> None:
-    """A client with a full send queue, before a slow reader: all arrives before the end."""
+def test_close_delivers_accepted_messages(scene: Scene) -> None:
+    """A client with a full queue and a slow peer delivers all messages before the end."""
     received = Seen()
     scene.serve(
         lambda ctx, conn: received.add(ctx.message.index), to_server=Faults(split=9999, rate=5e7)
@@ -185,8 +193,8 @@ def test_close_delivers_what_was_accepted(scene: Scene) -> None:
     assert scene.client_errors.items == []
 
 
-def test_close_reports_what_it_could_not_deliver(scene: Scene) -> None:
-    """If the peer takes nothing more, each message was sent or is reported as not sent."""
+def test_close_reports_undelivered_messages(scene: Scene) -> None:
+    """If the peer stops reading, each message was sent or is reported as not sent."""
     received = Seen()
     proxy = scene.serve(lambda ctx, conn: received.add(ctx.message.index))
     client = scene.client(queue_size=100, drain_timeout=0.1).start()
@@ -197,7 +205,7 @@ def test_close_reports_what_it_could_not_deliver(scene: Scene) -> None:
     assert counts.unsent >= 100
     assert counts.messages_out + counts.unsent == accepted
     assert str(scene.client_errors.items[-1]).startswith(f"{counts.unsent} messages (")
-    # What the kernel had is on its way still; the others must not come.
+    # Messages in the kernel may still arrive; the others must not.
     proxy.to_server.stall = False
     wait_until(lambda: scene.closed.items)
     assert received.items == list(range(len(received.items)))
@@ -205,7 +213,7 @@ def test_close_reports_what_it_could_not_deliver(scene: Scene) -> None:
 
 
 def fill(conn: Any, first: int = 0) -> int:
-    """Write items, numbered from ``first``, until no more are taken; return how many were."""
+    """Write items from number ``first`` until the queue is full; return how many were accepted."""
     count = 0
     try:
         while True:
@@ -215,14 +223,14 @@ def fill(conn: Any, first: int = 0) -> int:
         return count
 
 
-# -- coming back
+# -- reconnecting
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_message_has_its_fate(scene: Scene, seed: int) -> None:
-    """Over a hundred cuts each is received, or was sent into a lost connection, or is reported.
+    """Each message is received, was sent on a lost connection, or is reported, over a hundred cuts.
 
-    Nothing arrives damaged, twice or out of order, on whatever connection.
+    No message arrives damaged, twice or out of order on any connection.
     """
     chance = random.Random(seed)
     received: dict[int, list[int]] = defaultdict(list)
@@ -257,7 +265,7 @@ def test_every_message_has_its_fate(scene: Scene, seed: int) -> None:
 def check_fates(
     client: ClientConn, accepted: int, received: dict[int, list[int]], errors: Seen
 ) -> None:
-    """Add up what became of the messages that a client accepted."""
+    """Add up the fates of the messages that a client accepted."""
     counts = client._core.counts()
     assert counts.messages_out + counts.unsent + counts.dropped == accepted
     arrived = [index for net_id in sorted(received) for index in received[net_id]]
@@ -270,7 +278,7 @@ def check_fates(
 
 
 def test_back_off_follows_the_option(scene: Scene) -> None:
-    """Between attempts in a row the waits grow as the option says, and begin anew after success."""
+    """The waits between consecutive failures grow as configured, and restart after a success."""
     asked: list[int] = []
 
     class Noted(Reconnect):
@@ -287,7 +295,7 @@ def test_back_off_follows_the_option(scene: Scene) -> None:
         started = time.monotonic()
         proxy.cut()
         wait_until(lambda: len(asked) >= 6)
-        # 10, 20, 40, 40 and 40 ms are over.
+        # 10, 20, 40, 40 and 40 ms have passed.
         assert time.monotonic() - started >= 0.15
         proxy.accept()
         wait_until(lambda: client.connected)
@@ -297,8 +305,8 @@ def test_back_off_follows_the_option(scene: Scene) -> None:
         wait_until(lambda before=before: client._core.counts().bytes_in > before)
 
 
-def test_back_off_grows_before_a_server_that_hangs_up(scene: Scene) -> None:
-    """A server that is full accepts and closes at once: that is no reason to dial without pause."""
+def test_back_off_grows_if_the_server_closes_at_once(scene: Scene) -> None:
+    """A server that accepts and closes at once is not dialled without pause."""
     asked: list[int] = []
 
     class Noted(Reconnect):
@@ -318,8 +326,8 @@ def test_back_off_grows_before_a_server_that_hangs_up(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("policy", ["raise", "drop_oldest", "close"])
-def test_one_reader_that_stops_among_fifty(scene: Scene, policy: str) -> None:
-    """What waits for it is bounded, and the others are served as if it was not there."""
+def test_one_slow_reader_among_fifty(scene: Scene, policy: str) -> None:
+    """Its queue is bounded, and the others are served as usual."""
     ways = [(Faults(), Faults()) for _ in range(50)]
     waiting, lost = Seen(), Seen()
 
@@ -357,7 +365,7 @@ def test_one_reader_that_stops_among_fifty(scene: Scene, policy: str) -> None:
             stuck.write(Item(10, 4))
 
     together(flood, *[other] * 49)
-    if policy == "raise":  # it is held back
+    if policy == "raise":  # its messages are held back
         wait_until(lambda: conn._core.send_queue.crowded and conn._core.dispatcher.pending)
     else:
         wait_until(
@@ -370,11 +378,11 @@ def test_one_reader_that_stops_among_fifty(scene: Scene, policy: str) -> None:
         assert conn._core.counts().dropped > 0
 
 
-# -- half-open peers
+# -- half-open connections
 
 
-def test_a_silent_network_is_noticed_at_both_ends(scene: Scene) -> None:
-    """When nothing comes through any more, idle_timeout ends both ends, whatever heartbeats say."""
+def test_a_silent_network_is_detected_at_both_ends(scene: Scene) -> None:
+    """If no data arrives, ``idle_timeout`` closes both ends, although both send heartbeats."""
     reasons = Seen()
     proxy = scene.serve(lambda ctx, conn: None, heartbeat=0.02, idle_timeout=0.3)
     client = scene.client(
@@ -386,8 +394,8 @@ def test_a_silent_network_is_noticed_at_both_ends(scene: Scene) -> None:
     assert client.wait_closed(PATIENCE)
 
 
-def test_a_peer_that_went_while_a_send_is_stuck(scene: Scene) -> None:
-    """The idle timeout ends this too, and what could not be sent is told."""
+def test_a_vanished_peer_during_a_blocked_send(scene: Scene) -> None:
+    """``idle_timeout`` closes this connection as well, and unsent messages are reported."""
     options = {"idle_timeout": 0.5, "drain_timeout": 0.1, "queue_size": 50}
     proxy = scene.serve(lambda ctx, conn: None, **options)
     client = scene.client(**options).start()
@@ -402,8 +410,8 @@ def test_a_peer_that_went_while_a_send_is_stuck(scene: Scene) -> None:
         assert counts.messages_out + counts.unsent == accepted
 
 
-def test_a_client_stuck_in_a_send_comes_back(scene: Scene) -> None:
-    """What was stuck in a connection found dead is sent on the next, whole and in order."""
+def test_a_client_with_a_blocked_send_reconnects(scene: Scene) -> None:
+    """The messages are sent on the next connection, complete and in order."""
     received = Seen()
     stuck = Faults()
     proxy = scene.serve(
@@ -420,11 +428,11 @@ def test_a_client_stuck_in_a_send_comes_back(scene: Scene) -> None:
     assert proxy.accepted == 2
 
 
-# -- peers that take their time in the handshake
+# -- slow handshakes
 
 
-def test_five_hundred_handshakes_that_never_go_on(make_server: MakeServer) -> None:
-    """Who says one byte of TLS and no more keeps nobody out, and is gone after the timeout."""
+def test_five_hundred_stalled_handshakes(make_server: MakeServer) -> None:
+    """Peers that send one byte of TLS do not block others, and are closed after the timeout."""
     registry, got = Registry(), Seen()
     registry.handler(Number)(lambda ctx, conn: conn.write(ctx.message))
     server, address = make_server(
@@ -435,14 +443,14 @@ def test_five_hundred_handshakes_that_never_go_on(make_server: MakeServer) -> No
     began = time.monotonic()
     with (
         crowd(address, 500, b"\x16") as silent,
-        # Its own handshake may take too long as well, on a machine that is busy with all these.
+        # On a busy machine, its own handshake may take too long as well.
         ClientConn(
             address, tls=CLIENT, registry=mine, server_hostname="localhost", reconnect=SOON
         ) as client,
     ):
         client.write(Number(1))
         assert got.wait(1, CROWD_PATIENCE) == [1]
-        # They are there all the while, unless it took so long that the first are gone already.
+        # All are connected meanwhile, unless the first have timed out already.
         there = server.snapshot().connections
         assert there == 501 or time.monotonic() - began > 2.0
         for sock in silent:
@@ -453,8 +461,8 @@ def test_five_hundred_handshakes_that_never_go_on(make_server: MakeServer) -> No
     wait_until(lambda: server.snapshot().connections == 0, CROWD_PATIENCE)
 
 
-def test_a_handshake_that_drips(make_server: MakeServer) -> None:
-    """The timeout is for the whole handshake: that a byte comes now and then does not extend it."""
+def test_a_handshake_in_single_bytes(make_server: MakeServer) -> None:
+    """The timeout covers the whole handshake; single bytes do not extend it."""
     errors = Seen()
     _, address = make_server(
         tls=SERVER, handshake_timeout=0.3, on_error=lambda conn, error: errors.add(str(error))
@@ -483,7 +491,7 @@ def number(value):
 
 
 def program(source: str) -> subprocess.Popen[str]:
-    """Start a Python program that knows tao, and what `PREAMBLE` defines."""
+    """Start a Python program that begins with `PREAMBLE`."""
     return subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + source],
         stdin=subprocess.PIPE,
@@ -494,8 +502,8 @@ def program(source: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_program_out_of_descriptors_comes_back() -> None:
-    """Those inside are served meanwhile, those outside afterwards; nobody has to do anything."""
+def test_a_program_recovers_from_a_lack_of_descriptors() -> None:
+    """Existing connections are served meanwhile, and new ones afterwards, without intervention."""
     with program(
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
@@ -526,12 +534,12 @@ def test_a_program_out_of_descriptors_comes_back() -> None:
             sock.close()
         output, errors = child.communicate("\n", timeout=3 * PATIENCE)
     failures, clean = output.split()
-    # It backs off: a listener that spins fails thousands of times.
+    # It backs off: a busy loop would fail thousands of times.
     assert int(failures) < 100 and clean == "True" and errors == ""
 
 
-def test_a_program_out_of_descriptors_can_stop() -> None:
-    """To stop takes none."""
+def test_a_program_without_descriptors_can_stop() -> None:
+    """A stop needs no descriptor."""
     with program(
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
@@ -581,8 +589,8 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_program_ends(ending: str) -> None:
-    """Whatever runs when the main thread is through, the program ends at once, and quietly."""
+def test_a_program_exits(ending: str) -> None:
+    """When the main thread ends, the program exits at once and without output."""
     source = "serving = server()\naddress = serving.start(('127.0.0.1', 0))\n" + ENDINGS[ending]
     with program(source) as child:
         try:
@@ -598,11 +606,11 @@ def test_a_program_ends(ending: str) -> None:
         assert errors == ""
 
 
-# -- code of users
+# -- user code
 
 
 class Unspeakable(Exception):
-    """An error that cannot even be shown."""
+    """An exception with a text that raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -611,7 +619,7 @@ class Unspeakable(Exception):
 
 
 def misdeeds() -> dict[str, Callable[[Any, Any], object]]:
-    """What a handler should not do."""
+    """Return things that a handler should not do."""
 
     def raises(error: BaseException) -> Callable[[Any, Any], object]:
         def handler(ctx: Any, conn: Any) -> None:
@@ -647,10 +655,10 @@ def misdeeds() -> dict[str, Callable[[Any, Any], object]]:
 
 
 @pytest.mark.parametrize("dispatch", ["inline", "pool", "auto"])
-def test_misdeeds_of_handlers_harm_nobody_else(
+def test_misbehaving_handlers_do_not_affect_others(
     make_server: MakeServer, log_lines: list[Any], dispatch: str
 ) -> None:
-    """Whatever it does, it is told, its connection lives unless closed, and others are served."""
+    """It is reported, the connection stays open unless it was closed, and others are served."""
     errors = Seen()
 
     def on_error(conn: Any, error: BaseException) -> None:
@@ -678,7 +686,7 @@ def test_misdeeds_of_handlers_harm_nobody_else(
             sock.sendall(struct.pack("<iI", 7, len(value)) + value)
             good.sendall(number(index))
             assert recv_exactly(good, 16) == number(index)
-        told = set(names) - {"wait for oneself", "abort"}  # who may do what they did
+        told = set(names) - {"wait for oneself", "abort"}  # those two have the intended effect
         wait_until(lambda: told <= set(errors.items))
         for name, sock in zip(names, bad, strict=True):
             if name in ("write after close", "wait for oneself", "abort"):
@@ -692,8 +700,8 @@ def test_misdeeds_of_handlers_harm_nobody_else(
     assert server.stop().clean
 
 
-def test_what_on_connect_wrote_in_vain_is_counted(scene: Scene) -> None:
-    """Messages of on_connect that a lost connection did not take are reported, like any others."""
+def test_undelivered_messages_of_on_connect_are_counted(scene: Scene) -> None:
+    """They are reported like any other messages that a lost connection did not deliver."""
     proxy = scene.serve(lambda ctx, conn: None)
     accepted: list[int] = []
 
@@ -708,7 +716,10 @@ def test_what_on_connect_wrote_in_vain_is_counted(scene: Scene) -> None:
         return True
 
     client = scene.client(
-        queue_size=50, reconnect=Reconnect(initial=0.001), on_connect=introduce
+        queue_size=50,
+        reply_timeout=0.05,
+        reconnect=Reconnect(initial=0.001),
+        on_connect=introduce,
     ).start()
     wait_until(lambda: client.reconnects)
     wait_until(lambda: client._core.counts().unsent)
@@ -719,10 +730,10 @@ def test_what_on_connect_wrote_in_vain_is_counted(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("ending", ["close", "stop"])
-def test_a_slow_reader_that_still_talks_gets_everything(
+def test_a_slow_reader_that_keeps_sending_gets_everything(
     make_server: MakeServer, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the kernel holds when this side ends is not made void by what the peer sends then."""
+    """Data that the peer sends after this side's end does not cause a reset that loses data."""
     monkeypatch.setattr("tao.connection.shutdown._LINGER", 0.01)
     server, address = make_server(queue_size=1000, drain_timeout=PATIENCE)
     with socket.create_connection(address, PATIENCE) as sock:
@@ -741,7 +752,7 @@ def test_a_slow_reader_that_still_talks_gets_everything(
         while data := sock.recv(50_000):
             received += len(data)
             sock.sendall(text("still here"))
-            time.sleep(0.002)  # slower than the looks after the end
+            time.sleep(0.002)  # slower than the checks after the end
         thread_ended = thread.join(PATIENCE) or not thread.is_alive()
     assert thread_ended
     assert received == 100 * (8 + len(item.serialize()))
@@ -750,7 +761,7 @@ def test_a_slow_reader_that_still_talks_gets_everything(
 
 
 def test_a_peer_that_stops_reading_is_reported(make_server: MakeServer) -> None:
-    """Messages that only the kernel has when time is up make a stop unclean."""
+    """Messages that only the kernel has at the deadline make a stop unclean."""
     errors = Seen()
     server, address = make_server(
         queue_size=1000, on_error=lambda conn, error: errors.add(str(error))

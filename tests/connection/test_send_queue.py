@@ -1,4 +1,4 @@
-"""The send queue: order, wholeness and bounds, and what happens when the transport changes."""
+"""The send queue: order, completeness, limits, and changes of the transport."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tao.connection.send_queue import SendQueue
+from tao.connection.sending.send_queue import SendQueue
 from tao.errors import ConnectionClosed, WouldBlock
+from tao.runtime.combining import Combiner
 from tao.runtime.deadline import Deadline
 from tao.transport.stream import Transport
 from tao.transport.tls_stream import TlsTransport
-from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
+from tests.support import PATIENCE, ends, recv_exactly, together, wait_until, written_here
 from tests.tls_pairs import CLIENT, SERVER, shake_hands
 
-# More than the small socket buffers of a `Line` take at once.
+# More than the small socket buffers of a `Line` hold.
 BIG = 100_000
 KIB = 1024
 
 
 class Watched(Transport):
-    """A real transport that counts what it is asked for, and tells when it is waited for."""
+    """A real transport that counts its calls, and signals when it is waited for."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self.sends = 0
         self.waited = threading.Event()
+        self.meanwhile: Callable[[], object] = bool  # called during the next send
 
     def send(self, data: bytes | memoryview) -> int:
         self.sends += 1
+        meanwhile, self.meanwhile = self.meanwhile, bool
+        meanwhile()
         return super().send(data)
 
     def wait_writable(self) -> None:
@@ -43,7 +47,7 @@ class Watched(Transport):
 
 
 class Line:
-    """A send queue with its writer, and the other end's socket, which reads only when told to."""
+    """A send queue with its writer, and the peer's socket, which is read only on request."""
 
     def __init__(self, limit: int = 100, **options: Any) -> None:
         self.box = SendQueue(limit, self._start_writer, **options)
@@ -56,14 +60,14 @@ class Line:
         self.writers[-1].start()
 
     def attach(self) -> Watched:
-        """Give the send queue a new transport, in its preface yet."""
+        """Give the send queue a new transport, which is still in its preface."""
         ours, peer = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * KIB)
         peer.settimeout(PATIENCE)
         transport = Watched(ours)
         self.peers.append(peer)
         self.transports.append(transport)
-        self.box.attach(transport)
+        self.box.attach(transport, written_here())
         return transport
 
     def open(self) -> Watched:
@@ -72,7 +76,7 @@ class Line:
         return transport
 
     def lose(self) -> None:
-        """Take the transport away, as a client does."""
+        """Remove the transport, as a client does."""
         self.transports[-1].abort()
         self.box.detach()
 
@@ -83,7 +87,7 @@ class Line:
         return recv_exactly(self.peers[-1], 2**30)
 
     def block(self) -> bytes:
-        """Send more than the kernel takes; return it."""
+        """Send more than the kernel accepts; return it."""
         frame = b"B" * BIG
         self.box.write(frame)
         assert self.box.blocked
@@ -102,7 +106,7 @@ class Line:
 
 @pytest.fixture
 def line() -> Iterator[Callable[..., Line]]:
-    """Makes a `Line`, which is closed afterwards."""
+    """Make a `Line`, which is closed afterwards."""
     made: list[Line] = []
 
     def make(limit: int = 100, **options: Any) -> Line:
@@ -115,7 +119,7 @@ def line() -> Iterator[Callable[..., Line]]:
 
 
 class Script(Transport):
-    """Takes as many bytes as each step of a script says, 0 for a full socket; breaks at its end."""
+    """Accepts as many bytes as each step of a script says, 0 if full; breaks at its end."""
 
     def __init__(self, steps: list[int]) -> None:
         self.answers = []
@@ -144,7 +148,7 @@ MakeLine = Callable[..., Line]
 
 
 def test_sends_at_once_when_idle(line: MakeLine) -> None:
-    """While the kernel takes everything, nothing waits and no other thread is started."""
+    """While the kernel accepts everything, nothing is queued and no thread is started."""
     it = line()
     transport = it.open()
     for frame in (b"one", b"two", b"three"):
@@ -155,8 +159,8 @@ def test_sends_at_once_when_idle(line: MakeLine) -> None:
     assert (it.box.frames_sent, it.box.bytes_sent) == (3, 11)
 
 
-def test_queues_behind_what_the_kernel_does_not_take(line: MakeLine) -> None:
-    """A peer that does not read makes frames wait; when it does, all arrive in order."""
+def test_queues_frames_that_the_kernel_does_not_accept(line: MakeLine) -> None:
+    """Frames to a peer that does not read wait; when it reads, all arrive in order."""
     it = line()
     it.open()
     big = it.block()
@@ -167,8 +171,8 @@ def test_queues_behind_what_the_kernel_does_not_take(line: MakeLine) -> None:
     assert (it.box.waiting, it.box.bytes_waiting, len(it.writers)) == (0, 0, 1)
 
 
-def test_one_writer_thread_for_all_times(line: MakeLine) -> None:
-    """Blocking again wakes the writer thread there is; it does not start another."""
+def test_one_writer_thread(line: MakeLine) -> None:
+    """A second blockage wakes the existing writer thread, and starts no other."""
     it = line()
     it.open()
     for _ in range(3):
@@ -179,7 +183,7 @@ def test_one_writer_thread_for_all_times(line: MakeLine) -> None:
 
 
 def test_would_block_exactly_at_the_limit(line: MakeLine) -> None:
-    """As many frames as the limit wait; one more raises and is not queued."""
+    """The limit is exact; one frame more raises, and is not queued."""
     it = line(limit=3)
     it.open()
     big = it.block()
@@ -192,7 +196,7 @@ def test_would_block_exactly_at_the_limit(line: MakeLine) -> None:
 
 
 def test_waits_for_room(line: MakeLine) -> None:
-    """A write with a timeout waits until the peer has read, and then is in its place."""
+    """A write with a timeout waits until the peer has read, and keeps its position."""
     it = line(limit=1)
     it.open()
     big = it.block()
@@ -205,8 +209,8 @@ def test_waits_for_room(line: MakeLine) -> None:
     assert received == big + b"next"
 
 
-def test_waits_for_room_in_vain(line: MakeLine) -> None:
-    """When the time is over, a write that waited for room raises; its frame was not queued."""
+def test_a_wait_for_room_times_out(line: MakeLine) -> None:
+    """``write`` raises after the timeout, and its frame is not queued."""
     it = line(limit=1)
     it.open()
     it.block()
@@ -215,8 +219,8 @@ def test_waits_for_room_in_vain(line: MakeLine) -> None:
     assert it.box.waiting == 1
 
 
-def test_sealing_ends_waiting_for_room(line: MakeLine) -> None:
-    """A write that waits for room is told at once when nothing may be written any more."""
+def test_sealing_ends_a_wait_for_room(line: MakeLine) -> None:
+    """A waiting write raises at once when the queue is sealed."""
     it = line(limit=1)
     it.open()
     it.block()
@@ -229,8 +233,42 @@ def test_sealing_ends_waiting_for_room(line: MakeLine) -> None:
         together(lambda: it.box.write(b"never", PATIENCE), seal_once_it_waits)
 
 
+@pytest.mark.parametrize(("limit", "noted"), [(1, 0), (8, 7)])
+def test_what_is_just_being_sent_holds_nobody_up(
+    line: MakeLine, limit: int, noted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a frame that fills a small queue meanwhile, nor what other threads have noted."""
+    asked, run = threading.Event(), Combiner.run
+    it = line(limit=limit)
+    transport, waits = it.open(), threading.Thread(target=it.box.wait_uncrowded)
+
+    def crowd() -> None:
+        together(lambda: [it.box.write(b"x") for _ in range(noted)])
+        waits.start()
+        wait_until(lambda: it.box.waiters or asked.is_set())
+
+    monkeypatch.setattr(Combiner, "run", lambda *args: (asked.set(), run(*args))[1])
+    transport.meanwhile = crowd
+    it.box.write(b"first")
+    waits.join(PATIENCE)
+    assert not (waits.is_alive() or it.box.crowded)
+
+
+def test_noted_frames_do_not_block_a_write(line: MakeLine) -> None:
+    """A frame that needs an empty queue is sent although other frames are noted meanwhile."""
+    it = line(limit_bytes=2 * 16 * KIB)
+    transport = it.open()
+    it.box.collect()
+    it.box.write(b"collected")
+    transport.meanwhile = lambda: together(lambda: it.box.write(b"noted"))
+    came_back = ends(lambda: it.box.write(b"B" * BIG))
+    it.box.seal("over")
+    assert came_back
+    assert it.read_to_end() == b"collected" + b"B" * BIG + b"noted"
+
+
 def test_twenty_threads_do_not_mix(line: MakeLine) -> None:
-    """Frames of twenty threads arrive whole, and those of each thread in order."""
+    """Frames of twenty threads arrive complete, and those of each thread in order."""
     it = line(limit=50)
     it.open()
     threads, each = 20, 100
@@ -255,8 +293,8 @@ def test_twenty_threads_do_not_mix(line: MakeLine) -> None:
     wait_until(lambda: it.box.frames_sent == threads * each)
 
 
-def test_large_frames_among_small(line: MakeLine) -> None:
-    """Frames above and below what one send is given arrive in order, however they line up."""
+def test_large_and_small_frames(line: MakeLine) -> None:
+    """Frames above and below the size of one send arrive in order in any combination."""
     it = line()
     it.open()
     sizes = [BIG, 1, 300 * KIB, 7, 200 * KIB, 100 * KIB, 100 * KIB, 9, 256 * KIB, 3]
@@ -267,7 +305,7 @@ def test_large_frames_among_small(line: MakeLine) -> None:
     assert it.read(sum(sizes)) == b"".join(frames)
 
 
-def test_an_empty_frame_is_nothing(line: MakeLine) -> None:
+def test_an_empty_frame_has_no_effect(line: MakeLine) -> None:
     """A frame without bytes is neither sent nor queued, and blocks nothing."""
     it = line()
     transport = it.open()
@@ -277,8 +315,8 @@ def test_an_empty_frame_is_nothing(line: MakeLine) -> None:
     assert (transport.sends, it.box.waiting, it.writers) == (1, 0, [])
 
 
-def test_no_thread_to_be_had() -> None:
-    """If the writer thread cannot be started, the next write tries again; nothing is lost."""
+def test_no_thread_for_the_writer() -> None:
+    """If the writer thread cannot be started, the next write tries again; no frame is lost."""
     failures = [RuntimeError("can't start new thread")]
     it = Line()
     start, it.box.transmitter.writer._start = it.box.transmitter.writer._start, lambda: None
@@ -300,8 +338,8 @@ def test_no_thread_to_be_had() -> None:
 # -- collecting
 
 
-def test_a_batch_leaves_in_one_send(line: MakeLine) -> None:
-    """What is collected leaves at release, all of it in one send."""
+def test_a_batch_is_sent_at_once(line: MakeLine) -> None:
+    """Collected frames are sent at release, in one send."""
     it = line()
     transport = it.open()
     it.box.collect()
@@ -315,8 +353,8 @@ def test_a_batch_leaves_in_one_send(line: MakeLine) -> None:
     assert transport.sends == 2, "nothing is collected any more"
 
 
-def test_flush_goes_on_collecting(line: MakeLine) -> None:
-    """A flush sends what is there, and what follows is collected as before."""
+def test_flush_continues_to_collect(line: MakeLine) -> None:
+    """A flush sends the collected frames, and later ones are collected as before."""
     it = line()
     transport = it.open()
     it.box.collect()
@@ -331,10 +369,10 @@ def test_flush_goes_on_collecting(line: MakeLine) -> None:
     assert it.read(3) == b"two"
 
 
-def test_much_is_not_held_back() -> None:
-    """Half a queue full of frames, or a frame of 16 KiB, takes along all that was collected."""
+def test_large_batches_are_sent_early() -> None:
+    """Half a queue of frames, or a frame of 16 KiB, sends all collected frames."""
     box, transport = SendQueue(100, lambda: None), Script([2**20] * 8)
-    box.attach(transport)
+    box.attach(transport, written_here())
     box.open()
     box.collect()
     for _ in range(50):
@@ -349,7 +387,7 @@ def test_much_is_not_held_back() -> None:
 
 
 def test_full_while_collecting(line: MakeLine) -> None:
-    """A queue full of what is held back is no full queue: it is sent to make room."""
+    """If collected frames fill the queue, they are sent to make room."""
     it = line(limit=4)
     transport = it.open()
     it.box.collect()
@@ -360,12 +398,12 @@ def test_full_while_collecting(line: MakeLine) -> None:
 
 
 def test_collecting_while_blocked(line: MakeLine) -> None:
-    """Where frames wait for the writer, nothing is held back from it, or sent past it."""
+    """While frames wait for the writer, none is collected, and none overtakes them."""
     it = line()
     it.open()
     it.box.collect()
     big = b"B" * BIG
-    it.box.write(big)  # beyond 64 KiB: goes out, as far as the kernel takes it
+    it.box.write(big)  # above 64 KiB, it is sent as far as the kernel accepts it
     it.box.write(big)
     it.box.flush()
     it.box.release()
@@ -378,7 +416,7 @@ def test_collecting_while_blocked(line: MakeLine) -> None:
 
 
 def test_seal_ends_after_the_last_byte(line: MakeLine) -> None:
-    """A sealed send queue sends all that waits and then the end; nothing more may be written."""
+    """All frames are sent, then the end of the stream; no more frames are accepted."""
     it = line()
     it.open()
     big = it.block()
@@ -393,8 +431,8 @@ def test_seal_ends_after_the_last_byte(line: MakeLine) -> None:
     assert it.box.stop() == (0, 0)
 
 
-def test_seal_sends_what_is_held_back(line: MakeLine) -> None:
-    """Sealing in the midst of a batch sends what was collected, at once."""
+def test_seal_sends_collected_frames(line: MakeLine) -> None:
+    """Sealing within a batch sends the collected frames at once."""
     it = line()
     it.open()
     it.box.collect()
@@ -405,7 +443,7 @@ def test_seal_sends_what_is_held_back(line: MakeLine) -> None:
 
 
 def test_wait_sent_has_a_deadline(line: MakeLine) -> None:
-    """Waiting for the end of what a peer does not read ends with the deadline."""
+    """Waiting for a peer that does not read ends at the deadline."""
     it = line()
     it.open()
     it.block()
@@ -415,7 +453,7 @@ def test_wait_sent_has_a_deadline(line: MakeLine) -> None:
 
 @pytest.mark.parametrize("how", ["give_up", "detach"])
 def test_wait_sent_ends_when_nothing_can_be_sent(line: MakeLine, how: str) -> None:
-    """Who waits for the end is woken when the transport goes."""
+    """A waiting thread is woken when the transport is lost."""
     it = line()
     it.open()
     it.block()
@@ -433,7 +471,7 @@ def test_wait_sent_ends_when_nothing_can_be_sent(line: MakeLine, how: str) -> No
 
 
 def test_give_up(line: MakeLine) -> None:
-    """A send queue given up ends its transport, takes nothing more and says why."""
+    """A send queue that is given up aborts its transport, refuses frames, and has the reason."""
     it = line()
     transport = it.open()
     it.block()
@@ -450,7 +488,7 @@ def test_give_up(line: MakeLine) -> None:
 
 
 def test_a_broken_transport_raises_and_forgets(line: MakeLine) -> None:
-    """The write that finds the transport broken raises, and its frame does not count as left."""
+    """The write that meets the broken transport raises, and its frame does not count as unsent."""
     it = line()
     it.open()
     it.peers[0].close()
@@ -461,44 +499,44 @@ def test_a_broken_transport_raises_and_forgets(line: MakeLine) -> None:
     assert it.box.stop() == (0, 0)
 
 
-def test_what_was_held_back_counts_as_left(line: MakeLine) -> None:
-    """A frame held back, whose writer knows nothing, is left; the one whose write raises is not."""
+def test_collected_frames_count_as_unsent(line: MakeLine) -> None:
+    """A collected frame counts as unsent, unless its own write raises."""
     it = line()
     it.open()
     it.box.collect()
     it.box.write(b"held back")
     it.peers[0].close()
     with pytest.raises(ConnectionClosed):
-        it.box.write(b"told" * 4 * KIB)  # so long that it is not held back
+        it.box.write(b"told" * 4 * KIB)  # too long to be collected
     assert it.box.stop() == (1, 9)
 
 
-def test_a_transport_that_breaks_in_the_midst_of_a_frame() -> None:
-    """Also if a part of its frame is gone, the write raises and leaves nothing behind."""
+def test_a_transport_that_breaks_within_a_frame() -> None:
+    """Even if a part of the frame was sent, the write raises, and nothing is left in the queue."""
     box, transport = SendQueue(10, lambda: None), Script([3])
-    box.attach(transport)
+    box.attach(transport, written_here())
     box.open()
     with pytest.raises(ConnectionClosed):
         box.write(b"frame")
     assert transport.got == b"fra" and box.stop() == (0, 0)
 
 
-def test_the_end_finds_the_transport_broken() -> None:
-    """A transport that breaks over the end is given up like any other; nobody waits for it."""
+def test_a_transport_that_breaks_at_the_end() -> None:
+    """It is given up like any other, and no thread waits for it."""
 
     class Reset(Script):
         def shutdown_write(self) -> bool:
             raise ConnectionResetError
 
     box = SendQueue(10, lambda: None)
-    box.attach(Reset([]))
+    box.attach(Reset([]), written_here())
     box.open()
     box.seal("over")
     assert not box.wait_sent(Deadline(PATIENCE))
 
 
-def test_stop_while_the_writer_waits(line: MakeLine) -> None:
-    """After a stop no thread is in the transport, so it may be closed."""
+def test_stop_while_the_writer_is_blocked(line: MakeLine) -> None:
+    """After a stop no thread uses the transport, so it may be closed."""
     it = line()
     transport = it.open()
     it.block()
@@ -515,7 +553,7 @@ def test_stop_while_the_writer_waits(line: MakeLine) -> None:
 
 
 def test_drop_newest(line: MakeLine) -> None:
-    """With drop_newest a full queue keeps what it has, and counts what it does not take."""
+    """A full queue keeps its frames, and counts those that it refuses."""
     it = line(limit=2, slow_consumer="drop_newest")
     it.open()
     big = it.block()
@@ -527,7 +565,7 @@ def test_drop_newest(line: MakeLine) -> None:
 
 
 def test_drop_oldest(line: MakeLine) -> None:
-    """With drop_oldest a full queue gives up its oldest frame, but none that has begun to leave."""
+    """A full queue drops its oldest frame that is not partly sent."""
     it = line(limit=3, slow_consumer="drop_oldest")
     it.open()
     big = it.block()
@@ -538,8 +576,8 @@ def test_drop_oldest(line: MakeLine) -> None:
     assert it.read_to_end() == big + b"45"
 
 
-def test_drop_oldest_with_nothing_to_drop(line: MakeLine) -> None:
-    """If all that waits has begun to leave, drop_oldest drops the new frame."""
+def test_drop_oldest_if_all_frames_are_partly_sent(line: MakeLine) -> None:
+    """If no queued frame can be dropped, the new one is."""
     it = line(limit=1, slow_consumer="drop_oldest")
     it.open()
     big = it.block()
@@ -550,7 +588,7 @@ def test_drop_oldest_with_nothing_to_drop(line: MakeLine) -> None:
 
 
 def test_drop_oldest_of_a_backlog(line: MakeLine) -> None:
-    """Without a transport the oldest frame goes first, since none has begun to leave."""
+    """Without a transport, the oldest frame is dropped, because none is partly sent."""
     it = line(limit=2, slow_consumer="drop_oldest", keep=True)
     for frame in (b"1", b"2", b"3"):
         it.box.write(frame)
@@ -558,15 +596,15 @@ def test_drop_oldest_of_a_backlog(line: MakeLine) -> None:
     assert it.read(2) == b"23" and it.box.dropped == 1
 
 
-def test_drop_oldest_leaves_encrypted_frames_alone() -> None:
-    """Under TLS, frames of a record that is under way are not dropped: the stream stays whole."""
+def test_drop_oldest_keeps_encrypted_frames() -> None:
+    """Under TLS, frames of a partly sent record are not dropped, so the stream stays valid."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * KIB)
     transport = TlsTransport(ours, CLIENT, server_side=False, server_hostname="localhost")
     peer = TlsTransport(theirs, SERVER, server_side=True)
     shake_hands(transport, peer)
     it = Line(limit=8, slow_consumer="drop_oldest")
-    it.box.attach(transport)
+    it.box.attach(transport, written_here())
     it.box.open()
     it.box.collect()
     frames = [bytes([65 + number]) * 4000 for number in range(20)]
@@ -589,7 +627,7 @@ def test_drop_oldest_leaves_encrypted_frames_alone() -> None:
 
 
 def test_close_a_slow_consumer(line: MakeLine) -> None:
-    """With close, one frame too many ends the connection, with the reason."""
+    """With ``"close"``, one frame above the limit ends the connection with that reason."""
     it = line(limit=1, slow_consumer="close")
     transport = it.open()
     it.block()
@@ -600,21 +638,21 @@ def test_close_a_slow_consumer(line: MakeLine) -> None:
 
 
 def test_close_without_a_transport(line: MakeLine) -> None:
-    """Where there is nothing to close, a full backlog raises WouldBlock."""
+    """Without a connection to close, a full backlog raises WouldBlock."""
     it = line(limit=1, slow_consumer="close", keep=True)
     it.box.write(b"1")
     with pytest.raises(WouldBlock):
         it.box.write(b"2")
 
 
-# -- from one transport to the next
+# -- changes of the transport
 
 FRAMES = [b"a", b"bcd", b"ef", b"ghijk", b"l"]
 STREAM = b"".join(FRAMES)
 
 
 def rest_after(cut: int) -> bytes:
-    """What is to be sent again if ``cut`` bytes of STREAM are gone: from a frame's first byte."""
+    """Return the bytes to send again if ``cut`` bytes are sent: from the start of a frame."""
     gone = 0
     for index, frame in enumerate(FRAMES):
         if gone + len(frame) > cut:
@@ -627,11 +665,11 @@ def rest_after(cut: int) -> bytes:
 @pytest.mark.parametrize("step", range(1, len(STREAM) + 1))
 @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
 def test_a_cut_anywhere(cut: int, step: int, collected: bool) -> None:
-    """Wherever a transport breaks, each frame is whole on the first or the second, on one alone."""
+    """Wherever a transport breaks, each frame is complete on exactly one of the transports."""
     box = SendQueue(100, lambda: None, keep=True)
     sizes = [min(step, cut - at) for at in range(0, cut, step)]
     first, second = Script(sizes if not collected else [cut] if cut else []), Script([2**20] * 9)
-    box.attach(first)
+    box.attach(first, written_here())
     box.open()
     if collected:
         box.collect()
@@ -641,7 +679,7 @@ def test_a_cut_anywhere(cut: int, step: int, collected: bool) -> None:
     gone = len(first.got)
     assert STREAM.startswith(bytes(first.got))
     box.detach()
-    box.attach(second)
+    box.attach(second, written_here())
     box.open()
     assert second.got == rest_after(gone)
     assert (box.waiting, box.bytes_waiting, box.frames_sent) == (0, 0, len(FRAMES))
@@ -649,18 +687,18 @@ def test_a_cut_anywhere(cut: int, step: int, collected: bool) -> None:
 
 @given(st.lists(st.lists(st.integers(0, 4), max_size=6), max_size=4))
 def test_cuts_with_full_sockets(scripts: list[list[int]]) -> None:
-    """The same over several transports, each full now and then, so that the writer has to go on."""
+    """The same over several transports with full sockets, so that the writer has to continue."""
     it = Line(keep=True)
     for frame in FRAMES:
         it.box.write(frame)
     received = b""
     for steps in [*scripts, [2**20] * 9]:
         transport = Script(steps)
-        it.box.attach(transport)
+        it.box.attach(transport, written_here())
         it.box.open()
         wait_until(lambda transport=transport: transport.broken.is_set() or not it.box.waiting)
         it.box.detach()
-        # What the next transport gets begins where the whole frames of this one end.
+        # The next transport starts after the complete frames of this one.
         received += bytes(transport.got)
         received = received[: len(STREAM) - len(rest_after(len(received)))]
     assert received == STREAM
@@ -669,7 +707,7 @@ def test_cuts_with_full_sockets(scripts: list[list[int]]) -> None:
 
 
 def test_a_blocked_send_queue_changes_its_transport(line: MakeLine) -> None:
-    """The writer that waits for a lost transport goes on with the next, again and again."""
+    """The writer that waits for a lost transport continues with the next, repeatedly."""
     it = line(keep=True)
     frames = [bytes([number]) * BIG for number in range(3)]
     for frame in frames:
@@ -683,8 +721,8 @@ def test_a_blocked_send_queue_changes_its_transport(line: MakeLine) -> None:
     assert len(it.writers) == 1
 
 
-def test_kept_without_a_transport(line: MakeLine) -> None:
-    """What is written while there is no transport waits for it, up to the limit."""
+def test_frames_are_kept_without_a_transport(line: MakeLine) -> None:
+    """Frames written without a transport wait for the next one, up to the limit."""
     it = line(limit=2, keep=True)
     it.box.write(b"1")
     it.box.write(b"2")
@@ -694,8 +732,8 @@ def test_kept_without_a_transport(line: MakeLine) -> None:
     assert it.read(2) == b"12"
 
 
-def test_a_break_is_no_error_to_who_writes_if_kept(line: MakeLine) -> None:
-    """With keep, the write that finds the transport broken is in the queue for the next."""
+def test_a_broken_transport_is_no_error_with_keep(line: MakeLine) -> None:
+    """With ``keep``, the frame of the write that meets the broken transport stays queued."""
     it = line(keep=True)
     it.open()
     it.peers[0].close()
@@ -707,8 +745,8 @@ def test_a_break_is_no_error_to_who_writes_if_kept(line: MakeLine) -> None:
     assert it.read(5) == b"later"
 
 
-def test_room_for_the_next_transport(line: MakeLine) -> None:
-    """A write that waits for room outlasts the loss of one transport and gets it from the next."""
+def test_a_wait_for_room_continues_on_the_next_transport(line: MakeLine) -> None:
+    """A write that waits for room continues after the loss, and succeeds on the next transport."""
     it = line(limit=1, keep=True)
     it.open()
     it.block()
@@ -723,8 +761,46 @@ def test_room_for_the_next_transport(line: MakeLine) -> None:
     assert received == b"B" * BIG + b"next"
 
 
+@pytest.mark.parametrize("blocked", [False, True])
+def test_parting(line: MakeLine, blocked: bool) -> None:
+    """What waits is sent, then the end; what is written later waits for the next transport."""
+    it = line(keep=True)
+    transport = it.open()
+    before = it.block() if blocked else b""
+    it.box.write(b"last")
+    it.box.part(transport)
+    if blocked:
+        it.box.write(b" one")  # before the end is sent
+    assert it.read_to_end() == before + (b"last one" if blocked else b"last")
+    wait_until(lambda: it.box.over)
+    it.box.collect()
+    it.box.write(b"next")
+    it.box.release()
+    assert (it.box.waiting, it.box.crowded, it.box.fin_sent) == (1, False, False)
+    it.lose()
+    it.box.part(it.open())
+    assert it.read_to_end() == b"next"
+
+
+def test_parting_and_other_ends(line: MakeLine) -> None:
+    """Nothing happens to another transport; after a seal, and with one, it is the last end."""
+    it = line(keep=True)
+    old = it.open()
+    it.lose()
+    it.open()
+    it.box.part(old)
+    it.box.write(b"on")
+    assert it.read(2) == b"on"
+    it.box.part(it.transports[-1])
+    assert it.read_to_end() == b""
+    it.box.seal("closed")
+    assert it.box.wait_sent(Deadline(PATIENCE)) is False and it.box.over
+    with pytest.raises(ConnectionClosed):
+        it.box.write(b"late")
+
+
 def test_the_preface_goes_first(line: MakeLine) -> None:
-    """Until open, only what the attaching thread writes goes out; then the backlog, then others."""
+    """Until ``open``, only the attaching thread sends; then the backlog follows, then others."""
     it = line(keep=True)
     it.box.write(b"backlog ")
     it.attach()
@@ -738,7 +814,7 @@ def test_the_preface_goes_first(line: MakeLine) -> None:
 
 
 def test_a_blocked_preface_goes_first(line: MakeLine) -> None:
-    """A preface larger than the socket takes keeps its place, before and after open."""
+    """A preface larger than the socket buffer keeps its position, before and after ``open``."""
     it = line(keep=True)
     backlog = b"b" * 3 * BIG
     it.box.write(backlog)
@@ -756,7 +832,7 @@ def test_a_blocked_preface_goes_first(line: MakeLine) -> None:
 
 
 def test_the_preface_is_not_sent_again(line: MakeLine) -> None:
-    """What a lost transport did not take of its preface is dropped; the backlog stays."""
+    """Unsent frames of a lost transport's preface are dropped; the backlog stays."""
     it = line(keep=True)
     it.box.write(b"backlog")
     it.attach()
@@ -769,7 +845,7 @@ def test_the_preface_is_not_sent_again(line: MakeLine) -> None:
 
 
 def test_a_full_backlog_leaves_room_for_the_preface(line: MakeLine) -> None:
-    """However much waits, who talks first on a new connection may; up to the limit too."""
+    """However full the backlog is, the preface of a new connection has its own limit."""
     it = line(limit=2, keep=True)
     it.box.write(b"1")
     it.box.write(b"2")
@@ -787,7 +863,7 @@ def test_a_full_backlog_leaves_room_for_the_preface(line: MakeLine) -> None:
 
 
 def test_the_preface_is_never_dropped(line: MakeLine) -> None:
-    """drop_oldest takes from the backlog, not from what has to go ahead of it."""
+    """``drop_oldest`` drops frames of the backlog, not of the preface."""
     it = line(limit=2, slow_consumer="drop_oldest", keep=True)
     it.box.write(b"1")
     it.box.write(b"2")
@@ -801,7 +877,7 @@ def test_the_preface_is_never_dropped(line: MakeLine) -> None:
 
 
 def test_sealed_in_the_preface(line: MakeLine) -> None:
-    """Sealing before open sends the end only when the backlog has left, too."""
+    """If it is sealed before ``open``, the end of stream follows the backlog."""
     it = line(keep=True)
     it.box.write(b"backlog")
     it.attach()
@@ -814,7 +890,7 @@ def test_sealed_in_the_preface(line: MakeLine) -> None:
 
 
 def test_a_preface_over_a_broken_transport(line: MakeLine) -> None:
-    """A preface that cannot be sent raises; a next transport may be tried all the same."""
+    """A preface that cannot be sent raises; another transport can be attached."""
     it = line()
     it.box.write(b"backlog")
     it.attach()
@@ -828,8 +904,8 @@ def test_a_preface_over_a_broken_transport(line: MakeLine) -> None:
     assert it.read(13) == b"hello backlog"
 
 
-def test_sealed_for_good(line: MakeLine) -> None:
-    """What was closed on purpose stays so on the next transport."""
+def test_a_sealed_queue_stays_sealed(line: MakeLine) -> None:
+    """It stays sealed on the next transport."""
     it = line()
     it.open()
     it.box.give_up(TimeoutError("slow"))
@@ -839,8 +915,8 @@ def test_sealed_for_good(line: MakeLine) -> None:
         it.box.write(b"x")
 
 
-def test_stop_counts_what_is_left(line: MakeLine) -> None:
-    """Stopping tells how many frames and bytes were never sent, and ends the writer."""
+def test_stop_counts_unsent_frames(line: MakeLine) -> None:
+    """``stop`` returns the number of unsent frames and bytes, and ends the writer."""
     it = line(keep=True)
     it.box.write(b"12345")
     it.box.write(b"678")

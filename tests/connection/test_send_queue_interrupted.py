@@ -1,4 +1,4 @@
-"""The send queue, interrupted at each bytecode, by an exception or a call of its own methods."""
+"""The send queue, interrupted at each bytecode by an exception or a nested call."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from contextlib import suppress
 
 import pytest
 
-from tao.connection.backlog import Backlog
-from tao.connection.send_queue import SendQueue
+from tao.connection.sending.backlog import Backlog
+from tao.connection.sending.send_queue import SendQueue
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
 from tao.transport.stream import Transport
 from tao.transport.tls_stream import TlsTransport
 from tests.injection import Moment, opcodes
-from tests.support import PATIENCE, recv_exactly, together, wait_until
+from tests.support import PATIENCE, recv_exactly, together, wait_until, written_here
 from tests.tls_pairs import CLIENT, SERVER, shake_hands
 
 pytestmark = pytest.mark.interrupted
 
 MODULES = (
-    "tao.connection.send_queue",
-    "tao.connection.intake",
-    "tao.connection.send_limits",
-    "tao.connection.transmitter",
-    "tao.connection.writer",
-    "tao.connection.backlog",
+    "tao.connection.sending.send_queue",
+    "tao.connection.sending.intake",
+    "tao.connection.sending.send_limits",
+    "tao.connection.sending.transmitter",
+    "tao.connection.sending.writer",
+    "tao.connection.sending.backlog",
+    "tao.connection.sending.waiting_writes",
     "tao.runtime.combining",
     "tao.transport.nonblocking",
     "tao.transport.stream",
@@ -38,11 +39,11 @@ MODULES = (
     "tao.runtime.wakeup",
 )
 KIB = 1024
-# `make interrupt EACH=1` tries each bytecode; by default it is every so-manyth, for some seconds.
+# `make interrupt EACH=1` tries each bytecode; by default a sample is tried, for some seconds.
 STEP = 1 if os.environ.get("EACH_BYTECODE") else 13
 
 
-# So that not all tests try the same ones.
+# So that the tests do not all try the same ones.
 _offsets = itertools.count()
 
 
@@ -67,17 +68,17 @@ class Line:
         self.peer.settimeout(PATIENCE)
         self.transport = self.kind(ours)
         self.ends += [self.transport, self.peer]
-        self.queue.attach(self.transport)
+        self.queue.attach(self.transport, written_here())
         self.queue.open()
 
     def frames(self) -> list[int]:
-        """Read to the end; return the first byte of each frame, all of which must be whole."""
+        """Read to the end; return the first byte of each frame. All frames must be complete."""
         received = recv_exactly(self.peer, 2**30)
         found = []
         while received:
             size = int.from_bytes(received[1:4], "big")
             if len(received) < size:
-                break  # cut at the end of the connection, which the peer notices
+                break  # truncated by the end of the connection, which the peer notices
             assert received[:size] == frame(received[0], size)
             found.append(received[0])
             received = received[size:]
@@ -102,7 +103,7 @@ def small(line: Line) -> None:
 
 
 def large(line: Line) -> None:
-    """More than the kernel takes."""
+    """Write more than the kernel accepts."""
     line.queue.write(frame(2, 60 * KIB))
 
 
@@ -113,7 +114,7 @@ def batch(line: Line) -> None:
 
 
 def behind(line: Line) -> None:
-    """While the writer is at work."""
+    """Write while the writer thread is busy."""
     line.queue.write(frame(2, 60 * KIB))
     line.queue.write(frame(3, 50))
 
@@ -131,7 +132,7 @@ ACTIONS = [small, large, batch, behind, in_time, sealed]
 
 @pytest.fixture
 def interrupted() -> Callable[..., Iterator[tuple[Line, Moment]]]:
-    """Gives a new line for each moment, and closes it."""
+    """Yields a new line for each moment, and closes it."""
 
     def rounds(**options: object) -> Iterator[tuple[Line, Moment]]:
         for moment in opcodes(*MODULES, first=next(_offsets), step=STEP):
@@ -148,7 +149,7 @@ def interrupted() -> Callable[..., Iterator[tuple[Line, Moment]]]:
 def test_an_exception_at_each_bytecode(
     interrupted: Callable[..., Iterator[tuple[Line, Moment]]], action: Callable[[Line], None]
 ) -> None:
-    """Whatever bytecode of a write it hits, frames stay whole, in order, and none comes twice."""
+    """Whatever bytecode of a write is interrupted, frames stay complete, in order and unique."""
     for line, moment in interrupted():
         line.queue.write(frame(1, 50))
         with moment.raising():
@@ -161,7 +162,7 @@ def test_an_exception_at_each_bytecode(
 
 
 class Before(Transport):
-    """Raises once, in the second of its sends, when the kernel has taken nothing."""
+    """A transport that raises in its second send, before the kernel has accepted bytes."""
 
     sends = 0
 
@@ -174,29 +175,29 @@ class Before(Transport):
 
 
 class After(Before):
-    """... when it has taken all that it can."""
+    """... after it has accepted as many bytes as it can."""
 
     def interrupted(self, data: bytes | memoryview) -> int:
         Transport.send(self, data)
         raise KeyboardInterrupt
 
 
-class Unknown(Before):
-    """... when it has taken something of which nobody knows."""
+class Uncertain(Before):
+    """... after it has accepted an unknown number of bytes."""
 
     def interrupted(self, data: bytes | memoryview) -> int:
         self._sock.send(data[:10])
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind", [Before, After, Unknown])
+@pytest.mark.parametrize("kind", [Before, After, Uncertain])
 @pytest.mark.parametrize("action", [small, large, batch, behind])
-def test_another_exception_at_each_bytecode(
+def test_a_second_exception_at_each_bytecode(
     interrupted: Callable[..., Iterator[tuple[Line, Moment]]],
     action: Callable[[Line], None],
     kind: type[Transport],
 ) -> None:
-    """Also while what a first one has interrupted is being put right."""
+    """It may interrupt the repair after a first one."""
     for line, moment in interrupted(kind=kind):
         line.queue.write(frame(1, 50))
         with moment.raising(), suppress(KeyboardInterrupt):
@@ -211,8 +212,8 @@ def test_another_exception_at_each_bytecode(
 
 
 def test_both_lanes_are_forgotten_at_each_bytecode() -> None:
-    """What is repaired is right, also if the kernel has taken a preface together with the rest."""
-    for moment in opcodes("tao.connection.backlog"):
+    """The repair is correct even if the kernel has accepted the preface and other frames."""
+    for moment in opcodes("tao.connection.sending.backlog"):
         backlog = Backlog()
         backlog.append(b"preface", preface=True)
         backlog.append(b"rest", preface=False)
@@ -226,14 +227,14 @@ def test_both_lanes_are_forgotten_at_each_bytecode() -> None:
 
 
 def submit(queue: SendQueue, frame: bytes) -> None:
-    """Write a frame, in a moment at most, and take it back if it has not been sent."""
+    """Write a frame with a short timeout, and withdraw it if it has not been sent."""
     tracked = queue.tracked(frame)
     queue.write(tracked, 0.001)
     queue.withdraw(tracked)
 
 
 def after(line: Line) -> None:
-    """Another thread writes and closes; it must not find anything locked, or broken in silence."""
+    """Let another thread write and close; it must not meet a lock or undetected damage."""
     try:
         line.queue.write(frame(9, 50), PATIENCE)
     except ConnectionClosed:
@@ -246,7 +247,7 @@ def after(line: Line) -> None:
 def test_an_exception_and_the_next_transport(
     interrupted: Callable[..., Iterator[tuple[Line, Moment]]], action: Callable[[Line], None]
 ) -> None:
-    """With keep, what the first connection did not get goes out on the next, and nothing twice."""
+    """With ``keep``, frames that the first connection did not deliver are sent once on the next."""
     for line, moment in interrupted(keep=True):
         line.queue.write(frame(1, 50))
         with moment.raising():
@@ -267,7 +268,7 @@ def test_a_call_at_each_bytecode(
     action: Callable[[Line], None] | str,
     call: str,
 ) -> None:
-    """A signal handler or finalizer may write and close in the midst of a write: it never hangs."""
+    """A signal handler or finalizer may write and close during a write without a deadlock."""
     for line, moment in interrupted():
         calls: dict[str, Callable[[], object]] = {
             "write": lambda line=line: line.queue.write(frame(8, 50)),
@@ -295,14 +296,14 @@ def test_a_call_at_each_bytecode(
 
 
 def test_an_exception_at_each_bytecode_under_tls() -> None:
-    """Under TLS a frame arrives whole and once, or the connection is given up and says why."""
+    """Under TLS a frame arrives completely and once, or the connection ends with a reason."""
     for moment in opcodes(*MODULES, first=next(_offsets), step=STEP):
         ours, theirs = socket.socketpair()
         transport = TlsTransport(ours, CLIENT, server_side=False, server_hostname="localhost")
         peer = TlsTransport(theirs, SERVER, server_side=True)
         shake_hands(transport, peer)
         queue = SendQueue(8, lambda: None)
-        queue.attach(transport)
+        queue.attach(transport, written_here())
         queue.open()
         with moment.raising():
             queue.write(frame(1, 20 * KIB))
@@ -328,8 +329,8 @@ def test_an_exception_at_each_bytecode_under_tls() -> None:
 
 
 @pytest.mark.parametrize("name", ["send", "shutdown_write", "peer_certificate"])
-def test_the_lock_of_tls_is_let_go_of(name: str) -> None:
-    """Whatever bytecode is hit, and also if an error has come before."""
+def test_the_tls_lock_is_released(name: str) -> None:
+    """It is released at whatever bytecode an exception occurs, even after an earlier error."""
     for broken in (False, True):
         for moment in opcodes("tao.transport.nonblocking", "tao.transport.tls_stream"):
             ours, theirs = socket.socketpair()
@@ -349,8 +350,23 @@ def test_the_lock_of_tls_is_let_go_of(name: str) -> None:
                 end.close()
 
 
-def test_what_transport_send_raises_after_a_part_was_taken() -> None:
-    """If nobody knows what the kernel took, the connection is given up; the frame is not mixed."""
+def test_the_lock_of_a_transport_is_released() -> None:
+    """After an interrupted abort, the next one ends the connection, and the lock is free."""
+    for moment in opcodes("tao.transport.stream"):
+        ours, theirs = socket.socketpair()
+        transport = Transport(ours)
+        with moment.raising():
+            transport.abort()
+        assert not transport.interrupted_here or not moment.possible, moment
+        transport.abort()
+        theirs.settimeout(PATIENCE)
+        assert theirs.recv(1) == b"" or not moment.possible, moment
+        transport.close()
+        theirs.close()
+
+
+def test_an_uncertain_send_ends_the_connection() -> None:
+    """If the number of accepted bytes is unknown, the connection is given up."""
 
     class Interrupting(Transport):
         def send(self, data: bytes | memoryview) -> int:
@@ -362,7 +378,7 @@ def test_what_transport_send_raises_after_a_part_was_taken() -> None:
     line = Line(keep=True)
     line.queue.detach()
     ours, theirs = socket.socketpair()
-    line.queue.attach(Interrupting(ours))
+    line.queue.attach(Interrupting(ours), written_here())
     line.queue.open()
     with pytest.raises(KeyboardInterrupt):
         line.queue.write(frame(1, 5000))
@@ -391,8 +407,8 @@ def test_a_full_queue_never_makes_an_interrupting_call_wait() -> None:
 
 
 @pytest.mark.parametrize("action", [small, large, batch, behind, in_time])
-def test_a_stack_that_is_full(action: Callable[[Line], None]) -> None:
-    """Wherever the interpreter's recursion limit hits a write, the queue goes on afterwards."""
+def test_a_recursion_error_at_any_depth(action: Callable[[Line], None]) -> None:
+    """Wherever the recursion limit interrupts a write, the queue works afterwards."""
     depth, limit = len(inspect.stack(0)), sys.getrecursionlimit()
     for more in range(3, 25):
         line = Line()

@@ -1,4 +1,4 @@
-"""The end of a connection: how long who does not close is waited for, and what that cannot lose."""
+"""Closing: how long a peer that stays connected is waited for, and why that loses no data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ needs_linux = pytest.mark.skipif(
 @needs_linux
 @pytest.mark.parametrize("kind", ["127.0.0.1", "::1"])
 def test_a_reset_after_the_end_loses_nothing(kind: str) -> None:
-    """Who has received the end reads what came before, and the end: what `EndClock` relies on."""
+    """After a FIN a socket still returns earlier data, which `ShutdownClock` relies on."""
     family = socket.AF_INET6 if ":" in kind else socket.AF_INET
     with socket.create_server((kind, 0), family=family) as listener:
         peer = socket.create_connection(listener.getsockname()[:2], PATIENCE)
@@ -47,8 +47,8 @@ def test_a_reset_after_the_end_loses_nothing(kind: str) -> None:
 
 
 @needs_linux
-def test_peers_that_stay_hold_up_no_stop(make_server: MakeServer) -> None:
-    """They have all that was sent and are silent: it ends without the second for others."""
+def test_silent_peers_do_not_delay_a_stop(make_server: MakeServer) -> None:
+    """They have received everything, so the stop does not wait the full second."""
     server, address = make_server()
     socks = [socket.create_connection(address) for _ in range(20)]
     wait_until(lambda: server.connection_count == 20)
@@ -62,8 +62,8 @@ def test_peers_that_stay_hold_up_no_stop(make_server: MakeServer) -> None:
 
 
 @needs_linux
-def test_who_stays_at_a_unix_socket_holds_up_no_stop(tmp_path: Path) -> None:
-    """Nor who has not read: what was sent is in its hands already."""
+def test_a_peer_at_a_unix_socket_does_not_delay_a_stop(tmp_path: Path) -> None:
+    """It need not have read, because its kernel buffer has the data already."""
     with Server(registry=Registry()) as server:
         address = server.start(str(tmp_path / "socket"))
         with socket.socket(socket.AF_UNIX) as sock:
@@ -76,8 +76,8 @@ def test_who_stays_at_a_unix_socket_holds_up_no_stop(tmp_path: Path) -> None:
             assert recv_exactly(sock, 100) == text("bye")
 
 
-def test_who_goes_on_talking_is_given_a_second(open_end: OpenEnd) -> None:
-    """It may be about to read, and to close."""
+def test_a_peer_that_keeps_sending_is_given_a_second(open_end: OpenEnd) -> None:
+    """It may be about to read the data and to close."""
     end = open_end(drain_timeout=PATIENCE)
     wait_until(lambda: end.conn._core.lifecycle.open)
     started = monotonic()
@@ -92,10 +92,10 @@ def test_who_goes_on_talking_is_given_a_second(open_end: OpenEnd) -> None:
     closing.join()
 
 
-def test_who_is_elsewhere_is_given_a_second(
+def test_a_remote_peer_is_given_a_second(
     open_end: OpenEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its system may forget what it has received when a reset comes."""
+    """Its system may discard received data when a reset arrives."""
     monkeypatch.setattr(Transport, "peer_is_near", False)
     end = open_end(drain_timeout=PATIENCE)
     wait_until(lambda: end.conn._core.lifecycle.open)

@@ -1,4 +1,4 @@
-"""Peers that are slow to read: their replies are not lost, and they hold up nobody else."""
+"""Slow readers: their replies are not lost, and they do not delay others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn
+from tao.connection.sending.send_queue import SendQueue
 from tao.errors import WouldBlock
 from tao.runtime.context import Context
 from tao.server.connection import ServerConn
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.parametrize("dispatch", ["auto", "pool", "inline"])
 
 
 class Peer:
-    """A peer that is read only when a test does so, with or without TLS."""
+    """A peer that reads only on request, with or without TLS."""
 
     def __init__(self, address: Any, tls: bool) -> None:
         sock = socket.create_connection(address, PATIENCE)
@@ -51,7 +52,7 @@ class Peer:
                 self._transport.wait_writable()
 
     def send_beside(self, data: bytes) -> None:
-        """Send from a thread of its own, which ends with the connection."""
+        """Send from a separate thread, which ends with the connection."""
 
         def send() -> None:
             try:
@@ -101,11 +102,45 @@ def echo(server: Server) -> None:
         conn.write(ctx.message)
 
 
+def test_room_that_comes_at_once(
+    make_server: MakeServer,
+    connect: Callable[[Any, bool], Peer],
+    dispatch: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A handler whose write finds none waits for it, even if there is some by the time it looks."""
+    original = SendQueue.write
+
+    def write(queue: SendQueue, frame: bytes, timeout: float | None = None) -> None:
+        try:
+            original(queue, frame, timeout)
+        except WouldBlock:
+            queue.wait_uncrowded()
+            raise
+
+    monkeypatch.setattr(SendQueue, "write", write)
+    errors = Seen()
+    server, address = make_server(
+        registry=Registry(), dispatch=dispatch, queue_size=4, on_error=lambda _, e: errors.add(e)
+    )
+
+    @server.handler(Text)
+    def pour(ctx: Context, conn: ServerConn) -> None:
+        for _ in range(MANY):
+            conn.write(ctx.message)
+
+    peer = connect(address, False)
+    peer.send(text("x" * SIZE))
+    for _ in range(MANY):
+        assert len(peer.read_frame()) == SIZE + 8
+    assert errors.items == []
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_no_reply_is_lost(
     make_server: MakeServer, connect: Callable[[Any, bool], Peer], dispatch: str, tls: bool
 ) -> None:
-    """All requests are sent before any reply is read, and each gets its reply, in order."""
+    """All requests are sent before any reply is read; each gets its reply, in order."""
     errors = Seen()
     server, address = make_server(
         dispatch=dispatch,
@@ -124,10 +159,10 @@ def test_no_reply_is_lost(
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_peers_that_do_not_read_stop_nobody(
+def test_slow_readers_do_not_delay_others(
     make_server: MakeServer, connect: Callable[[Any, bool], Peer], dispatch: str, tls: bool
 ) -> None:
-    """More peers than workers do not read their replies; a newcomer is answered all the same."""
+    """More peers than workers do not read their replies; another peer is still answered."""
     server, address = make_server(
         dispatch=dispatch,
         workers=4,
@@ -147,7 +182,7 @@ def test_peers_that_do_not_read_stop_nobody(
 def test_a_handler_that_writes_much_waits(
     make_server: MakeServer, connect: Callable[[Any, bool], Peer], dispatch: str
 ) -> None:
-    """One that writes more than the queue holds waits for its peer, and takes nobody's worker."""
+    """A handler that writes more than the queue holds waits for its peer, and frees its worker."""
     server, address = make_server(dispatch=dispatch, workers=1, queue_size=8, registry=Registry())
 
     @server.handler(Text)
@@ -164,8 +199,8 @@ def test_a_handler_that_writes_much_waits(
         assert peer.read_frame() == text(f"{number} ".ljust(SIZE, "x"))
 
 
-def test_waiting_in_vain_ends(make_server: MakeServer, dispatch: str) -> None:
-    """After ``reply_timeout`` the write raises, and later ones at once until there is room."""
+def test_the_wait_for_room_times_out(make_server: MakeServer, dispatch: str) -> None:
+    """After ``reply_timeout`` the write raises; later writes raise at once until there is room."""
     raised = Seen()
     server, address = make_server(
         dispatch=dispatch, queue_size=4, reply_timeout=0.05, registry=Registry(), drain_timeout=1
@@ -184,8 +219,8 @@ def test_waiting_in_vain_ends(make_server: MakeServer, dispatch: str) -> None:
         assert len(raised.wait(50)) == 50
 
 
-def test_others_writes_raise_as_before(make_server: MakeServer, dispatch: str) -> None:
-    """Writes of other threads to a full queue, and broadcasts, raise and fail at once."""
+def test_other_writes_do_not_wait(make_server: MakeServer, dispatch: str) -> None:
+    """Writes of other threads to a full queue, and broadcasts, fail at once."""
     arrived = Seen()
     server, address = make_server(
         dispatch=dispatch,
@@ -203,10 +238,10 @@ def test_others_writes_raise_as_before(make_server: MakeServer, dispatch: str) -
         assert [each for each, _ in server.broadcast(Text("x")).failed] == [conn]
 
 
-def test_two_ends_that_send_without_a_pause_do_not_stop_each_other(
+def test_two_ends_that_send_continuously_do_not_block_each_other(
     make_server: MakeServer, dispatch: str
 ) -> None:
-    """A client's thread sends as fast as there is room, and its handlers hear all replies."""
+    """A client's thread sends as fast as possible, and its handlers get all replies."""
     server, address = make_server(dispatch=dispatch, registry=Registry())
     server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     registry, all_in, count = Registry(), threading.Event(), 0

@@ -1,4 +1,4 @@
-"""What a connection's socket is for users: its options, and aborting it."""
+"""Socket access for users: socket options, and aborting a connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn
-from tao.connection.options import Reconnect
+from tao.connection.options.definitions import Reconnect
 from tao.errors import ConnectionClosed
 from tao.server.server import Server
 from tao.testing import memory_pair
@@ -30,7 +30,7 @@ TCP, SOL = socket.IPPROTO_TCP, socket.SOL_SOCKET
 
 
 def test_options_are_read_and_set(open_end: OpenEnd) -> None:
-    """As by getsockopt and setsockopt, numbers and bytes."""
+    """They work as in getsockopt and setsockopt, with numbers and bytes."""
     conn = open_end().conn
     assert conn.socket_option(TCP, socket.TCP_NODELAY) != 0
     conn.socket_option(TCP, socket.TCP_NODELAY, 0)
@@ -40,8 +40,8 @@ def test_options_are_read_and_set(open_end: OpenEnd) -> None:
     assert struct.unpack("ii", linger) == (1, 5)
 
 
-def test_an_option_that_cannot_be_had(open_end: OpenEnd) -> None:
-    """The kernel's error is raised; timeouts of the socket are refused, as reading would fail."""
+def test_options_that_are_refused(open_end: OpenEnd) -> None:
+    """Errors of the kernel are raised; socket timeouts are refused, because reading would fail."""
     conn = open_end().conn
     with pytest.raises(OSError):
         conn.socket_option(TCP, 9999)
@@ -53,8 +53,8 @@ def test_an_option_that_cannot_be_had(open_end: OpenEnd) -> None:
     assert not conn.closed
 
 
-def test_on_connect_may_set_options_before_tls_too(make_server: MakeServer) -> None:
-    """There is a socket from the first callback on, on both ends."""
+def test_on_connect_may_set_options_before_the_handshake(make_server: MakeServer) -> None:
+    """The socket is available from the first callback on, at both ends."""
     seen = Seen()
 
     def small(conn: Any) -> None:
@@ -67,7 +67,7 @@ def test_on_connect_may_set_options_before_tls_too(make_server: MakeServer) -> N
 
 
 def test_without_a_connection_there_are_no_options(make_server: MakeServer) -> None:
-    """Before it, between two, and after; nor is there a socket in memory."""
+    """Before, between and after connections there is no socket, nor for connections in memory."""
     server, address = make_server()
     client = ClientConn(address, registry=Registry(), reconnect=Reconnect(initial=1000.0))
     for act in (lambda: None, client.start, server.stop, client.close):
@@ -83,8 +83,8 @@ def test_without_a_connection_there_are_no_options(make_server: MakeServer) -> N
         pair.conn.socket_option(SOL, socket.SO_TYPE)
 
 
-def test_options_beside_a_close_are_of_no_other_socket(open_end: OpenEnd) -> None:
-    """Whoever asks while it is closed gets its own, or is told; never a descriptor used anew."""
+def test_options_during_a_close_use_the_right_socket(open_end: OpenEnd) -> None:
+    """The call uses the connection's own socket or raises; never a reused descriptor."""
     for _ in range(30):
         end, others, kinds = open_end(), [], Seen()
         here = threading.Event()
@@ -114,18 +114,18 @@ def test_options_beside_a_close_are_of_no_other_socket(open_end: OpenEnd) -> Non
 
 
 def aborted(sock: socket.socket) -> bool:
-    """Read to the end, and tell whether that was, or became, a reset."""
+    """Read to the end, and return whether that was, or became, a reset."""
     try:
         while sock.recv(65536):
             pass
-        while True:  # what is sent after the end is answered by a reset
+        while True:  # data sent after the end is answered by a reset
             sock.send(b"x")
     except (ConnectionResetError, BrokenPipeError):
         return True
 
 
-def test_abort_discards_what_waits(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """At once, although the peer reads nothing; it is no error, and is counted."""
+def test_abort_discards_queued_messages(open_end: OpenEnd, log_lines: list[Any]) -> None:
+    """This takes effect at once for a peer that does not read; it is counted, but not an error."""
     closed, errors = Seen(), Seen()
     end = open_end(
         on_close=lambda conn: closed.add(conn.close_reason),
@@ -142,11 +142,11 @@ def test_abort_discards_what_waits(open_end: OpenEnd, log_lines: list[Any]) -> N
     end.conn.abort()
     with pytest.raises(ConnectionClosed, match="aborted by this side"):
         end.conn.write(Text("late"))
-    assert all(record["level"].no <= 20 for record in log_lines)
+    assert [record["message"] for record in log_lines if record["level"].no > 20] == []
 
 
 def test_abort_does_not_wait_for_handlers(open_end: OpenEnd) -> None:
-    """The peer sees it at once; on_close comes when the handler has returned, as ever."""
+    """The peer sees the end at once; ``on_close`` is called when the handler has returned."""
     entered, leave, seen = threading.Event(), threading.Event(), Seen()
     registry = Registry()
 
@@ -165,8 +165,8 @@ def test_abort_does_not_wait_for_handlers(open_end: OpenEnd) -> None:
     assert seen.wait(2) == [True, "closed"]
 
 
-def test_abort_in_the_midst_of_a_close(open_end: OpenEnd) -> None:
-    """A close that waits for a peer that does not read is over at once; its reason counts."""
+def test_abort_during_a_close(open_end: OpenEnd) -> None:
+    """A close that waits for a peer that does not read ends at once, with its own reason."""
     end = open_end()
     for _ in range(200):
         end.conn.write(Text("x" * 100_000))
@@ -180,7 +180,7 @@ def test_abort_in_the_midst_of_a_close(open_end: OpenEnd) -> None:
 
 
 def test_abort_ends_a_client_for_good(make_server: MakeServer) -> None:
-    """It does not come back, and one that has never connected, or dials, is closed."""
+    """The client does not reconnect; one that is new or dialling is closed."""
     _, address = make_server()
     client = ClientConn(address, registry=Registry(), reconnect=True).start()
     client.abort()
@@ -199,7 +199,7 @@ def test_abort_ends_a_client_for_good(make_server: MakeServer) -> None:
 
 
 def test_abort_in_a_signal_handler(make_server: MakeServer) -> None:
-    """Whatever the main thread is doing with the connection."""
+    """It may interrupt any use of the connection in the main thread."""
     server, address = make_server()
     server.handler(Text)(lambda ctx, conn: None)
     before = signal.getsignal(signal.SIGALRM)
@@ -219,7 +219,7 @@ def test_abort_in_a_signal_handler(make_server: MakeServer) -> None:
 
 
 def test_abort_of_a_connection_in_memory() -> None:
-    """There is no kernel to forget anything; the peer sees the end."""
+    """The peer sees the end, because no kernel could discard data."""
     with memory_pair(Server()) as pair:
         pair.conn.abort()
         assert pair.client.wait_closed(PATIENCE)

@@ -1,4 +1,4 @@
-"""Figures: counts add up, whoever counted them, and never fall."""
+"""Statistics: counts add up across connections, and never decrease."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn
-from tao.connection.statistics import Counts, Snapshot, Tally, tallies
+from tao.connection.reports.statistics import Counts, Snapshot, Statistics, all_statistics
 from tao.server.server import Server, server_core_of
 from tao.wire.message import Registry
 
 
 class Counted:
-    """Something that counts messages."""
+    """An object that counts messages."""
 
     def __init__(self, messages: int) -> None:
         self.messages = messages
+
+    def requests_now(self) -> tuple[int, float]:
+        return 0, 0.0
 
     def counts(self) -> Counts:
         return Counts(messages_in=self.messages)
@@ -28,52 +31,52 @@ def fill(snapshot: Snapshot) -> None:
     snapshot.workers = 7
 
 
-def test_the_ended_and_the_living_add_up() -> None:
-    """A connection counts from its beginning, and still after its end."""
-    tally = Tally("one", fill)
+def test_open_and_closed_connections_add_up() -> None:
+    """The counts of a connection are included during its life and after its end."""
+    statistics = Statistics("one", fill)
     first, second = Counted(3), Counted(4)
-    tally.established(first)
-    tally.established(second)
-    assert tally.snapshot().messages_in == 7
-    tally.ended(first)
+    statistics.established(first)
+    statistics.established(second)
+    assert statistics.snapshot().messages_in == 7
+    statistics.ended(first)
     first.messages = 100
-    found = tally.snapshot()
+    found = statistics.snapshot()
     assert (found.messages_in, found.connections_total, found.workers) == (7, 2, 7)
 
 
-def test_what_never_was_a_connection_is_counted_too() -> None:
+def test_refused_connections_are_counted() -> None:
     """Refusals and failures to accept have counts of their own."""
-    tally = Tally("two", fill)
-    tally.refused()
-    tally.accept_error()
-    tally.accept_error()
-    found = tally.snapshot().as_dict()
+    statistics = Statistics("two", fill)
+    statistics.refused()
+    statistics.accept_error()
+    statistics.accept_error()
+    found = statistics.snapshot().as_dict()
     assert (found["refused"], found["accept_errors"], found["name"]) == (1, 2, "two")
 
 
-def test_tallies_are_known_while_someone_refers_to_them() -> None:
-    """What a monitor shows vanishes with its owner."""
-    tally = Tally("three", fill)
-    assert tally not in tallies()
-    tally.publish()
-    assert tally in tallies()
-    del tally
+def test_statistics_are_listed_as_long_as_they_exist() -> None:
+    """A monitor shows them until their owner is garbage-collected."""
+    statistics = Statistics("three", fill)
+    assert statistics not in all_statistics()
+    statistics.publish()
+    assert statistics in all_statistics()
+    del statistics
     gc.collect()
-    assert "three" not in [each.name for each in tallies()]
+    assert "three" not in [each.name for each in all_statistics()]
 
 
 @pytest.mark.parametrize("part", ["connection.core.TimerSet", "server.server.StopReport"])
-def test_who_looks_sees_nothing_half_made(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    """Whatever is being made in another thread at the same time."""
+def test_readers_see_no_incomplete_objects(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Another thread may be creating any part of them at the same time."""
     module, _, name = f"tao.{part}".rpartition(".")
     original = getattr(sys.modules[module], name)
 
     def make(*args: Any) -> Any:
-        assert all(each.snapshot().name for each in tallies())
+        assert all(each.snapshot().name for each in all_statistics())
         return original(*args)
 
     monkeypatch.setattr(f"tao.{part}", make)
     client = ClientConn(("127.0.0.1", 1), registry=Registry())
     server = Server(registry=Registry())
-    assert {client._core.tally, server_core_of(server).tally} <= set(tallies())
+    assert {client._core.statistics, server_core_of(server).statistics} <= set(all_statistics())
     client.close()

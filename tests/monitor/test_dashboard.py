@@ -1,4 +1,4 @@
-"""The live page, in a real browser: Chromium without a window, driven by selenium."""
+"""The live page in a real browser: headless Chromium, controlled by selenium."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, for all tests of this file; it opens a new page for each."""
+    """Chromium, for all tests of this file; each opens a new page."""
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(DRIVER)
-    # A connection that was kept would count as left behind by a test.
+    # A persistent connection would count as a leak of the test.
     driver = webdriver.Chrome(options=options, service=service, keep_alive=False)
     yield driver
     driver.quit()
@@ -49,8 +49,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that echoes, and fails if it is told to, with three clients."""
-    monkeypatch.setattr("tao.connection.statistics._all", {})
+    """A server with an echo handler and a failing handler, and three clients."""
+    monkeypatch.setattr("tao.connection.reports.statistics._all", {})
     with Server(registry=Registry()) as made:
 
         @made.handler(Text)
@@ -83,11 +83,11 @@ class Page:
     def __init__(self, browser: Any, url: str) -> None:
         self.browser = browser
         self.look("light", 1280)
-        browser.get_log("browser")  # forget what other tests caused
+        browser.get_log("browser")  # discards entries of earlier tests
         browser.get(url)
 
     def look(self, scheme: str, width: int) -> None:
-        """Have the page shown in light or dark, and so wide."""
+        """Show the page with this colour scheme and width."""
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -97,7 +97,7 @@ class Page:
         return self.browser.execute_script(script, *arguments)
 
     def text(self, selector: str) -> str:
-        """What is to be read there, all pieces of it."""
+        """Return the text of all elements that match the selector."""
         found: str = self.run(
             "return [...document.querySelectorAll(arguments[0])]"
             ".map((each) => each.innerText).join('\\n')",
@@ -106,11 +106,11 @@ class Page:
         return found
 
     def type(self, *keys: str) -> None:
-        """Press keys, as a person without a mouse does."""
+        """Press keys, as a user without a mouse does."""
         webdriver.ActionChains(self.browser).send_keys(*keys).perform()
 
     def focused(self) -> str:
-        """What the keyboard would act on."""
+        """Return the element that has the keyboard focus."""
         found: str = self.run(
             "const it = document.activeElement;"
             "return it.id || it.innerText || it.getAttribute('aria-label') || it.tagName"
@@ -125,7 +125,7 @@ class Page:
         raise AssertionError(f"the keyboard does not get to {name}")
 
     def names(self) -> list[str]:
-        """The names of the server's connections, from top to bottom."""
+        """Return the names of the server's connections, from top to bottom."""
         return self.text("#connections tbody td:nth-child(3)").split()
 
     def wait_for(self, selector: str, text: str) -> None:
@@ -137,7 +137,7 @@ class Page:
 
 @pytest.fixture
 def page(browser: Any, clients: list[ClientConn]) -> Iterator[Page]:
-    """The page, live, and left without a word in the browser's console."""
+    """The live page; at the end, the browser's console must be empty."""
     with monitor_on(0) as monitor:
         page = Page(browser, monitor.url)
         page.monitor = monitor  # type: ignore[attr-defined]
@@ -149,8 +149,8 @@ def page(browser: Any, clients: list[ClientConn]) -> Iterator[Page]:
     assert complaints == []
 
 
-def test_it_shows_what_there_is(page: Page, server: Server) -> None:
-    """Servers, clients, connections; and that all is well."""
+def test_the_overview(page: Page, server: Server) -> None:
+    """The page shows servers, clients and connections, and that there are no problems."""
     assert page.text("#concerns") == "Nothing needs attention."
     options = page.text("#scope option").split("\n")
     host, port = server.address
@@ -162,7 +162,7 @@ def test_it_shows_what_there_is(page: Page, server: Server) -> None:
 
 
 def test_rates_change(page: Page, clients: list[ClientConn]) -> None:
-    """What is written now is seen a moment later, also in the charts and the table of handlers."""
+    """New messages appear within a moment, also in the charts and in the table of handlers."""
     assert page.text("#figures div:first-child .value") == "0 /s"
     written = 0
 
@@ -177,11 +177,11 @@ def test_rates_change(page: Page, clients: list[ClientConn]) -> None:
     lines = page.run("return document.querySelectorAll('#charts svg path.one[d*=L]').length")
     assert lines == 4
     label = page.run("return document.querySelector('#charts svg').getAttribute('aria-label')")
-    assert label.startswith("Messages a second, five minutes; now in ")
+    assert label.startswith("Messages per second, five minutes; now in ")
 
 
 def test_sorting_by_keyboard(page: Page, server: Server, clients: list[ClientConn]) -> None:
-    """A column's head is a button: once for one order, again for the other, and again for none."""
+    """A column header is a button: ascending, descending, and unsorted on the third press."""
     clients[1].write(Text("hello"))
     wait_until(lambda: server.snapshot().handled == 1)
     page.tab_to("Name")
@@ -200,7 +200,7 @@ def test_sorting_by_keyboard(page: Page, server: Server, clients: list[ClientCon
 
 
 def test_filtering_by_keyboard(page: Page) -> None:
-    """What is typed is looked for as it is typed."""
+    """The list is filtered while the user types."""
     page.tab_to("filter")
     page.type("AN")
     wait_until(lambda: page.names() == ["banana"])
@@ -212,7 +212,7 @@ def test_filtering_by_keyboard(page: Page) -> None:
 
 
 def test_pages_by_keyboard(page: Page, server: Server) -> None:
-    """Where there are more connections than fit, one can leaf through them."""
+    """If there are more connections than fit, buttons switch between pages."""
     assert page.text("#range") == "6"
     assert not page.browser.find_element("id", "on").is_displayed()
     socks = [socket.create_connection(server.address, PATIENCE) for _ in range(50)]
@@ -227,8 +227,8 @@ def test_pages_by_keyboard(page: Page, server: Server) -> None:
     page.wait_for("#range", "6")
 
 
-def test_one_server_alone(page: Page, server: Server) -> None:
-    """Everything on the page is then about that one."""
+def test_selecting_one_server(page: Page, server: Server) -> None:
+    """The whole page then shows only that server."""
     page.tab_to("scope")
     page.type(Keys.ARROW_DOWN)
     wait_until(lambda: page.run("return document.getElementById('scope').selectedIndex") == 1)
@@ -236,8 +236,8 @@ def test_one_server_alone(page: Page, server: Server) -> None:
     page.wait_for("#range", "3")
 
 
-def test_what_is_wrong_stands_out(page: Page, server: Server, clients: list[ClientConn]) -> None:
-    """It is said at the top, in words, and in the title; the reasons are listed."""
+def test_problems_stand_out(page: Page, server: Server, clients: list[ClientConn]) -> None:
+    """Problems are described at the top and counted in the title; errors are listed."""
     clients[2].write(Text("fail"))
     page.wait_for("#concerns li", "1 error in the last minute, most often ValueError")
     assert "Warning" in page.text("#concerns .level")
@@ -247,8 +247,8 @@ def test_what_is_wrong_stands_out(page: Page, server: Server, clients: list[Clie
     assert "a secret" not in page.browser.page_source
 
 
-def test_what_runs_is_shown(page: Page, server: Server, clients: list[ClientConn]) -> None:
-    """By the number of its message; and for how long, once that is known."""
+def test_running_handlers_are_shown(page: Page, server: Server, clients: list[ClientConn]) -> None:
+    """The number of the message is shown, and after a while the run time."""
     go_on = threading.Event()
 
     @server.handler(Number)
@@ -266,7 +266,7 @@ def test_what_runs_is_shown(page: Page, server: Server, clients: list[ClientConn
 
 
 def test_names_are_text(page: Page, server: Server) -> None:
-    """Who chooses his own name cannot have the browser do anything by it."""
+    """A name chosen by a peer is not interpreted as HTML."""
     name = "<img src=x onerror=document.title='taken'>"
     server.connections[0].name = name
     page.wait_for("#connections td", name)
@@ -274,12 +274,12 @@ def test_names_are_text(page: Page, server: Server) -> None:
     assert page.browser.title == "tao"
 
 
-def test_news_that_breaks_off(browser: Any, clients: list[ClientConn]) -> None:
-    """The page says so, tries again, and goes on when the monitor is back."""
+def test_a_lost_event_stream(browser: Any, clients: list[ClientConn]) -> None:
+    """The page reports the loss, retries, and continues when the monitor is back."""
     with monitor_on(0) as monitor:
         page = Page(browser, monitor.url)
         page.wait_for("#link", "live")
-    page.wait_for("#link", "no news since")
+    page.wait_for("#link", "no updates since")
     assert page.run("return document.body.classList.contains('lost-news')")
     with monitor_on(monitor.address[1]):
         page.wait_for("#link", "live")
@@ -288,7 +288,7 @@ def test_news_that_breaks_off(browser: Any, clients: list[ClientConn]) -> None:
 
 
 def test_too_many_pages(browser: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one too many says why it shows nothing, and shows all when there is room."""
+    """A page above the limit gives the reason, and works when another one is closed."""
     monkeypatch.setattr("tao.monitor.monitor._STREAMS", 0)
     with monitor_on(0) as monitor:
         page = Page(browser, monitor.url)
@@ -298,7 +298,7 @@ def test_too_many_pages(browser: Any, server: Server, monkeypatch: pytest.Monkey
         browser.get("about:blank")
 
 
-#: The contrast of all text with what is behind it, by the formula of WCAG 2.
+#: The contrast of all text with its background, by the formula of WCAG 2.
 CONTRAST = """
 function light(color) {
   const parts = color.match(/[\\d.]+/g).slice(0, 3).map((each) => each / 255)
@@ -330,7 +330,7 @@ return found;
 def test_light_and_dark_wide_and_narrow(
     page: Page, scheme: str, width: int, clients: list[ClientConn]
 ) -> None:
-    """It is as the reader's system asks, has contrast enough, and nothing sticks out."""
+    """The page follows the system's colour scheme, has enough contrast, and fits its width."""
     clients[0].write(Text("fail"))
     page.wait_for("#errors li", "ValueError")
     page.look(scheme, width)
@@ -341,8 +341,8 @@ def test_light_and_dark_wide_and_narrow(
     assert len(page.browser.get_screenshot_as_png()) > 10_000
 
 
-def test_everything_has_a_name(page: Page) -> None:
-    """Who hears the page instead of seeing it knows what each part of it is."""
+def test_all_elements_have_accessible_names(page: Page) -> None:
+    """Screen readers find a name for every element."""
     nameless = page.run("""
         const parts = "button, input, select, a, svg, ol, [role=region], section";
         const named = (each) => each.getAttribute("aria-label") || each.labels?.length

@@ -1,4 +1,4 @@
-"""Figures over HTTP: what is shown, what is refused, and that nobody can hold it up."""
+"""Statistics over HTTP: the content of the pages, and requests that are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn
-from tao.connection.statistics import Snapshot
+from tao.connection.reports.statistics import Snapshot
 from tao.monitor import monitor as module
 from tao.monitor import prometheus as monitor_metrics
 from tao.monitor.monitor import Monitor, monitor_on
@@ -28,8 +28,8 @@ Get = Callable[..., tuple[HTTPResponse, str]]
 
 @pytest.fixture
 def only_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the servers and clients that tests before this one have not let go of."""
-    monkeypatch.setattr("tao.connection.statistics._all", {})
+    """Hide the servers and clients of earlier tests that still exist."""
+    monkeypatch.setattr("tao.connection.reports.statistics._all", {})
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def monitor(only_new: None) -> Iterator[Monitor]:
 
 @pytest.fixture
 def get(monitor: Monitor) -> Get:
-    """A function that asks for a page and returns the answer and its text."""
+    """A function that requests a page, and returns the response and its text."""
 
     def ask(path: str, method: str = "GET", body: bytes = b"") -> tuple[HTTPResponse, str]:
         connection = HTTPConnection(*monitor.address, timeout=PATIENCE)
@@ -56,7 +56,7 @@ def get(monitor: Monitor) -> Get:
 
 @pytest.fixture
 def server(only_new: None) -> Iterator[Server]:
-    """A server that echoes, not started yet."""
+    """An echo server, not started yet."""
     with Server(registry=Registry()) as made:
 
         @made.handler(Text)
@@ -67,7 +67,7 @@ def server(only_new: None) -> Iterator[Server]:
 
 
 def talk(server: Server, times: int = 1) -> ClientConn:
-    """Connect to a server and have it echo a text, and return the client, still connected."""
+    """Connect to the server, exchange texts, and return the client, still connected."""
     replies = threading.Semaphore(0)
     client = ClientConn(server.start(("127.0.0.1", 0)), registry=Registry())
     client.handler(Text)(lambda ctx, conn: replies.release())
@@ -82,11 +82,11 @@ def name_of(server: Server) -> str:
     return server.snapshot().name
 
 
-# -- what is shown
+# -- content
 
 
 def test_variables(server: Server, get: Get) -> None:
-    """The original's names for the process, and all that is known of each server and client."""
+    """The names of the Go original for the process, and all statistics of servers and clients."""
     with talk(server, 3) as client:
         wait_until(lambda: server.snapshot().handled == 3)
         answer, text = get("/debug/vars")
@@ -104,8 +104,8 @@ def test_variables(server: Server, get: Get) -> None:
         assert (shown["handled"], shown["connections_total"]) == (3, 1)
 
 
-def test_what_an_end_is_called_and_where_it_is(server: Server) -> None:
-    """Names are never the same twice; the state and the address are those of the moment."""
+def test_name_state_and_address_of_an_end(server: Server) -> None:
+    """Names are unique; state and address are current."""
     with Server() as other:
         assert name_of(server) != name_of(other)
     assert (server.snapshot().state, server.snapshot().address) == ("new", "")
@@ -119,7 +119,7 @@ def test_what_an_end_is_called_and_where_it_is(server: Server) -> None:
 
 
 def test_counts_never_fall(server: Server) -> None:
-    """What a connection counted is in the sum before, while and after it ends."""
+    """The counts of a connection are in the sum before, during and after its end."""
     client = talk(server, 5)
     seen: list[int] = []
     over = threading.Event()
@@ -138,7 +138,7 @@ def test_counts_never_fall(server: Server) -> None:
 
 
 def test_health(server: Server, get: Get) -> None:
-    """Healthy while it runs; before and after it is named, with its state."""
+    """The process is healthy while the server runs; else the server is listed with its state."""
     name = name_of(server)
     assert get("/healthz")[1] == f"{name} (no address): new\n"
     host, port = server.start(("127.0.0.1", 0))
@@ -149,8 +149,8 @@ def test_health(server: Server, get: Get) -> None:
     assert (answer.status, text) == (503, f"{name} ({host}:{port}): stopped\n")
 
 
-def test_one_that_stops_makes_the_process_ill(server: Server, get: Get) -> None:
-    """It is named while its last handler still runs; one that was never started is not missed."""
+def test_a_stopping_server_is_unhealthy(server: Server, get: Get) -> None:
+    """It is listed while its last handler runs; a server that was never started does not count."""
     running, release = threading.Event(), threading.Event()
 
     def block(ctx: Any, conn: Any) -> None:
@@ -173,8 +173,8 @@ def test_one_that_stops_makes_the_process_ill(server: Server, get: Get) -> None:
         assert name_of(never) not in text and name_of(server) not in text
 
 
-def test_one_that_has_stopped_does_not_matter(server: Server, get: Get) -> None:
-    """While another runs: it may have been replaced, and be referred to for its figures only."""
+def test_a_stopped_server_does_not_matter(server: Server, get: Get) -> None:
+    """While another one runs, a stopped server does not make the process unhealthy."""
     with Server(registry=Registry()) as other:
         for each in (server, other):
             each.start(("127.0.0.1", 0))
@@ -185,8 +185,8 @@ def test_one_that_has_stopped_does_not_matter(server: Server, get: Get) -> None:
         assert answer.status == 503 and name_of(server) in text and name_of(other) in text
 
 
-def test_one_that_stops_and_is_replaced(server: Server, get: Get) -> None:
-    """Where another that runs serves at its address, nobody misses it."""
+def test_a_stopping_server_that_is_replaced(server: Server, get: Get) -> None:
+    """A stopping server does not count if a running one listens at its address."""
     running, release = threading.Event(), threading.Event()
 
     @server.handler(Number)
@@ -210,7 +210,7 @@ def test_one_that_stops_and_is_replaced(server: Server, get: Get) -> None:
 
 
 def test_health_of_one_port(server: Server, get: Get) -> None:
-    """Of several servers a load balancer may ask about the one that it balances."""
+    """A load balancer can query the health of one of several servers by its port."""
     with Server(registry=Registry()) as other:
         port, other_port = (each.start(("127.0.0.1", 0))[1] for each in (server, other))
         other.stop()
@@ -218,12 +218,12 @@ def test_health_of_one_port(server: Server, get: Get) -> None:
         answer, text = get(f"/healthz?port={other_port}")
         assert answer.status == 503 and text.startswith(name_of(other))
     answer, text = get("/healthz?port=1")
-    assert (answer.status, text) == (503, "no server listens at port 1\n")
+    assert (answer.status, text) == (503, "no server listens on port 1\n")
     assert get("/healthz?port=http")[0].status == 400
 
 
-def test_clients_do_not_make_a_process_ill(server: Server, get: Get) -> None:
-    """One whose server has gone is named; it is not this process that is to be replaced for it."""
+def test_clients_do_not_make_a_process_unhealthy(server: Server, get: Get) -> None:
+    """A client that is trying to connect is listed after ``ok``."""
     options: Any = {"registry": Registry(), "reconnect": True}
     client = ClientConn(server.start(("127.0.0.1", 0)), **options).start()
     with Server(registry=Registry()) as other:
@@ -239,12 +239,12 @@ def test_clients_do_not_make_a_process_ill(server: Server, get: Get) -> None:
 
 
 def test_health_without_servers(get: Get) -> None:
-    """A program of clients is healthy."""
+    """A process with only clients is healthy."""
     assert get("/healthz")[0].status == 200
 
 
 def test_metrics(server: Server, get: Get) -> None:
-    """Prometheus gets every count as a counter and the rest as gauges, by name."""
+    """Each count is a counter, the others are gauges, labelled by name."""
     pytest.importorskip("prometheus_client")
     with talk(server, 2):
         wait_until(lambda: server.snapshot().handled == 2)
@@ -263,16 +263,17 @@ def test_metrics(server: Server, get: Get) -> None:
         assert line in lines
 
 
-def test_every_figure_has_a_metric() -> None:
-    """Who adds a figure thinks of Prometheus too."""
-    words = {"name", "kind", "state", "address", "latency", "error_kinds"}
+def test_every_statistic_has_a_metric() -> None:
+    """Every field of a snapshot has a metric."""
+    words = {"name", "kind", "state", "address", "latency", "error_kinds", "cluster"}
+    words.add("request_latency")  # it has several
     figures = (*monitor_metrics._COUNTERS, *monitor_metrics._GAUGES)
     shown = [figure.field for figure in figures]
     assert sorted(shown) == sorted({field.name for field in fields(Snapshot)} - words)
 
 
 def test_metrics_without_the_package(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All else works, and the page says what to install."""
+    """The page says what to install, and the others work."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)  # importing it fails
     answer, text = get("/metrics")
     assert answer.status == 501
@@ -281,7 +282,7 @@ def test_metrics_without_the_package(get: Get, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is that of the last ten seconds or so, whoever else looked meanwhile."""
+    """The rate covers about the last ten seconds, however often it is read."""
     now = 1000.0
     monkeypatch.setattr("tao.monitor.monitor.time.monotonic", lambda: now)
     rate = module._Rate(0)
@@ -290,50 +291,50 @@ def test_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
         now = 1000.0 + second
         assert rate.now(100 * second) == 100
         assert len(rate._readings.get()) <= 12
-    now += 3600  # nobody looked for an hour
+    now += 3600  # no reading for an hour
     assert rate.now(3000 + 36) == pytest.approx(0.01, rel=0.3)
-    assert rate.now(0) == 0  # a server is forgotten, and its count with it
+    assert rate.now(0) == 0  # a garbage-collected server takes its count with it
 
 
 # -- HTTP
 
 
-def test_a_path_that_is_not_there(get: Get) -> None:
-    """The answer lists what is there."""
+def test_an_unknown_path(get: Get) -> None:
+    """The response lists the pages."""
     answer, text = get("/nowhere")
     assert answer.status == 404
     assert all(path in text for path in ("/debug/vars", "/metrics", "/healthz"))
 
 
 @pytest.mark.parametrize("path", ["/healthz?verbose=1", "/healthz/"])
-def test_how_a_path_may_be_written(get: Get, path: str) -> None:
-    """A query and a slash at the end change nothing."""
+def test_variants_of_a_path(get: Get, path: str) -> None:
+    """A query and a trailing slash do not matter."""
     assert get(path)[0].status == 200
 
 
 def test_head(get: Get) -> None:
-    """It is answered as GET is, without the text."""
+    """The response to HEAD is that to GET without the body."""
     answer, text = get("/healthz", "HEAD")
     assert (answer.status, answer.headers["Content-Length"], text) == (200, "3", "")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "XYZ"])
-def test_nothing_can_be_changed(get: Get, method: str) -> None:
-    """Other methods are refused, and the answer arrives though the body was not read."""
+def test_other_methods_are_refused(get: Get, method: str) -> None:
+    """The response arrives although the request's body was not read."""
     answer, _ = get("/debug/vars", method, b"x" * 300_000)
     assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
 
 
-def test_a_query_without_end(get: Get, log_lines: list[Any]) -> None:
-    """It is refused, which is no error of this side's."""
+def test_a_query_with_too_many_fields(get: Get, log_lines: list[Any]) -> None:
+    """It is refused, and not logged as an error."""
     answer, body = get("/connections?" + "a=1&" * 21)
-    assert (answer.status, body) == (400, "a query has 20 fields at most\n")
+    assert (answer.status, body) == (400, "a query may have at most 20 fields\n")
     assert not [each for each in log_lines if each["level"].no >= 30]
 
 
 @pytest.mark.parametrize("head", [b"\x16\x03\x01\x00\xee\r\n\r\n", b"GET\r\n\r\n", b"x" * 20_000])
-def test_what_is_not_http(monitor: Monitor, head: bytes) -> None:
-    """It is answered by an error, or by nothing, and the next is served."""
+def test_malformed_requests(monitor: Monitor, head: bytes) -> None:
+    """The response is an error or nothing, and the next request is answered."""
     with socket.create_connection(monitor.address, PATIENCE) as sock:
         sock.sendall(head)
         assert not sock.makefile("rb").read().startswith(b"HTTP/1.0 200")
@@ -342,11 +343,11 @@ def test_what_is_not_http(monitor: Monitor, head: bytes) -> None:
         assert sock.makefile("rb").read().startswith(b"HTTP/1.0 200")
 
 
-# -- where it listens
+# -- addresses
 
 
-def test_localhost_unless_told_otherwise() -> None:
-    """Figures are not for everybody."""
+def test_localhost_is_the_default() -> None:
+    """By default, only this machine can connect."""
     with monitor_on(0) as monitor:
         assert monitor.address[0] == "127.0.0.1"
         assert monitor.url == f"http://127.0.0.1:{monitor.address[1]}"
@@ -355,7 +356,7 @@ def test_localhost_unless_told_otherwise() -> None:
 
 
 def test_ipv6() -> None:
-    """An IPv6 address is written as browsers want it."""
+    """The URL contains an IPv6 address in brackets."""
     try:
         monitor = monitor_on(0, "::1")
     except OSError:
@@ -375,14 +376,14 @@ def test_a_port_in_use(monitor: Monitor) -> None:
 @pytest.mark.parametrize(
     ("port", "error"), [(65536, ValueError), (-1, ValueError), ("80", TypeError), (True, TypeError)]
 )
-def test_a_port_that_is_none(port: Any, error: type[Exception]) -> None:
-    """It is refused before anything is opened."""
+def test_an_invalid_port(port: Any, error: type[Exception]) -> None:
+    """It is refused before any socket is opened."""
     with pytest.raises(error, match="port"):
         monitor_on(port)
 
 
-def test_closing_while_somebody_comes() -> None:
-    """A request that arrives in the same instant wakes the accepting thread; the close is quiet."""
+def test_closing_during_a_request() -> None:
+    """A request that arrives at the same moment wakes the thread, and closing logs nothing."""
     for _ in range(50):
         monitor = monitor_on(0)
         stop = threading.Event()
@@ -390,7 +391,7 @@ def test_closing_while_somebody_comes() -> None:
         def call(address: tuple[str, int] = monitor.address, stop: threading.Event = stop) -> None:
             while not stop.is_set():
                 try:
-                    # A full queue has the kernel drop who comes, who asks again after a second.
+                    # If the queue is full, the kernel drops it and the client tries again later.
                     socket.create_connection(address, 0.1).close()
                 except OSError:
                     return

@@ -1,4 +1,4 @@
-"""The sockets of a monitor: no peer holds up another, and every request gets an answer."""
+"""The monitor's sockets: no peer blocks another, and every request is answered."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ ASKED = b"GET /healthz HTTP/1.0\r\n\r\n"
 
 @pytest.fixture
 def monitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitor]:
-    """A monitor that shows only what the test makes."""
-    monkeypatch.setattr("tao.connection.statistics._all", {})
+    """A monitor that shows only objects of the test."""
+    monkeypatch.setattr("tao.connection.reports.statistics._all", {})
     with monitor_on(0) as made:
         yield made
 
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no deadline end what a test looks at."""
+    """Extend all deadlines, so that none expires during the test."""
     monkeypatch.setattr(module, "PATIENCE", 10 * PATIENCE)
 
 
@@ -41,7 +41,7 @@ def call(monitor: Monitor, request: bytes = b"") -> socket.socket:
 
 
 def ask(monitor: Monitor, path: str = "/healthz") -> str:
-    """Return the whole answer."""
+    """Return the complete response."""
     with call(monitor, f"GET {path} HTTP/1.0\r\n\r\n".encode()) as sock:
         return sock.makefile("rb").read().decode()
 
@@ -51,19 +51,19 @@ def peers(monitor: Monitor, state: str) -> int:
 
 
 def answers(monitor: Monitor, respond: Callable[[bytes], Any]) -> None:
-    """Have answers made by another function."""
+    """Replace the function that makes the responses."""
     monitor._http._respond = respond
 
 
-# -- peers that take their time
+# -- slow peers
 
 
 @pytest.mark.parametrize(
     "request_", [b"", b"G", b"GET / HTTP/1.0\r\nHost:", ASKED, b"GET / HTTP/1.0\r\n\r\n"]
 )
 @pytest.mark.usefixtures("unhurried")
-def test_more_who_dawdle_than_there_is_room_for(monitor: Monitor, request_: bytes) -> None:
-    """Who says nothing, half a request, or does not close, keeps nobody else from an answer."""
+def test_more_slow_peers_than_connections(monitor: Monitor, request_: bytes) -> None:
+    """Peers that send nothing, half a request, or do not close, do not block other requests."""
     with ExitStack() as here:
         for _ in range(2 * module._MOST_PEERS):
             here.enter_context(call(monitor, request_))
@@ -72,8 +72,8 @@ def test_more_who_dawdle_than_there_is_room_for(monitor: Monitor, request_: byte
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_who_does_not_read_an_answer(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long answers that nobody takes cost no thread, and others are answered meanwhile."""
+def test_a_peer_that_does_not_read(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unread long responses use no threads, and others are answered meanwhile."""
     monkeypatch.setattr(module, "_MOST_UNSENT", 10**9)
     respond = monitor._http._respond
     large = module.Reply(b"x" * 10_000_000)
@@ -87,8 +87,8 @@ def test_who_does_not_read_an_answer(monitor: Monitor, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_who_makes_room(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First those that have their answer, then the oldest; never one whose answer is being made."""
+def test_which_connections_are_replaced(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First those with a sent response, then the oldest; never one while its page is being made."""
     monkeypatch.setattr(module, "_MOST_PEERS", 3)
     monkeypatch.setattr(module, "_GRACE", 0.0)
     release = threading.Event()
@@ -108,7 +108,7 @@ def test_who_makes_room(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_request_has_one_deadline(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sends a little again and again gains nothing by it."""
+    """Sending a little at a time does not extend the deadline."""
     monkeypatch.setattr(module, "PATIENCE", 0.2)
     with call(monitor) as sock:
         never = threading.Event()
@@ -118,8 +118,8 @@ def test_a_request_has_one_deadline(monitor: Monitor, monkeypatch: pytest.Monkey
                 never.wait(0.01)
 
 
-def test_who_comes_and_goes(monitor: Monitor, log_lines: list[Any]) -> None:
-    """A check whether anybody listens leaves no trace."""
+def test_a_connection_without_a_request(monitor: Monitor, log_lines: list[Any]) -> None:
+    """A health check that only connects is not logged."""
     for _ in range(3):
         call(monitor).close()
     assert ask(monitor).startswith("HTTP/1.0 200")
@@ -127,11 +127,13 @@ def test_who_comes_and_goes(monitor: Monitor, log_lines: list[Any]) -> None:
     assert not [line for line in log_lines if line["level"].no >= 10]
 
 
-# -- answers that take their time, or fail
+# -- slow and failing responses
 
 
-def test_only_so_many_answers_at_once(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next are made when a thread is free."""
+def test_concurrent_responses_are_limited(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further responses wait for a free thread."""
     monkeypatch.setattr(module, "_ANSWERS_EACH", 2)
     release, respond = threading.Event(), monitor._http._respond
     answers(monitor, lambda head: (release.wait(PATIENCE), respond(head))[1])
@@ -145,10 +147,10 @@ def test_only_so_many_answers_at_once(monitor: Monitor, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_a_page_that_hangs_leaves_the_others(
+def test_a_hanging_page_does_not_block_others(
     monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many ask for it."""
+    """The number of requests for it does not matter."""
     release = threading.Event()
     answer = monitor_pages.Answer(200, "text/plain", "at last")
     monkeypatch.setitem(
@@ -165,8 +167,8 @@ def test_a_page_that_hangs_leaves_the_others(
 
 
 @pytest.mark.usefixtures("unhurried")
-def test_what_is_not_read_is_bounded(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest answers that nobody reads give way to the next."""
+def test_unread_bytes_are_limited(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest unread responses are dropped in favour of new ones."""
     monkeypatch.setattr(module, "_MOST_UNSENT", 50_000_000)
     answers(monitor, lambda head: module.Reply(b"x" * 20_000_000))
     with ExitStack() as here:
@@ -176,10 +178,8 @@ def test_what_is_not_read_is_bounded(monitor: Monitor, monkeypatch: pytest.Monke
         assert peers(monitor, "SENDING") <= 3
 
 
-def test_an_answer_that_is_not_made_in_time(
-    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The peer is told so, whether a thread was at it or none was free."""
+def test_a_response_that_is_late(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response is 503, whether its thread is busy or none was free."""
     monkeypatch.setattr(module, "PATIENCE", 0.2)
     monkeypatch.setattr(module, "_ANSWERS", 1)
     release = threading.Event()
@@ -194,7 +194,7 @@ def test_an_answer_that_is_not_made_in_time(
 def test_no_thread_for_an_answer(
     monitor: Monitor, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """The peer is told so, and the log; the next is answered."""
+    """The response is 503, the failure is logged, and the next request is answered."""
     real = module.spawn
 
     def spawn(*args: Any, **kwargs: Any) -> threading.Thread:
@@ -217,14 +217,14 @@ def test_no_thread_for_an_answer(
 
 @pytest.mark.parametrize("path", list(monitor_pages._PAGES))
 @pytest.mark.parametrize("error", [IndexError("secret"), MemoryError(), SystemExit(3)])
-def test_a_page_that_fails(
+def test_a_failing_page(
     monitor: Monitor,
     log_lines: list[Any],
     monkeypatch: pytest.MonkeyPatch,
     path: str,
     error: BaseException,
 ) -> None:
-    """The answer names the kind of error, and the log has it with its traceback."""
+    """The response names the class of the error, and the log has its traceback."""
 
     def fail(*args: Any) -> Any:
         raise error
@@ -238,20 +238,20 @@ def test_a_page_that_fails(
     assert f"{path} failed" in line["message"]
 
 
-def test_faults_do_not_flood_the_log(
+def test_repeated_errors_do_not_flood_the_log(
     monitor: Monitor, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page that fails for everyone who asks is logged about once a second."""
+    """The errors of a page that keeps failing are logged about once per second."""
     monkeypatch.setitem(monitor_pages._PAGES, "/healthz", lambda *args: 1 // 0)
     for _ in range(50):
         assert ask(monitor).startswith("HTTP/1.0 500")
     assert 1 <= len([each for each in log_lines if each["level"].no >= 40]) < 25
 
 
-def test_news_that_fails(
+def test_failing_events(
     monitor: Monitor, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who asks is told; a page that was looking is hung up on, and told when it asks again."""
+    """An open stream is closed, and a new request gets the error."""
     monkeypatch.setattr(monitor._http, "_period", 0.01)
     with call(monitor, b"GET /events HTTP/1.0\r\n\r\n") as sock:
         assert sock.recv(12) == b"HTTP/1.0 200"
@@ -267,7 +267,7 @@ def test_news_that_fails(
 def test_the_file_of_the_live_page_is_missing(
     monitor: Monitor, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As in a frozen program: the answer says how to put it in, and the rest works."""
+    """In a frozen program without the file, the response says how to include it."""
     monitor_pages._live_page.cache_clear()
     monkeypatch.setattr(monitor_pages, "files", lambda package: tmp_path)
     answer = ask(monitor, "/")
@@ -284,7 +284,7 @@ def test_the_file_of_the_live_page_is_missing(
 def test_out_of_descriptors(
     monitor: Monitor, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure to accept is logged, and then it goes on."""
+    """A failure to accept is logged, and accepting continues."""
     monkeypatch.setattr(module, "_BACKOFF", 0.01)
     real, failures = monitor._http._sock, [OSError(24, "Too many open files")]
 
@@ -303,10 +303,10 @@ def test_out_of_descriptors(
 
 
 @pytest.mark.parametrize("step", ["_take_posted", "_end_what_is_late", "_accept", "_advance"])
-def test_a_failure_of_the_loop(
+def test_an_error_in_the_loop(
     monitor: Monitor, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Out of memory, say: it is logged, and the loop goes on."""
+    """An error such as a lack of memory is logged, and the loop continues."""
     monkeypatch.setattr(module, "_BACKOFF", 0.01)
     real, failures = getattr(monitor._http, step), [MemoryError()]
 
@@ -322,10 +322,8 @@ def test_a_failure_of_the_loop(
     assert log_lines[0]["level"].name == "ERROR"
 
 
-def test_a_failure_of_the_loop_that_cannot_be_told(
-    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What handles an error may raise as well: the next turn sees to requests all the same."""
+def test_an_error_in_the_error_handling(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the handling of an error raises as well, the loop continues."""
     failed = threading.Semaphore(0)
 
     def fail(*args: Any) -> None:
@@ -344,8 +342,8 @@ def test_a_failure_of_the_loop_that_cannot_be_told(
 
 @pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("count", [1, module._MOST_PEERS])
-def test_closing_cuts_all_off(monitor: Monitor, count: int) -> None:
-    """Nobody waits for peers that say nothing; nothing is left, and closing twice is harmless."""
+def test_closing_ends_all_connections(monitor: Monitor, count: int) -> None:
+    """Closing does not wait for silent peers and leaks nothing; a second close is harmless."""
     silent = [call(monitor) for _ in range(count)]
     wait_until(lambda: len(monitor._http._all()) == count)
     assert ends(monitor.close)

@@ -1,4 +1,4 @@
-"""What a monitor tells of connections, threads and the last seconds, and how the news is sent."""
+"""The monitor's connections, stacks and live statistics, and the event stream."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn
+from tao.connection.connection import core_of
+from tao.connection.handling.slow_handlers import current_frames
 from tao.monitor import http as module
 from tao.monitor import live as monitor_live
 from tao.monitor.monitor import Monitor, monitor_on
 from tao.server.server import Server, server_core_of
-from tao.wire.message import Registry
+from tao.session.sessions import Sessions
+from tao.wire.message import Registry, UnknownMessage
+from tests.connection.test_numbers import Verbal
 from tests.ends import Number, Text
 from tests.support import PATIENCE, ends, needs_stacks, wait_until
 
@@ -28,15 +32,15 @@ SECRET = "the combination of the safe"
 
 @pytest.fixture
 def monitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitor]:
-    """A monitor that shows only what the test makes."""
-    monkeypatch.setattr("tao.connection.statistics._all", {})
+    """A monitor that shows only objects of the test."""
+    monkeypatch.setattr("tao.connection.reports.statistics._all", {})
     with monitor_on(0) as made:
         yield made
 
 
 @pytest.fixture
 def server(monitor: Monitor) -> Iterator[Server]:
-    """A server that echoes a text, and keeps a number until it is released."""
+    """A server that echoes a text, and blocks on a number until it is released."""
     with Server(registry=Registry()) as made:
         made.release = threading.Event()  # type: ignore[attr-defined]
 
@@ -65,7 +69,7 @@ def client(server: Server) -> Iterator[ClientConn]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A function that lets so many seconds pass for the feed."""
+    """A function that advances the feed's clock by seconds."""
     now = [1000.0]
 
     class Clock:
@@ -105,7 +109,7 @@ def connections(monitor: Monitor, query: str = "") -> dict[str, Any]:
 
 
 def many(server: Server, count: int) -> list[socket.socket]:
-    """Connect so many plain sockets, one after another."""
+    """Connect ``count`` plain sockets in turn."""
     before = server.connection_count
     socks = []
     for number in range(count):
@@ -121,8 +125,8 @@ def end(news: str, name: str) -> dict[str, Any]:
 # -- /connections
 
 
-def test_a_connection_is_told_of(monitor: Monitor, server: Server, client: ClientConn) -> None:
-    """All that is known of it, at both ends, which here are in one process."""
+def test_the_row_of_a_connection(monitor: Monitor, server: Server, client: ClientConn) -> None:
+    """It has all fields of the connection, for both ends, which are in one process here."""
     client.write(Text("hello"))
     wait_until(lambda: client.snapshot().handled == 1)
     server.connections[0].name = "meter"
@@ -137,8 +141,8 @@ def test_a_connection_is_told_of(monitor: Monitor, server: Server, client: Clien
 
 
 @needs_stacks
-def test_a_handler_that_runs(monitor: Monitor, server: Server, client: ClientConn) -> None:
-    """Which message it is for, and for how long."""
+def test_a_running_handler(monitor: Monitor, server: Server, client: ClientConn) -> None:
+    """The row has the number of the message, and how long its handler has been running."""
     client.write(Number(1))
     name = server.snapshot().name
 
@@ -150,8 +154,53 @@ def test_a_handler_that_runs(monitor: Monitor, server: Server, client: ClientCon
     assert (row()["running"], row()["pending"]) == (2, 1)
 
 
+def test_numbers_of_all_kinds(monitor: Monitor) -> None:
+    """Each has a label of its own in the figures, and is shown as text unless it is an int."""
+    numbers: list[Any] = [7, "7", b"7", ("a", b"\1", 7), "other"]
+    blocks = threading.Event()
+    codec = Verbal()
+    with Server(registry=Registry(), codec=codec, heartbeat=None) as server:
+        for each in numbers:
+            server.registry.register(each, bytes, lambda ctx, conn: blocks.wait(PATIENCE))
+        server.start(("127.0.0.1", 0))
+        with socket.create_connection(server.address) as sock:
+            sock.sendall(b"".join(codec.encode(UnknownMessage(each, b"")) for each in numbers))
+            row = next(iter(connections(monitor)["connections"]), None)
+            while current_frames() and not (row and row["running"]):
+                row = next(iter(connections(monitor)["connections"]), None)
+            blocks.set()
+            wait_until(lambda: server.snapshot().handled == len(numbers))
+            shown = ["7", "'7'", "b'7'", "('a', b'\\x01', 7)", "'other'"]
+            assert list(server.snapshot().latency) == shown
+            rows = end(monitor_live.Feed().news(), "everything")["handlers"]
+            assert {each["number"] for each in rows} == {7, *shown[1:]}
+            found = re.findall(
+                r'tao_handler_seconds_count\{.*number="(.*)"', ask(monitor, "/metrics")[1]
+            )
+            assert [each.replace(r"\\", "\\") for each in found] == shown
+
+
+def test_the_session_of_a_connection(monitor: Monitor) -> None:
+    """It is shown in its row at both ends, and counted."""
+    with Server(registry=Registry(), sessions=Sessions()) as server:
+        address = server.start(("127.0.0.1", 0))
+        with ClientConn(address, registry=Registry(), session=True, reconnect=True) as client:
+            wait_until(lambda: server.connections)
+            shown = client.session
+            assert shown is not None
+            rows = connections(monitor, "?sort=-session")["connections"]
+            assert [row["session"]["id"] for row in rows[:2]] == [shown.id, shown.id]
+            assert rows[0]["session"]["connected"] and rows[0]["session"]["resumes"] == 0
+            core_of(client).transport.outlives("the test says so")
+            wait_until(lambda: server.snapshot().session_resumes == 1)
+            assert (server.snapshot().sessions, client.snapshot().sessions_lost) == (1, 0)
+            wait_until(lambda: client.connected)
+            _, text = ask(monitor, "/metrics")
+            assert f'tao_session_resumes_total{{name="{server.snapshot().name}"}} 1.0' in text
+
+
 def test_pages_of_connections(monitor: Monitor, server: Server) -> None:
-    """Offset and limit cut the list; past its end there is nothing."""
+    """``offset`` and ``limit`` select a part of the list; past its end it is empty."""
     socks = many(server, 5)
     found = connections(monitor, "?offset=1&limit=2")
     assert (found["total"], [each["id"] for each in found["connections"]]) == (5, [2, 3])
@@ -161,8 +210,8 @@ def test_pages_of_connections(monitor: Monitor, server: Server) -> None:
         sock.close()
 
 
-def test_connections_in_order(monitor: Monitor, server: Server) -> None:
-    """By any field, up or down, and by what its row contains."""
+def test_sorting_and_filtering(monitor: Monitor, server: Server) -> None:
+    """Rows are sorted by any field in both orders, and filtered by their text."""
     socks = many(server, 4)
     socks[2].sendall(b"\x01\x00\x00\x00\x02\x00\x00\x00hi" * 3)
     wait_until(lambda: server.snapshot().handled == 3)
@@ -186,16 +235,16 @@ def test_connections_in_order(monitor: Monitor, server: Server) -> None:
 @pytest.mark.parametrize(
     ("query", "why"),
     [
-        ("limit=-1", "limit is a number"),
-        ("limit=10001", "limit is a number from 0 to 10000"),
-        ("offset=x", "offset is a number"),
-        ("offset=" + "9" * 5000, "offset is a number"),
-        ("sort=colour", "sort is one of id, server"),
+        ("limit=-1", "limit must be a number"),
+        ("limit=10001", "limit must be a number from 0 to 10000"),
+        ("offset=x", "offset must be a number"),
+        ("offset=" + "9" * 5000, "offset must be a number"),
+        ("sort=colour", "sort must be one of id, server"),
         ("colour=red", "there is no colour"),
     ],
 )
-def test_questions_that_make_no_sense(monitor: Monitor, query: str, why: str) -> None:
-    """The answer says what would."""
+def test_invalid_queries(monitor: Monitor, query: str, why: str) -> None:
+    """The response says what is valid."""
     answer, text = ask(monitor, f"/connections?{query}")
     assert answer.status == 400 and why in text
 
@@ -205,11 +254,11 @@ def test_questions_that_make_no_sense(monitor: Monitor, query: str, why: str) ->
 
 @needs_stacks
 def test_stacks(monitor: Monitor, server: Server, client: ClientConn) -> None:
-    """Threads are told by connection and role, with their stacks, and no value of a variable."""
+    """Threads are listed by connection and role with their stacks, without values of variables."""
     client.write(Text(SECRET))
     client.write(Number(123456789))
     name = server.snapshot().name
-    wait_until(lambda: "runs the handler of message 2" in ask(monitor, "/stacks")[1])
+    wait_until(lambda: "handling message 2 for" in ask(monitor, "/stacks")[1])
     text = ask(monitor, "/stacks")[1]
     assert re.search(rf"^{name}, connection 1, 127\.0\.0\.1:\d+$", text, re.MULTILINE)
     for thread in (
@@ -222,15 +271,15 @@ def test_stacks(monitor: Monitor, server: Server, client: ClientConn) -> None:
     assert SECRET not in text and "123456789" not in text
 
 
-def test_without_the_interpreter_lock_nobody_looks(
+def test_no_stacks_without_the_interpreter_lock(
     monitor: Monitor, client: ClientConn, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who looks at the stack of a thread that runs crashes the interpreter then."""
+    """Reading the stack of a running thread would crash the interpreter."""
     client.write(Number(1))
     wait_until(lambda: server.connections[0]._core.dispatcher.pending)
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
     text = ask(monitor, "/stacks")[1]
-    assert "their stacks cannot be looked at" in text
+    assert "stacks are not available" in text
     assert re.search(r"^  tao-reader-1$", text, re.MULTILINE) and "File" not in text
     assert connections(monitor)["connections"][0]["running"] is None
 
@@ -238,18 +287,18 @@ def test_without_the_interpreter_lock_nobody_looks(
 def test_stacks_are_bounded(
     monitor: Monitor, client: ClientConn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of very many threads some are left out, and the page says so."""
+    """Above the limit, threads are left out, and the page says so."""
     monkeypatch.setattr("tao.monitor.stacks._MOST", 2)
     text = ask(monitor, "/stacks")[1]
     assert re.match(r"2 of \d+ threads\n", text)
     assert len(re.findall(r"^  tao-", text, re.MULTILINE)) == 2
 
 
-# -- what the application says of itself
+# -- names from the application
 
 
 class Unprintable:
-    """Raises, whoever wants to see it."""
+    """Raises when it is converted to a string."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error or ValueError("no")
@@ -261,7 +310,7 @@ class Unprintable:
 
 
 class Nameless:
-    """A handler that cannot say what it is called."""
+    """A handler without a name."""
 
     def __call__(self, ctx: Any, conn: Any) -> None:
         pass
@@ -276,10 +325,10 @@ NAMES = [Unprintable(), Unprintable(RecursionError()), "\udcff", "a\nb", b"x", 7
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 @pytest.mark.parametrize("path", ["/connections", "/connections?filter=a&sort=-name", "/stacks"])
-def test_any_name(
+def test_arbitrary_names(
     monitor: Monitor, server: Server, client: ClientConn, name: Any, path: str
 ) -> None:
-    """A connection may be called anything, and its address be anything: the page shows the rest."""
+    """Names and addresses of any type are shown, even if formatting them raises."""
     client.write(Number(1))
     conn: Any = server.connections[0]
     wait_until(lambda: conn._core.dispatcher.pending)
@@ -293,7 +342,7 @@ def test_any_name(
 
 
 def test_handlers_without_a_name(monitor: Monitor, server: Server, client: ClientConn) -> None:
-    """What can be said of it is shown."""
+    """What can be shown of the handler is shown instead."""
     server.registry.register(7, bytes, Nameless())
     with socket.create_connection(server.address, PATIENCE) as sock:
         sock.sendall(b"\7\0\0\0\0\0\0\0")
@@ -302,13 +351,13 @@ def test_handlers_without_a_name(monitor: Monitor, server: Server, client: Clien
     assert (row["number"], row["name"]) == (7, "<unprintable Unprintable: ValueError>")
 
 
-# -- the news
+# -- the feed
 
 
 def test_rates_and_percentiles(
     monitor: Monitor, server: Server, client: ClientConn, clock: Callable[[float], None]
 ) -> None:
-    """They are those of the last second and of the last ten."""
+    """Rates cover the last second, percentiles the last ten."""
     name = server.snapshot().name
     assert end(monitor._site.feed.news(), name)["rates"]["messages_in"] == 0
     for _ in range(6):
@@ -329,10 +378,10 @@ def test_rates_and_percentiles(
     assert found["handlers"][0]["total"] == 6
 
 
-def test_news_is_made_once_a_second(
+def test_an_update_is_made_once_per_second(
     monitor: Monitor, server: Server, clock: Callable[[float], None]
 ) -> None:
-    """However many look; what the charts show is kept for who comes later."""
+    """All pages get the same update; the history is kept for later pages."""
     first = monitor._site.feed.news()
     assert monitor._site.feed.news() is first
     for _ in range(400):
@@ -344,8 +393,8 @@ def test_news_is_made_once_a_second(
     assert all(len(kept) <= 62 for kept in monitor._site.feed._readings.values())
 
 
-def test_everything_together(monitor: Monitor, server: Server, client: ClientConn) -> None:
-    """The first of all that is shown is the sum of the others."""
+def test_the_total(monitor: Monitor, server: Server, client: ClientConn) -> None:
+    """The first row is the sum of the others."""
     client.write(Text("hello"))
     wait_until(lambda: client.snapshot().handled == 1)
     total, *others = json.loads(monitor._site.feed.news())["ends"]
@@ -356,10 +405,10 @@ def test_everything_together(monitor: Monitor, server: Server, client: ClientCon
     assert total["handlers"][0]["total"] == 2
 
 
-def test_many_clients_are_added_up(
+def test_many_clients_are_summed_up(
     monitor: Monitor, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is sent does not grow with their number."""
+    """The size of an update does not grow with their number."""
     monkeypatch.setattr(monitor_live, "_APART", 2)
     clients = [ClientConn(server.address, registry=Registry()).start() for _ in range(5)]
     shown = json.loads(monitor._site.feed.news())["ends"]
@@ -370,10 +419,10 @@ def test_many_clients_are_added_up(
     del clients, each
 
 
-def test_what_is_wrong(
+def test_problems(
     monitor: Monitor, server: Server, client: ClientConn, clock: Callable[[float], None]
 ) -> None:
-    """Errors, full queues, long handlers and busy workers are said in words, without contents."""
+    """Errors, full queues, slow handlers and busy workers are described, without contents."""
     server_core_of(server).resources.pool.size = 1
     monitor._site.feed.news()
     for _ in range(8):
@@ -399,8 +448,8 @@ def test_what_is_wrong(
     server.release.set()  # type: ignore[attr-defined]
 
 
-def test_a_server_that_has_stopped_is_wrong(monitor: Monitor, server: Server) -> None:
-    """It is the first thing to see."""
+def test_a_stopped_server_is_a_problem(monitor: Monitor, server: Server) -> None:
+    """It is the first problem in the list."""
     server.stop()
     concerns = json.loads(monitor._site.feed.news())["concerns"]
     assert concerns == [{"end": server.snapshot().name, "bad": True, "text": "is stopped"}]
@@ -410,7 +459,7 @@ def test_a_server_that_has_stopped_is_wrong(monitor: Monitor, server: Server) ->
 
 
 class Listener:
-    """Reads news as a browser does."""
+    """Reads events as a browser does."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.sock = socket.create_connection(monitor.address, PATIENCE)
@@ -423,7 +472,7 @@ class Listener:
         return self.file.readline().decode().rstrip("\r\n")
 
     def event(self) -> tuple[str, Any]:
-        """Return the kind of the next event and what it says."""
+        """Return the type of the next event and its data."""
         fields = dict(line.split(": ", 1) for line in iter(self._line, ""))
         return fields.get("event", "message"), json.loads(fields["data"])
 
@@ -433,7 +482,7 @@ class Listener:
 
 
 def test_events(monitor: Monitor, server: Server) -> None:
-    """First what was, then what is, once a second."""
+    """The history comes first, then the current state once per second."""
     listener = Listener(monitor)
     assert b" 200 " in listener.status
     assert listener.head["Content-Type"] == "text/event-stream"
@@ -444,13 +493,13 @@ def test_events(monitor: Monitor, server: Server) -> None:
     listener.close()
 
 
-def test_so_many_may_listen(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next is told so; other requests are still answered; who leaves makes room."""
+def test_streams_are_limited(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the limit, the status is 503; other requests work, and a closed stream makes room."""
     monkeypatch.setattr(monitor._site, "_places", deque([None] * 3))
     listeners = [Listener(monitor) for _ in range(3)]
     for each in listeners:
         each.event()
-    for method, text in (("GET", "enough are looking at this already"), ("HEAD", "")):
+    for method, text in (("GET", "too many live pages are open"), ("HEAD", "")):
         answer, body = ask(monitor, "/events", method)
         assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
         assert text in body
@@ -461,8 +510,10 @@ def test_so_many_may_listen(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -
         each.close()
 
 
-def test_listeners_are_no_requests(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They keep nobody else from an answer, and nobody takes the place of one."""
+def test_streams_do_not_count_as_requests(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams do not block requests, and are not closed in favour of requests."""
     monkeypatch.setattr(module, "_MOST_PEERS", 2)
     listeners = [Listener(monitor) for _ in range(8)]
     for _ in range(10):
@@ -472,8 +523,8 @@ def test_listeners_are_no_requests(monitor: Monitor, monkeypatch: pytest.MonkeyP
         each.close()
 
 
-def test_closing_ends_the_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, whoever listens."""
+def test_closing_ends_the_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing the monitor ends them at once."""
     monitor = monitor_on(0)
     listener = Listener(monitor)
     listener.event()
@@ -483,8 +534,10 @@ def test_closing_ends_the_news(monkeypatch: pytest.MonkeyPatch) -> None:
     listener.close()
 
 
-def test_who_does_not_read_is_cut_off(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """News is not kept for those who do not take it, and others get it meanwhile."""
+def test_a_stream_that_does_not_read_is_closed(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events are not stored for it, and other streams get them meanwhile."""
     monkeypatch.setattr(module, "PATIENCE", 0.2)
     monkeypatch.setattr(monitor._http, "_period", 0.001)
     deaf, listener = Listener(monitor), Listener(monitor)
@@ -496,11 +549,11 @@ def test_who_does_not_read_is_cut_off(monitor: Monitor, monkeypatch: pytest.Monk
     listener.close()
 
 
-# -- what browsers are told
+# -- security headers
 
 
-def test_every_answer_is_guarded(monitor: Monitor) -> None:
-    """Also those to requests that are refused."""
+def test_every_response_has_security_headers(monitor: Monitor) -> None:
+    """Responses to refused requests have them as well."""
     for path, method in (("/", "GET"), ("/nowhere", "GET"), ("/", "POST"), ("/events", "HEAD")):
         head = ask(monitor, path, method)[0].headers
         assert head["X-Content-Type-Options"] == "nosniff"
@@ -512,7 +565,7 @@ def test_every_answer_is_guarded(monitor: Monitor) -> None:
 
 
 def test_the_live_page(monitor: Monitor) -> None:
-    """It is one file that loads nothing, and its policy allows just what is in it."""
+    """It is one file that loads nothing else, and its policy allows only its own content."""
     answer, text = ask(monitor, "/")
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
     policy = answer.headers["Content-Security-Policy"]
@@ -523,20 +576,20 @@ def test_the_live_page(monitor: Monitor) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:80", "10.evil.example"])
-def test_a_site_that_calls_itself_this_machine(monitor: Monitor, host: str) -> None:
-    """It cannot read what is meant for those who sit here."""
+def test_a_foreign_host_name_is_refused(monitor: Monitor, host: str) -> None:
+    """A site with a name that resolves to this machine cannot read the pages (DNS rebinding)."""
     answer, text = ask(monitor, "/debug/vars", Host=host)
     assert answer.status == 403 and "localhost" in text
 
 
 @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1:8080", "[::1]:80", "tao.localhost"])
-def test_what_this_machine_is_called(monitor: Monitor, host: str) -> None:
-    """All its own names will do."""
+def test_local_host_names(monitor: Monitor, host: str) -> None:
+    """All names and addresses of this machine are accepted."""
     assert ask(monitor, "/healthz", Host=host)[0].status == 200
 
 
-def test_a_monitor_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What listens for other machines may be called as they like."""
+def test_any_host_name_for_a_public_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A monitor that other machines can reach accepts any host name."""
     with monitor_on(0, "") as monitor:
         address = ("127.0.0.1", monitor.address[1])
         monkeypatch.setattr(monitor, "address", address)
@@ -546,7 +599,7 @@ def test_a_monitor_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_latencies_and_kinds_for_prometheus(
     monitor: Monitor, server: Server, client: ClientConn
 ) -> None:
-    """A histogram for each number, and a counter for each class of exceptions."""
+    """There is a histogram for each number, and a counter for each class of exceptions."""
     pytest.importorskip("prometheus_client")
     client.write(Text("hello"))
     client.write(Text(SECRET))
@@ -566,7 +619,7 @@ def test_latencies_and_kinds_for_prometheus(
 
 
 def test_latencies_in_a_snapshot(server: Server, client: ClientConn) -> None:
-    """By number, as JSON has it."""
+    """Latencies are by number, with keys that JSON supports."""
     client.write(Text("hello"))
     wait_until(lambda: server.snapshot().handled == 1)
     found = server.snapshot().as_dict()["latency"]

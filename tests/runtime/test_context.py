@@ -1,4 +1,4 @@
-"""Contexts: cancellation goes down the tree, values are found on the way up, nothing is left."""
+"""Contexts: cancellation reaches all descendants, values are inherited, nothing leaks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tao.runtime.context import (
 from tao.runtime.timing_wheel import shared_wheel
 from tests.support import PATIENCE, ends, together, wait_until
 
-#: A deadline that no test lives to see.
+#: A deadline later than the end of any test.
 NEVER = 3600.0
 
 descents: list[Callable[[Context], Context]] = [
@@ -43,7 +43,7 @@ descents: list[Callable[[Context], Context]] = [
 
 
 def test_the_background_is_never_cancelled() -> None:
-    """It is one and the same, has no values, and says what to use instead."""
+    """It is a singleton, has no values, and its errors say what to use instead."""
     root = background()
     assert root is background()
     assert (root.cancelled, root.error, root.wait(0), root.done.is_set()) == (False, None, 0, 0)
@@ -54,8 +54,10 @@ def test_the_background_is_never_cancelled() -> None:
 
 @pytest.mark.parametrize("descend", descents)
 @pytest.mark.parametrize("asked_before", [True, False])
-def test_cancelling_goes_down(descend: Callable[[Context], Context], asked_before: bool) -> None:
-    """To every kind of child and its children, whether they were made or asked before or after."""
+def test_cancellation_reaches_descendants(
+    descend: Callable[[Context], Context], asked_before: bool
+) -> None:
+    """It reaches every kind of child and grandchild, created or asked before or after."""
     parent = background().with_cancel()
     child = descend(parent)
     grandchild = descend(child)
@@ -68,8 +70,10 @@ def test_cancelling_goes_down(descend: Callable[[Context], Context], asked_befor
 
 
 @pytest.mark.parametrize("descend", descents)
-def test_cancelling_never_goes_up_or_sideways(descend: Callable[[Context], Context]) -> None:
-    """Parents and siblings go on, and can be cancelled later with a reason of their own."""
+def test_cancellation_does_not_affect_parents_and_siblings(
+    descend: Callable[[Context], Context],
+) -> None:
+    """They stay active, and can be cancelled later with their own reason."""
     parent = background().with_cancel()
     child, sibling = descend(parent), descend(parent)
     child.cancel("only this")
@@ -81,7 +85,7 @@ def test_cancelling_never_goes_up_or_sideways(descend: Callable[[Context], Conte
 
 
 def test_the_first_reason_stays() -> None:
-    """Cancelling again does nothing; without a reason there is a plain one."""
+    """A second cancellation has no effect; the default reason is generic."""
     context = background().with_cancel()
     context.cancel()
     context.cancel("too late")
@@ -89,7 +93,7 @@ def test_the_first_reason_stays() -> None:
     assert not isinstance(context.error, DeadlineExceeded)
 
 
-def test_waiting_wakes_up() -> None:
+def test_waiting_threads_are_woken() -> None:
     """A thread that waits for a child returns when the parent is cancelled."""
     parent = background().with_cancel()
     child = parent.with_value("key", 1)
@@ -103,8 +107,8 @@ def test_waiting_wakes_up() -> None:
     assert background().with_cancel().wait(0.001) is False
 
 
-def test_a_long_chain_is_cancelled_whole() -> None:
-    """Depth is no limit to cancelling what was asked for on the way down."""
+def test_a_long_chain_is_cancelled() -> None:
+    """The depth of the tree does not matter."""
     top = context = background().with_cancel()
     for _ in range(3_000):
         context = context.with_cancel()
@@ -113,8 +117,8 @@ def test_a_long_chain_is_cancelled_whole() -> None:
     assert context.done.is_set() and str(context.error) == "deep"
 
 
-def test_contexts_tell_their_state() -> None:
-    """The repr has the kind and the reason."""
+def test_the_repr_of_contexts() -> None:
+    """It shows the kind and the reason."""
     context = background().with_value("key", 1)
     assert repr(context) == "<ValueContext active>"
     context.cancel("no more")
@@ -126,7 +130,7 @@ def test_contexts_tell_their_state() -> None:
 
 
 def test_a_deadline_cancels() -> None:
-    """With an error that is a TimeoutError too and names the deadline; the parent goes on."""
+    """The reason is a TimeoutError that names the deadline; the parent stays active."""
     parent = background().with_cancel()
     context = parent.with_timeout(0.01)
     child = context.with_cancel()
@@ -137,8 +141,8 @@ def test_a_deadline_cancels() -> None:
     assert not parent.cancelled
 
 
-def test_no_deadline_outlives_the_context() -> None:
-    """Cancelled before, by itself or from above, it keeps its reason and needs no thread."""
+def test_a_deadline_of_a_cancelled_context() -> None:
+    """A context that is cancelled early keeps its reason, and its deadline needs no thread."""
     parent = background().with_cancel()
     own, above = parent.with_timeout(NEVER), parent.with_timeout(NEVER)
     assert "tao-timing-wheel" in [thread.name for thread in threading.enumerate()]
@@ -150,7 +154,7 @@ def test_no_deadline_outlives_the_context() -> None:
 
 
 def test_a_cancelled_deadline_is_freed() -> None:
-    """It does not wait for its time, though others still need the wheel."""
+    """Its timer is freed at once, even if others still use the wheel."""
     other, context = background().with_timeout(NEVER), background().with_timeout(NEVER)
     event = weakref.ref(context.done)
     context.cancel()
@@ -160,16 +164,16 @@ def test_a_cancelled_deadline_is_freed() -> None:
     other.cancel()
 
 
-def test_the_nearer_deadline_counts() -> None:
-    """A far one below a near one is no extension."""
+def test_the_earlier_deadline_counts() -> None:
+    """A later deadline below an earlier one does not extend it."""
     near = background().with_timeout(0.01)
     far = near.with_timeout(NEVER)
     assert far.wait(PATIENCE)
     assert str(far.error) == "deadline of 0.01 s exceeded"
 
 
-def test_a_deadline_of_zero_is_over_at_once() -> None:
-    """However often the timer wins the race against whoever makes the context."""
+def test_a_deadline_of_zero_has_passed() -> None:
+    """The context is cancelled even if the timer fires while it is being created."""
     for _ in range(50):
         context = background().with_timeout(0)
         assert context.wait(PATIENCE) and isinstance(context.error, DeadlineExceeded)
@@ -179,7 +183,7 @@ def test_a_deadline_of_zero_is_over_at_once() -> None:
     ("wrong", "error"), [(-1, ValueError), (math.nan, ValueError), ("1", TypeError)]
 )
 def test_deadlines_are_checked(wrong: Any, error: type[Exception]) -> None:
-    """A wrong one raises, and the shared wheel is given back: none is left by the next one."""
+    """An invalid one raises, and the shared wheel is released."""
     with pytest.raises(error, match=f"number of seconds, not {wrong!r}"):
         background().with_timeout(wrong)
     context = background().with_timeout(NEVER)
@@ -190,8 +194,8 @@ def test_deadlines_are_checked(wrong: Any, error: type[Exception]) -> None:
 # -- callbacks
 
 
-def test_callbacks_run_once_where_it_is_cancelled() -> None:
-    """In the thread that cancels, in the order they were added, and those below first."""
+def test_callbacks_run_once_in_the_cancelling_thread() -> None:
+    """They run in the order in which they were added, those of descendants first."""
     parent = background().with_cancel()
     child = parent.with_cancel()
     ran: list[Any] = []
@@ -205,8 +209,8 @@ def test_callbacks_run_once_where_it_is_cancelled() -> None:
     assert ran == [("child 1", parent.error), ("child 2", True), ("parent", here)]
 
 
-def test_a_callback_of_a_deadline_has_a_thread_of_its_own() -> None:
-    """So it may take its time: the wheel turns on, for other deadlines."""
+def test_a_callback_of_a_deadline_has_its_own_thread() -> None:
+    """A slow callback does not delay other timers of the wheel."""
     names: queue.Queue[str] = queue.Queue()
     ready, gate = threading.Event(), threading.Event()
     shared_wheel.acquire("test").run_after(0, lambda due: ready.wait(PATIENCE))
@@ -223,7 +227,7 @@ def test_a_callback_of_a_deadline_has_a_thread_of_its_own() -> None:
 
 
 def test_a_callback_added_late_runs_at_once() -> None:
-    """And cannot be taken back any more."""
+    """It cannot be removed any more."""
     context = background().with_cancel()
     context.cancel()
     ran: list[int] = []
@@ -231,8 +235,8 @@ def test_a_callback_added_late_runs_at_once() -> None:
     assert (ran, remove()) == ([1], False)
 
 
-def test_a_callback_can_be_taken_back() -> None:
-    """In time it tells so and the callback never runs; later, or a second time, it tells that."""
+def test_a_callback_can_be_removed() -> None:
+    """``remove`` returns True if the callback will never run, and False later or a second time."""
     context = background().with_cancel()
     ran: list[int] = []
     removes = [context.after_cancel(lambda n=n: ran.append(n)) for n in range(3)]
@@ -243,7 +247,7 @@ def test_a_callback_can_be_taken_back() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("oh"), SystemExit("oh")])
 def test_a_callback_that_raises_is_logged(error: BaseException, log_lines: list[Any]) -> None:
-    """With traceback; the other callbacks and the canceller do not notice."""
+    """It is logged with its traceback; the other callbacks and the caller are not affected."""
     context = background().with_cancel()
     ran: list[int] = []
 
@@ -259,13 +263,13 @@ def test_a_callback_that_raises_is_logged(error: BaseException, log_lines: list[
 
 
 def test_a_callback_must_be_callable() -> None:
-    """What is not is refused when it is added."""
+    """Other objects are refused when they are added."""
     with pytest.raises(TypeError, match="after_cancel callback must be callable, not 5"):
         background().with_cancel().after_cancel(5)  # type: ignore[arg-type]
 
 
 def test_callbacks_may_use_the_tree() -> None:
-    """They add, remove, descend and cancel without dead-lock."""
+    """They can add, remove, derive and cancel without a deadlock."""
     parent = background().with_cancel()
     ran: list[str] = []
 
@@ -282,8 +286,8 @@ def test_callbacks_may_use_the_tree() -> None:
     assert ran == ["at once", "once"]
 
 
-def test_from_many_threads_each_callback_runs_once_or_is_removed() -> None:
-    """Adding, removing and cancelling at the same moment loses none and doubles none."""
+def test_concurrent_callbacks_run_once_or_are_removed() -> None:
+    """Concurrent adding, removing and cancelling loses no callback and runs none twice."""
     for _ in range(20):
         parent, ran = background().with_cancel(), queue.Queue[int]()
 
@@ -300,8 +304,8 @@ def test_from_many_threads_each_callback_runs_once_or_is_removed() -> None:
         assert sorted([*seen, *set().union(*removed)]) == list(range(150))
 
 
-def test_children_may_vanish_while_the_parent_is_cancelled() -> None:
-    """Threads that make and forget children do not disturb one that walks over them."""
+def test_children_may_be_freed_during_a_cancellation() -> None:
+    """Other threads may create and drop children while the tree is traversed."""
     for _ in range(20):
         parent = background().with_cancel()
         kept = [parent.with_cancel() for _ in range(50)]
@@ -315,8 +319,8 @@ def test_children_may_vanish_while_the_parent_is_cancelled() -> None:
         assert all(child.done.is_set() for child in kept)
 
 
-def test_two_who_ask_first_get_the_same_event() -> None:
-    """Though both find that there is none yet."""
+def test_concurrent_requests_get_the_same_event() -> None:
+    """Two threads that both create the event get the same one."""
     for _ in range(100):
         parent = background().with_cancel()
         contexts = [parent.with_cancel() for _ in range(20)]
@@ -326,11 +330,11 @@ def test_two_who_ask_first_get_the_same_event() -> None:
         assert first == [context.done for context in contexts]
 
 
-# -- what is left
+# -- memory
 
 
-def test_a_forgotten_child_is_freed() -> None:
-    """The parent does not keep it, waited-for or not."""
+def test_a_dropped_child_is_freed() -> None:
+    """The parent does not keep it, whether or not its event was requested."""
     parent = background().with_cancel()
     child = parent.with_cancel().with_value("key", 1)
     event = weakref.ref(child.done)
@@ -341,7 +345,7 @@ def test_a_forgotten_child_is_freed() -> None:
 
 
 def test_a_done_event_outlives_its_context() -> None:
-    """Whoever was handed only the event is woken, though the context is forgotten."""
+    """A thread that has only the event is woken, even if the context was dropped."""
     parent = background().with_cancel()
     done = RequestContext(parent, "message").with_cancel().done
     gc.collect()
@@ -349,8 +353,8 @@ def test_a_done_event_outlives_its_context() -> None:
     assert done.is_set()
 
 
-def test_a_forgotten_child_with_callbacks_is_not_freed() -> None:
-    """They run when the time comes, and then it goes."""
+def test_a_dropped_child_with_callbacks_is_kept() -> None:
+    """Its callbacks run on cancellation; then it is freed."""
     parent = background().with_cancel()
     ran: list[int] = []
     child = parent.with_cancel().with_value("key", 1)
@@ -363,8 +367,8 @@ def test_a_forgotten_child_with_callbacks_is_not_freed() -> None:
     assert (ran, event()) == ([1], None)
 
 
-def test_taking_the_callbacks_back_frees_the_child() -> None:
-    """With the last of them, not before."""
+def test_removing_the_callbacks_frees_the_child() -> None:
+    """It is freed with its last callback, not earlier."""
     parent = background().with_cancel()
     child = parent.with_cancel()
     removes = [child.with_cancel().after_cancel(print), child.after_cancel(print)]
@@ -374,13 +378,13 @@ def test_taking_the_callbacks_back_frees_the_child() -> None:
         gc.collect()
         assert event() is not None
         assert remove()
-        removes[number - 1] = remove = print  # what takes it back holds the context
+        removes[number - 1] = remove = print  # it refers to the context
     gc.collect()
     assert event() is None
 
 
-def test_what_a_callback_holds_may_use_the_tree_as_it_goes() -> None:
-    """Taking a callback back frees it outside the lock: its finalizer may wait for a canceller."""
+def test_a_finalizer_of_a_callback_may_use_the_tree() -> None:
+    """A removed callback is freed outside the lock, so its finalizer may wait for a canceller."""
     parent = background().with_cancel()
     done: list[bool] = []
 
@@ -399,8 +403,8 @@ def test_what_a_callback_holds_may_use_the_tree_as_it_goes() -> None:
 # -- values
 
 
-def test_values_are_found_on_the_way_up() -> None:
-    """The nearest counts; below is not seen from above; what nobody set is None."""
+def test_values_are_inherited() -> None:
+    """The nearest value counts; parents do not see it, and a missing value is None."""
     parent = background().with_value("a", 1)
     child = parent.with_cancel().with_value("a", 2).with_timeout(NEVER)
     assert (child.value("a"), parent.value("a"), child.value("b")) == (2, 1, None)
@@ -410,8 +414,8 @@ def test_values_are_found_on_the_way_up() -> None:
     assert child.value("a") == 2
 
 
-def test_a_request_carries_its_message() -> None:
-    """As an attribute, as a value, and for those below; everything else comes from above."""
+def test_a_request_context_has_its_message() -> None:
+    """It has the message as attribute and value, for descendants too; the rest is inherited."""
     connection = context_with_net_id(background().with_value(SERVER, "server"), 7)
     request = RequestContext(connection, "hello")
     below = request.with_value("key", 1)

@@ -1,4 +1,4 @@
-"""tao under gevent, where threads are greenlets: programs that run with all of that patched."""
+"""tao under gevent, with threads as greenlets: programs that run with everything patched."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.programs import Program
 
-# Without the interpreter lock there is no gevent.
+# gevent does not support builds without the interpreter lock.
 pytest.importorskip("gevent")
 
 
@@ -16,6 +16,7 @@ pytest.importorskip("gevent")
         "echo",
         "timers",
         "reconnect",
+        "sessions",
         "blocking_handlers",
         "fairness",
         "broadcast",
@@ -28,8 +29,8 @@ pytest.importorskip("gevent")
         "exit_without_stop",
     ],
 )
-def test_a_program_of_greenlets_works(name: str) -> None:
-    """It does what its docstring says, and ends by itself without a word."""
+def test_a_gevent_program(name: str) -> None:
+    """It does what its docstring says, prints nothing, and ends by itself."""
     with Program("gevent.monkey", "--module", "tests.gevent_programs", name) as program:
         status = program.status()
         assert (status, program.output, program.errors) == (0, [], [])

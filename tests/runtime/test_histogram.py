@@ -1,4 +1,4 @@
-"""Histograms of latency: how exact they are, how much they hold, and what is worked out of them."""
+"""Latency histograms: accuracy, range, and derived statistics."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ EMPTY = dense({})
 
 
 @pytest.mark.parametrize("seconds", [1.1e-6, 9.99e-6, 1e-4, 0.001, 0.0333, 0.5, 1.0, 77.7, 1000.0])
-def test_a_bucket_stands_for_what_is_in_it(seconds: float) -> None:
-    """Its middle is off by 3 % at most."""
+def test_the_accuracy_of_a_bucket(seconds: float) -> None:
+    """Its middle differs from the values in it by at most 3 %."""
     assert seconds_of(bucket_of(seconds)) == pytest.approx(seconds, rel=1 / 31)
 
 
-def test_buckets_follow_one_another() -> None:
-    """Longer times never come before shorter ones, and none is left out."""
+def test_buckets_are_ordered() -> None:
+    """Longer times are never in earlier buckets, and no bucket is skipped."""
     times = [1.01**step * 1e-7 for step in range(2400)]
     buckets = [bucket_of(each) for each in times]
     assert buckets == sorted(buckets)
@@ -40,18 +40,18 @@ def test_buckets_follow_one_another() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, -1e-9, 0.0, 1e-9])
-def test_what_is_too_short(seconds: float) -> None:
-    """It is in the first bucket, also if a clock says that it was less than nothing."""
+def test_times_that_are_too_short(seconds: float) -> None:
+    """They are in the first bucket, even if a clock returns a negative time."""
     assert bucket_of(seconds) == 0
 
 
-def test_what_is_too_long() -> None:
+def test_times_that_are_too_long() -> None:
     """Hours are in the last bucket."""
     assert bucket_of(1e5) == bucket_of(1e9) == len(EMPTY) - 1
 
 
-def test_short_times_have_a_short_way() -> None:
-    """The table says what the function does, to the next bucket at most."""
+def test_the_table_for_short_times() -> None:
+    """It matches the function, to within one bucket."""
     for step in range(1, 20_000):
         seconds = step * NEAR_MOST / 20_000
         assert abs(NEAR[int(seconds * NEAR_PER_SECOND)] - bucket_of(seconds)) <= 1 or seconds < 2e-6
@@ -59,7 +59,7 @@ def test_short_times_have_a_short_way() -> None:
 
 
 def test_percentiles() -> None:
-    """They are those of the times themselves, to 5 %."""
+    """They match those of the times themselves, to 5 %."""
     chance = random.Random(1)
     times = sorted(chance.lognormvariate(-8, 2) for _ in range(20_000))
     cells = EMPTY[:]
@@ -71,13 +71,13 @@ def test_percentiles() -> None:
         assert value == pytest.approx(times[int(share * len(times)) - 1], rel=0.05)
 
 
-def test_percentiles_of_nothing() -> None:
+def test_percentiles_without_values() -> None:
     """They are zero."""
     assert set(summed(EMPTY).as_dict().values()) == {0}
 
 
 def test_memory_is_bounded() -> None:
-    """The 257th number and those after it share one histogram."""
+    """All numbers after the first 256 share one histogram."""
     latencies = Latencies()
     for number in range(-100, 300):
         latencies.add(number, 0.001, 2)
@@ -87,17 +87,17 @@ def test_memory_is_bounded() -> None:
     assert sum(found[OTHER]) == 2 * (400 - 256)
 
 
-def test_adding_up_and_taking_away() -> None:
-    """A copy can be kept in little room, and the rest be what came after it."""
+def test_copies_and_differences() -> None:
+    """A copy in compact form can be subtracted from a later one."""
     first, second = dense({3: 5, 400: 1}), dense({3: 7, 9: 1, 400: 1})
     assert sparse(difference(second, first)) == {3: 2, 9: 1}
-    assert sparse(difference(first, second)) == {}  # an end was forgotten
+    assert sparse(difference(first, second)) == {}  # a histogram was removed
     assert sparse(merged([first, second])) == {3: 12, 9: 1, 400: 2}
     assert merged([]) == EMPTY
 
 
-def test_what_is_exported() -> None:
-    """Counts grow with the limit, a time is below the limits that are longer, and sums agree."""
+def test_the_exported_buckets() -> None:
+    """Counts grow with the limit, values are below larger limits, and sums agree."""
     cells = EMPTY[:]
     for seconds in (3e-6, 0.9, 0.9, 1.1):
         cells[bucket_of(seconds)] += 1

@@ -1,4 +1,4 @@
-"""Threads that take turns at accepting, and serve what they accepted."""
+"""Threads that take turns in accepting, and serve what they accepted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import PATIENCE, recv_exactly, together, wait_until
 
 
 class Work:
-    """What is found: whatever a test puts there."""
+    """The source of work: tests put runs into it."""
 
     def __init__(self) -> None:
         self._runs: queue.Queue[Run | None] = queue.Queue()
@@ -40,13 +40,13 @@ class Work:
         return True
 
     def give(self, target: Callable[[], object], name: str = "tao-test") -> Run:
-        """Have something done."""
+        """Add a run."""
         run = Run(target, name)
         self._runs.put(run)
         return run
 
     def do(self, name: str = "tao-test") -> tuple[int, str]:
-        """Have something done, and return on which thread, and its name meanwhile."""
+        """Add a run, and return its thread and the thread's name during the run."""
         seen: list[tuple[int, str]] = []
         run = self.give(
             lambda: seen.append((threading.get_ident(), threading.current_thread().name)), name
@@ -56,13 +56,13 @@ class Work:
         return seen[0]
 
     def end(self) -> None:
-        """There is no more."""
+        """End the source of work."""
         self._runs.put(None)
 
 
 @pytest.fixture
 def work() -> Iterator[Work]:
-    """Something to do by turns, none of whose threads is left afterwards."""
+    """A source of work with its threads; afterwards none of them is left."""
     made = Work()
     made.turns.start()
     yield made
@@ -71,8 +71,8 @@ def work() -> Iterator[Work]:
     assert not made.turns._all
 
 
-def test_who_finds_it_does_it(work: Work) -> None:
-    """Under its own name, while another leads; afterwards it follows, and leads again."""
+def test_the_thread_that_finds_work_does_it(work: Work) -> None:
+    """It has the run's name while another thread leads; then it follows, and leads again."""
     first = work.do("tao-one")
     assert first[1] == "tao-one"
     second = work.do("tao-another")
@@ -84,8 +84,8 @@ def test_who_finds_it_does_it(work: Work) -> None:
     assert len({ident for ident, _ in work.leaders.items}) <= 3
 
 
-def test_runs_at_once_have_a_thread_each(work: Work) -> None:
-    """Nobody waits for a thread that is not free."""
+def test_concurrent_runs_have_separate_threads(work: Work) -> None:
+    """A run never waits for a busy thread."""
     meeting = threading.Barrier(4)
     runs = [work.give(lambda: meeting.wait(PATIENCE)) for _ in range(4)]
     for run in runs:
@@ -93,19 +93,18 @@ def test_runs_at_once_have_a_thread_each(work: Work) -> None:
     assert not meeting.broken
 
 
-def test_followers_do_not_stay_for_ever(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while without work there are a leader and a follower left."""
+def test_followers_do_not_stay_forever(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while without work, a leader and one follower remain."""
     monkeypatch.setattr("tao.runtime.leader_followers._PATIENCE", 0.01)
     meeting = threading.Barrier(5)
     for _ in range(5):
         work.give(lambda: meeting.wait(PATIENCE))
-    wait_until(lambda: len(work.turns._all) == 2)
-    assert work.turns.following == 1
+    wait_until(lambda: len(work.turns._all) == 2 and work.turns.following == 1)
     work.do()
 
 
-def test_not_too_many_follow(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One too many ends at once."""
+def test_followers_are_limited(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower above the limit ends at once."""
     monkeypatch.setattr("tao.runtime.leader_followers._MOST", 2)
     meeting = threading.Barrier(6)
     for _ in range(6):
@@ -114,8 +113,10 @@ def test_not_too_many_follow(work: Work, monkeypatch: pytest.MonkeyPatch) -> Non
     work.do()
 
 
-def test_losing_patience_and_getting_the_lead_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever of those that wait gives up, somebody leads, and everything is done."""
+def test_a_follower_that_times_out_while_it_becomes_the_leader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever thread gives up, another leads, and all work is done."""
     monkeypatch.setattr("tao.runtime.leader_followers._PATIENCE", 0.0002)
     work = Work()
     work.turns.start()
@@ -128,15 +129,15 @@ def test_losing_patience_and_getting_the_lead_at_once(monkeypatch: pytest.Monkey
 
 
 def test_a_run_that_raises(work: Work, log_lines: list[Any]) -> None:
-    """It is logged, and its thread goes on."""
+    """The exception is logged, and the thread continues."""
     run = work.give(lambda: 1 / 0, "tao-raises")
     run.join(PATIENCE)
-    wait_until(lambda: log_lines)  # which is done last
+    wait_until(lambda: log_lines)  # this happens last
     assert [record["message"] for record in log_lines] == ["thread tao-raises died"]
 
 
-def test_the_end_with_work_under_way(work: Work) -> None:
-    """Those that follow end at once, the others with what they do."""
+def test_the_end_during_work(work: Work) -> None:
+    """Followers end at once, the others after their run."""
     go = threading.Event()
     runs = [work.give(lambda: go.wait(PATIENCE)) for _ in range(2)]
     wait_until(lambda: all(run.is_alive() for run in runs))
@@ -147,7 +148,7 @@ def test_the_end_with_work_under_way(work: Work) -> None:
 
 
 def test_a_thread_that_cannot_start(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The leader is told, and stays the leader; once there are threads again, all goes on."""
+    """The leader gets the exception and stays the leader; later all continues."""
     start, refused = StartableThread.start, threading.Event()
 
     def refuse(thread: StartableThread) -> None:
@@ -163,8 +164,10 @@ def test_a_thread_that_cannot_start(work: Work, monkeypatch: pytest.MonkeyPatch)
     assert not run.is_alive()
 
 
-def test_finding_fails(work: Work, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is raised there is logged, and somebody goes on."""
+def test_finding_work_fails(
+    work: Work, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any exception is logged, and a thread leads afterwards."""
     work.do()
     for error in (SystemExit("no more"), MemoryError(), KeyboardInterrupt()):
 
@@ -182,7 +185,7 @@ def test_finding_fails(work: Work, log_lines: list[Any], monkeypatch: pytest.Mon
 def test_the_handling_of_errors_fails(
     work: Work, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For lack of memory, or because a log sink raises: somebody leads all the same."""
+    """If it raises for lack of memory or because of a log sink, a thread still leads."""
     refused = Seen()
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -201,8 +204,8 @@ def test_the_handling_of_errors_fails(
     work.do()
 
 
-def test_a_thread_that_dies_before_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not count: whoever starts it is told, and goes on leading."""
+def test_a_thread_that_ends_before_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not count: the thread that starts it gets an exception, and stays the leader."""
     monkeypatch.setattr("tao.runtime.leader_followers._BIRTH", 0.01)
     work = Work()
     work.turns.start()
@@ -222,7 +225,7 @@ def test_a_thread_that_dies_before_it_follows(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_first_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever starts them is told."""
+    """The caller of ``start`` gets the exception."""
 
     def refuse(thread: StartableThread) -> None:
         raise RuntimeError("can't start new thread")
@@ -234,8 +237,8 @@ def test_the_first_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (work.turns._all, work.turns.following) == (set(), 0)
 
 
-def test_connections_one_after_another(make_server: MakeServer) -> None:
-    """They are served by the threads that accept, which are called as each of them asks for."""
+def test_consecutive_connections(make_server: MakeServer) -> None:
+    """They are served by the accepting threads, which get the names of the connections."""
     server, address = make_server(dispatch="inline")
     names, idents = Seen(), Seen()
 
@@ -249,6 +252,6 @@ def test_connections_one_after_another(make_server: MakeServer) -> None:
         with socket.create_connection(address) as sock:
             sock.sendall(text("x"))
             recv_exactly(sock, len(text("x")))
-        wait_until(lambda: server_core_of(server).listeners.all[0]._turns.following)
+        wait_until(lambda: server_core_of(server).listeners.all[0]._accepting.following)
     assert names.items == [f"tao-reader-{number}" for number in (1, 2, 3, 4)]
     assert len(set(idents.items)) <= 2

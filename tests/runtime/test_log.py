@@ -1,4 +1,4 @@
-"""The log: silent until asked for, and the bridge to the standard library's logging."""
+"""The log: silent until it is enabled, and the bridge to the standard library's logging."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tao.runtime.log import log_to_stdlib, logger
 
 
 def say(code: str, module: str = "tao.made_up", **names: Any) -> None:
-    """Run ``code`` as if it stood in a module of tao's; loguru goes by the module's name."""
+    """Run ``code`` as if it were in a module of tao, because loguru uses the module's name."""
     exec(compile(code, "made_up.py", "exec"), {"__name__": module, "logger": logger, **names})
 
 
 class Collector(logging.Handler):
-    """Keeps the records that reach it."""
+    """Keeps the records that it receives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Collector(logging.Handler):
 
 @pytest.fixture
 def stdlib() -> Iterator[list[Any]]:
-    """What arrives at the logger ``tao`` of the standard library, which takes every level."""
+    """The records at the standard library's logger ``tao``, with every level enabled."""
     target, collector = logging.getLogger("tao"), Collector()
     before = target.level
     target.setLevel(1)
@@ -44,7 +44,7 @@ def stdlib() -> Iterator[list[Any]]:
 
 @pytest.fixture
 def bridge() -> Iterator[int]:
-    """The bridge is up; afterwards loguru is as it was."""
+    """Set up the bridge; afterwards loguru is restored."""
     sink = log_to_stdlib()
     yield sink
     logger.disable("tao")
@@ -55,7 +55,7 @@ def bridge() -> Iterator[int]:
 
 
 def test_silent_until_enabled() -> None:
-    """An application that has sinks of its own sees nothing of tao before it asks."""
+    """An application with its own sinks sees no line of tao until it enables them."""
     lines: list[str] = []
     sink = logger.add(lines.append, format="{message}")
     try:
@@ -68,8 +68,8 @@ def test_silent_until_enabled() -> None:
     assert lines == ["now\n"]
 
 
-def test_a_line_arrives_as_if_logged_there(stdlib: list[Any], bridge: int) -> None:
-    """Logger, level, text and place are those of the line in tao."""
+def test_a_line_keeps_its_origin(stdlib: list[Any], bridge: int) -> None:
+    """Logger, level, text and location are those of the line in tao."""
     say("def f():\n    logger.warning('{} of {}', 1, 2)\nf()")
     (record,) = stdlib
     assert (record.name, record.levelno, record.levelname) == ("tao.made_up", 30, "WARNING")
@@ -79,19 +79,19 @@ def test_a_line_arrives_as_if_logged_there(stdlib: list[Any], bridge: int) -> No
 
 
 def test_percent_signs_and_braces_are_text(stdlib: list[Any], bridge: int) -> None:
-    """A message is not formatted a second time on its way."""
+    """A message is not formatted a second time."""
     say("logger.info('{}', '100 %s {x} <red>')")
     assert stdlib[0].getMessage() == "100 %s {x} <red>"
 
 
-def test_what_is_bound_arrives_too(stdlib: list[Any], bridge: int) -> None:
-    """It is in the record's attribute ``tao``, where formatters and filters find it."""
+def test_bound_values_are_passed_on(stdlib: list[Any], bridge: int) -> None:
+    """They are in the record's attribute ``tao``, for formatters and filters."""
     say("logger.bind(net_id=3, peer='10.0.0.1:99').info('hello')")
     assert stdlib[0].tao == {"net_id": 3, "peer": "10.0.0.1:99"}
 
 
-def test_a_traceback_arrives_once(stdlib: list[Any], bridge: int) -> None:
-    """In ``exc_info``, formatted by logging; what the variables held is not even asked."""
+def test_a_traceback_is_passed_on_once(stdlib: list[Any], bridge: int) -> None:
+    """It is in ``exc_info``, formatted by logging; values of variables are not evaluated."""
     asked: list[str] = []
 
     class Secret:
@@ -111,13 +111,13 @@ def test_a_traceback_arrives_once(stdlib: list[Any], bridge: int) -> None:
 
 
 def test_opt_exception_without_one_is_a_plain_line(stdlib: list[Any], bridge: int) -> None:
-    """Asking for a traceback where there is none does no harm."""
+    """Requesting a traceback without an exception has no effect."""
     say("logger.opt(exception=True).info('nothing wrong')")
     assert stdlib[0].exc_info is None
 
 
-def test_levels_of_both_sides_hold(stdlib: list[Any]) -> None:
-    """Neither what is below the bridge's level arrives, nor what is below the logger's."""
+def test_the_levels_of_both_sides_apply(stdlib: list[Any]) -> None:
+    """A line must reach the level of the bridge and that of the logger."""
     sink = log_to_stdlib(level="INFO")
     try:
         say("logger.debug('below the bridge'); logger.info('one'); logger.success('two')")
@@ -130,8 +130,8 @@ def test_levels_of_both_sides_hold(stdlib: list[Any]) -> None:
     assert [record.getMessage() for record in stdlib] == ["one", "two", "three"]
 
 
-def test_others_lines_stay_where_they_are(stdlib: list[Any], bridge: int) -> None:
-    """Only tao's lines cross the bridge, not those of the application or of a namesake."""
+def test_lines_of_others_are_not_passed_on(stdlib: list[Any], bridge: int) -> None:
+    """Lines of the application, or of a module with a similar name, do not cross the bridge."""
     seen = Collector()
     logging.getLogger().addHandler(seen)
     try:
@@ -144,7 +144,7 @@ def test_others_lines_stay_where_they_are(stdlib: list[Any], bridge: int) -> Non
 
 
 def test_a_wrong_level_changes_nothing(log_lines: list[Any]) -> None:
-    """The error comes before anything is enabled or removed."""
+    """The error is raised before anything is enabled or removed."""
     logger.disable("tao")
     with pytest.raises(ValueError, match="NO SUCH"):
         log_to_stdlib(level="NO SUCH")
@@ -153,7 +153,7 @@ def test_a_wrong_level_changes_nothing(log_lines: list[Any]) -> None:
 
 
 def test_the_bridge_replaces_logurus_default_sink() -> None:
-    """In a program that knows only logging a line is printed once, in that program's format."""
+    """In a program that uses only logging, a line is printed once, in that program's format."""
     program = (
         "import logging; logging.basicConfig(format='%(name)s|%(message)s')\n"
         "from tao.runtime.log import log_to_stdlib; log_to_stdlib()\n"
@@ -168,10 +168,10 @@ def test_the_bridge_replaces_logurus_default_sink() -> None:
 
 
 @pytest.mark.parametrize("module", ["tao.made_up", "tao.not_seen_yet"])
-def test_configuring_logging_afterwards_silences_nothing(
+def test_configuring_logging_later_disables_nothing(
     stdlib: list[Any], bridge: int, module: str
 ) -> None:
-    """By default that disables the loggers that exist; a level still holds."""
+    """By default it would disable existing loggers; a level is still respected."""
     say("logger.warning('before')")
     root = {"level": logging.getLogger().level, "handlers": []}
     logging.config.dictConfig({"version": 1, "root": root, "disable_existing_loggers": True})
@@ -183,7 +183,7 @@ def test_configuring_logging_afterwards_silences_nothing(
 
 
 def test_a_second_bridge_replaces_the_first(stdlib: list[Any], bridge: int) -> None:
-    """No line arrives twice, and the level is that of the last call."""
+    """No line arrives twice, and the last level applies."""
     again = log_to_stdlib(level="ERROR")
     say("logger.info('below'); logger.error('once')")
     logger.remove(again)

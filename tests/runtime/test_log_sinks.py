@@ -1,4 +1,4 @@
-"""Sinks that raise, and arguments that cannot be formatted: neither ends anything of tao's."""
+"""Sinks that raise, and arguments that cannot be formatted, do not affect tao."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import loguru
 import pytest
 
 from tao.client.client import ClientConn
-from tao.connection.options import Reconnect
+from tao.connection.options.definitions import Reconnect
 from tao.monitor.monitor import monitor_on
 from tao.runtime.deadline import Deadline
 from tao.runtime.log import log_to_stdlib, logger
 from tao.runtime.threads import as_tao_thread, gather, spawn
 from tao.runtime.timing_wheel import TimingWheel
 from tao.runtime.worker_pool import WorkerPool
-from tao.wire.codec import TypeLengthValueCodec
+from tao.server.server import server_core_of
 from tao.wire.message import Registry
 from tests.ends import End, MakeServer, Seen, Text, frame, text
 from tests.support import PATIENCE, ends, recv_exactly, wait_until
@@ -32,7 +32,7 @@ FAILURES = [OSError("disk full"), MemoryError(), SystemExit("the sink"), Keyboar
 
 
 class Unprintable:
-    """Cannot be written in any way."""
+    """Raises when it is formatted in any way."""
 
     def __str__(self) -> str:
         raise LookupError("no text")
@@ -41,7 +41,7 @@ class Unprintable:
 
 
 def say(line: str) -> None:
-    """Log a line as a module of tao's does."""
+    """Log a line as a module of tao does."""
     code = "logger.warning(line)"
     exec(code, {"__name__": "tao.made_up", "logger": logger, "line": line})
 
@@ -60,7 +60,7 @@ class Sink:
 
 @pytest.fixture
 def sink() -> Iterator[Sink]:
-    """A sink that raises, and that loguru lets raise."""
+    """A sink that raises, with an option of loguru that lets it."""
     sink = Sink()
     number = loguru.logger.add(sink, level=0, format="{name} {message}", catch=False)
     loguru.logger.enable("tao")
@@ -73,10 +73,10 @@ def sink() -> Iterator[Sink]:
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
-def test_a_line_that_a_sink_refuses_goes_to_stderr(
+def test_a_line_of_a_failing_sink_goes_to_stderr(
     sink: Sink, capsys: pytest.CaptureFixture[str], error: BaseException
 ) -> None:
-    """In tao's threads whatever the sink raises; with the traceback that the line carries."""
+    """In tao's threads this holds for any exception; the line's traceback is printed too."""
     sink.error = error
 
     def fail() -> None:
@@ -95,14 +95,14 @@ def test_a_line_that_a_sink_refuses_goes_to_stderr(
 
 
 def test_ctrl_c_during_a_line_reaches_the_main_thread(sink: Sink) -> None:
-    """Also where the main thread plays a part of tao's."""
+    """It is raised even if the main thread runs code of tao."""
     sink.error = KeyboardInterrupt()
     with as_tao_thread(), pytest.raises(KeyboardInterrupt):
         logger.info("a line")
 
 
-def test_a_timeout_library_reaches_its_own_thread(sink: Sink) -> None:
-    """What is no ``Exception`` is let through in threads that are not tao's."""
+def test_a_timeout_exception_reaches_its_thread(sink: Sink) -> None:
+    """In the application's threads, anything but an ``Exception`` is raised."""
     sink.error = SystemExit()
     caught = Seen()
 
@@ -117,7 +117,7 @@ def test_a_timeout_library_reaches_its_own_thread(sink: Sink) -> None:
 
 
 def test_an_argument_that_cannot_be_formatted_is_replaced(log_lines: list[Any]) -> None:
-    """The line arrives, with what it is bound to, as from the place where it was written."""
+    """The line is logged with its bound values and its location."""
     logger.bind(connection=3).warning("{} and {!r} of {:.1f}", Unprintable(), Unprintable(), 2.0)
     (line,) = log_lines
     unprintable = "<unprintable Unprintable: LookupError>"
@@ -126,8 +126,8 @@ def test_an_argument_that_cannot_be_formatted_is_replaced(log_lines: list[Any]) 
 
 
 @pytest.mark.parametrize("opened", [False, True])
-def test_the_place_of_a_line_is_its_callers(log_lines: list[Any], opened: bool) -> None:
-    """Whichever method writes it, and also where an argument had to be replaced."""
+def test_the_location_of_a_line_is_that_of_the_caller(log_lines: list[Any], opened: bool) -> None:
+    """This holds for every method, and for replaced arguments."""
     code = "def f():\n    for write in writers: write('{}', thing)\nf()"
     one = logger.bind(a=1) if opened else logger.opt(exception=None)
     writers = [one.trace, one.debug, one.info, one.success, one.warning, one.error, one.critical]
@@ -139,10 +139,10 @@ def test_the_place_of_a_line_is_its_callers(log_lines: list[Any], opened: bool) 
 
 
 @pytest.mark.parametrize("catch", [False, True])
-def test_a_line_from_within_a_sink_is_not_lost(
+def test_a_line_logged_within_a_sink_is_not_lost(
     capsys: pytest.CaptureFixture[str], catch: bool
 ) -> None:
-    """As from a finalizer that runs there; loguru refuses it, so it goes to stderr."""
+    """loguru refuses it, for example from a finalizer, so it goes to stderr."""
     sink = loguru.logger.add(lambda _: logger.warning("from within"), catch=catch, format="")
     loguru.logger.enable("tao")
     try:
@@ -154,10 +154,10 @@ def test_a_line_from_within_a_sink_is_not_lost(
 
 
 @pytest.mark.parametrize("stderr", [None, 5, logger])
-def test_without_a_way_to_stderr_nothing_is_raised(
+def test_without_stderr_nothing_is_raised(
     sink: Sink, monkeypatch: pytest.MonkeyPatch, stderr: Any
 ) -> None:
-    """There may be none, or what stands for it may raise as well."""
+    """stderr may be None, or a replacement that raises."""
     monkeypatch.setattr(sys, "stderr", stderr)
     logger.error("nobody hears of it")
     assert len(sink.lines) == 1
@@ -167,16 +167,16 @@ def test_without_a_way_to_stderr_nothing_is_raised(
 
 
 class Refuses(logging.Handler):
-    """A handler of the standard library's that raises."""
+    """A handler of the standard library's logging that raises."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise SystemExit(record.getMessage())
 
 
-def test_a_handler_of_logging_that_raises_ends_no_thread(
+def test_a_failing_logging_handler_ends_no_thread(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Neither with an error nor by something worse."""
+    """This holds for errors and for other exceptions."""
     handler, bridge, went_on = Refuses(), log_to_stdlib(), Seen()
     logging.getLogger("tao").addHandler(handler)
     try:
@@ -191,8 +191,8 @@ def test_a_handler_of_logging_that_raises_ends_no_thread(
     assert "WARNING refused" in capsys.readouterr().err
 
 
-def test_a_finalizer_may_log_while_a_handler_of_logging_is_held() -> None:
-    """Its thread has the handler's lock, for which another, which forwards a line, waits."""
+def test_a_finalizer_may_log_while_a_logging_handler_is_locked() -> None:
+    """Its thread holds the handler's lock, which a thread that forwards a line waits for."""
     bridge, waits, held = log_to_stdlib(), threading.Event(), threading.RLock()
 
     class Locking(logging.Handler):
@@ -225,32 +225,34 @@ def test_a_finalizer_may_log_while_a_handler_of_logging_is_held() -> None:
         loguru.logger.disable("tao")
 
 
-# -- whatever logs
+# -- every component that logs
 
 
-def test_a_listener_goes_on(sink: Sink, make_server: MakeServer) -> None:
-    """Accepting fails once and cannot say so; who comes next is served."""
-    codec, failed = TypeLengthValueCodec(), Seen()
-    server, address = make_server(codec=codec)
+def test_a_listener_continues(sink: Sink, make_server: MakeServer) -> None:
+    """Accepting fails once, the line cannot be logged, and the next connection is served."""
+    failed = Seen()
+    server, address = make_server()
     server.registry.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
+    listener = server_core_of(server).listeners.all[0]
+    admit = listener._admit
 
-    def fail_once(registry: Registry) -> Any:
-        del codec.decoder
+    def fail_once(*accepted: Any) -> Any:
+        listener._admit = admit
         failed.add(1)
         raise OSError(errno.EMFILE, "too many open files")
 
-    codec.decoder = fail_once  # type: ignore[method-assign]
+    listener._admit = fail_once
     socket.create_connection(address, PATIENCE).close()
     failed.wait()
     with socket.create_connection(address, PATIENCE) as sock:
         sock.sendall(text("hello"))
         assert recv_exactly(sock, 13) == text("hello")
-    assert any("failed, again in" in line for line in sink.lines)
+    assert any("failed, retrying in" in line for line in sink.lines)
     assert server.stop().clean
 
 
-def test_a_connection_goes_on(sink: Sink, open_end: OpenEnd) -> None:
-    """Handlers and ``on_error`` raise, numbers are unknown, and its messages are still handled."""
+def test_a_connection_continues(sink: Sink, open_end: OpenEnd) -> None:
+    """Handlers and ``on_error`` raise, numbers are unregistered, and messages are still handled."""
     registry = Registry()
 
     @registry.handler(Text)
@@ -265,7 +267,7 @@ def test_a_connection_goes_on(sink: Sink, open_end: OpenEnd) -> None:
     wait_until(lambda: len(sink.lines) >= 7)
 
 
-def test_a_client_comes_back(sink: Sink) -> None:
+def test_a_client_reconnects(sink: Sink) -> None:
     """Neither the loss nor failed attempts can be logged."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE)
@@ -277,8 +279,8 @@ def test_a_client_comes_back(sink: Sink) -> None:
     assert sink.lines
 
 
-def test_the_wheel_turns_on(sink: Sink) -> None:
-    """A callback raises, and so does its own ``repr`` when that is to be logged."""
+def test_the_wheel_continues(sink: Sink) -> None:
+    """A callback raises, and so does its ``repr`` when that is logged."""
     wheel, seen = TimingWheel("tao-test-wheel"), Seen()
 
     class Fails(Unprintable):
@@ -292,15 +294,15 @@ def test_the_wheel_turns_on(sink: Sink) -> None:
     assert "unprintable Fails" in sink.lines[0]
 
 
-def test_workers_work_on(sink: Sink) -> None:
-    """The initializer raises in each."""
+def test_workers_continue(sink: Sink) -> None:
+    """The initializer raises in each of them."""
     pool = WorkerPool(1, lambda: 1 / 0)  # type: ignore[arg-type]
     assert pool.run(threading.get_ident) != threading.get_ident()
     assert pool.stop(PATIENCE) == [] and len(sink.lines) == 1
 
 
-def test_a_stop_goes_on(sink: Sink, make_server: MakeServer) -> None:
-    """It is clean, and all threads are joined, whatever the sink does with its last line."""
+def test_a_stop_continues(sink: Sink, make_server: MakeServer) -> None:
+    """It is clean, and all threads are joined, even if logging its last line fails."""
     server, _ = make_server()
     sink.error = SystemExit()
     assert server.stop().clean and not server.running
@@ -313,7 +315,7 @@ def test_a_stop_goes_on(sink: Sink, make_server: MakeServer) -> None:
     thread.join(PATIENCE)
 
 
-def test_the_monitor_answers_on(sink: Sink) -> None:
+def test_the_monitor_continues(sink: Sink) -> None:
     """Each request is logged, at TRACE."""
     with monitor_on(0) as monitor:
         for _ in range(2):
@@ -325,7 +327,7 @@ def test_the_monitor_answers_on(sink: Sink) -> None:
 
 @pytest.mark.parametrize("call", ["write", "broadcast", "close", "schedule", "stop", "snapshot"])
 def test_a_sink_may_call_tao(make_server: MakeServer, call: str) -> None:
-    """Wherever a line is logged, on whichever thread, nothing waits for itself."""
+    """A sink can call any method on any thread, without a deadlock."""
     server, address = make_server(drain_timeout=1)
     calls: dict[str, Callable[[Any], object]] = {
         "write": lambda conn: conn.write(Text("logged")),

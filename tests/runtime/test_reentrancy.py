@@ -1,7 +1,7 @@
-"""Calls in the midst of others: from signal handlers, finalizers, and exceptions at any bytecode.
+"""Nested calls: from signal handlers and finalizers, and exceptions at any bytecode.
 
-Whatever is interrupted, and wherever: nothing dead-locks, no lock stays held, and afterwards the
-interrupted operation has either happened or has not.
+Whatever is interrupted at any point, nothing deadlocks, no lock stays held, and afterwards the
+interrupted operation has either taken place or not.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import pytest
 
 from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
 from tao.connection.application import Application, ApplicationLink
-from tao.connection.block_watch import watch_on
-from tao.connection.options import Settings
-from tao.connection.recent_errors import Failures
-from tao.connection.statistics import Counts, Tally
+from tao.connection.handling.block_watch import watch_on
+from tao.connection.options.definitions import Settings
+from tao.connection.reports.recent_errors import Failures
+from tao.connection.reports.statistics import Counts, Statistics
 from tao.connection.timers import TimerSet
 from tao.errors import ConnectionClosed
 from tao.runtime import context as context_module
@@ -41,12 +41,12 @@ from tests.ends import MakeServer
 from tests.injection import Interruption, opcodes
 from tests.support import PATIENCE, ends, together, wait_until
 
-#: A delay that no test lives to see.
+#: A delay longer than any test.
 NEVER = 3600.0
 
 OF_THE_WHEEL = (
     "tao.runtime.timing_wheel",
-    "tao.runtime.agenda",
+    "tao.runtime.timer_heap",
     "tao.atomic",
     "tao.runtime.wakeup",
 )
@@ -60,11 +60,11 @@ def raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
     )
 
 
-# -- the means
+# -- the test tool
 
 
-def test_every_bytecode_is_struck_once() -> None:
-    """In order, and the last round is one without interruption."""
+def test_every_bytecode_is_interrupted_once() -> None:
+    """Bytecodes are tried in order, and the last round has no interruption."""
     places: list[str] = []
     for moment in opcodes("tao.runtime.wakeup"):
         wakeup = Wakeup()
@@ -77,8 +77,8 @@ def test_every_bytecode_is_struck_once() -> None:
     }
 
 
-def test_another_thread_can_be_struck() -> None:
-    """It is the one of that name, not the one that starts it."""
+def test_another_thread_can_be_interrupted() -> None:
+    """The thread with the given name is interrupted, not the one that starts it."""
     wakeup, struck = Wakeup(), list[str]()
 
     def work() -> None:
@@ -93,11 +93,11 @@ def test_another_thread_can_be_struck() -> None:
     assert (moment.struck, struck) == (True, ["test-hit"])
 
 
-# -- the wake-up
+# -- wake-ups
 
 
-def test_a_wakeup_wakes_all_that_wait() -> None:
-    """And whoever comes later does not wait; after ``clear`` one does again."""
+def test_a_wakeup_wakes_all_waiting_threads() -> None:
+    """Later waits return at once; after ``clear``, they block again."""
     wakeup = Wakeup()
     assert not wakeup.is_set() and not wakeup.wait(0) and not wakeup.wait(-1)
     waits = [lambda: wakeup.wait(PATIENCE)] * 3
@@ -108,8 +108,8 @@ def test_a_wakeup_wakes_all_that_wait() -> None:
     assert not wakeup.wait(0.001)
 
 
-def test_who_was_woken_stays_awake_after_a_clear() -> None:
-    """Setting and clearing at once loses nobody."""
+def test_a_woken_thread_returns_despite_a_clear() -> None:
+    """Setting and clearing immediately loses no waiting thread."""
     wakeup = Wakeup()
 
     def pulse() -> None:
@@ -121,7 +121,7 @@ def test_who_was_woken_stays_awake_after_a_clear() -> None:
 
 
 def test_a_wakeup_can_be_set_at_any_bytecode_of_a_wait() -> None:
-    """By a signal handler or a finalizer in the waiting thread: the wait ends at once."""
+    """A signal handler or finalizer in the waiting thread can set it, and the wait ends."""
     for moment in opcodes("tao.runtime.wakeup"):
         wakeup = Wakeup()
         with moment.calling(wakeup.set):
@@ -132,8 +132,8 @@ def test_a_wakeup_can_be_set_at_any_bytecode_of_a_wait() -> None:
 
 
 @pytest.mark.parametrize("interrupted", ["set", "clear", "wait"])
-def test_wakeups_are_right_after_an_exception_at_any_bytecode(interrupted: str) -> None:
-    """Setting has woken all or nobody; no waiting thread is forgotten, nothing is left over."""
+def test_wakeups_after_an_exception_at_any_bytecode(interrupted: str) -> None:
+    """``set`` has woken all or none; no waiting thread is forgotten, and nothing leaks."""
     for moment in opcodes("tao.runtime.wakeup"):
         wakeup = Wakeup()
         other = threading.Thread(target=wakeup.wait, args=(PATIENCE,), name="test-waits")
@@ -148,12 +148,12 @@ def test_wakeups_are_right_after_an_exception_at_any_bytecode(interrupted: str) 
         assert not other.is_alive() and not wakeup._waiting, moment
 
 
-# -- values, rates and figures
+# -- values, rates and statistics
 
 
 @pytest.mark.parametrize("integer", [AtomicInt32, AtomicInt64])
-def test_no_count_is_lost_to_what_comes_in_between(integer: Any) -> None:
-    """A change in the midst of a change: both are made, and each returns a value of its own."""
+def test_nested_updates_lose_no_count(integer: Any) -> None:
+    """Both updates are made, and each returns a value of its own."""
     for moment in opcodes("tao.atomic"):
         value, returned = integer(), list[int]()
         with moment.calling(lambda v=value, r=returned: r.append(v.increment_and_get())):
@@ -162,8 +162,8 @@ def test_no_count_is_lost_to_what_comes_in_between(integer: Any) -> None:
         assert sorted(returned) == [*range(1, len(returned) + 1)], moment
 
 
-def test_a_change_is_made_or_not() -> None:
-    """Whatever is raised inside it; and the next one works."""
+def test_an_update_is_made_or_not() -> None:
+    """This holds for any exception in it, and the next update works."""
     for moment in opcodes("tao.atomic"):
         value, flag = AtomicInt64(5), AtomicBoolean()
         with moment.raising():
@@ -174,7 +174,7 @@ def test_a_change_is_made_or_not() -> None:
 
 
 def test_tokens_are_given_out_once() -> None:
-    """Also to who asks in the midst of a taking."""
+    """This includes nested requests."""
     for moment in opcodes("tao.atomic", "tao.runtime.rate_limits"):
         bucket, taken = TokenBucket(1, 5, clock=lambda: 0.0), list[int]()
         with moment.calling(lambda b=bucket, t=taken: t.append(b.take(3))):
@@ -183,8 +183,8 @@ def test_tokens_are_given_out_once() -> None:
         assert bucket.take(9) == 5 - sum(taken)
 
 
-def test_the_log_of_a_flood_may_be_written_to_by_what_writes_it(log_lines: list[Any]) -> None:
-    """A sink that warns again does not dead-lock."""
+def test_a_sink_may_log_to_the_rate_limited_log(log_lines: list[Any]) -> None:
+    """A sink that logs another warning causes no deadlock."""
     floods = FloodLog(burst=2)
     sink = SimpleNamespace(warning=lambda text: floods.warn(logger, "again"))
     assert ends(lambda: floods.warn(sink, "once"))
@@ -192,40 +192,43 @@ def test_the_log_of_a_flood_may_be_written_to_by_what_writes_it(log_lines: list[
 
 
 class Counted:
-    """A connection that has had seven messages."""
+    """A connection with seven messages."""
 
     def counts(self) -> Counts:
         return Counts(messages_in=7)
 
+    def requests_now(self) -> tuple[int, float]:
+        return 0, 0.0
 
-def test_figures_hold_at_any_bytecode_of_an_end() -> None:
-    """A connection is counted once, living or ended, also while it passes from one to the other."""
-    for moment in opcodes("tao.atomic", "tao.connection.statistics"):
-        tally, conn, seen = Tally("one", lambda snapshot: None), Counted(), list[Any]()
-        tally.established(conn)
-        with moment.calling(lambda t=tally, s=seen: s.append(t.snapshot())):
-            tally.ended(conn)
-        seen.append(tally.snapshot())
+
+def test_statistics_at_any_bytecode_of_an_end() -> None:
+    """A connection is counted once, as open or closed, also during the transition."""
+    for moment in opcodes("tao.atomic", "tao.connection.reports.statistics"):
+        statistics, conn, seen = Statistics("one", lambda snapshot: None), Counted(), list[Any]()
+        statistics.established(conn)
+        with moment.calling(lambda t=statistics, s=seen: s.append(t.snapshot())):
+            statistics.ended(conn)
+        seen.append(statistics.snapshot())
         assert {(each.messages_in, each.connections_total) for each in seen} == {(7, 1)}, moment
-        assert not tally.living()
+        assert not statistics.living()
 
 
-def test_figures_hold_after_an_exception_at_any_bytecode_of_an_end() -> None:
-    """The connection has ended, or lives on and can be ended."""
-    for moment in opcodes("tao.atomic", "tao.connection.statistics"):
-        tally, conn = Tally("one", lambda snapshot: None), Counted()
-        tally.established(conn)
+def test_statistics_after_an_exception_at_any_bytecode_of_an_end() -> None:
+    """The connection has ended, or stays open and can be ended."""
+    for moment in opcodes("tao.atomic", "tao.connection.reports.statistics"):
+        statistics, conn = Statistics("one", lambda snapshot: None), Counted()
+        statistics.established(conn)
         with moment.raising():
-            tally.ended(conn)
-        assert tally.snapshot().messages_in == 7, moment
-        if conn in tally.living() and not tally._ended.get().leaving:
-            tally.ended(conn)
-        assert tally.snapshot().messages_in == 7, moment
+            statistics.ended(conn)
+        assert statistics.snapshot().messages_in == 7, moment
+        if conn in statistics.living() and not statistics._ended.get().leaving:
+            statistics.ended(conn)
+        assert statistics.snapshot().messages_in == 7, moment
 
 
-def test_errors_are_noted_in_the_midst_of_others() -> None:
-    """Each is counted once; what looks meanwhile sees whole entries."""
-    for moment in opcodes("tao.atomic", "tao.connection.recent_errors"):
+def test_nested_errors_are_counted() -> None:
+    """Each is counted once; a concurrent reader sees complete entries."""
+    for moment in opcodes("tao.atomic", "tao.connection.reports.recent_errors"):
         failures = Failures()
         error = ConnectionClosed("why")
 
@@ -244,22 +247,22 @@ def test_errors_are_noted_in_the_midst_of_others() -> None:
 
 @pytest.fixture
 def wheel() -> Iterator[TimingWheel]:
-    """A wheel that is stopped when the test ends."""
+    """A wheel that is stopped at the end of the test."""
     made = TimingWheel("test-wheel")
     yield made
     made.stop()
 
 
 def works(wheel: TimingWheel) -> bool:
-    """Tell whether a timer fires."""
+    """Return whether a timer fires."""
     fired = threading.Event()
     wheel.run_after(0, lambda due: fired.set())
     return fired.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("doing", ["run_after", "run_every", "cancel"])
-def test_timers_come_and_go_at_any_bytecode(wheel: TimingWheel, doing: str) -> None:
-    """Adding and cancelling in the midst of adding or cancelling: all are there, or none."""
+def test_nested_changes_of_timers(wheel: TimingWheel, doing: str) -> None:
+    """Adding and cancelling may interrupt each other: all timers exist, or none."""
 
     def add_two(wheel: TimingWheel = wheel) -> None:
         wheel.cancel(wheel.run_after(NEVER, print))
@@ -275,8 +278,8 @@ def test_timers_come_and_go_at_any_bytecode(wheel: TimingWheel, doing: str) -> N
     assert works(wheel) and wheel.size == 0
 
 
-def test_timers_are_right_after_an_exception_at_any_bytecode() -> None:
-    """Adding and cancelling has happened or has not; what is there the wheel's thread knows of."""
+def test_timers_after_an_exception_at_any_bytecode() -> None:
+    """Adding or cancelling has taken place or not; the wheel's thread knows each timer."""
     for moment in opcodes(*OF_THE_WHEEL):
         wheel, returned = TimingWheel("test-wheel"), list[int]()
         with moment.raising():
@@ -285,14 +288,14 @@ def test_timers_are_right_after_an_exception_at_any_bytecode() -> None:
         assert wheel.size in {1, 2} if returned else wheel.size in {0, 1}, moment
         assert moment.struck or wheel.size == 1
         assert works(wheel), moment
-        agenda = wheel._agenda.get()
-        known = {timer_id for _, timer_id in [*agenda.heap, *agenda.incoming]}
+        heap = wheel._heap.get()
+        known = {timer_id for _, timer_id in [*heap.heap, *heap.incoming]}
         assert known >= set(wheel._timers), moment
         wheel.stop()
 
 
-def test_a_wheel_can_be_stopped_after_an_exception_at_any_bytecode_of_a_stop() -> None:
-    """No timer and no thread is left, and none comes any more."""
+def test_a_wheel_can_be_stopped_after_an_interrupted_stop() -> None:
+    """No timer and no thread is left, and none can be added."""
     for moment in opcodes(*OF_THE_WHEEL):
         wheel = TimingWheel("test-wheel")
         wheel.run_after(NEVER, print)
@@ -304,8 +307,8 @@ def test_a_wheel_can_be_stopped_after_an_exception_at_any_bytecode_of_a_stop() -
             wheel.run_after(0, print)
 
 
-def test_the_wheel_goes_on_after_an_exception_at_any_bytecode() -> None:
-    """In its own thread: each timer fires, those that fire once do so once."""
+def test_the_wheel_continues_after_an_exception_at_any_bytecode() -> None:
+    """In its own thread: each timer fires, and a single one fires once."""
     for moment in islice(opcodes(*OF_THE_WHEEL), 500):
         wheel, fired, ticks = TimingWheel("test-struck"), queue.Queue[Any](), queue.Queue[Any]()
         with moment.raising(SystemExit, thread="test-struck"):
@@ -322,7 +325,7 @@ def test_the_wheel_goes_on_after_an_exception_at_any_bytecode() -> None:
 
 
 def test_an_exception_from_another_thread_does_not_end_the_wheel(wheel: TimingWheel) -> None:
-    """As timeout libraries raise them: the callback that it hits is over, and no timer is lost."""
+    """The interrupted callback ends, and no timer is lost."""
     fired = list[Any]()
     assert works(wheel)
     thread = wheel.thread
@@ -334,21 +337,21 @@ def test_an_exception_from_another_thread_does_not_end_the_wheel(wheel: TimingWh
     assert wheel.size == 0
 
 
-def test_a_wheel_whose_thread_died_gets_another(wheel: TimingWheel) -> None:
-    """As soon as anybody adds a timer, whatever the last thread has left of its state."""
+def test_a_dead_thread_of_the_wheel_is_replaced(wheel: TimingWheel) -> None:
+    """It is replaced when the next timer is added, whatever state the dead one left."""
     assert works(wheel)
-    agenda: Any = wheel._agenda.get()
-    wheel._agenda.update(lambda _: None)  # by which the thread ends, while it is awake
-    agenda.wakeup.set()
-    agenda.thread.join(PATIENCE)
-    agenda.wakes_at = -math.inf
-    wheel._agenda.update(lambda _: agenda)
-    assert works(wheel) and wheel.thread is not agenda.thread
+    heap: Any = wheel._heap.get()
+    wheel._heap.update(lambda _: None)  # ends the thread while it is awake
+    heap.wakeup.set()
+    heap.thread.join(PATIENCE)
+    heap.wakes_at = -math.inf
+    wheel._heap.update(lambda _: heap)
+    assert works(wheel) and wheel.thread is not heap.thread
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_wheel_turns_whatever_hits_its_thread_as_it_comes_up() -> None:
-    """At each bytecode: either adding the first timer raises, or that timer fires."""
+def test_an_exception_while_the_wheels_thread_starts() -> None:
+    """At each bytecode: adding the first timer raises, or that timer fires."""
     for moment in islice(
         opcodes("tao.runtime.thread_start", "tao.runtime.threads", *OF_THE_WHEEL), 250
     ):
@@ -364,10 +367,10 @@ def test_a_wheel_turns_whatever_hits_its_thread_as_it_comes_up() -> None:
         wheel.stop()
 
 
-def test_a_wheel_turns_after_one_of_several_starts_was_interrupted(
+def test_an_interrupted_start_of_the_wheels_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Another thread starts it in between, at each bytecode, and fires a timer meanwhile."""
+    """Another thread may start it in between, at each bytecode, and its timer fires."""
     start = threading.Thread.start
     for moment in opcodes(
         "tao.runtime.thread_start", "tao.runtime.threads", "tao.runtime.timing_wheel"
@@ -396,8 +399,8 @@ def test_a_wheel_turns_after_one_of_several_starts_was_interrupted(
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_users_come_and_go_at_any_bytecode(raises: bool) -> None:
-    """Of the shared wheel: whoever has it can use it, and with the last one the thread ends."""
+def test_nested_uses_of_the_shared_wheel(raises: bool) -> None:
+    """Each user can use it, and its thread ends with the last user."""
     for moment in opcodes("tao.runtime.timing_wheel"):
         shared = SharedWheel()
 
@@ -413,9 +416,9 @@ def test_users_come_and_go_at_any_bytecode(raises: bool) -> None:
     assert "tao-timing-wheel" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_all_who_share_a_wheel_get_the_same_watch() -> None:
-    """Also who asks in the midst of the asking, as a finalizer that makes a client does."""
-    for moment in opcodes("tao.connection.block_watch"):
+def test_users_of_a_wheel_share_one_watch() -> None:
+    """This includes nested requests, as from a finalizer that creates a client."""
+    for moment in opcodes("tao.connection.handling.block_watch"):
         other = TimingWheel("test-other")
         seen: list[Any] = []
         with moment.calling(lambda w=other, s=seen: s.append(watch_on(w))):
@@ -428,7 +431,7 @@ def test_all_who_share_a_wheel_get_the_same_watch() -> None:
 
 
 class Posts:
-    """What a connection gives its timers: calls that take their turn are kept here."""
+    """A connection for timers: it keeps the calls that are posted to it."""
 
     def __init__(self, wheel: TimingWheel) -> None:
         self.calls: queue.Queue[Any] = queue.Queue()
@@ -442,11 +445,11 @@ def ring_all(wheel: TimingWheel) -> None:
         timer.callback(datetime.now(timezone.utc))
 
 
-def test_clocks_are_set_at_any_bytecode(wheel: TimingWheel) -> None:
-    """However they are set at the same time: one of each purpose is left."""
+def test_nested_settings_of_internal_timers(wheel: TimingWheel) -> None:
+    """One timer of each purpose is left, whatever interrupts the setting."""
     assert works(wheel)
     for moment in opcodes(
-        "tao.connection.timers", "tao.runtime.timing_wheel", "tao.runtime.agenda", "tao.atomic"
+        "tao.connection.timers", "tao.runtime.timing_wheel", "tao.runtime.timer_heap", "tao.atomic"
     ):
         timers, rung = Posts(wheel).timers, list[int]()
         set_clock = partial(timers.set_clock, "x", NEVER)
@@ -459,11 +462,11 @@ def test_clocks_are_set_at_any_bytecode(wheel: TimingWheel) -> None:
         assert wheel.size == 0
 
 
-def test_clocks_are_right_after_an_exception_at_any_bytecode(wheel: TimingWheel) -> None:
-    """The one before goes on, or the new one is set; never both, and never neither."""
+def test_internal_timers_after_an_exception_at_any_bytecode(wheel: TimingWheel) -> None:
+    """Either the previous timer continues or the new one is set; never both, never neither."""
     assert works(wheel)
     for moment in opcodes(
-        "tao.connection.timers", "tao.runtime.timing_wheel", "tao.runtime.agenda", "tao.atomic"
+        "tao.connection.timers", "tao.runtime.timing_wheel", "tao.runtime.timer_heap", "tao.atomic"
     ):
         timers, rung = Posts(wheel).timers, list[int]()
         timers.set_clock("x", NEVER, lambda r=rung: r.append(1))
@@ -479,13 +482,11 @@ def test_clocks_are_right_after_an_exception_at_any_bytecode(wheel: TimingWheel)
 
 
 @pytest.mark.parametrize("ending", [False, True])
-def test_a_timer_of_a_connection_that_ends_meanwhile_is_refused(
-    wheel: TimingWheel, ending: bool
-) -> None:
-    """Wherever the end comes in between, no timer is left; without an end the timer is there."""
+def test_a_timer_of_a_connection_that_ends_is_refused(wheel: TimingWheel, ending: bool) -> None:
+    """If the connection ends meanwhile, no timer is left; otherwise the timer is set."""
     assert works(wheel)
     for moment in opcodes(
-        "tao.connection.timers", "tao.runtime.timing_wheel", "tao.runtime.agenda"
+        "tao.connection.timers", "tao.runtime.timing_wheel", "tao.runtime.timer_heap"
     ):
         timers = Posts(wheel).timers
         act = timers.end if ending else lambda t=timers: t.cancel(t.add(1, print, periodic=True))
@@ -496,11 +497,11 @@ def test_a_timer_of_a_connection_that_ends_meanwhile_is_refused(
         assert len(timers) == wheel.size == 0
 
 
-def test_timers_of_a_connection_after_an_exception_at_any_bytecode(wheel: TimingWheel) -> None:
-    """One is there, for the connection and for the wheel, or it is not; none after the end."""
+def test_user_timers_after_an_exception_at_any_bytecode(wheel: TimingWheel) -> None:
+    """A timer exists both for the connection and for the wheel, or not at all."""
     assert works(wheel)
     for moment in opcodes(
-        "tao.connection.timers", "tao.runtime.timing_wheel", "tao.runtime.agenda"
+        "tao.connection.timers", "tao.runtime.timing_wheel", "tao.runtime.timer_heap"
     ):
         timers, returned = Posts(wheel).timers, list[int]()
         with moment.raising():
@@ -524,7 +525,7 @@ OF_CONTEXTS = (
 
 
 class Family:
-    """A context with some below it, and callbacks that say so when they are called."""
+    """A context with descendants, and callbacks that record their calls."""
 
     def __init__(self) -> None:
         self.top = background().with_cancel()
@@ -536,14 +537,14 @@ class Family:
             context.after_cancel(partial(self.called.append, str(number)))
 
     def check(self) -> None:
-        """All are cancelled, and each callback was called once."""
+        """Check that all are cancelled, and that each callback was called once."""
         assert all(context.cancelled for context in self.all)
         assert all(event.is_set() and event.wait(0) for event in self.events)
         assert sorted(self.called) == sorted(set(self.called)) and {*"0123"} <= {*self.called}
         assert not any(event.callbacks or event.pinned for event in self.events)
 
     def join(self) -> None:
-        """Add to it: a child, callbacks, and one that is taken back."""
+        """Add a child, callbacks, and a callback that is removed again."""
         child = self.top.with_cancel()
         self.all.append(child)
         self.events.append(child.done)
@@ -553,8 +554,8 @@ class Family:
 
 
 @pytest.mark.parametrize("meanwhile", ["cancel", "join"])
-def test_a_tree_is_cancelled_whole_whatever_comes_in_between(meanwhile: str) -> None:
-    """At any bytecode somebody else cancels it, or joins it: nobody is forgotten."""
+def test_a_tree_is_cancelled_despite_nested_calls(meanwhile: str) -> None:
+    """A nested call may cancel or extend the tree at any bytecode."""
     for moment in opcodes("tao.runtime.context", "tao.runtime.cancel_scope"):
         family = Family()
         with moment.calling(family.top.cancel if meanwhile == "cancel" else family.join):
@@ -564,8 +565,8 @@ def test_a_tree_is_cancelled_whole_whatever_comes_in_between(meanwhile: str) -> 
         family.check()
 
 
-def test_a_tree_is_cancelled_whole_or_not_at_all() -> None:
-    """Whatever is raised at any bytecode; what is not can be cancelled afterwards."""
+def test_a_tree_is_cancelled_completely_or_not_at_all() -> None:
+    """After an exception at any bytecode, the rest can be cancelled."""
     for moment in opcodes(*OF_CONTEXTS):
         family = Family()
         with moment.raising():
@@ -577,7 +578,7 @@ def test_a_tree_is_cancelled_whole_or_not_at_all() -> None:
 
 
 def test_callbacks_are_added_or_not() -> None:
-    """After an exception at any bytecode; and one that is not added is not held."""
+    """This holds after an exception at any bytecode; a callback not added is not kept."""
     for moment in opcodes(*OF_CONTEXTS):
         context, called, taken = background().with_cancel().with_cancel(), list[int](), False
         with moment.raising():
@@ -590,8 +591,8 @@ def test_callbacks_are_added_or_not() -> None:
         assert not any(scope.pinned for scope in scopes), moment
 
 
-def test_whoever_asks_first_gets_the_same_event() -> None:
-    """Also who asks in the midst of the asking; and after an exception the next one gets it."""
+def test_nested_requests_get_the_same_event() -> None:
+    """After an exception, the next request gets it."""
     for moment in opcodes(*OF_CONTEXTS):
         context, events = background().with_cancel(), list[Any]()
         with moment.calling(lambda c=context, e=events: e.append(c.done)):
@@ -606,8 +607,8 @@ def test_whoever_asks_first_gets_the_same_event() -> None:
         assert context.done.is_set() and not context_module._chosen, moment
 
 
-def test_deadlines_are_right_after_an_exception_at_any_bytecode() -> None:
-    """Nothing of one that was not made is left; one that was made expires, and gives all back."""
+def test_deadlines_after_an_exception_at_any_bytecode() -> None:
+    """A deadline that was not set leaves nothing; one that was set fires and is released."""
     for moment in opcodes("tao.runtime.context", "tao.runtime.cancel_scope"):
         made = list[Context]()
         with moment.raising():
@@ -617,8 +618,8 @@ def test_deadlines_are_right_after_an_exception_at_any_bytecode() -> None:
         wait_until(lambda: not shared_wheel._users)
 
 
-def test_a_signal_handler_may_cancel_what_its_thread_waits_for() -> None:
-    """At any bytecode of the wait: it ends at once."""
+def test_a_signal_handler_may_cancel_the_awaited_context() -> None:
+    """At any bytecode of the wait, the wait ends at once."""
     for moment in opcodes(*OF_CONTEXTS):
         context = background().with_cancel().with_cancel()
         with moment.calling(context.cancel):
@@ -627,7 +628,7 @@ def test_a_signal_handler_may_cancel_what_its_thread_waits_for() -> None:
 
 
 def test_ctrl_c_in_a_callback_reaches_the_caller() -> None:
-    """After all other callbacks have run."""
+    """It is raised after all other callbacks have run."""
     context, called = background().with_cancel(), list[int]()
 
     def interrupt() -> None:
@@ -641,8 +642,8 @@ def test_ctrl_c_in_a_callback_reaches_the_caller() -> None:
 
 
 @pytest.mark.parametrize("whose", ["server", "connection"])
-def test_callbacks_that_block_hold_no_stop(make_server: MakeServer, whose: str) -> None:
-    """A stop ends with its deadline, and reports the thread that still runs callbacks."""
+def test_blocking_callbacks_do_not_delay_a_stop(make_server: MakeServer, whose: str) -> None:
+    """A stop ends at its deadline, and reports the thread that runs callbacks."""
     server, address = make_server()
     gate, entered = threading.Event(), threading.Event()
     with socket.create_connection(address):
@@ -656,8 +657,8 @@ def test_callbacks_that_block_hold_no_stop(make_server: MakeServer, whose: str) 
     gate.set()
 
 
-def test_callbacks_that_block_hold_no_close_and_no_timer(make_server: MakeServer) -> None:
-    """Closing returns at once, the connection ends, and the timing wheel turns on."""
+def test_blocking_callbacks_do_not_delay_a_close_or_timers(make_server: MakeServer) -> None:
+    """``close`` returns at once, the connection ends, and timers fire."""
     server, address = make_server(idle_timeout=0.01, heartbeat=None)
     gate, blocked = threading.Event(), list[threading.Event]()
     for _ in range(2):
@@ -666,6 +667,6 @@ def test_callbacks_that_block_hold_no_close_and_no_timer(make_server: MakeServer
             conn = server.connections[0]
             blocked.append(threading.Event())
             conn.context.after_cancel(lambda: blocked[-1].set() or gate.wait(PATIENCE))
-            assert sock.recv(1) == b""  # it has been idle for too long
+            assert sock.recv(1) == b""  # it was idle for too long
         assert blocked[-1].wait(PATIENCE) and conn.wait_closed(PATIENCE)
     gate.set()

@@ -1,7 +1,8 @@
-"""Threads that log what kills them, deadlines, and joining several by one of them."""
+"""Threads that log their errors, deadlines, and joining several threads."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -31,7 +33,7 @@ def stuck() -> Iterator[list[threading.Thread]]:
 
 
 def test_a_thread_is_made_but_not_started() -> None:
-    """It is a daemon with the name given, and runs its function once started."""
+    """It is a daemon with the given name, and runs its function once it is started."""
     seen: list[Any] = []
     thread = spawn(
         lambda *args: seen.append((threading.current_thread(), args)), 1, 2, name="tao-x"
@@ -43,8 +45,8 @@ def test_a_thread_is_made_but_not_started() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("oh"), SystemExit("oh")])
-def test_what_kills_a_thread_is_logged(error: BaseException, log_lines: list[Any]) -> None:
-    """With the thread's name and the traceback."""
+def test_an_error_of_a_thread_is_logged(error: BaseException, log_lines: list[Any]) -> None:
+    """The line has the thread's name and the traceback."""
 
     def fail() -> None:
         raise error
@@ -57,8 +59,8 @@ def test_what_kills_a_thread_is_logged(error: BaseException, log_lines: list[Any
     assert line["exception"].value is error and line["exception"].traceback is not None
 
 
-def test_after_an_interrupted_join_a_thread_still_runs(stuck: list[threading.Thread]) -> None:
-    """Before CPython 3.13 it counted as ended, and whoever asked again was told so."""
+def test_a_thread_still_runs_after_an_interrupted_join(stuck: list[threading.Thread]) -> None:
+    """Before CPython 3.13, it counted as ended for later callers."""
     thread: Any = stuck[0]
     with interrupting(lambda: thread._done._waiting):
         gather([thread], Deadline(PATIENCE))
@@ -66,8 +68,8 @@ def test_after_an_interrupted_join_a_thread_still_runs(stuck: list[threading.Thr
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_whatever_hits_a_thread_it_works_or_says_so() -> None:
-    """At each bytecode: start() raises and nothing is done, or the work is, or `failed` is told."""
+def test_an_interrupted_thread_works_or_reports() -> None:
+    """At each bytecode: ``start`` raises, the work is done, or ``failed`` is called."""
     for moment in opcodes("tao.runtime.thread_start", "tao.runtime.threads"):
         done, failed = list[str](), list[BaseException]()
         thread = spawn(lambda d=done: d.append("done"), name="tao-struck", failed=failed.append)
@@ -83,8 +85,9 @@ def test_whatever_hits_a_thread_it_works_or_says_so() -> None:
 
 
 @pytest.mark.interrupted
-def test_a_start_that_is_interrupted_leaves_nothing() -> None:
-    """At each bytecode: the work is done, or it is not and never will be."""
+def test_an_interrupted_start_leaves_nothing() -> None:
+    """At each bytecode: the work is done, or never will be."""
+    before = sys.exc_info()[1]  # an interruption in another test may have left one
     for moment in opcodes(
         "tao.runtime.thread_start", "tao.runtime.native_threads", "tao.runtime.wakeup"
     ):
@@ -94,13 +97,30 @@ def test_a_start_that_is_interrupted_leaves_nothing() -> None:
             thread.start()
         wait_until(lambda thread=thread: thread not in threading.enumerate())
         assert done == ["done"] or (moment.struck and not done), moment
+        assert sys.exc_info()[1] is before, moment
+
+
+def test_a_start_that_is_interrupted_twice_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither waits the caller, nor does the standard library list the thread for ever."""
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise Interruption
+
+    name = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
+    for moment in opcodes("tao.runtime.thread_start"):
+        thread = spawn(print, name="tao-never")
+        with monkeypatch.context() as patch, suppress(Interruption), moment.raising():
+            patch.setattr(threading, name, interrupted)
+            patch.setattr(type(thread._done), "wait", pytest.fail)  # type: ignore[attr-defined]
+            thread.start()
+        assert thread not in threading.enumerate() or not moment.possible, moment
 
 
 @pytest.mark.parametrize("begins", [False, True])
-def test_a_thread_whose_start_was_interrupted_is_not_listed_for_ever(
+def test_a_thread_with_an_interrupted_start_is_not_listed(
     begins: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception just before, or just after, the system has made it."""
+    """The exception comes just before or after the system has created the thread."""
     name = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
     start, done = getattr(threading, name), list[str]()
 
@@ -117,8 +137,24 @@ def test_a_thread_whose_start_was_interrupted_is_not_listed_for_ever(
     assert not thread.is_alive() and (begins or not done)
 
 
-def test_a_failure_is_told_until_it_is_heard(log_lines: list[Any]) -> None:
-    """Whoever is told of it may be interrupted as well."""
+def test_only_a_series_of_failures_ends_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it goes on for a while after each, it may be interrupted any number of times."""
+    heard: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        heard.append(error)
+        if len(heard) < 50:
+            raise ValueError(len(heard))
+
+    monkeypatch.setattr("tao.runtime.thread_start.monotonic", itertools.count(0, 2).__next__)
+    thread = spawn(lambda: 1 // 0, name="tao-x", failed=failed)
+    thread.start()
+    thread.join(PATIENCE)
+    assert len(heard) == 50
+
+
+def test_a_failure_is_reported_again_if_interrupted(log_lines: list[Any]) -> None:
+    """The callback that is notified may be interrupted as well."""
     heard: list[BaseException] = []
 
     def failed(error: BaseException) -> None:
@@ -133,8 +169,8 @@ def test_a_failure_is_told_until_it_is_heard(log_lines: list[Any]) -> None:
     assert {line["message"] for line in log_lines} == {"thread tao-x was interrupted"}
 
 
-def test_tao_knows_its_threads() -> None:
-    """Those it made, and those marked; no other."""
+def test_in_tao_thread() -> None:
+    """It is true in threads made by tao and in marked ones, and in no other."""
     seen: list[bool] = []
     thread = spawn(lambda: seen.append(in_tao_thread()), name="tao-x")
     thread.start()
@@ -150,7 +186,7 @@ def test_tao_knows_its_threads() -> None:
 
 
 def test_a_deadline_runs_down_to_zero() -> None:
-    """What remains gets less, and is never negative."""
+    """The remaining time decreases, and is never negative."""
     deadline = Deadline(1000)
     first = deadline.remaining()
     assert first is not None and 0 < first <= 1000 and not deadline.expired
@@ -163,15 +199,15 @@ def test_a_deadline_runs_down_to_zero() -> None:
         assert repr(past) == "Deadline(remaining=0.0)"
 
 
-def test_a_deadline_that_never_comes() -> None:
-    """None means to wait for ever, and says so."""
+def test_a_deadline_without_a_time() -> None:
+    """None means to wait forever."""
     never = Deadline(None)
     assert (never.remaining(), never.expired) == (None, False)
     assert repr(never) == "Deadline(remaining=None)"
 
 
 def test_deadlines_can_be_compared() -> None:
-    """The nearer comes before the farther, and any before the one that never comes."""
+    """An earlier one is less than a later one, and any is less than one without a time."""
     near, far, never = Deadline(1), Deadline(1000), Deadline(None)
     assert near.before(far) and near.before(never)
     assert not far.before(near) and not near.before(near)
@@ -179,8 +215,8 @@ def test_deadlines_can_be_compared() -> None:
 
 
 @pytest.mark.parametrize("timeout", [1e300, math.inf])
-def test_a_deadline_may_be_as_far_as_one_likes(timeout: float) -> None:
-    """What remains can always be waited for, where the system's limits are lower."""
+def test_a_distant_deadline(timeout: float) -> None:
+    """Its remaining time can always be waited for, despite the system's limits."""
     deadline = Deadline(timeout)
     remaining = deadline.remaining()
     assert remaining is not None and not deadline.expired
@@ -193,7 +229,7 @@ def test_a_deadline_may_be_as_far_as_one_likes(timeout: float) -> None:
 
 
 def test_gather_waits_for_all(log_lines: list[Any]) -> None:
-    """It returns when the last has ended, and has nothing to report."""
+    """It returns when the last thread has ended, and logs nothing."""
     release = threading.Event()
     threads = [spawn(release.wait, name=f"tao-{number}") for number in range(3)]
     for thread in threads:
@@ -204,8 +240,10 @@ def test_gather_waits_for_all(log_lines: list[Any]) -> None:
     assert log_lines == []
 
 
-def test_gather_tells_which_still_run(stuck: list[threading.Thread], log_lines: list[Any]) -> None:
-    """Each is returned and gets a warning; those that ended are not mentioned."""
+def test_gather_reports_running_threads(
+    stuck: list[threading.Thread], log_lines: list[Any]
+) -> None:
+    """Each is returned and logged as a warning; those that ended are not."""
     ended = spawn(lambda: None, name="tao-ended")
     ended.start()
     ended.join(PATIENCE)
@@ -216,16 +254,16 @@ def test_gather_tells_which_still_run(stuck: list[threading.Thread], log_lines: 
     assert {line["level"].name for line in log_lines} == {"WARNING"}
 
 
-def test_gather_passes_over_what_cannot_be_waited_for() -> None:
-    """The calling thread, and threads that were never started."""
+def test_gather_skips_threads_that_cannot_be_joined() -> None:
+    """It skips the calling thread and threads that were never started."""
     assert gather([threading.current_thread(), spawn(print, name="tao-x")], Deadline(None)) == []
 
 
-# -- the doorbell
+# -- the bell
 
 
-def test_a_ring_wakes_who_waits_then_or_later() -> None:
-    """However often it rang before, and from whichever thread."""
+def test_a_ring_wakes_a_present_or_later_wait() -> None:
+    """It works from any thread, however often it was rung before."""
     with Doorbell() as doorbell:
         for _ in range(3):
             doorbell.ring()
@@ -234,15 +272,15 @@ def test_a_ring_wakes_who_waits_then_or_later() -> None:
 
 
 def test_ringing_never_blocks_and_never_fails() -> None:
-    """Not when nobody listens for long, nor when the bell is gone."""
+    """It works if no thread waits for a long time, and if the bell is closed."""
     with Doorbell() as doorbell:
         assert ends(lambda: [doorbell.ring() for _ in range(10_000)])
         assert ends(doorbell.wait)
     doorbell.ring()
 
 
-def test_one_ring_may_wake_several() -> None:
-    """Who comes too late to take it returns all the same, or waits for the next."""
+def test_one_ring_may_wake_several_threads() -> None:
+    """A thread that is too late to take the ring returns as well, or waits for the next."""
     with Doorbell() as doorbell:
         waiting = [spawn(doorbell.wait, name=f"tao-waits-{number}") for number in range(3)]
         for thread in waiting:
@@ -252,7 +290,7 @@ def test_one_ring_may_wake_several() -> None:
 
 
 def test_a_signal_rings_in_the_main_thread() -> None:
-    """Its handler has run when the wait returns, and the wake-up descriptor is as before."""
+    """The signal handler has run when the wait returns, and the wake-up descriptor is restored."""
     handled: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: handled.append(number))
     try:

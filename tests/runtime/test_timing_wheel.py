@@ -1,4 +1,4 @@
-"""The timing wheel: what fires, in which order, and what is left afterwards."""
+"""The timing wheel: which timers fire, in which order, and what is left afterwards."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from tao.errors import TooManyTimers
 from tao.runtime.timing_wheel import SharedWheel, TimingWheel, delay_until
 from tests.support import PATIENCE, ends, together, wait_until
 
-#: A delay that no test lives to see.
+#: A delay longer than any test.
 NEVER = 3600.0
 
 
 @pytest.fixture
 def wheel() -> Iterator[TimingWheel]:
-    """A wheel that is stopped when the test ends."""
+    """A wheel that is stopped at the end of the test."""
     made = TimingWheel("tao-test-wheel")
     yield made
     made.stop()
 
 
 def heap_of(wheel: TimingWheel) -> list[tuple[float, int]]:
-    """The order that the wheel's thread has made."""
-    agenda = wheel._agenda.get()
-    assert agenda is not None
-    return agenda.heap
+    """Return the heap of the wheel's thread."""
+    heap = wheel._heap.get()
+    assert heap is not None
+    return heap.heap
 
 
 class Callback:
-    """A callback that can be watched vanishing, and does something when it does."""
+    """A callback that records when it is freed, and calls a function then."""
 
     def __init__(self, last_will: Any = None) -> None:
         self.fired = threading.Event()
@@ -56,12 +56,12 @@ class Callback:
 # -- firing
 
 
-def test_timers_fire_by_their_deadlines(wheel: TimingWheel) -> None:
-    """In whatever order they were added."""
+def test_timers_fire_in_the_order_of_their_deadlines(wheel: TimingWheel) -> None:
+    """The order in which they were added does not matter."""
     fired: queue.Queue[int] = queue.Queue()
     gate = threading.Event()
     wheel.run_after(0, lambda _: gate.wait(PATIENCE))
-    # A pause between two of these lines changes the order of the deadlines; the heap knows it.
+    # A pause between these lines may change the order of the deadlines; the heap has the order.
     timers = [
         wheel.run_after(delay / 1000, lambda _, n=number: fired.put(n))
         for number, delay in enumerate([30, 20, 0, 40, 10])
@@ -71,8 +71,8 @@ def test_timers_fire_by_their_deadlines(wheel: TimingWheel) -> None:
     assert [timers[fired.get(timeout=PATIENCE)] for _ in timers] == due
 
 
-def test_a_nearer_timer_wakes_the_sleeping_wheel(wheel: TimingWheel) -> None:
-    """A wheel that sleeps until a far deadline is not late for a near one added meanwhile."""
+def test_an_earlier_timer_wakes_the_wheel(wheel: TimingWheel) -> None:
+    """A wheel that sleeps until a later deadline fires an earlier timer in time."""
     far, near = Callback(), Callback()
     wheel.run_after(NEVER, far)
     wheel.run_after(0.01, near)
@@ -80,8 +80,8 @@ def test_a_nearer_timer_wakes_the_sleeping_wheel(wheel: TimingWheel) -> None:
     assert (far.fired.is_set(), wheel.size) == (False, 1)
 
 
-def test_the_thread_comes_with_the_first_timer() -> None:
-    """It has the wheel's name, runs the callbacks, and goes when the wheel is stopped."""
+def test_the_thread_starts_with_the_first_timer() -> None:
+    """It has the wheel's name, runs the callbacks, and ends when the wheel is stopped."""
     wheel, names = TimingWheel("tao-named"), queue.Queue[str]()
     running = [thread.name for thread in threading.enumerate()]
     assert "tao-named" not in running
@@ -91,8 +91,8 @@ def test_the_thread_comes_with_the_first_timer() -> None:
     assert "tao-named" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_a_callback_gets_the_time_it_was_due(wheel: TimingWheel) -> None:
-    """As an aware datetime in UTC: the time asked for, not the time at which it ran."""
+def test_a_callback_gets_the_due_time(wheel: TimingWheel) -> None:
+    """It is an aware datetime in UTC, and not the time at which the callback runs."""
     got: queue.Queue[datetime] = queue.Queue()
     when = datetime.now(timezone(timedelta(hours=9))) + timedelta(seconds=0.05)
     wheel.run_at(when, got.put)
@@ -111,16 +111,17 @@ def test_a_callback_gets_the_time_it_was_due(wheel: TimingWheel) -> None:
         0,
         -5.5,
     ],
+    ids=["now", "a date before the epoch", "a second ago", "the epoch", "before the epoch"],
 )
 def test_run_at_in_the_past_fires_at_once(wheel: TimingWheel, when: Any) -> None:
-    """Datetimes and timestamps, also from before the epoch."""
+    """This includes datetimes and timestamps before the epoch."""
     callback = Callback()
     wheel.run_at(when, callback)
     assert callback.fired.wait(PATIENCE)
 
 
 def test_delay_until_a_time_of_day() -> None:
-    """It is the difference to the clock, whatever the time zone, and never negative."""
+    """It is the difference to the clock in any time zone, and never negative."""
     in_an_hour = time.time() + 3600
     assert delay_until(in_an_hour) == pytest.approx(3600, abs=60)
     zone = timezone(timedelta(hours=-7))
@@ -129,7 +130,7 @@ def test_delay_until_a_time_of_day() -> None:
 
 
 class Vague(tzinfo):
-    """A time zone that does not know its offset: a datetime with it is naive."""
+    """A time zone without an offset, which makes a datetime naive."""
 
     def utcoffset(self, when: datetime | None) -> None:
         return None
@@ -139,8 +140,8 @@ AWARE = datetime(2030, 1, 1, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize("naive", [AWARE.replace(tzinfo=None), AWARE.replace(tzinfo=Vague())])
-def test_run_at_wants_an_aware_datetime(wheel: TimingWheel, naive: datetime) -> None:
-    """One without time zone could mean anything, and is refused."""
+def test_run_at_needs_an_aware_datetime(wheel: TimingWheel, naive: datetime) -> None:
+    """A datetime without a time zone is ambiguous, and refused."""
     with pytest.raises(ValueError, match="needs a datetime with a time zone, not datetime"):
         wheel.run_at(naive, print)
     assert wheel.size == 0
@@ -154,7 +155,7 @@ def test_run_at_wants_an_aware_datetime(wheel: TimingWheel, naive: datetime) -> 
     ],
 )
 def test_times_are_checked(wheel: TimingWheel, wrong: Any, error: type[Exception]) -> None:
-    """What is no finite number is refused by the argument's name, and no timer is made."""
+    """Values that are not finite numbers are refused by name, and no timer is created."""
     with pytest.raises(error, match=f"when must be .*, not {wrong!r}"):
         wheel.run_at(wrong, print)
     with pytest.raises(error, match=f"delay must be .*, not {wrong!r}"):
@@ -165,7 +166,7 @@ def test_times_are_checked(wheel: TimingWheel, wrong: Any, error: type[Exception
 
 
 def test_delays_are_not_negative_and_intervals_not_zero(wheel: TimingWheel) -> None:
-    """A delay of zero is fine."""
+    """A delay of zero is allowed."""
     with pytest.raises(ValueError, match="delay must be zero or a positive number of seconds"):
         wheel.run_after(-0.1, print)
     with pytest.raises(ValueError, match="interval must be a positive number of seconds, not 0"):
@@ -175,14 +176,14 @@ def test_delays_are_not_negative_and_intervals_not_zero(wheel: TimingWheel) -> N
     assert callback.fired.wait(PATIENCE)
 
 
-def test_a_callback_is_callable(wheel: TimingWheel) -> None:
-    """What is not is refused when it is added."""
+def test_a_callback_must_be_callable(wheel: TimingWheel) -> None:
+    """Other objects are refused when they are added."""
     with pytest.raises(TypeError, match="a timer's callback must be callable, not 5"):
         wheel.run_after(1, 5)  # type: ignore[arg-type]
 
 
-def test_a_wheel_may_be_full() -> None:
-    """Above ``max_pending`` adding raises, until there is room again."""
+def test_a_full_wheel() -> None:
+    """Above ``max_pending``, adding raises until there is room again."""
     wheel = TimingWheel("tao-full", max_pending=2)
     first = wheel.run_after(NEVER, print)
     wheel.run_every(NEVER, print)
@@ -194,8 +195,8 @@ def test_a_wheel_may_be_full() -> None:
     wheel.stop()
 
 
-def test_a_delay_beyond_all_limits_harms_nobody(wheel: TimingWheel) -> None:
-    """The wheel sleeps as long as it can, and wakes for the others."""
+def test_a_very_long_delay(wheel: TimingWheel) -> None:
+    """The wheel sleeps as long as the system permits, and wakes for other timers."""
     wheel.run_after(1e300, print)
     callback = Callback()
     wheel.run_after(0.001, callback)
@@ -204,8 +205,8 @@ def test_a_delay_beyond_all_limits_harms_nobody(wheel: TimingWheel) -> None:
 
 
 @pytest.mark.parametrize("interval", [5e-324, 1e-12])
-def test_an_interval_beyond_all_limits_starves_nobody(wheel: TimingWheel, interval: float) -> None:
-    """However short it is, the other timers have their turns."""
+def test_a_very_short_or_long_interval(wheel: TimingWheel, interval: float) -> None:
+    """Other timers still fire."""
     restless, other = Callback(), Callback()
     timer = wheel.run_every(interval, restless)
     wheel.run_after(0.005, other)
@@ -217,7 +218,7 @@ def test_an_interval_beyond_all_limits_starves_nobody(wheel: TimingWheel, interv
 
 
 def test_a_periodic_timer_keeps_its_phase_and_does_not_burst(wheel: TimingWheel) -> None:
-    """After a stall it fires once for all it missed, then where its rhythm has it."""
+    """After a delay it fires once for all missed times, and then at its regular times."""
     interval, dues = 0.04, queue.Queue[float]()
     wheel.run_every(interval, lambda due: dues.put(due.timestamp()))
     first = dues.get(timeout=PATIENCE)
@@ -240,7 +241,7 @@ def test_a_periodic_timer_keeps_its_phase_and_does_not_burst(wheel: TimingWheel)
 
 
 def test_a_periodic_timer_goes_on_until_cancelled(wheel: TimingWheel) -> None:
-    """It counts as one pending timer all the time, and as none after."""
+    """It counts as one pending timer until it is cancelled."""
     ticks: queue.Queue[datetime] = queue.Queue()
     timer = wheel.run_every(0.001, ticks.put)
     for _ in range(5):
@@ -250,11 +251,11 @@ def test_a_periodic_timer_goes_on_until_cancelled(wheel: TimingWheel) -> None:
     assert (wheel.cancel(timer), wheel.size) == (False, 0)
 
 
-# -- cancelling, and what is left
+# -- cancelling and memory
 
 
-def test_cancel_tells_whether_there_was_one(wheel: TimingWheel) -> None:
-    """True once for a pending timer; False for what has fired or never was."""
+def test_cancel_returns_whether_the_timer_was_pending(wheel: TimingWheel) -> None:
+    """It is True once for a pending timer, and False for a fired or unknown one."""
     timer = wheel.run_after(NEVER, print)
     assert [wheel.cancel(timer), wheel.cancel(timer), wheel.cancel(12345)] == [True, False, False]
     callback = Callback()
@@ -264,7 +265,7 @@ def test_cancel_tells_whether_there_was_one(wheel: TimingWheel) -> None:
 
 
 def test_cancelling_frees_the_callback_at_once(wheel: TimingWheel) -> None:
-    """What it holds does not wait for the time it was due."""
+    """Its objects are freed before the due time."""
     callback = Callback()
     gone = weakref.ref(callback)
     timer = wheel.run_after(NEVER, callback)
@@ -277,7 +278,7 @@ def test_cancelling_frees_the_callback_at_once(wheel: TimingWheel) -> None:
 
 
 def test_a_fired_callback_is_freed(wheel: TimingWheel) -> None:
-    """The wheel does not hold it while it sleeps until the next timer."""
+    """The wheel does not keep it while it sleeps until the next timer."""
     callback = Callback()
     gone, fired = weakref.ref(callback), callback.fired
     wheel.run_after(0, callback)
@@ -287,7 +288,7 @@ def test_a_fired_callback_is_freed(wheel: TimingWheel) -> None:
 
 
 def test_a_hundred_thousand_cancelled_timers_leave_nothing(wheel: TimingWheel) -> None:
-    """One that lives among them is not lost, and the heap is small, before any of them is due."""
+    """Live timers among them are kept, and the heap shrinks before any of them is due."""
     wheel.run_after(NEVER, print)
     for _ in range(100_000):
         wheel.cancel(wheel.run_after(NEVER + 1, print))
@@ -298,8 +299,8 @@ def test_a_hundred_thousand_cancelled_timers_leave_nothing(wheel: TimingWheel) -
     assert (wheel.size, heap_of(wheel)[0][1]) == (1, 1)
 
 
-def test_the_living_among_many_cancelled_still_fire(wheel: TimingWheel) -> None:
-    """Clearing the heap keeps who is wanted, each at its time."""
+def test_live_timers_among_many_cancelled_ones_fire(wheel: TimingWheel) -> None:
+    """Rebuilding the heap keeps them, each with its deadline."""
     fired: queue.Queue[int] = queue.Queue()
     gate = threading.Event()
     wheel.run_after(0, lambda _: gate.wait(PATIENCE))
@@ -312,8 +313,8 @@ def test_the_living_among_many_cancelled_still_fire(wheel: TimingWheel) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])
-def test_what_a_callback_holds_may_call_the_wheel_as_it_goes(how: str) -> None:
-    """A finalizer runs without the wheel's lock: it, and another thread for it, can cancel."""
+def test_a_finalizer_of_a_callback_may_call_the_wheel(how: str) -> None:
+    """It runs without the wheel's lock, so it can cancel, as can another thread meanwhile."""
     wheel = TimingWheel("tao-wills")
     other = wheel.run_after(NEVER, print)
     done: list[bool] = []
@@ -329,8 +330,8 @@ def test_what_a_callback_holds_may_call_the_wheel_as_it_goes(how: str) -> None:
 # -- callbacks that use the wheel
 
 
-def test_callbacks_may_add(wheel: TimingWheel) -> None:
-    """A chain of timers, each added by the one before, runs to its end."""
+def test_callbacks_may_add_timers(wheel: TimingWheel) -> None:
+    """A chain of timers, each added by the previous one, fires completely."""
     done = threading.Event()
 
     def step(left: int) -> None:
@@ -345,7 +346,7 @@ def test_callbacks_may_add(wheel: TimingWheel) -> None:
 
 
 def test_a_callback_may_cancel_its_own_timer(wheel: TimingWheel) -> None:
-    """A periodic one then does not fire again; a single one is no longer there to cancel."""
+    """A periodic timer does not fire again; a single one is not pending any more."""
     told: queue.Queue[bool] = queue.Queue()
     ids: queue.Queue[int] = queue.Queue()
 
@@ -359,8 +360,8 @@ def test_a_callback_may_cancel_its_own_timer(wheel: TimingWheel) -> None:
     assert told.empty() and wheel.size == 0
 
 
-def test_a_callback_may_cancel_what_is_due_with_it(wheel: TimingWheel) -> None:
-    """Of timers due together the first cancels the others, and none of them fires."""
+def test_a_callback_may_cancel_timers_due_at_the_same_time(wheel: TimingWheel) -> None:
+    """Of several timers due together, the first cancels the others."""
     gate, last = threading.Event(), Callback()
     told: list[bool] = []
     others = [Callback(), Callback()]
@@ -376,7 +377,7 @@ def test_a_callback_may_cancel_what_is_due_with_it(wheel: TimingWheel) -> None:
 
 
 def test_a_callback_may_stop_the_wheel(log_lines: list[Any]) -> None:
-    """It does not wait for itself, nothing fires after, and the thread ends."""
+    """It does not wait for itself, no timer fires afterwards, and the thread ends."""
     wheel, stopped, late = TimingWheel("tao-stops-itself"), threading.Event(), Callback()
     gate = threading.Event()
 
@@ -394,10 +395,10 @@ def test_a_callback_may_stop_the_wheel(log_lines: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("oh"), SystemExit("oh")])
-def test_a_callback_that_raises_is_logged_and_goes_on(
+def test_a_callback_that_raises_is_logged(
     wheel: TimingWheel, error: BaseException, log_lines: list[Any]
 ) -> None:
-    """With its traceback; a periodic one comes again, and other timers do not notice."""
+    """It is logged with its traceback; a periodic timer continues, and others are not affected."""
     calls: queue.Queue[datetime] = queue.Queue()
 
     def fail(due: datetime) -> None:
@@ -415,11 +416,11 @@ def test_a_callback_that_raises_is_logged_and_goes_on(
     assert other.fired.wait(PATIENCE)
 
 
-# -- stopping, and many threads
+# -- stopping and concurrency
 
 
 def test_stopping_drops_all_timers() -> None:
-    """Their callbacks are freed, adding raises, and stopping again is harmless."""
+    """Their callbacks are freed, adding raises, and a second stop is harmless."""
     wheel, callback = TimingWheel("tao-stopped"), Callback()
     gone = weakref.ref(callback)
     wheel.run_every(NEVER, callback)
@@ -433,16 +434,16 @@ def test_stopping_drops_all_timers() -> None:
     assert not wheel.cancel(1)
 
 
-def test_stopping_what_never_ran() -> None:
-    """A wheel without timers has no thread to wait for."""
+def test_stopping_an_unused_wheel() -> None:
+    """A wheel without timers has no thread to join."""
     wheel = TimingWheel("tao-unused")
     wheel.stop(timeout=None)
     with pytest.raises(RuntimeError):
         wheel.run_every(1, print)
 
 
-def test_stopping_does_not_wait_for_what_was_due() -> None:
-    """Timers that became due during a slow callback are dropped, not fired first."""
+def test_stopping_drops_timers_that_are_due() -> None:
+    """Timers that became due during a slow callback do not fire."""
     wheel, started, gate, late = TimingWheel(), threading.Event(), threading.Event(), Callback()
 
     def slow(_: datetime) -> None:
@@ -458,10 +459,10 @@ def test_stopping_does_not_wait_for_what_was_due() -> None:
     assert not late.fired.is_set()
 
 
-def test_without_a_thread_there_is_no_timer(
+def test_a_thread_that_cannot_be_started(
     wheel: TimingWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the system gives none, adding raises, and works when it gives one again."""
+    """Adding raises, and works again once threads can be started."""
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -476,7 +477,7 @@ def test_without_a_thread_there_is_no_timer(
     assert callback.fired.wait(PATIENCE)
 
 
-def test_any_number_of_threads_may_use_a_wheel(wheel: TimingWheel) -> None:
+def test_concurrent_use_of_a_wheel(wheel: TimingWheel) -> None:
     """Each timer either fires once or was cancelled, never both and never neither."""
     fired: queue.Queue[tuple[int, int]] = queue.Queue()
 
@@ -498,8 +499,8 @@ def test_any_number_of_threads_may_use_a_wheel(wheel: TimingWheel) -> None:
 # -- the shared wheel
 
 
-def test_users_share_one_wheel_until_the_last_goes() -> None:
-    """With the last release the thread ends; who comes after gets a new wheel."""
+def test_the_shared_wheel_ends_with_its_last_user() -> None:
+    """Its thread ends with the last release; a later user gets a new wheel."""
     shared = SharedWheel()
     first, second = shared.acquire("first"), shared.acquire("second")
     assert first is second is shared.wheel
@@ -517,8 +518,8 @@ def test_users_share_one_wheel_until_the_last_goes() -> None:
     assert third.size == 0
 
 
-def test_who_has_not_got_the_wheel_may_release_it() -> None:
-    """Twice, or without having acquired it: others keep it."""
+def test_releasing_without_acquiring() -> None:
+    """Releasing twice, or without having acquired, does not affect other users."""
     shared = SharedWheel()
     shared.release("nobody")
     wheel = shared.acquire("one")
@@ -531,14 +532,14 @@ def test_who_has_not_got_the_wheel_may_release_it() -> None:
 
 
 def test_the_last_user_may_be_a_callback() -> None:
-    """Giving the wheel back from its own thread ends it all the same."""
+    """Releasing the wheel in its own thread ends it as well."""
     shared = SharedWheel()
     shared.acquire("me").run_after(0, lambda _: shared.release("me"))
     wait_until(lambda: "tao-timing-wheel" not in [t.name for t in threading.enumerate()])
 
 
-def test_users_come_and_go_from_many_threads() -> None:
-    """Whoever holds the wheel can use it, whatever the others do; in the end no thread is left."""
+def test_concurrent_users_of_the_shared_wheel() -> None:
+    """Each user can use the wheel; in the end, no thread is left."""
     shared = SharedWheel()
 
     def use() -> None:

@@ -1,4 +1,4 @@
-"""The worker pool: names, an initializer that may fail, and stopping by a deadline."""
+"""The worker pool: names, an initializer that may raise, and stopping with a deadline."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.support import PATIENCE, ends, together, wait_until
 
 @pytest.fixture
 def pool() -> Iterator[WorkerPool]:
-    """Two workers, stopped when the test ends."""
+    """A pool of two workers, stopped at the end of the test."""
     made = WorkerPool(2)
     yield made
     made.stop(PATIENCE)
 
 
 def test_a_job_returns_or_raises(pool: WorkerPool) -> None:
-    """``submit`` gives a future of either, ``run`` waits for it."""
+    """``submit`` returns a future, and ``run`` waits for the result."""
     assert pool.submit(divmod, 7, 2).result(PATIENCE) == (3, 1)
     assert pool.run(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
@@ -38,7 +38,7 @@ def test_a_job_returns_or_raises(pool: WorkerPool) -> None:
 
 
 def test_it_is_an_executor() -> None:
-    """With all that ``concurrent.futures`` has for one; leaving a ``with`` block finishes all."""
+    """It has the interface of ``concurrent.futures``; a ``with`` block finishes all jobs."""
     with WorkerPool(2) as pool:
         assert isinstance(pool, ThreadPoolExecutor)
         assert pool.submit(int, "11", base=2).result(PATIENCE) == 3
@@ -48,7 +48,7 @@ def test_it_is_an_executor() -> None:
 
 
 def test_workers_have_names_and_numbers() -> None:
-    """They say what they are for; there are as many as asked for, and no more."""
+    """The names tell the purpose, and there are at most as many as configured."""
     pool, barrier = WorkerPool(3, name="tao-db"), threading.Barrier(3)
 
     def name() -> str:
@@ -62,7 +62,7 @@ def test_workers_have_names_and_numbers() -> None:
 
 
 def test_workers_start_when_needed() -> None:
-    """A pool that nobody uses has no thread, and is stopped without."""
+    """An unused pool has no thread to stop."""
     pool = WorkerPool()
     assert pool.size == 20
     assert not [t for t in threading.enumerate() if t.name.startswith("tao-worker")]
@@ -70,7 +70,7 @@ def test_workers_start_when_needed() -> None:
 
 
 def test_busy_counts_running_jobs(pool: WorkerPool) -> None:
-    """Not those that wait for a worker, nor those that ended or raised."""
+    """It excludes jobs that wait for a worker, and those that have ended or raised."""
     running, gate = threading.Barrier(3), threading.Event()
 
     def job() -> None:
@@ -86,8 +86,8 @@ def test_busy_counts_running_jobs(pool: WorkerPool) -> None:
     wait_until(lambda: pool.busy == 0)
 
 
-def test_a_worker_that_runs_a_job_does_it_itself() -> None:
-    """When all workers wait for others to run something, nobody else is left to do so."""
+def test_run_in_a_worker_runs_the_job_directly() -> None:
+    """Otherwise all workers could wait for a job that none can run."""
     pool = WorkerPool(1)
 
     def outer() -> tuple[str, str]:
@@ -104,7 +104,7 @@ def test_a_worker_that_runs_a_job_does_it_itself() -> None:
 
 
 def test_the_initializer_runs_in_each_worker() -> None:
-    """Once, before its first job, and what it leaves in the thread is there for the jobs."""
+    """It runs once, before the first job; thread-local data is available to the jobs."""
     local, barrier = threading.local(), threading.Barrier(2)
     calls: list[str] = []
 
@@ -126,7 +126,7 @@ def test_the_initializer_runs_in_each_worker() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("oh"), SystemExit("oh")])
 def test_an_initializer_that_raises_is_logged(error: BaseException, log_lines: list[Any]) -> None:
-    """With the worker's name; the worker works on, and so does the pool."""
+    """The line has the worker's name; the worker and the pool continue."""
 
     def fail() -> None:
         raise error
@@ -142,8 +142,8 @@ def test_an_initializer_that_raises_is_logged(error: BaseException, log_lines: l
 # -- stopping
 
 
-def test_stopping_finishes_what_runs_and_drops_the_rest() -> None:
-    """Jobs that had not begun are cancelled, who waits for one is told, and none is taken."""
+def test_stopping_finishes_running_jobs_and_drops_the_rest() -> None:
+    """Jobs that have not begun are cancelled, their callers get an error, and none is accepted."""
     pool, running, gate = WorkerPool(1), threading.Event(), threading.Event()
 
     def job() -> str:
@@ -167,7 +167,7 @@ def test_stopping_finishes_what_runs_and_drops_the_rest() -> None:
 
 
 def test_a_stuck_worker_is_reported(log_lines: list[Any]) -> None:
-    """As a thread with a name, and in the log; those that ended are not."""
+    """It is returned as a named thread and logged; those that ended are not."""
     pool, both, gate = WorkerPool(2), threading.Barrier(2), threading.Event()
     stuck = pool.submit(lambda: (both.wait(PATIENCE), gate.wait(PATIENCE)))
     quick = pool.submit(both.wait, PATIENCE)
@@ -182,8 +182,8 @@ def test_a_stuck_worker_is_reported(log_lines: list[Any]) -> None:
     assert pool.stop(PATIENCE) == []
 
 
-def test_a_worker_that_only_just_started_is_waited_for() -> None:
-    """Whoever stops the pool right after a job was given finds no thread left."""
+def test_a_worker_that_just_started_is_joined() -> None:
+    """After a stop immediately after ``submit``, no thread is left."""
     for _ in range(50):
         pool = WorkerPool(1)
         pool.submit(int)
@@ -192,7 +192,7 @@ def test_a_worker_that_only_just_started_is_waited_for() -> None:
 
 
 def test_workers_may_stop_the_pool() -> None:
-    """All of them at once: none waits for another, and then all end."""
+    """If all of them stop it at once, none waits for another, and all end."""
     pool, barrier = WorkerPool(3), threading.Barrier(3)
 
     def stop() -> list[threading.Thread]:
@@ -205,23 +205,23 @@ def test_workers_may_stop_the_pool() -> None:
 
 
 def test_an_initializer_may_stop_the_pool() -> None:
-    """However odd, it neither dead-locks nor leaves a thread."""
+    """There is no deadlock, and no thread is left."""
     pool = WorkerPool(1, lambda: pool.stop())
     with pytest.raises(CancelledError):
         pool.submit(int).result(PATIENCE)
     assert pool.stop(PATIENCE) == []
 
 
-def test_any_thread_may_stop_it_and_twice() -> None:
-    """Several at once find nothing left."""
+def test_any_thread_may_stop_it_repeatedly() -> None:
+    """Concurrent stops leave no thread."""
     pool = WorkerPool(2)
     for _ in range(10):
         pool.submit(int)
     assert together(*[lambda: pool.stop(PATIENCE)] * 3) == [[], [], []]
 
 
-def test_idle_workers_are_not_waited_for(log_lines: list[Any]) -> None:
-    """They end by themselves, so a stop that is given no time names none of them."""
+def test_idle_workers_are_not_reported(log_lines: list[Any]) -> None:
+    """They end by themselves, so a stop without time reports none of them."""
     for _ in range(20):
         pool = WorkerPool(3)
         together(*[lambda pool=pool: pool.run(int)] * 3)
@@ -230,8 +230,8 @@ def test_idle_workers_are_not_waited_for(log_lines: list[Any]) -> None:
     assert not log_lines
 
 
-def test_after_an_interrupted_stop_the_next_tells_the_truth() -> None:
-    """Before CPython 3.13 a thread whose join was interrupted counts as ended."""
+def test_a_stop_after_an_interrupted_one() -> None:
+    """Before CPython 3.13, a thread with an interrupted join counted as ended."""
     pool, running, gate = WorkerPool(1), threading.Event(), threading.Event()
     pool.submit(lambda: running.set() or gate.wait(PATIENCE))
     assert running.wait(PATIENCE)
@@ -242,19 +242,19 @@ def test_after_an_interrupted_stop_the_next_tells_the_truth() -> None:
     assert pool.stop(PATIENCE) == []
 
 
-# -- interrupted anywhere
+# -- interrupted at any bytecode
 
 
 def works(pool: WorkerPool) -> bool:
-    """Whether as many jobs as there may be workers run at once, and no more workers are there."""
+    """Return whether all workers run jobs concurrently, and there are no more workers."""
     met = threading.Barrier(pool.size)
     jobs = [pool.submit(met.wait, PATIENCE) for _ in range(pool.size)]
     return len({job.result(PATIENCE) for job in jobs}) == pool.size == len(pool._members)
 
 
 @pytest.mark.parametrize("call", ["submit", "run", "stop"])
-def test_any_call_may_come_in_the_midst_of_another(call: str) -> None:
-    """From a signal handler or a finalizer, at each bytecode: both do what they should."""
+def test_nested_calls(call: str) -> None:
+    """From a signal handler or finalizer at each bytecode: both calls have their effect."""
     for moment in opcodes("tao.runtime.worker_pool", "tao.runtime.jobs"):
         pool, results = WorkerPool(2), []
         same = partial(pool.stop, PATIENCE) if call == "stop" else partial(pool.run, list)
@@ -267,7 +267,7 @@ def test_any_call_may_come_in_the_midst_of_another(call: str) -> None:
 
 @pytest.mark.parametrize("call", ["submit", "run", "stop"])
 def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
-    """What was called has begun or has not, and the pool works on, with all of its workers."""
+    """The call has taken effect or not, and the pool works with all of its workers."""
     for moment in opcodes("tao.runtime.worker_pool", "tao.runtime.jobs"):
         pool, done = WorkerPool(2), []
         pool.run(int)
@@ -279,7 +279,7 @@ def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
 
 
 def test_an_exception_at_any_bytecode_of_a_worker(log_lines: list[Any]) -> None:
-    """Its job is run, or ends with that exception; the worker goes on, or another comes."""
+    """Its job runs, or ends with that exception; the worker continues or is replaced."""
     for moment in opcodes("tao.runtime.worker_pool", "tao.runtime.jobs"):
         pool = WorkerPool(1, bool)
         with moment.raising(thread="tao-worker_0"):
@@ -293,8 +293,8 @@ def test_an_exception_at_any_bytecode_of_a_worker(log_lines: list[Any]) -> None:
 
 
 def test_exceptions_from_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many are raised in workers, all jobs end, and no worker is lost."""
-    for hook in ("unraisablehook", "excepthook"):  # which may be struck as well
+    """All jobs end, and no worker is lost, for any number of exceptions."""
+    for hook in ("unraisablehook", "excepthook"):  # these may be interrupted as well
         monkeypatch.setattr(sys if hook[0] == "u" else threading, hook, lambda _: None)
     pool = WorkerPool(3)
     jobs = [pool.submit(sum, range(2000)) for _ in range(1000)]
@@ -313,7 +313,7 @@ def test_exceptions_from_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def output_of(program: str) -> str:
-    """Run a program and return what it printed; its last line is what tao logged, if anything."""
+    """Run a program and return its output; the last line is tao's log line, if any."""
     begin = "import loguru, sys, tao\n"
     begin += "loguru.logger.remove()\n"
     begin += "loguru.logger.add(lambda line: print(line.strip()), format='{level} {message}')\n"
@@ -326,8 +326,8 @@ def output_of(program: str) -> str:
     return done.stdout
 
 
-def test_jobs_run_as_long_as_the_process_lives() -> None:
-    """Also when the main thread has returned and another goes on: CPython's executors do not."""
+def test_jobs_run_until_the_process_exits() -> None:
+    """They run after the end of the main thread, unlike those of CPython's executors."""
     program = (
         "import threading\n"
         "pool = tao.WorkerPool(2)\n"
@@ -341,8 +341,8 @@ def test_jobs_run_as_long_as_the_process_lives() -> None:
     assert output_of(program) == f"0 0 {[0] * 9}\n0\n"
 
 
-def test_jobs_dropped_at_the_end_of_the_process_are_logged() -> None:
-    """Those not begun, and those cut off; what never returns does not keep it from ending."""
+def test_jobs_dropped_at_exit_are_logged() -> None:
+    """This includes interrupted ones; a job that never returns does not delay the exit."""
     program = (
         "import threading\n"
         "pool, running = tao.WorkerPool(1), threading.Event()\n"
@@ -371,13 +371,13 @@ def test_jobs_dropped_at_the_end_of_the_process_are_logged() -> None:
 def test_arguments_are_checked(
     arguments: tuple[Any, ...], error: type[Exception], text: str
 ) -> None:
-    """The error names the argument and what it was."""
+    """The error names the argument and its value."""
     with pytest.raises(error, match=text):
         WorkerPool(*arguments)
 
 
-def test_a_pool_that_is_forgotten_lets_the_program_end() -> None:
-    """Its idle workers do not keep the interpreter from ending, whoever has started them."""
+def test_a_forgotten_pool_does_not_prevent_the_exit() -> None:
+    """Its idle workers do not keep the interpreter alive, whichever thread started them."""
     program = "import tao; pool = tao.WorkerPool(1); print(pool.submit(int).result())"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG, cwd=ROOT

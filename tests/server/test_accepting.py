@@ -1,4 +1,4 @@
-"""Accepting goes on, whatever fails: descriptors, memory, threads, log sinks, error handling."""
+"""Accepting continues after any failure: of descriptors, memory, threads or log sinks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from tao.runtime.context import Context
 from tao.runtime.deadline import Deadline
 from tao.runtime.leader_followers import Run
 from tao.runtime.thread_start import StartableThread
+from tao.server.binding import listen
 from tao.server.connection import ServerConn
-from tao.server.listener import Listener, listen
 from tao.server.server import Server, server_core_of
+from tao.server.threaded_listener import ThreadedListener
 from tests.ends import MakeServer, Seen, Text, text
 from tests.injection import Interruption, opcodes, raise_in
 from tests.support import PATIENCE, recv_exactly, wait_until
 
 
 def asks(address: Any, value: str = "x") -> bool:
-    """Connect, send a text, and tell whether it comes back."""
+    """Connect, send a text, and return whether it is echoed."""
     try:
         with socket.create_connection(address, PATIENCE) as sock:
             sock.sendall(text(value))
@@ -34,10 +35,16 @@ def asks(address: Any, value: str = "x") -> bool:
         return False
 
 
+@pytest.fixture(params=["own", "shared"])
+def readers(request: pytest.FixtureRequest) -> Any:
+    """What reads and accepts connections."""
+    return request.param
+
+
 @pytest.fixture
-def echoing(make_server: MakeServer) -> tuple[Server, Any]:
-    """A server that echoes, and its address."""
-    server, address = make_server()
+def echoing(make_server: MakeServer, readers: Any) -> tuple[Server, Any]:
+    """An echo server and its address."""
+    server, address = make_server(readers=readers)
 
     @server.handler(Text)
     def answer(ctx: Context, conn: ServerConn) -> None:
@@ -46,8 +53,11 @@ def echoing(make_server: MakeServer) -> tuple[Server, Any]:
     return server, address
 
 
+own_threads = pytest.mark.parametrize("readers", ["own"])
+
+
 class Broken:
-    """A listening socket that raises an error as often as wanted when it is accepted from."""
+    """A listening socket that raises an error in its first calls of ``accept``."""
 
     def __init__(self, sock: socket.socket, error: BaseException, times: int) -> None:
         self._sock, self._error, self.times = sock, error, times
@@ -70,7 +80,7 @@ ERRORS = [
 
 @pytest.fixture
 def raising_sink() -> Iterator[Seen]:
-    """A log sink that raises, as on a full disk or for lack of memory; lines are noted."""
+    """A log sink that records lines and then raises, as on a full disk or without memory."""
     lines = Seen()
 
     def sink(message: Any) -> None:
@@ -88,7 +98,7 @@ def raising_sink() -> Iterator[Seen]:
 def test_accepting_survives_each_error_and_a_raising_sink(
     echoing: tuple[Server, Any], error: BaseException, raising_sink: Seen
 ) -> None:
-    """Whoever connects is served in the end, and the server tells the truth about itself."""
+    """All clients are served in the end, and the server's state and counts are correct."""
     server, address = echoing
     listener = server_core_of(server).listeners.all[0]
     listener._sock = Broken(listener._sock, error, times=3)  # type: ignore[assignment]
@@ -97,10 +107,11 @@ def test_accepting_survives_each_error_and_a_raising_sink(
     assert server.stop(PATIENCE).clean
 
 
-def test_an_error_with_everything_around_it_broken(
+@own_threads
+def test_an_error_while_error_handling_fails(
     echoing: tuple[Server, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log, the count and even the words for the error raise; connections are served after."""
+    """Even if logging, counting and formatting the error raise, later connections are served."""
     server, address = echoing
     listener, broken = server_core_of(server).listeners.all[0], Seen()
 
@@ -113,17 +124,17 @@ def test_an_error_with_everything_around_it_broken(
         patch.setattr("tao.runtime.leader_followers.logger", None)
         patch.setattr("tao.runtime.leader_followers._PAUSE", 0.001)
         patch.setattr(listener, "_failed", fail)
-        patch.setattr(listener._turns, "provide", fail)
+        patch.setattr(listener._accepting, "provide", fail)
         with socket.create_connection(address, PATIENCE) as sock:
             assert sock.recv(1) == b""
         broken.wait(2)
     assert asks(address) and server.running
 
 
-def test_one_connection_that_cannot_be_made_delays_no_other(
+def test_an_error_of_one_connection_delays_no_other(
     echoing: tuple[Server, Any], monkeypatch: pytest.MonkeyPatch, log_lines: list[Any]
 ) -> None:
-    """Only what the next would meet too is waited for."""
+    """The listener waits only after errors that the next connection would meet too."""
     server, address = echoing
     failures = [ValueError("no"), OSError(errno.ENOTCONN, "gone"), OSError(errno.EINVAL, "gone")]
 
@@ -138,19 +149,17 @@ def test_one_connection_that_cannot_be_made_delays_no_other(
     assert [asks(address) for _ in range(3)] == [False] * 3
     monkeypatch.undo()
     assert asks(address)
-    assert (server.snapshot().accept_errors, len(server_core_of(server).acceptor.admission)) == (
-        1,
-        1,
-    )
-    told = [each["level"].name for each in log_lines if "could not be made" in each["message"]]
+    assert server.snapshot().accept_errors == 1
+    wait_until(lambda: not len(server_core_of(server).acceptor.admission))
+    told = [each["level"].name for each in log_lines if "could not be set up" in each["message"]]
     assert told == ["ERROR", "DEBUG", "DEBUG"]
 
 
-# -- threads that do not come up
+# -- threads that do not start
 
 
-def test_a_thread_that_dies_at_its_birth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its start fails instead of waiting for it for ever; if it was only slow, it does nothing."""
+def test_a_thread_that_fails_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its start raises instead of waiting forever; a thread that was only slow does nothing."""
     ran = Seen()
     thread = StartableThread(ran.add, (1,), "test-still-born", ran.add)
     slow = StartableThread(ran.add, (2,), "test-slow", ran.add)
@@ -158,23 +167,28 @@ def test_a_thread_that_dies_at_its_birth(monkeypatch: pytest.MonkeyPatch) -> Non
     go = threading.Event()
     bootstrap = slow._bootstrap  # type: ignore[attr-defined]
     monkeypatch.setattr(thread, "_bootstrap", lambda: None, raising=False)
-    monkeypatch.setattr(
-        slow, "_bootstrap", lambda: go.wait(PATIENCE) and bootstrap(), raising=False
-    )
+    ended = threading.Event()
+
+    def begin_late() -> None:
+        go.wait(PATIENCE)
+        bootstrap()
+        ended.set()
+
+    monkeypatch.setattr(slow, "_bootstrap", begin_late, raising=False)
     for each in (thread, slow):
         with pytest.raises(RuntimeError, match="did not come up"):
             each.start()
     go.set()
-    slow._started.wait(PATIENCE)  # type: ignore[attr-defined]
-    slow.join(PATIENCE)
+    assert ended.wait(PATIENCE)
     assert ran.items == []
     assert not {thread, slow} & set(threading.enumerate())
 
 
-def test_a_listener_survives_a_thread_that_dies_at_its_birth(
+@own_threads
+def test_a_listener_survives_a_thread_that_fails_to_start(
     echoing: tuple[Server, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection that it was for is closed, and the next is served."""
+    """The connection for that thread is closed, and the next one is served."""
     _, address = echoing
     monkeypatch.setattr("tao.runtime.leader_followers._BIRTH", 0.01)
     with monkeypatch.context() as patch:
@@ -185,14 +199,14 @@ def test_a_listener_survives_a_thread_that_dies_at_its_birth(
     assert asks(address)
 
 
-# -- at any place
+# -- at any bytecode
 
 
 class Door:
-    """A listener that says a word to whoever connects, and hangs up."""
+    """A listener that sends a word to each connection and closes it."""
 
     def __init__(self) -> None:
-        self.listener = Listener(
+        self.listener = ThreadedListener(
             listen(("127.0.0.1", 0), 8), self._admit, lambda: None, on_lost=self._lost
         )
         self.lost = False
@@ -224,25 +238,25 @@ MODULES = (
 )
 
 
-# A socket that was interrupted before anybody had it is closed as garbage, and a thread that was
-# before it ran anything of tao's ends by itself.
+# An interrupted socket without an owner is closed by the garbage collector. A thread that was
+# interrupted before it ran any code of tao ends by itself.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_exception_at_each_bytecode_of_accepting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It costs one connection at most, also while a thread is started, or the listener stops."""
+    """It fails one connection at most, also while a thread starts or the listener ends."""
     monkeypatch.setattr("tao.runtime.leader_followers._BIRTH", 0.05)
     monkeypatch.setattr("tao.runtime.leader_followers._PAUSE", 0)
     monkeypatch.setattr("tao.runtime.leader_followers._PATIENCE", 0.05)
     for moment in opcodes(*MODULES):
         door = Door()
         try:
-            with moment.raising(thread=(name := door.listener._turns._name)):
+            with moment.raising(thread=(name := door.listener._accepting._name)):
                 door.listener.start()
                 answers = [door.asks(), door.asks()]
                 alive = door.listener.accepting
                 door.listener.stop()
                 ended = door.listener.closed.wait(PATIENCE)
-        except RuntimeError:  # the first thread has died
+        except RuntimeError:  # the first thread has ended
             assert door.listener.closed.is_set(), (moment, name)
             continue
         assert b"word" in answers and alive and ended and not door.lost, moment
@@ -258,13 +272,16 @@ ADMITTING = (
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_exception_at_each_bytecode_of_admitting(make_server: MakeServer) -> None:
-    """It costs one connection, which ends and keeps no place; the next is served."""
-    for moment in opcodes(*ADMITTING):
+def test_an_exception_at_each_bytecode_of_admitting(make_server: MakeServer, readers: Any) -> None:
+    """It fails one connection, which is closed and not counted; the next one is served."""
+    shared = readers == "shared"
+    modules = (*ADMITTING, "tao.server.shared_listener") if shared else ADMITTING
+    for moment in opcodes(*modules):
         listening = socket.create_server(("127.0.0.1", 0))
         address = listening.getsockname()
-        with moment.raising(thread=f"tao-acceptor-{address[1]}"):
-            server, _ = make_server(listening)
+        name = "tao-reader-servers-1" if shared else f"tao-acceptor-{address[1]}"
+        with moment.raising(thread=name):
+            server, _ = make_server(listening, readers=readers)
             server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
             answers = [asks(address), asks(address)]
         assert True in answers and server.running, moment
@@ -279,26 +296,27 @@ def test_an_exception_at_each_bytecode_of_admitting(make_server: MakeServer) -> 
         assert server.stop().clean, moment
 
 
+@own_threads
 def test_exceptions_set_by_other_threads(echoing: tuple[Server, Any]) -> None:
-    """As libraries for timeouts do: whoever waits for a connection is hit, others are served."""
+    """An asynchronous exception may hit a waiting thread; further connections are served."""
     server, address = echoing
     for _ in range(20):
         wait_until(lambda: asks(address))
         wait_until(lambda: not server_core_of(server).acceptor.admission)
-        for thread in server_core_of(server).listeners.all[0]._turns._all.copy():
+        for thread in server_core_of(server).listeners.all[0]._accepting._all.copy():
             raise_in(thread, Interruption)
     wait_until(lambda: asks(address))
     assert server.running
 
 
-# -- sockets that somebody else closes
+# -- sockets closed by other code
 
 
 def test_a_listening_socket_that_is_shut_down(
-    make_server: MakeServer, log_lines: list[Any]
+    make_server: MakeServer, log_lines: list[Any], readers: Any
 ) -> None:
-    """It is said once, the server does not say that it runs, and serve_forever returns."""
-    server, _ = make_server(listening := socket.create_server(("127.0.0.1", 0)))
+    """It is logged once, the state is correct, and ``serve_forever`` returns."""
+    server, _ = make_server(listening := socket.create_server(("127.0.0.1", 0)), readers=readers)
     serving = threading.Thread(target=server.serve_forever, name="test-serving")
     serving.start()
     wait_until(lambda: server_core_of(server).doorbells)
@@ -309,9 +327,9 @@ def test_a_listening_socket_that_is_shut_down(
     assert [each["level"].name for each in gone] == ["ERROR"]
 
 
-def test_one_of_two_listening_sockets_is_gone(make_server: MakeServer) -> None:
-    """The other goes on, and so the server runs."""
-    server, _ = make_server(listening := socket.create_server(("127.0.0.1", 0)))
+def test_one_of_two_listening_sockets_is_lost(make_server: MakeServer, readers: Any) -> None:
+    """The server continues with the other one."""
+    server, _ = make_server(listening := socket.create_server(("127.0.0.1", 0)), readers=readers)
     other = server.start(("127.0.0.1", 0))
     server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     listening.shutdown(socket.SHUT_RDWR)
@@ -319,9 +337,9 @@ def test_one_of_two_listening_sockets_is_gone(make_server: MakeServer) -> None:
     assert server.running and asks(other) and server.snapshot().state == "running"
 
 
-def test_a_socket_handed_in_may_be_closed(make_server: MakeServer) -> None:
-    """The server has a descriptor of its own, and closes both in the end."""
-    server, address = make_server(one := socket.create_server(("127.0.0.1", 0)))
+def test_a_passed_socket_may_be_closed(make_server: MakeServer, readers: Any) -> None:
+    """The server uses a duplicate of the descriptor, and closes both at the end."""
+    server, address = make_server(one := socket.create_server(("127.0.0.1", 0)), readers=readers)
     server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     one.close()
     assert asks(address) and asks(address)
@@ -329,12 +347,12 @@ def test_a_socket_handed_in_may_be_closed(make_server: MakeServer) -> None:
     assert server.stop().clean and other.fileno() < 0
 
 
-def test_a_number_that_is_something_elses_by_now(
-    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+def test_a_descriptor_that_was_reused(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, readers: Any
 ) -> None:
-    """As when a program closes all descriptors, and opens others: it is noticed, and left alone."""
+    """If a program closes all descriptors and opens others, the server does not touch those."""
     monkeypatch.setattr("tao.server.listener._LOOK", 0.01)
-    server, _ = make_server()
+    server, _ = make_server(readers=readers)
     number = server_core_of(server).listeners.all[0]._sock.fileno()
     with open(os.devnull) as other:
         os.dup2(other.fileno(), number)

@@ -1,4 +1,4 @@
-"""Where a server listens: Unix sockets and their files, sockets handed in, one name for a peer."""
+"""Listening: Unix sockets and their files, passed sockets, and the address of a peer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ needs_abstract = pytest.mark.skipif(
 
 
 def echoes(address: Any) -> bool:
-    """Tell whether a client that dials gets an answer."""
+    """Return whether a client that connects there gets a reply."""
     seen, registry = Seen(), Registry()
     registry.register(1, Text.deserialize, lambda ctx, conn: seen.add(ctx.message.text))
     with ClientConn(address, registry=registry) as client:
@@ -44,11 +44,11 @@ def echo(server: Server) -> None:
     server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
 
 
-# -- Unix sockets: how an address is written
+# -- Unix sockets: forms of an address
 
 
 def name_of(kind: str, tmp_path: Path) -> Any:
-    """An address of each kind that users may write."""
+    """Return an address in one of the forms that users may write."""
     path, name = str(tmp_path / "tao.sock"), f"\0tao-test-{os.getpid()}-{kind}"
     return {
         "str": path,
@@ -61,10 +61,10 @@ def name_of(kind: str, tmp_path: Path) -> Any:
 
 @needs_abstract
 @pytest.mark.parametrize("kind", ["str", "bytes", "Path", "abstract", "abstract bytes"])
-def test_each_way_to_write_a_unix_address(
+def test_each_form_of_a_unix_address(
     kind: str, make_server: MakeServer, tmp_path: Path, log_lines: list[Any]
 ) -> None:
-    """Both ends take it; it is shown in print, and a stop leaves nothing and is clean."""
+    """Both ends accept it, it is displayed, and a clean stop leaves nothing behind."""
     given = name_of(kind, tmp_path)
     server, _ = make_server()
     echo(server)
@@ -78,8 +78,8 @@ def test_each_way_to_write_a_unix_address(
 
 
 @needs_abstract
-def test_an_abstract_peer_is_shown_with_its_name(make_server: MakeServer, tmp_path: Path) -> None:
-    """As ss shows it: @name; also by the monitor and in the repr."""
+def test_an_abstract_peer_address_is_displayed(make_server: MakeServer, tmp_path: Path) -> None:
+    """It is displayed as ss does it, with @; also by the monitor and in the repr."""
     server, address = make_server(tmp_path / "tao.sock")
     echo(server)
     with socket.socket(socket.AF_UNIX) as sock:
@@ -95,16 +95,16 @@ def test_an_abstract_peer_is_shown_with_its_name(make_server: MakeServer, tmp_pa
 
 @pytest.mark.parametrize("address", ["", b"", "\0", "a\0b", b"a\0b", Path("a\0b")])
 @pytest.mark.parametrize("use", [Server().start, ClientConn])
-def test_what_is_no_unix_address(address: Any, use: Callable[[Any], object]) -> None:
-    """Neither end takes an empty one, or a NUL within a path."""
+def test_invalid_unix_addresses(address: Any, use: Callable[[Any], object]) -> None:
+    """Both ends refuse an empty path, and a path that contains NUL."""
     with pytest.raises(ValueError, match="must not"):
         use(address)
     with pytest.raises(ValueError, match="host and a port"):
         use(b"localhost:80")
 
 
-def test_an_address_of_whatever_kind_is_shown() -> None:
-    """An application may set remote_address to anything: no line of the log fails for it."""
+def test_addresses_of_any_type_are_displayed() -> None:
+    """An application may set ``remote_address`` to any object without breaking log lines."""
 
     class Broken:
         def __str__(self) -> str:
@@ -118,11 +118,11 @@ def test_an_address_of_whatever_kind_is_shown() -> None:
     assert address_text(Broken()) == address_text((Broken(), 1)).replace("tuple", "Broken")
 
 
-# -- Unix sockets: whose file it is
+# -- Unix sockets: ownership of the file
 
 
-def test_a_successors_file_is_left_alone(make_server: MakeServer, tmp_path: Path) -> None:
-    """A server that stops removes only the file that it has made."""
+def test_the_file_of_a_successor_stays(make_server: MakeServer, tmp_path: Path) -> None:
+    """A server that stops removes only the file that it has created."""
     path = tmp_path / "tao.sock"
     old, _ = make_server(path)
     path.unlink()
@@ -133,10 +133,10 @@ def test_a_successors_file_is_left_alone(make_server: MakeServer, tmp_path: Path
     assert new.stop().clean and not path.exists()
 
 
-def test_the_file_of_another_directory_is_left_alone(
+def test_a_relative_path_after_a_change_of_directory(
     make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative path is that of the directory in which the server was started."""
+    """The path refers to the directory in which the server was started."""
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
     one, _ = make_server("tao.sock")
@@ -156,7 +156,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_file_of_a_killed_server_is_replaced(make_server: MakeServer, tmp_path: Path) -> None:
-    """Nobody answers there any more."""
+    """Nothing listens on it any more."""
     path = tmp_path / "tao.sock"
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path)])
     assert killed.returncode == -signal.SIGKILL and path.is_socket()
@@ -166,7 +166,7 @@ def test_the_file_of_a_killed_server_is_replaced(make_server: MakeServer, tmp_pa
 
 
 def full(path: Path) -> Iterator[Any]:
-    """A server that is there, but has no time for anybody: its backlog is full."""
+    """Yield the path of a server with a full backlog."""
     with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as waiting:
         sock.bind(str(path))
         sock.listen(0)
@@ -175,21 +175,21 @@ def full(path: Path) -> Iterator[Any]:
 
 
 def datagrams(path: Path) -> Iterator[Any]:
-    """A service of another kind."""
+    """Yield the path of a datagram socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))
         yield
 
 
 def tao_server(path: Path) -> Iterator[Any]:
-    """Another server of this process."""
+    """Yield the path of another server of this process."""
     with Server(registry=Registry()) as server:
         server.start(path)
         yield
 
 
 def plain_file(path: Path) -> Iterator[Any]:
-    """What is no socket at all."""
+    """Yield the path of a regular file."""
     path.write_text("precious")
     yield
 
@@ -205,7 +205,7 @@ def link_to_nothing(path: Path) -> Iterator[Any]:
 def test_a_path_that_is_in_use_is_refused(
     occupied: Callable[[Path], Iterator[Any]], make_server: MakeServer, tmp_path: Path
 ) -> None:
-    """Whatever is there stays there."""
+    """The existing file or socket stays."""
     path = tmp_path / "tao.sock"
     server, _ = make_server()
     for _ in occupied(path):
@@ -216,7 +216,7 @@ def test_a_path_that_is_in_use_is_refused(
 
 
 def test_servers_that_start_at_once_do_not_replace_each_other(tmp_path: Path) -> None:
-    """One of them gets the path of a killed one, and keeps it."""
+    """One of several servers replaces the socket of a killed one, and keeps it."""
     path = tmp_path / "tao.sock"
     for _ in range(20):
         with socket.socket(socket.AF_UNIX) as killed:
@@ -239,7 +239,7 @@ def test_servers_that_start_at_once_do_not_replace_each_other(tmp_path: Path) ->
 def test_a_directory_that_cannot_be_locked(
     make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever holds the lock holds up nobody for long."""
+    """Holding the lock blocks other servers only briefly."""
     monkeypatch.setattr("tao.transport.unix_sockets._PAUSE", 0)
     held = os.open(tmp_path, os.O_RDONLY)
     try:
@@ -250,8 +250,8 @@ def test_a_directory_that_cannot_be_locked(
         os.close(held)
 
 
-def test_a_listen_that_fails_leaves_no_file(tmp_path: Path) -> None:
-    """Nor does a path that is too long."""
+def test_a_failed_listen_leaves_no_file(tmp_path: Path) -> None:
+    """A path that is too long leaves none either."""
     server = Server(registry=Registry(), backlog=2**40)
     with pytest.raises(OSError, match="cannot listen at"):
         server.start(tmp_path / "tao.sock")
@@ -260,8 +260,8 @@ def test_a_listen_that_fails_leaves_no_file(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
-def test_a_file_that_has_gone_by_itself(tmp_path: Path) -> None:
-    """There is nothing to remove."""
+def test_a_file_that_was_already_removed(tmp_path: Path) -> None:
+    """The stop is clean nevertheless."""
     path = str(tmp_path / "tao.sock")
     with socket.socket(socket.AF_UNIX) as sock:
         file = bind_unix(sock, path, 1)
@@ -270,7 +270,7 @@ def test_a_file_that_has_gone_by_itself(tmp_path: Path) -> None:
         file.remove()
 
 
-# -- sockets handed in
+# -- sockets passed by the application
 
 
 def bound(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -281,14 +281,14 @@ def bound(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socke
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_bound_socket_is_made_to_listen(make_server: MakeServer, family: int) -> None:
-    """With the backlog of the server, as if it were the server's own."""
+    """The server calls ``listen`` with its own backlog."""
     server, address = make_server(bound(family))
     echo(server)
     assert echoes(address[:2])
 
 
 def test_a_bound_unix_socket_is_made_to_listen(make_server: MakeServer, tmp_path: Path) -> None:
-    """Its file stays, as it was not made by the server."""
+    """The server did not create the file, so the file stays."""
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(tmp_path / "tao.sock"))
     server, address = make_server(sock)
@@ -302,7 +302,7 @@ def connected() -> socket.socket:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sock = socket.create_connection(listener.getsockname())
         listener.accept()[0].close()
-        return sock  # half of it is
+        return sock  # the other end is closed
 
 
 def reset() -> socket.socket:
@@ -342,7 +342,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_socket_that_cannot_accept_is_refused(kind: str) -> None:
-    """The sentence names what is wrong; the socket stays its owner's, and the server is new."""
+    """The error says what is wrong; the socket stays open, and the server can still be started."""
     make, why = REFUSED[kind]
     server = Server(registry=Registry())
     with make() as sock:
@@ -352,12 +352,12 @@ def test_a_socket_that_cannot_accept_is_refused(kind: str) -> None:
     assert not server.running and server.addresses == []
 
 
-# -- one name for a peer
+# -- one address for a peer
 
 
 @pytest.mark.parametrize("host", ["", "::"])
-def test_an_ipv4_peer_is_one_whatever_it_dials(host: str, make_server: MakeServer) -> None:
-    """It has its IPv4 address: allow-lists and the limit for each host see no other."""
+def test_an_ipv4_peer_has_one_address(host: str, make_server: MakeServer) -> None:
+    """It is always the IPv4 address, so allow-lists and limits per host match."""
     seen = Seen()
 
     def admit(conn: Any) -> bool:
@@ -382,8 +382,8 @@ def bound_to_all() -> socket.socket:
     return sock
 
 
-def test_what_a_callback_sets_does_not_change_the_count(make_server: MakeServer) -> None:
-    """A connection is counted, and forgotten, as what it was admitted as."""
+def test_a_changed_remote_address_does_not_affect_the_limit(make_server: MakeServer) -> None:
+    """A connection is counted and released by the address at which it was admitted."""
 
     def behind_a_proxy(conn: Any) -> bool:
         conn.remote_address = ("192.0.2.1", 1)
@@ -399,8 +399,8 @@ def test_what_a_callback_sets_does_not_change_the_count(make_server: MakeServer)
     assert server_core_of(server).acceptor.admission.hosts == {}
 
 
-def test_normal_forms() -> None:
-    """Of what the kernel says, and of what an application may have set."""
+def test_normalized_addresses() -> None:
+    """Addresses from the kernel and from applications are normalized."""
     assert normalized(("::ffff:192.0.2.1", 5, 0, 0)) == ("192.0.2.1", 5)
     assert normalized(("::FFFF:c000:201", 5, 0, 0)) == ("192.0.2.1", 5)
     for same in (("::ffff:x", 5), ("::1", 5, 0, 0), ("fe80::1%lo", 5, 0, 1), "/path", "", (), None):
@@ -411,8 +411,8 @@ def test_normal_forms() -> None:
     assert (unix_address(("h", 1)), unix_address(3), normalized(b"\0n")) == (None, None, "\0n")
 
 
-def test_admission_counts_each_once() -> None:
-    """Moved, released twice, released without having been admitted: the sums stay right."""
+def test_admission_counts_each_connection_once() -> None:
+    """Moving, releasing twice, and releasing without admission keep the counts correct."""
     admission = Admission(3, 1)
     assert admission.admit(1, "a") == "" and admission.admit(2, None) == ""
     assert admission.admit(3, "a") == "max_connections_per_host is 1"
@@ -428,8 +428,8 @@ def test_admission_counts_each_once() -> None:
     assert admission.move(1, "a") == "max_connections_per_host is 1"  # although it came first
 
 
-def test_admission_lets_in_as_many_as_may_be() -> None:
-    """However many come at once, of one host and of others."""
+def test_admission_never_exceeds_its_limits() -> None:
+    """The limits hold under concurrent admissions from one host and from several."""
     for _ in range(20):
         admission = Admission(30, 7)
 
@@ -443,7 +443,7 @@ def test_admission_lets_in_as_many_as_may_be() -> None:
         assert admission.hosts == {"a": 7, "b": 7, "c": 7}
 
 
-# -- listening no more
+# -- stop_listening
 
 
 def asks(sock: socket.socket, value: str) -> bool:
@@ -451,8 +451,8 @@ def asks(sock: socket.socket, value: str) -> bool:
     return recv_exactly(sock, len(text(value))) == text(value)
 
 
-def test_connections_stay_when_listening_stops(make_server: MakeServer, tmp_path: Path) -> None:
-    """Nobody is accepted any more; who is there is served on, and a stop is clean."""
+def test_connections_continue_after_stop_listening(make_server: MakeServer, tmp_path: Path) -> None:
+    """No connection is accepted any more, existing ones are served, and a stop is clean."""
     server, address = make_server()
     echo(server)
     path = server.start(tmp_path / "tao.sock")
@@ -470,8 +470,8 @@ def test_connections_stay_when_listening_stops(make_server: MakeServer, tmp_path
     assert server.stop().clean
 
 
-def test_listening_stops_at_one_address_and_begins_anew(make_server: MakeServer) -> None:
-    """The others go on; what has ended is forgotten."""
+def test_stop_listening_at_one_address(make_server: MakeServer) -> None:
+    """The other listeners continue; listening at a new address is possible."""
     server, first = make_server()
     echo(server)
     second = server.start(("127.0.0.1", 0))
@@ -488,8 +488,8 @@ def test_listening_stops_at_one_address_and_begins_anew(make_server: MakeServer)
     assert len(server_core_of(server).listeners.all) <= 4 and echoes(second)
 
 
-def test_serve_forever_goes_on_when_listening_stops(make_server: MakeServer) -> None:
-    """Until the server is stopped; in a handler, and in a signal handler, it may be called too."""
+def test_serve_forever_continues_after_stop_listening(make_server: MakeServer) -> None:
+    """It returns when the server is stopped; handlers and signal handlers may call it too."""
     server, address = make_server()
 
     @server.handler(Text)
@@ -507,8 +507,8 @@ def test_serve_forever_goes_on_when_listening_stops(make_server: MakeServer) -> 
     assert not serving.is_alive()
 
 
-def test_listening_stops_before_and_after_all(make_server: MakeServer) -> None:
-    """There is nothing to stop then."""
+def test_stop_listening_before_start_and_after_stop(make_server: MakeServer) -> None:
+    """It has no effect."""
     server = Server(registry=Registry())
     server.stop_listening()
     with pytest.raises(ValueError, match="does not listen"):
@@ -518,7 +518,7 @@ def test_listening_stops_before_and_after_all(make_server: MakeServer) -> None:
 
 
 def test_a_shared_socket_stays_open_for_others(make_server: MakeServer) -> None:
-    """Listening stops here only: another process, or server, goes on with it."""
+    """Another process or server with the same socket continues to accept."""
     sock = socket.create_server(("127.0.0.1", 0))
     one, address = make_server(sock.dup())
     other, _ = make_server(sock)
@@ -528,8 +528,8 @@ def test_a_shared_socket_stays_open_for_others(make_server: MakeServer) -> None:
     assert all(echoes(address) for _ in range(5))
 
 
-def test_listening_stops_at_any_moment_of_a_signal(make_server: MakeServer) -> None:
-    """While the main thread starts, stops, or asks."""
+def test_stop_listening_in_a_signal_handler(make_server: MakeServer) -> None:
+    """It may interrupt ``start``, ``stop`` or a property in the main thread."""
     for delay in range(1, 25):
         server, _ = make_server()
         before = signal.signal(signal.SIGALRM, lambda *_, s=server: s.stop_listening())

@@ -1,4 +1,4 @@
-"""The server: listening, limits, accept errors, broadcast, schedules, and stopping."""
+"""The server: listening, limits, accept errors, broadcasts, schedules, and stopping."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support import PATIENCE, ends, recv_exactly, together, wait_until
 
 @pytest.fixture
 def dial() -> Iterator[Callable[[Any], socket.socket]]:
-    """A function that connects a plain socket; closed afterwards, before servers stop."""
+    """A function that connects a plain socket; closed afterwards, before servers are stopped."""
     opened: list[socket.socket] = []
 
     def connect(address: Any) -> socket.socket:
@@ -57,7 +57,7 @@ def echo(server: Server) -> None:
 
 
 def asks(sock: socket.socket, value: str) -> bool:
-    """Send a text and tell whether it comes back."""
+    """Send a text, and return whether it is echoed."""
     sock.sendall(text(value))
     return recv_exactly(sock, len(text(value))) == text(value)
 
@@ -65,8 +65,8 @@ def asks(sock: socket.socket, value: str) -> bool:
 # -- listening
 
 
-def test_it_listens_where_it_says(make_server: MakeServer, dial: Dial) -> None:
-    """start returns the bound address at once and serves in the background."""
+def test_start_returns_the_bound_address(make_server: MakeServer, dial: Dial) -> None:
+    """It returns at once, and the server runs in the background."""
     server, address = make_server()
     echo(server)
     assert address[0] == "127.0.0.1"
@@ -77,7 +77,7 @@ def test_it_listens_where_it_says(make_server: MakeServer, dial: Dial) -> None:
 
 
 def test_several_listeners_and_ipv6(make_server: MakeServer, dial: Dial) -> None:
-    """One server may listen at many addresses."""
+    """One server can listen at several addresses."""
     server, first = make_server()
     echo(server)
     second = server.start(("::1", 0))
@@ -87,7 +87,7 @@ def test_several_listeners_and_ipv6(make_server: MakeServer, dial: Dial) -> None
 
 
 def test_all_addresses(make_server: MakeServer, dial: Dial) -> None:
-    """An empty host stands for all addresses, IPv6 and IPv4."""
+    """An empty host means all addresses, IPv6 and IPv4."""
     server, _ = make_server()
     echo(server)
     port = server.start(("", 0))[1]
@@ -96,7 +96,7 @@ def test_all_addresses(make_server: MakeServer, dial: Dial) -> None:
 
 
 def test_a_unix_socket(make_server: MakeServer, tmp_path: Path) -> None:
-    """A path is a Unix socket, which is gone after the stop."""
+    """A path creates a Unix socket, which is removed by the stop."""
     server, _ = make_server()
     echo(server)
     path = str(tmp_path / "socket")
@@ -108,8 +108,8 @@ def test_a_unix_socket(make_server: MakeServer, tmp_path: Path) -> None:
     assert not os.path.exists(path)
 
 
-def test_a_unix_socket_of_a_server_that_was_stopped(tmp_path: Path) -> None:
-    """It leaves no file, so another server can have the path."""
+def test_a_unix_socket_after_a_stop(tmp_path: Path) -> None:
+    """No file remains, so another server can use the path."""
     server = Server(registry=Registry())
     server.stop()
     path = str(tmp_path / "socket")
@@ -119,8 +119,8 @@ def test_a_unix_socket_of_a_server_that_was_stopped(tmp_path: Path) -> None:
         other.start(path)
 
 
-def test_a_socket_handed_in(make_server: MakeServer, dial: Dial) -> None:
-    """A socket that listens already is served, as with socket activation."""
+def test_a_listening_socket(make_server: MakeServer, dial: Dial) -> None:
+    """A socket that already listens is served, as with socket activation."""
     server, _ = make_server()
     echo(server)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -128,8 +128,8 @@ def test_a_socket_handed_in(make_server: MakeServer, dial: Dial) -> None:
     assert asks(dial(address), "handed")
 
 
-def test_a_unix_socket_handed_in(make_server: MakeServer, tmp_path: Path) -> None:
-    """Its file belongs to who has made it, and stays."""
+def test_a_listening_unix_socket(make_server: MakeServer, tmp_path: Path) -> None:
+    """The server did not create its file, so the file stays."""
     path = str(tmp_path / "socket")
     server, _ = make_server()
     with socket.socket(socket.AF_UNIX) as listening:
@@ -141,15 +141,15 @@ def test_a_unix_socket_handed_in(make_server: MakeServer, tmp_path: Path) -> Non
 
 
 def test_a_port_in_use_is_named(make_server: MakeServer) -> None:
-    """The error says which address cannot be had, and why."""
+    """The error names the address and the reason."""
     server, address = make_server()
     with pytest.raises(OSError, match=rf"cannot listen at .*{address[1]}.*in use"):
         server.start(address)
 
 
 @pytest.mark.parametrize("address", [("localhost",), 80, ("host", "80"), None])
-def test_what_is_no_address(make_server: MakeServer, address: Any) -> None:
-    """A wrong address is told apart from one that cannot be had."""
+def test_invalid_addresses(make_server: MakeServer, address: Any) -> None:
+    """The error differs from that for an address that is not available."""
     server, _ = make_server()
     with pytest.raises(TypeError, match="an address is"):
         server.start(address)
@@ -158,10 +158,10 @@ def test_what_is_no_address(make_server: MakeServer, address: Any) -> None:
 
 
 @pytest.mark.parametrize(("path", "meant"), [("localhost:80", "localhost"), ("[::1]:80", "::1")])
-def test_a_path_that_is_meant_as_host_and_port(
+def test_a_string_that_looks_like_host_and_port(
     path: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No socket of that name is made, unless it is said that it is a path."""
+    """It is refused as a path, unless it is written in a way that can only be a path."""
     monkeypatch.chdir(tmp_path)
     server = Server(registry=Registry())
     with pytest.raises(ValueError, match=re.escape(f"write ('{meant}', 80) for a host and a port")):
@@ -174,8 +174,8 @@ def test_a_path_that_is_meant_as_host_and_port(
 # -- declaring
 
 
-def test_handlers_of_one_server_are_not_those_of_another(make_server: MakeServer) -> None:
-    """Without a registry each server has one of its own above the default."""
+def test_servers_have_separate_handlers(make_server: MakeServer) -> None:
+    """By default, each server has its own registry, which inherits from the default one."""
     one, two = Server(), Server()
     one.handler(Text)(lambda ctx, conn: None)
     two.handler(Text)(lambda ctx, conn: None)
@@ -184,7 +184,7 @@ def test_handlers_of_one_server_are_not_those_of_another(make_server: MakeServer
 
 
 def test_unknown_options_are_named() -> None:
-    """A misspelt option is an error that knows the right name."""
+    """A misspelt option is an error that suggests the right name."""
     with pytest.raises(
         TypeError, match=r"Server has no option 'max_conections'; did you mean max_"
     ):
@@ -194,8 +194,8 @@ def test_unknown_options_are_named() -> None:
 # -- limits
 
 
-def test_one_connection_too_many_is_closed(make_server: MakeServer, dial: Dial) -> None:
-    """It is closed at once and counted, and the server goes on."""
+def test_a_connection_above_the_limit(make_server: MakeServer, dial: Dial) -> None:
+    """It is closed at once and counted, and the server continues."""
     server, address = make_server(max_connections=2)
     echo(server)
     first, second = dial(address), dial(address)
@@ -210,7 +210,7 @@ def test_one_connection_too_many_is_closed(make_server: MakeServer, dial: Dial) 
 
 
 def test_a_limit_for_each_host(make_server: MakeServer, dial: Dial) -> None:
-    """Connections from one address are counted on their own."""
+    """Connections are counted per remote address."""
     server, address = make_server(max_connections_per_host=1)
     echo(server)
     first = dial(address)
@@ -226,7 +226,7 @@ def test_a_limit_for_each_host(make_server: MakeServer, dial: Dial) -> None:
 def test_running_out_of_descriptors(
     make_server: MakeServer, dial: Dial, log_lines: list[Any]
 ) -> None:
-    """Accepting backs off and comes back by itself."""
+    """Accepting pauses, and resumes by itself."""
     server, address = make_server()
     echo(server)
     waiting = socket.socket()
@@ -252,7 +252,7 @@ def test_running_out_of_descriptors(
 def test_a_thread_that_cannot_start(
     make_server: MakeServer, dial: Dial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection for which there is no thread to spare is closed, and the next one is tried."""
+    """A connection without a thread is closed, and the next one is accepted."""
     server, address = make_server()
     echo(server)
 
@@ -267,8 +267,8 @@ def test_a_thread_that_cannot_start(
     assert len(server_core_of(server).acceptor.admission) == 1
 
 
-def test_a_codec_that_wants_to_exit(make_server: MakeServer, dial: Dial) -> None:
-    """What goes wrong while a connection is made costs that connection, even a SystemExit."""
+def test_a_codec_that_raises_system_exit(make_server: MakeServer, dial: Dial) -> None:
+    """Any exception during the setup of a connection closes only that connection."""
     codec = TypeLengthValueCodec()
     server, address = make_server(codec=codec)
     echo(server)
@@ -280,16 +280,14 @@ def test_a_codec_that_wants_to_exit(make_server: MakeServer, dial: Dial) -> None
     codec.decoder = leave  # type: ignore[method-assign]
     assert dial(address).recv(1) == b""
     assert asks(dial(address), "next")
-    assert (server.snapshot().accept_errors, len(server_core_of(server).acceptor.admission)) == (
-        1,
-        1,
-    )
+    assert server.snapshot().errors == 1
+    assert len(server_core_of(server).acceptor.admission) == 1
 
 
 def test_a_path_that_cannot_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[Any]
 ) -> None:
-    """As when the program has given up its privileges: it is said, and the stop is in order."""
+    """The failure, for example after dropping privileges, is logged, and the stop is clean."""
     server = Server(registry=Registry())
     path = server.start(str(tmp_path / "tao.sock"))
 
@@ -300,13 +298,13 @@ def test_a_path_that_cannot_be_removed(
     assert server.stop().clean
     assert (
         server_core_of(server).listeners.all[0].closed.is_set()
-        and not server_core_of(server).listeners.all[0]._turns._all
+        and not server_core_of(server).listeners.all[0]._accepting._all
     )
-    assert any(f"{path} cannot be removed" in record["message"] for record in log_lines)
+    assert any(f"cannot remove {path}" in record["message"] for record in log_lines)
 
 
-def test_who_has_gone_is_forgotten(make_server: MakeServer, dial: Dial) -> None:
-    """Also the last connection, whose thread waits for the next: nothing holds what it held."""
+def test_closed_connections_are_released(make_server: MakeServer, dial: Dial) -> None:
+    """This includes the last connection, whose thread now waits for the next one."""
     server, address = make_server()
     echo(server)
     sock = dial(address)
@@ -325,7 +323,7 @@ def test_who_has_gone_is_forgotten(make_server: MakeServer, dial: Dial) -> None:
 
 
 def test_on_connect_may_refuse(make_server: MakeServer, dial: Dial) -> None:
-    """What it wrote arrives, on_close is not called, and the refusal is counted."""
+    """Its messages are sent, ``on_close`` is not called, and the refusal is counted."""
     seen = Seen()
 
     def refuse(conn: ServerConn) -> bool:
@@ -342,8 +340,8 @@ def test_on_connect_may_refuse(make_server: MakeServer, dial: Dial) -> None:
     assert seen.items == []
 
 
-def test_on_connect_that_raises(make_server: MakeServer, dial: Dial) -> None:
-    """It reaches on_error and refuses."""
+def test_an_exception_in_on_connect(make_server: MakeServer, dial: Dial) -> None:
+    """It is passed to ``on_error``, and the connection is refused."""
     errors = Seen()
     _, address = make_server(
         on_connect=lambda conn: 1 // 0, on_error=lambda conn, error: errors.add(type(error))
@@ -356,7 +354,7 @@ def test_on_connect_that_raises(make_server: MakeServer, dial: Dial) -> None:
 
 
 def test_broadcast_and_unicast(make_server: MakeServer, dial: Dial) -> None:
-    """A broadcast reaches all but those excluded; a unicast reaches one."""
+    """A broadcast reaches all connections that are not excluded; a unicast reaches one."""
     server, address = make_server()
     socks = [dial(address) for _ in range(4)]
     wait_until(lambda: server.connection_count == 4)
@@ -372,10 +370,8 @@ def test_broadcast_and_unicast(make_server: MakeServer, dial: Dial) -> None:
         server.unicast(999, Text("nobody"))
 
 
-def test_a_full_connection_does_not_keep_others_from_a_broadcast(
-    make_server: MakeServer, dial: Dial
-) -> None:
-    """Who cannot take it is named; everyone else gets it."""
+def test_a_full_connection_does_not_delay_a_broadcast(make_server: MakeServer, dial: Dial) -> None:
+    """The connection is in the result; all others get the message."""
     server, address = make_server(queue_size=1)
     dial(address)
     wait_until(lambda: server.connection_count == 1)
@@ -392,7 +388,7 @@ def test_a_full_connection_does_not_keep_others_from_a_broadcast(
 
 
 def test_a_schedule_runs_on_every_connection(make_server: MakeServer, dial: Dial) -> None:
-    """Also on those that come later, until it is cancelled."""
+    """It also runs on later connections, until it is cancelled."""
     server, address = make_server()
     early = dial(address)
     wait_until(lambda: server.connection_count == 1)
@@ -410,7 +406,7 @@ def test_a_schedule_runs_on_every_connection(make_server: MakeServer, dial: Dial
 
 
 def test_one_pool_serves_two_servers(make_server: MakeServer, dial: Dial) -> None:
-    """A WorkerPool given to several servers is theirs to use, and its maker's to stop."""
+    """A shared `WorkerPool` is stopped by the application, not by the servers."""
     pool, seen = WorkerPool(2, name="tao-shared"), Seen()
     for _ in range(2):
         server, address = make_server(workers=pool, dispatch="pool")
@@ -423,7 +419,7 @@ def test_one_pool_serves_two_servers(make_server: MakeServer, dial: Dial) -> Non
 
 
 def test_the_initializer_runs_in_each_worker(make_server: MakeServer, dial: Dial) -> None:
-    """worker_initializer prepares the threads that handlers run on."""
+    """``worker_initializer`` runs in the threads that run handlers."""
     local = threading.local()
     seen = Seen()
 
@@ -433,14 +429,14 @@ def test_the_initializer_runs_in_each_worker(make_server: MakeServer, dial: Dial
     server, address = make_server(worker_initializer=prepare)
     server.handler(Text)(lambda ctx, conn: seen.add(local.database))
     sock = dial(address)
-    for count in range(1, 21):  # one by one: it is known to be quick from the third on
+    for count in range(1, 21):  # one by one: from the third on, the handler is known to be quick
         sock.sendall(text("x"))
         seen.wait(count)
     assert seen.items == ["open"] * 20
 
 
-def test_all_workers_are_reachable(make_server: MakeServer, dial: Dial) -> None:
-    """So many handlers that block run at once as there are workers."""
+def test_all_workers_are_used(make_server: MakeServer, dial: Dial) -> None:
+    """As many blocking handlers run concurrently as there are workers."""
     server, address = make_server(workers=7)
     barrier = threading.Barrier(7)
     seen = Seen()
@@ -455,8 +451,8 @@ def test_all_workers_are_reachable(make_server: MakeServer, dial: Dial) -> None:
     assert len(seen.wait(7)) == 7
 
 
-def test_figures(make_server: MakeServer, dial: Dial) -> None:
-    """A snapshot counts the living and the ended."""
+def test_statistics(make_server: MakeServer, dial: Dial) -> None:
+    """A snapshot includes open and closed connections."""
     server, address = make_server()
     echo(server)
     first = dial(address)
@@ -474,8 +470,8 @@ def test_figures(make_server: MakeServer, dial: Dial) -> None:
 # -- stopping
 
 
-def test_stop_flushes_and_ends_in_order(make_server: MakeServer, dial: Dial) -> None:
-    """Handlers in progress finish, their replies arrive, then comes the end; nothing is reset."""
+def test_stop_is_graceful(make_server: MakeServer, dial: Dial) -> None:
+    """Running handlers finish, their replies arrive, and the connection ends without a reset."""
     server, address = make_server(queue_size=5000)
     entered, leave = threading.Event(), threading.Event()
 
@@ -492,7 +488,7 @@ def test_stop_flushes_and_ends_in_order(make_server: MakeServer, dial: Dial) -> 
     stopper = threading.Thread(target=server.stop, name="test-stopper")
     stopper.start()
     wait_until(lambda: server.connections == [])
-    sock.sendall(number(2))  # comes too late, and does no harm
+    sock.sendall(number(2))  # arrives too late, and is ignored
     leave.set()
     assert recv_exactly(sock, 10**6) == b"".join(map(number, range(1000)))
     sock.close()
@@ -501,8 +497,8 @@ def test_stop_flushes_and_ends_in_order(make_server: MakeServer, dial: Dial) -> 
     assert server.stop().clean
 
 
-def test_a_stop_in_the_middle_of_traffic_loses_no_reply(make_server: MakeServer) -> None:
-    """Each request that a handler finished has its reply delivered."""
+def test_a_stop_during_traffic_loses_no_reply(make_server: MakeServer) -> None:
+    """The reply of each handler that has finished is delivered."""
     server, address = make_server(queue_size=2000)
     finished: list[int] = []
 
@@ -522,7 +518,7 @@ def test_a_stop_in_the_middle_of_traffic_loses_no_reply(make_server: MakeServer)
             try:
                 sock.sendall(b"".join(map(number, range(1000))))
             except OSError:
-                pass  # the server stops while we send
+                pass  # the server stops during the send
             going.release()
             count = 0
             try:
@@ -543,7 +539,7 @@ def test_a_stop_in_the_middle_of_traffic_loses_no_reply(make_server: MakeServer)
 
 
 def test_a_handler_may_stop_the_server(make_server: MakeServer, dial: Dial) -> None:
-    """stop() in a handler begins the stop and returns; the reply arrives."""
+    """``stop`` in a handler starts the stop and returns; the reply arrives."""
     server, address = make_server()
 
     @server.handler(Text)
@@ -560,7 +556,7 @@ def test_a_handler_may_stop_the_server(make_server: MakeServer, dial: Dial) -> N
 
 
 def test_stop_from_many_threads(make_server: MakeServer, dial: Dial) -> None:
-    """All of them wait for the one stop and get its report."""
+    """All threads wait for the same stop and get its report."""
     server, address = make_server()
     dial(address).close()
     reports = together(*[server.stop] * 8)
@@ -568,7 +564,7 @@ def test_stop_from_many_threads(make_server: MakeServer, dial: Dial) -> None:
 
 
 def test_a_handler_that_never_returns_is_reported(make_server: MakeServer, dial: Dial) -> None:
-    """stop() ends by its deadline and names what it left behind."""
+    """``stop`` returns at its deadline, and the report names the handler."""
     server, address = make_server(dispatch="pool")
     entered, leave = threading.Event(), threading.Event()
 
@@ -604,8 +600,8 @@ def test_stop_cancels_contexts(make_server: MakeServer, dial: Dial) -> None:
     assert seen.items == ["waiting", "server stopping"]
 
 
-def test_stop_beside_accept(make_server: MakeServer) -> None:
-    """Connections that come while the server stops are served or closed; none hangs."""
+def test_stop_during_an_accept(make_server: MakeServer) -> None:
+    """Connections that arrive during the stop are served or closed; none hangs."""
     for _ in range(20):
         server, address = make_server()
         go = threading.Barrier(5)
@@ -614,7 +610,7 @@ def test_stop_beside_accept(make_server: MakeServer) -> None:
             go.wait(PATIENCE)
             try:
                 with socket.create_connection(address, PATIENCE) as sock:
-                    sock.send(b"?")  # or the kernel may not tell that it dropped the connection
+                    sock.send(b"?")  # else the kernel may not report a dropped connection
                     assert sock.recv(1) == b""
             except ConnectionError:
                 pass
@@ -628,7 +624,7 @@ def test_stop_beside_accept(make_server: MakeServer) -> None:
 
 
 def test_a_server_starts_once(make_server: MakeServer) -> None:
-    """After stop, start raises; stop without start is harmless."""
+    """``start`` after ``stop`` raises; ``stop`` without ``start`` is harmless."""
     server, _ = make_server()
     server.stop()
     with pytest.raises(ServerClosed, match="cannot be started again"):
@@ -639,16 +635,16 @@ def test_a_server_starts_once(make_server: MakeServer) -> None:
 
 
 def test_the_context_manager_stops(dial: Dial) -> None:
-    """Leaving the block stops the server."""
+    """The end of the block stops the server."""
     with Server(registry=Registry()) as server:
         sock = dial(server.start(("127.0.0.1", 0)))
-        wait_until(lambda: server.connections)  # who is not accepted yet is not seen off in order
+        wait_until(lambda: server.connections)  # an unaccepted one would be reset
     assert not server.running
     assert sock.recv(1) == b""
 
 
 def test_serve_forever_returns_when_stopped(make_server: MakeServer) -> None:
-    """Whoever stops it."""
+    """It returns whichever thread stops the server."""
     server, _ = make_server()
     thread = threading.Thread(target=server.serve_forever, name="test-main")
     thread.start()
@@ -658,15 +654,15 @@ def test_serve_forever_returns_when_stopped(make_server: MakeServer) -> None:
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Tell whether a process has a handler for a signal."""
+    """Return whether a process has a handler for a signal."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_signals_stop_in_order(name: str) -> None:
-    """serve_forever(handle_signals=True) returns after SIGINT and SIGTERM, connections and all."""
+def test_signals_stop_gracefully(name: str) -> None:
+    """With ``handle_signals=True``, ``serve_forever`` returns after SIGINT or SIGTERM."""
     program = (
         "import tao\n"
         "server = tao.Server(\n"
@@ -695,8 +691,8 @@ def test_signals_stop_in_order(name: str) -> None:
         process.stdout.close()
 
 
-def test_the_interpreter_ends_with_a_live_server() -> None:
-    """A program that forgets to stop ends all the same, also when a handler never returns."""
+def test_the_interpreter_exits_with_a_running_server() -> None:
+    """A program without ``stop`` exits, even if a handler never returns."""
     program = (
         "import socket, threading, tao\n"
         "server = tao.Server(dispatch='pool')\n"
@@ -721,7 +717,7 @@ def test_the_interpreter_ends_with_a_live_server() -> None:
     assert (done.stdout, done.stderr) == ("end\n", "")
 
 
-# A server and a client of one program, which enables tao's log lines.
+# The beginning of a program with a server and a client that enables tao's log.
 _PROGRAM = """
 import loguru, os, threading, tao
 loguru.logger.remove()
@@ -746,7 +742,7 @@ address = server.start(("127.0.0.1", 0))
 
 
 def output_of(program: str) -> str:
-    """Run a program that begins with that and return what it printed."""
+    """Run a program with this beginning, and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM + program], capture_output=True, text=True, timeout=LONG
     )
@@ -754,8 +750,8 @@ def output_of(program: str) -> str:
     return done.stdout
 
 
-def test_handlers_run_as_long_as_the_process_lives() -> None:
-    """Also when the main thread has returned, and a thread of the application goes on."""
+def test_handlers_run_until_the_process_exits() -> None:
+    """They run even if the main thread has returned while another thread continues."""
     program = """
 def go_on():
     threading.main_thread().join()
@@ -768,8 +764,8 @@ threading.Thread(target=go_on).start()
     assert output_of(program) == "hello\nTrue\n"
 
 
-def test_messages_dropped_at_the_end_of_the_process_are_logged() -> None:
-    """Those that wait, and those whose handler does not return."""
+def test_messages_dropped_at_exit_are_logged() -> None:
+    """This includes waiting messages, and those with a handler that does not return."""
     program = """
 conn = tao.connect(address, registry=registry)
 for _ in range(3): conn.write(Text(b"hang"))
@@ -788,7 +784,7 @@ while server.snapshot().messages_in < 3: pass
 def test_connection_threads_may_be_pinned(
     make_server: MakeServer, dial: Dial, several: bool
 ) -> None:
-    """cpu_affinity holds for the reading thread, and not for the workers it starts."""
+    """``cpu_affinity`` applies to reading threads, but not to the workers they start."""
     cpu = max(os.sched_getaffinity(0))
     server, address = make_server(cpu_affinity={cpu} if several else "auto")
     seen = Seen()
@@ -801,13 +797,26 @@ def test_connection_threads_may_be_pinned(
 
 
 @pytest.mark.parametrize("wanted", ["all", 1.5, [], True, [0, "1"]])
-def test_what_is_no_cpu(wanted: Any) -> None:
-    """A wrong cpu_affinity is an error that names it."""
+def test_an_invalid_cpu_affinity(wanted: Any) -> None:
+    """The error names the option."""
     with pytest.raises(TypeError, match="cpu_affinity must be"):
         Server(cpu_affinity=wanted)
 
 
-def test_a_cpu_that_is_not_there() -> None:
-    """So is one that the process cannot use."""
+def test_an_unavailable_cpu() -> None:
+    """A CPU that the process cannot use is refused."""
     with pytest.raises(ValueError, match=r"cpu_affinity: of .9999. only"):
         Server(cpu_affinity=9999)
+
+
+def test_a_limit_on_descriptors_below_the_limit_on_connections(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, log_lines: list[Any]
+) -> None:
+    """At the start a warning names both limits, and how to raise the one of the system."""
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (1024, 4096))
+    make_server()
+    assert not [each for each in log_lines if each["level"].name == "WARNING"]
+    make_server(max_connections=50_000)
+    (warning,) = [each["message"] for each in log_lines if each["level"].name == "WARNING"]
+    assert "max_connections is 50000" in warning and "may open 1024 files" in warning
+    assert "ulimit -n 50100" in warning and "LimitNOFILE=50100" in warning

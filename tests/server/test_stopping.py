@@ -1,4 +1,4 @@
-"""The stop of a server: it takes no longer than it may, tells the truth, survives interruption."""
+"""Stopping a server: it meets its timeout, its report is correct, and it may be interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tao.connection.dispatcher import Dispatcher
+from tao.connection.connection import core_of
+from tao.connection.handling.dispatcher import Dispatcher
 from tao.errors import ServerClosed
 from tao.runtime.context import Context
 from tao.runtime.threads import in_tao_thread
@@ -26,7 +27,7 @@ from tests.injection import interrupting, opcodes
 from tests.programs import LONG
 from tests.support import PATIENCE, ends, recv_exactly, wait_until
 
-#: What a stop may take beyond its timeout, on a machine under load: a second was once granted.
+#: The tolerance beyond the timeout, on a machine under load.
 MOMENT = 0.9
 
 
@@ -61,22 +62,37 @@ def took(function: Callable[[], object]) -> float:
 
 
 def test_a_stop_takes_no_longer_than_its_timeout(make_server: MakeServer) -> None:
-    """Whatever is stuck; what is cut off takes only a moment more."""
+    """Whatever blocks, the stop ends in time; aborted connections take only a moment more."""
     with Stuck(make_server) as stuck:
         assert 0.2 <= took(lambda: stuck.server.stop(0.2)) < 0.2 + MOMENT
         report = stuck.server.stop()
         assert report.finished and not report.clean and "tao-worker_0" in report.threads
 
 
-def test_nothing_left_is_clean_without_any_time(make_server: MakeServer) -> None:
-    """stop(0) names neither idle workers nor threads that are about to end."""
+def test_a_stop_without_time_can_be_clean(make_server: MakeServer) -> None:
+    """``stop(0)`` does not report idle workers and threads that are about to end."""
     server, _ = make_server()
     server_core_of(server).resources.pool.run(int)
     assert server.stop(0).clean
 
 
-def test_a_callback_of_a_context_holds_up_no_stop(make_server: MakeServer) -> None:
-    """One that takes its time is told of like any other thread that does not end."""
+def test_what_has_not_ended_at_the_deadline_does_so_later(make_server: MakeServer) -> None:
+    """Also if the thread that reads it gets no time before: no socket stays open."""
+    server, address = make_server(readers="shared")
+    socks = [socket.create_connection(address, PATIENCE) for _ in range(3)]
+    wait_until(lambda: len(server.connections) == len(socks))
+    conns, go_on = server.connections, threading.Event()
+    core_of(conns[0]).gate.call_back(lambda: go_on.wait(PATIENCE))
+    assert not server.stop(0).clean
+    go_on.set()
+    for sock in socks:
+        assert recv_exactly(sock, 1) == b""
+        sock.close()
+    assert all(conn.wait_closed(PATIENCE) for conn in conns)
+
+
+def test_a_context_callback_does_not_delay_the_stop(make_server: MakeServer) -> None:
+    """A slow callback is reported like any other thread that has not ended."""
     server, _ = make_server()
     gate = threading.Event()
     server.context.after_cancel(lambda: gate.wait(PATIENCE))
@@ -85,8 +101,8 @@ def test_a_callback_of_a_context_holds_up_no_stop(make_server: MakeServer) -> No
     gate.set()
 
 
-def test_after_an_interrupted_stop_the_next_waits(make_server: MakeServer) -> None:
-    """Ctrl-C in ``stop`` ends the waiting, not the stop; whoever calls again gets its report."""
+def test_a_stop_after_an_interrupted_one(make_server: MakeServer) -> None:
+    """Ctrl-C in ``stop`` ends the wait, not the stop; the next call returns its report."""
     with Stuck(make_server, drain_timeout=PATIENCE) as stuck:
         with interrupting(lambda: server_core_of(stuck.server).stopping.done._waiting):
             stuck.server.stop()
@@ -96,7 +112,7 @@ def test_after_an_interrupted_stop_the_next_waits(make_server: MakeServer) -> No
 
 
 def test_a_shorter_stop_shortens_a_longer_one(make_server: MakeServer) -> None:
-    """The second Ctrl-C may have less patience than the first."""
+    """A second call with a shorter timeout shortens the stop."""
     with Stuck(make_server) as stuck:
         patient = threading.Thread(target=stuck.server.stop, args=[PATIENCE])
         patient.start()
@@ -107,7 +123,7 @@ def test_a_shorter_stop_shortens_a_longer_one(make_server: MakeServer) -> None:
 
 
 def test_an_unfinished_stop_is_not_clean(make_server: MakeServer) -> None:
-    """A handler that stops its own server is told what is still to be done."""
+    """A handler that stops its own server gets a report of the remaining work."""
     server, address = make_server()
     reports: list[Any] = []
     server.handler(Text)(lambda ctx, conn: reports.append(conn.context.server.stop()))
@@ -120,12 +136,12 @@ def test_an_unfinished_stop_is_not_clean(make_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("place", [Transport.send, Dispatcher._advance])
-def test_nobody_waits_for_what_he_has_interrupted(
+def test_a_stop_does_not_wait_for_the_call_that_it_interrupts(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, place: Callable[..., Any]
 ) -> None:
-    """A signal handler's stop returns when only the connection is left whose write it interrupts.
+    """A signal handler's stop returns when only the connection is left whose call it interrupts.
 
-    Or whose close. When that has gone on, the connection ends in order, as without a signal.
+    When the interrupted write or close has continued, the connection ends gracefully.
     """
     server, address = make_server()
     reports, name = list[Any](), place.__name__
@@ -153,7 +169,28 @@ def test_nobody_waits_for_what_he_has_interrupted(
     assert server.stop(PATIENCE).finished
 
 
-# -- interrupted anywhere
+def test_an_interrupted_abort_delays_no_other_connection(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler's stop ends all connections except the one being aborted."""
+    server, address = make_server()
+    reports, shut_down = list[Any](), socket.socket.shutdown
+
+    def interrupt(sock: socket.socket, how: int) -> None:
+        if not (in_tao_thread() or reports):
+            reports.append(server.stop(PATIENCE))
+        shut_down(sock, how)
+
+    with socket.create_connection(address), socket.create_connection(address):
+        wait_until(lambda: server.connection_count == 2)
+        conn = server.conn(1) or pytest.fail("it is gone")
+        monkeypatch.setattr(socket.socket, "shutdown", interrupt)
+        assert ends(conn.abort)
+        assert [left[0] for left in reports[0].abandoned] == [conn]
+    assert server.stop(PATIENCE).finished
+
+
+# -- interrupted at any bytecode
 
 CALLS: dict[str, Callable[[Server], object]] = {
     "start": lambda server: server.start(("127.0.0.1", 0)),
@@ -167,9 +204,9 @@ CALLS: dict[str, Callable[[Server], object]] = {
 
 @pytest.fixture
 def warnings_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that was just made, and is held by nobody yet, is closed by the interpreter.
+    """The garbage collector closes a new socket that has no owner yet, and issues a warning.
 
-    It warns of that. What pytest keeps of a warning holds all that was there at that moment.
+    pytest would keep the warning, and with it references to all objects of that moment.
     """
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
 
@@ -195,8 +232,8 @@ MODULES = (
 @pytest.mark.usefixtures("warnings_not_kept")
 @pytest.mark.parametrize("inner", ["stop", "others"])
 @pytest.mark.parametrize("outer", CALLS)
-def test_any_call_may_come_in_the_midst_of_another(outer: str, inner: str) -> None:
-    """From a signal handler or a finalizer, at each bytecode: none waits for the other."""
+def test_any_call_may_interrupt_another(outer: str, inner: str) -> None:
+    """A signal handler or finalizer may make any call at each bytecode, without a deadlock."""
 
     def try_both() -> None:
         for moment in opcodes(*MODULES):
@@ -218,7 +255,7 @@ def test_any_call_may_come_in_the_midst_of_another(outer: str, inner: str) -> No
 @pytest.mark.usefixtures("warnings_not_kept")
 @pytest.mark.parametrize("call", CALLS)
 def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
-    """The server works on as before, and its stop is clean, with no socket left."""
+    """The server continues to work, and its stop is clean, without open sockets."""
     for moment in opcodes(*MODULES):
         server = Server(registry=Registry())
         address = server.start(("127.0.0.1", 0))
@@ -234,7 +271,7 @@ def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
 
 
 def test_an_exception_at_any_bytecode_of_the_stopper(log_lines: list[Any]) -> None:
-    """The stop begins again, or the next who calls has another begin; none is left undone."""
+    """The stop is restarted, by itself or by the next caller; it is always completed."""
     for moment in opcodes("tao.server.stopping"):
         server = Server(registry=Registry())
         server.start(("127.0.0.1", 0))

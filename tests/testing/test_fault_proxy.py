@@ -1,4 +1,4 @@
-"""The proxy that breaks connections: each fault does what it says, and nothing is left of it."""
+"""The fault proxy: each fault has its documented effect, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ DATA = random.Random(1).randbytes(100_000)
 
 
 class Line:
-    """A client and a server, plain sockets, with a proxy in between."""
+    """A client and a server, which are plain sockets, with a proxy between them."""
 
     def __init__(self, **options: Any) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -46,7 +47,7 @@ MakeLine = Callable[..., Line]
 
 @pytest.fixture
 def make_line() -> Iterator[MakeLine]:
-    """A function that makes a `Line` with options of the proxy's; closed afterwards."""
+    """A function that makes a `Line` with options of the proxy; closed afterwards."""
     made: list[Line] = []
 
     def make(**options: Any) -> Line:
@@ -60,7 +61,7 @@ def make_line() -> Iterator[MakeLine]:
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How long the pieces are that all proxies send, one after another."""
+    """The sizes of the pieces that all proxies send, in order."""
     found: list[int] = []
     send = _Pump._send
 
@@ -80,7 +81,7 @@ def read_to_end(sock: socket.socket) -> bytes:
 
 
 def say(sock: socket.socket, data: bytes) -> None:
-    """Send all of it and the end."""
+    """Send all data and the end of the stream."""
     sock.sendall(data)
     sock.shutdown(socket.SHUT_WR)
 
@@ -97,8 +98,8 @@ def say(sock: socket.socket, data: bytes) -> None:
     ],
     ids=str,
 )
-def test_what_arrives_is_what_was_sent(make_line: MakeLine, faults: Faults) -> None:
-    """However it is delayed and cut up: in both directions at once, the ends too."""
+def test_data_is_forwarded_unchanged(make_line: MakeLine, faults: Faults) -> None:
+    """Delays and splits change no data and no end of stream, with traffic in both directions."""
     client, server = make_line(to_server=faults, to_client=faults).connect()
     there, back, _, _ = together(
         lambda: read_to_end(server),
@@ -111,7 +112,7 @@ def test_what_arrives_is_what_was_sent(make_line: MakeLine, faults: Faults) -> N
 
 
 def test_one_end_leaves_the_other_direction_open(make_line: MakeLine) -> None:
-    """A half-closed connection stays one through the proxy."""
+    """A half-closed connection stays half-closed through the proxy."""
     client, server = make_line().connect()
     say(client, b"question")
     assert read_to_end(server) == b"question"
@@ -120,15 +121,31 @@ def test_one_end_leaves_the_other_direction_open(make_line: MakeLine) -> None:
 
 
 def test_single_bytes(make_line: MakeLine, sizes: list[int]) -> None:
-    """With split=1, every byte is sent alone."""
+    """With ``split=1``, every byte is sent alone."""
     client, server = make_line(to_server=Faults(split=1)).connect()
     say(client, b"abc")
     assert read_to_end(server) == b"abc"
     assert sizes == [1, 1, 1]
 
 
+def test_a_server_that_does_not_read_learns_that_the_client_is_gone(make_line: MakeLine) -> None:
+    """What it sends is taken, as it may have to be sent before it reads again."""
+    client, server = make_line().connect()
+    for sock in (client, server):
+        sock.settimeout(0.1)
+        with suppress(TimeoutError):
+            while True:  # until nothing more is taken
+                sock.send(DATA)
+    client.close()
+    server.settimeout(PATIENCE)
+    with suppress(ConnectionError):
+        server.sendall(DATA * 10)
+        while server.recv(100_000):
+            pass
+
+
 def test_delay(make_line: MakeLine) -> None:
-    """Nothing arrives before its time."""
+    """No piece arrives before its delay has passed."""
     client, server = make_line(to_server=Faults(delay=0.05)).connect()
     started = time.monotonic()
     client.sendall(b"x")
@@ -137,7 +154,7 @@ def test_delay(make_line: MakeLine) -> None:
 
 
 def test_rate(make_line: MakeLine) -> None:
-    """So many bytes take at least so long."""
+    """Data takes at least as long as the rate requires."""
     client, server = make_line(to_server=Faults(rate=50_000)).connect()
     started = time.monotonic()
     say(client, bytes(5000))
@@ -145,8 +162,8 @@ def test_rate(make_line: MakeLine) -> None:
     assert time.monotonic() - started >= 0.09
 
 
-def test_merge_holds_back_until_there_is_enough(make_line: MakeLine) -> None:
-    """What was sent in two goes arrives in one."""
+def test_merge_collects_data(make_line: MakeLine) -> None:
+    """Data sent in two calls arrives in one piece."""
     line = make_line(to_server=Faults(merge=6))
     client, server = line.connect()
     client.sendall(b"abc")
@@ -158,8 +175,8 @@ def test_merge_holds_back_until_there_is_enough(make_line: MakeLine) -> None:
     assert server.recv(10) == b"abcdef"
 
 
-def test_what_is_held_back_can_be_released(make_line: MakeLine) -> None:
-    """By changing the setting while the connection runs."""
+def test_collected_data_can_be_released(make_line: MakeLine) -> None:
+    """Changing the setting during the connection releases it."""
     line = make_line(to_server=Faults(merge=1000))
     client, server = line.connect()
     client.sendall(b"abc")
@@ -169,15 +186,15 @@ def test_what_is_held_back_can_be_released(make_line: MakeLine) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 70_000])
 def test_cut(make_line: MakeLine, count: int) -> None:
-    """After exactly so many bytes both sides see an orderly end."""
+    """After exactly this many bytes, both sides see a graceful end."""
     client, server = make_line(to_server=Faults(cut_after=count)).connect()
     client.sendall(DATA[:count])
     assert read_to_end(server) == DATA[:count]
     assert read_to_end(client) == b""
 
 
-def test_cut_the_way_back(make_line: MakeLine) -> None:
-    """The direction that a cut counts bytes of is that of its settings."""
+def test_cut_in_the_other_direction(make_line: MakeLine) -> None:
+    """The count of a cut includes only bytes of its own direction."""
     client, server = make_line(to_client=Faults(cut_after=10)).connect()
     client.sendall(DATA)
     assert recv_exactly(server, len(DATA)) == DATA
@@ -186,7 +203,7 @@ def test_cut_the_way_back(make_line: MakeLine) -> None:
 
 
 def test_reset(make_line: MakeLine) -> None:
-    """After so many bytes both sides see a reset."""
+    """After this many bytes, both sides see a reset."""
     line = make_line(to_server=Faults(reset_after=100))
     client, server = line.connect()
     client.sendall(DATA[:99])
@@ -199,7 +216,7 @@ def test_reset(make_line: MakeLine) -> None:
 
 
 def test_cut_and_reset_now(make_line: MakeLine) -> None:
-    """All connections of the moment end; the next one works."""
+    """All current connections end; a new one works."""
     line = make_line()
     first, second = line.connect(), line.connect()
     line.proxy.cut()
@@ -216,7 +233,7 @@ def test_cut_and_reset_now(make_line: MakeLine) -> None:
 
 
 def test_swallow(make_line: MakeLine) -> None:
-    """Nothing arrives, not even the end, and the sender is not held up."""
+    """Nothing arrives, not even the end of the stream, and the sender is not blocked."""
     line = make_line(to_server=Faults(swallow=True))
     client, server = line.connect()
     together(*[lambda: client.sendall(bytes(1_000_000))] * 2)
@@ -227,7 +244,7 @@ def test_swallow(make_line: MakeLine) -> None:
 
 
 def test_stall(make_line: MakeLine) -> None:
-    """The sender's buffers run full; when it is over, nothing is missing."""
+    """The sender's buffers fill up; after the stall, no data is missing."""
     line = make_line()
     client, server = line.connect()
     line.proxy.to_server.stall = True
@@ -241,7 +258,7 @@ def test_stall(make_line: MakeLine) -> None:
 
 
 def test_corrupt(make_line: MakeLine) -> None:
-    """One byte at a certain place is another, wherever the stream is cut."""
+    """One byte at the given offset is changed, however the stream is cut."""
     client, server = make_line(to_server=Faults(corrupt_at=777, split=50)).connect()
     say(client, DATA[:1000])
     wrong = read_to_end(server)
@@ -249,8 +266,8 @@ def test_corrupt(make_line: MakeLine) -> None:
     assert wrong[777] == DATA[777] ^ 0xFF
 
 
-def test_refusing_for_a_while(make_line: MakeLine) -> None:
-    """Nobody gets in, those inside stay, and later it is the same address."""
+def test_refuse(make_line: MakeLine) -> None:
+    """New connections are refused, existing ones stay open, and the address stays the same."""
     line = make_line()
     client, server = line.connect()
     line.proxy.refuse()
@@ -262,8 +279,8 @@ def test_refusing_for_a_while(make_line: MakeLine) -> None:
     line.connect()
 
 
-def test_hanging_up_for_a_while(make_line: MakeLine) -> None:
-    """Who comes is let in and reset at once."""
+def test_hang_up(make_line: MakeLine) -> None:
+    """New connections are accepted and reset at once."""
     line = make_line()
     line.proxy.refuse(hang_up=True)
     with socket.socket() as sock, pytest.raises(ConnectionResetError):
@@ -274,8 +291,8 @@ def test_hanging_up_for_a_while(make_line: MakeLine) -> None:
     assert line.proxy.accepted == 2
 
 
-def test_hanging_up_on_who_is_just_being_let_in(make_line: MakeLine) -> None:
-    """Whoever is reset at that moment, too, nobody stays who came before."""
+def test_hang_up_during_an_accept(make_line: MakeLine) -> None:
+    """A connection is also reset if the call comes while it is being accepted."""
 
     def plan(number: int) -> tuple[Faults, Faults]:
         line.proxy.refuse(hang_up=True)
@@ -289,12 +306,12 @@ def test_hanging_up_on_who_is_just_being_let_in(make_line: MakeLine) -> None:
         sock.recv(1)
 
 
-def test_a_server_that_is_not_there(make_line: MakeLine) -> None:
-    """The client is reset, and the proxy goes on."""
+def test_an_absent_server(make_line: MakeLine) -> None:
+    """The client's connection is reset, and the proxy continues."""
     line = make_line()
     line.listener.close()
     with socket.socket() as sock, pytest.raises(ConnectionResetError):
-        sock.connect(line.proxy.address)  # may be told already
+        sock.connect(line.proxy.address)  # the reset may arrive during this call
         sock.recv(1)
     line.listener = socket.create_server(line.proxy.target)
     line.listener.settimeout(PATIENCE)
@@ -302,7 +319,7 @@ def test_a_server_that_is_not_there(make_line: MakeLine) -> None:
 
 
 def test_a_plan_gives_each_connection_its_own(make_line: MakeLine) -> None:
-    """It is asked with the connection's number."""
+    """The plan is called with the connection's number."""
     line = make_line(plan=lambda number: (Faults(cut_after=number), Faults()))
     for number in (1, 2, 3):
         client, server = line.connect()
@@ -310,11 +327,11 @@ def test_a_plan_gives_each_connection_its_own(make_line: MakeLine) -> None:
         assert read_to_end(server) == bytes(number)
 
 
-def test_chance_comes_from_the_seed(make_line: MakeLine, sizes: list[int]) -> None:
-    """The same seed cuts the same stream into the same pieces, another into others."""
+def test_the_seed_determines_random_choices(make_line: MakeLine, sizes: list[int]) -> None:
+    """The same seed splits the same stream into the same pieces, another seed into others."""
     found = []
     for seed in (1, 1, 2):
-        # All of it is there before any is cut up.
+        # All data is buffered before any is split.
         client, server = make_line(to_server=Faults(split=9, merge=400), seed=seed).connect()
         say(client, bytes(400))
         assert read_to_end(server) == bytes(400)
@@ -325,7 +342,7 @@ def test_chance_comes_from_the_seed(make_line: MakeLine, sizes: list[int]) -> No
 
 
 def test_closing_ends_everything(make_line: MakeLine) -> None:
-    """Whatever its connections are doing: waiting, stalled, delayed, full."""
+    """Closing ends all connections, whether they are waiting, stalled, delayed or full."""
     line = make_line(to_client=Faults(delay=1000), to_server=Faults(stall=True))
     for _ in range(5):
         client, server = line.connect()

@@ -1,4 +1,4 @@
-"""The helpers for tests of users: servers, recording clients, memory, the clock and the plugin."""
+"""The public test helpers: servers, recording clients, memory, the clock and the plugin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 import tao
 from tao import testing
 from tao.client.client import ClientConn
-from tao.connection.options import Reconnect
+from tao.connection.options.definitions import Reconnect
 from tao.errors import ConnectFailed, ConnectionClosed, WouldBlock
 from tao.runtime.context import background
 from tao.server.server import Server, server_core_of
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def echo(registry: Registry) -> Registry:
-    """Have a registry answer each text with the same."""
+    """Make a registry reply to each text with the same text."""
 
     @registry.handler(Text)
     def answer(ctx: Any, conn: Any) -> None:
@@ -56,7 +56,7 @@ def echo_server(**options: Any) -> Server:
 
 
 def failure(function: Callable[..., Any], *args: Any, **keywords: Any) -> str:
-    """The text with which a check fails."""
+    """Return the text of a failed check."""
     with pytest.raises(AssertionError) as caught:
         function(*args, **keywords)
     return str(caught.value)
@@ -77,13 +77,13 @@ def examples() -> list[Any]:
 
 @pytest.mark.parametrize("code", examples())
 def test_an_example_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code in a docstring does what it says."""
+    """The code in the docstring runs."""
     monkeypatch.setattr("tao.server.server.default_registry", Registry())
     exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
 def test_each_helper_has_an_example() -> None:
-    """Whoever looks up one of the main helpers sees how it is used."""
+    """The docstring of each main helper has an example."""
     shown = {example.id for example in examples()}
     assert shown >= {"running", "serving", "RecordingClient", "memory_pair", "Clock"}
 
@@ -92,7 +92,7 @@ def test_each_helper_has_an_example() -> None:
 
 
 def test_a_server_runs_for_the_length_of_a_block() -> None:
-    """Inside of the block it can be reached, afterwards it is stopped."""
+    """The server can be reached in the block, and is stopped afterwards."""
     server = echo_server()
     with running(server) as address:
         assert address == server.address and address[0] == "127.0.0.1"
@@ -102,8 +102,8 @@ def test_a_server_runs_for_the_length_of_a_block() -> None:
     assert not server.running
 
 
-def test_a_stop_that_is_not_clean_fails() -> None:
-    """A handler that does not end is told of, with its connection; or not, if that is allowed."""
+def test_an_unclean_shutdown_fails() -> None:
+    """The error names a handler that does not end, and its connection, unless ``clean=False``."""
     for clean in (True, False):
         entered, release = threading.Event(), threading.Event()
         server = Server(registry=Registry(), drain_timeout=0.05)
@@ -129,8 +129,8 @@ def test_a_stop_that_is_not_clean_fails() -> None:
             release.set()
 
 
-def test_what_the_block_raises_comes_first() -> None:
-    """An exception in the block stops the server and is not hidden by what the stop reports."""
+def test_an_exception_of_the_block_takes_precedence() -> None:
+    """The server is stopped, and the stop report does not hide the exception."""
     with pytest.raises(KeyError), serving(registry=Registry()) as server:
         raise KeyError
     assert not server.running
@@ -140,7 +140,7 @@ def test_what_the_block_raises_comes_first() -> None:
 
 
 def test_expect_takes_messages_in_turn() -> None:
-    """Each one is seen once, in order, and returned."""
+    """Each message is returned once, in order."""
     with serving(registry=echo(Registry())) as server, RecordingClient(server) as client:
         for word in ("one", "two", "three"):
             client.send(Text(word))
@@ -151,8 +151,8 @@ def test_expect_takes_messages_in_turn() -> None:
         client.expect(Text, text="three")
 
 
-def test_expect_says_what_came_instead() -> None:
-    """Another class, another attribute, nothing at all: the text tells."""
+def test_the_errors_of_expect() -> None:
+    """The error names the message that arrived, its attributes, or that none arrived."""
     with serving(registry=echo(Registry())) as server, RecordingClient(server) as client:
         client.send(Text("one"))
         client.send(Text("two"))
@@ -168,7 +168,7 @@ def test_expect_says_what_came_instead() -> None:
 
 
 def test_the_end_of_the_connection_ends_the_waiting() -> None:
-    """Nobody waits for what cannot come any more, and the reason is told."""
+    """A wait ends when the connection does, and the error has the close reason."""
     with serving(registry=echo(Registry())) as server, RecordingClient(server) as client:
         client.send(Text("last"))
         client.expect(Text)
@@ -179,8 +179,8 @@ def test_the_end_of_the_connection_ends_the_waiting() -> None:
         assert client.closed and "1 received" in repr(client)
 
 
-def test_messages_are_known_that_are_registered_later() -> None:
-    """Those of the server, without their handlers; others are recorded as bytes."""
+def test_messages_registered_later_are_known() -> None:
+    """The server's messages are decoded without its handlers; others are recorded as bytes."""
     server = Server(registry=Registry())
     with running(server), RecordingClient(server) as client:
         conn = server.connections[0]
@@ -194,7 +194,7 @@ def test_messages_are_known_that_are_registered_later() -> None:
 
 
 def test_a_client_of_an_address() -> None:
-    """It knows the message classes it is given."""
+    """The client knows the message classes that it is given."""
     with serving(
         registry=echo(Registry()), on_connect=lambda conn: conn.write(Number(7))
     ) as server:
@@ -207,7 +207,7 @@ def test_a_client_of_an_address() -> None:
         assert client.expect_closed() == "closed by this side"
 
 
-def test_a_client_needs_somewhere_to_go() -> None:
+def test_invalid_targets() -> None:
     """A server that does not listen, and memory without a server, are refused with a reason."""
     with pytest.raises(ValueError, match="does not listen"):
         RecordingClient(Server())
@@ -215,8 +215,8 @@ def test_a_client_needs_somewhere_to_go() -> None:
         RecordingClient(("127.0.0.1", 1), memory=True)
 
 
-def test_a_long_record_is_shown_in_part() -> None:
-    """The last few messages, each cut short, are enough to see what is wrong."""
+def test_a_long_record_is_abbreviated() -> None:
+    """The error shows the last few messages, each shortened."""
     server = echo_server()
     with running(server), RecordingClient(server) as client:
         for number in range(20):
@@ -227,15 +227,15 @@ def test_a_long_record_is_shown_in_part() -> None:
 
 
 @pytest.mark.parametrize("address", [("", 0), ("0.0.0.0", 0), ("::1", 0), "unix"])
-def test_a_client_finds_the_server(address: Any, tmp_path: Path) -> None:
-    """Wherever it listens; and it is there for the server when it is there for the test."""
+def test_a_client_connects_to_any_listening_address(address: Any, tmp_path: Path) -> None:
+    """On return, the server has accepted the connection."""
     address = str(tmp_path / "socket") if address == "unix" else address
     with serving(address) as server, RecordingClient(server):
         assert server.connection_count == 1
 
 
 def test_a_client_waits_for_on_connect() -> None:
-    """But not for one that refuses, nor without end, nor if it is not asked to."""
+    """It does not wait for a refusal, nor forever, nor with ``accepted=False``."""
     release = threading.Event()
     server = Server(registry=Registry(), on_connect=lambda conn: release.wait(PATIENCE))
     with running(server), RecordingClient(server, accepted=False):
@@ -252,7 +252,7 @@ def test_a_client_waits_for_on_connect() -> None:
 
 
 def test_a_memory_transport_takes_what_fits() -> None:
-    """It never blocks, returns 0 when it is full, and keeps the order."""
+    """A write never blocks, returns 0 if the pipe is full, and keeps the order."""
     near, far = memory_transports(4)
     assert near.send(b"abcdef") == 4 and near.send(memoryview(b"ef")) == 0
     assert far.recv(3) == b"abc"
@@ -261,8 +261,8 @@ def test_a_memory_transport_takes_what_fits() -> None:
     assert near.peer_certificate is None and near.tls_version is None
 
 
-def test_the_end_in_memory_comes_after_the_data() -> None:
-    """What was sent before it is read first; after it nothing can be sent."""
+def test_the_end_of_a_memory_stream() -> None:
+    """Earlier data is read before the end; nothing can be sent after it."""
     near, far = memory_transports()
     near.send(b"last")
     assert near.shutdown_write()
@@ -273,8 +273,8 @@ def test_the_end_in_memory_comes_after_the_data() -> None:
 
 
 @pytest.mark.parametrize("who", ["near", "far"])
-def test_an_abort_in_memory_wakes_everybody(who: str) -> None:
-    """Whichever side it comes from, and whatever they wait for."""
+def test_an_abort_in_memory_wakes_all_waiters(who: str) -> None:
+    """An abort of either side wakes threads that wait in any call."""
     near, far = memory_transports(2)
     near.send(b"xx")
     aborted = near if who == "near" else far
@@ -301,7 +301,7 @@ def test_an_abort_in_memory_wakes_everybody(who: str) -> None:
 
 
 def test_a_writer_in_memory_waits_for_room() -> None:
-    """It is woken when the reader has made some."""
+    """The writer is woken when the reader has made room."""
     near, far = memory_transports(2)
     near.send(b"xx")
     together(near.wait_writable, lambda: far.recv(1))
@@ -310,7 +310,7 @@ def test_a_writer_in_memory_waits_for_room() -> None:
 
 @pytest.mark.parametrize("capacity", [0, -1, True, 1.5, "1"])
 def test_a_capacity_is_a_positive_number(capacity: Any) -> None:
-    """Anything else is refused at once, and names itself."""
+    """Other values are refused at once, with an error that names the value."""
     with pytest.raises((TypeError, ValueError), match="capacity"):
         memory_transports(capacity)
     with pytest.raises((TypeError, ValueError), match="capacity"):
@@ -319,7 +319,7 @@ def test_a_capacity_is_a_positive_number(capacity: Any) -> None:
 
 @pytest.mark.parametrize("capacity", [1, 7, 64 * 1024])
 def test_messages_go_both_ways_in_memory(capacity: int) -> None:
-    """In order and whole, however little fits at a time, and nothing is lost at the end."""
+    """Messages are complete and in order with any capacity, and none is lost at the end."""
     seen = Seen()
     registry = Registry()
     registry.register(1, Text.deserialize, lambda ctx, conn: seen.add(ctx.message.text))
@@ -334,7 +334,7 @@ def test_messages_go_both_ways_in_memory(capacity: int) -> None:
 
 
 def test_back_pressure_in_memory() -> None:
-    """A peer that does not read fills pipe and queue, at the same message each time."""
+    """Pipe and queue of a peer that does not read fill up at the same message every time."""
     release = threading.Event()
     server = Server(registry=Registry(), queue_size=1)
 
@@ -352,7 +352,7 @@ def test_back_pressure_in_memory() -> None:
 
 
 def test_a_pair_on_a_running_server() -> None:
-    """The server goes on after the pair, and counts its connections like any others."""
+    """The server keeps running after the pair, and counts its connections like any others."""
     server = echo_server(max_connections=1)
     with running(server):
         with memory_pair(server) as pair:
@@ -367,7 +367,7 @@ def test_a_pair_on_a_running_server() -> None:
 
 
 def test_a_pair_without_a_server() -> None:
-    """Both ends can be written to; a heartbeat is nothing special."""
+    """Without a server, a new one without handlers is used, and both ends can write."""
     with memory_pair(heartbeat=None, on_message=lambda message, conn: None) as pair:
         pair.conn.write(Text("x"))
         pair.client.write(Text("y"))
@@ -377,7 +377,7 @@ def test_a_pair_without_a_server() -> None:
 
 
 def test_on_connect_in_memory() -> None:
-    """It may refuse, and what it writes comes first; a pair does not wait for it forever."""
+    """It may refuse, its messages are sent first, and a pair does not wait for it forever."""
     server = Server(registry=Registry(), on_connect=lambda conn: conn.write(Text("no")) or False)
     with RecordingClient(server, memory=True, messages=[Text]) as client:
         client.expect(Text, text="no")
@@ -392,8 +392,8 @@ def test_on_connect_in_memory() -> None:
         waiting.wait_accepted()
 
 
-def test_a_client_in_memory_comes_back() -> None:
-    """With ``reconnect`` it makes another connection to the same server."""
+def test_a_memory_client_reconnects() -> None:
+    """With ``reconnect``, it makes another connection to the same server."""
     server, often = echo_server(), Reconnect(initial=0.001)
     with running(server), RecordingClient(server, memory=True, reconnect=often) as client:
         assert isinstance(client.conn, MemoryClient)
@@ -407,8 +407,8 @@ def test_a_client_in_memory_comes_back() -> None:
         assert client.conn.server_conn is not first
 
 
-def test_memory_has_no_tls() -> None:
-    """Who asks for it is told."""
+def test_memory_does_not_support_tls() -> None:
+    """The option raises an error."""
     with pytest.raises(ValueError, match="tls"):
         memory_pair(tls="anything")
 
@@ -416,8 +416,8 @@ def test_memory_has_no_tls() -> None:
 # -- the clock
 
 
-def test_a_clock_calls_what_is_due_in_order() -> None:
-    """Each at its time, a periodic timer each time, and nothing before or after."""
+def test_a_clock_fires_timers_in_order() -> None:
+    """Each timer fires at its time, periodic ones each time, and none earlier or later."""
     clock, calls = Clock(), []
     clock.run_after(3, lambda due: calls.append(("once", clock.now())))
     clock.run_every(2, lambda due: calls.append(("often", clock.now())))
@@ -431,7 +431,7 @@ def test_a_clock_calls_what_is_due_in_order() -> None:
 
 
 def test_tenths_of_a_second_add_up() -> None:
-    """What a hundred steps of a tenth make is ten seconds, whatever floating point thinks."""
+    """A hundred steps of a tenth of a second are ten seconds, despite rounding errors."""
     clock, calls = Clock(), []
     clock.run_every(0.1, calls.append)
     clock.advance(10)
@@ -442,7 +442,7 @@ def test_tenths_of_a_second_add_up() -> None:
 
 
 def test_callbacks_may_add_and_cancel_timers() -> None:
-    """What they add is called in the same step if it is due in it."""
+    """A timer added by a callback fires in the same step if it is due."""
     clock, calls = Clock(), []
 
     def first(due: datetime) -> None:
@@ -457,7 +457,7 @@ def test_callbacks_may_add_and_cancel_timers() -> None:
 
 
 def test_a_clock_has_a_time_of_day() -> None:
-    """It passes as the clock does, and what is due is told by it."""
+    """The time of day advances with the clock, and is passed to callbacks."""
     start, dues = datetime(2030, 1, 1, tzinfo=timezone.utc), []
     clock = Clock(start)
     clock.run_at(start + timedelta(hours=1), dues.append)
@@ -471,14 +471,14 @@ def test_a_clock_has_a_time_of_day() -> None:
 
 
 def test_time_does_not_go_back() -> None:
-    """A negative step, and no number at all, are refused."""
+    """A negative step and NaN are refused."""
     for seconds in (-1, float("nan")):
         with pytest.raises(ValueError, match="go back"):
             Clock().advance(seconds)
 
 
-def test_one_clock_is_in_force_at_a_time() -> None:
-    """A second one is refused; after the block another may come, and the real time is back."""
+def test_one_clock_is_active_at_a_time() -> None:
+    """A second clock is refused; after the block, another may follow, and real time is restored."""
     with Clock(), pytest.raises(RuntimeError, match="another clock"), Clock():
         pass
     with Clock() as clock, serving(registry=Registry()) as server:
@@ -488,7 +488,7 @@ def test_one_clock_is_in_force_at_a_time() -> None:
 
 
 def test_timers_of_connections_by_the_clock() -> None:
-    """Their callbacks have run when the clock has been advanced, one for each time."""
+    """When ``advance`` returns, their callbacks have run once for each due time."""
     seen = Seen()
     with Clock() as clock, memory_pair(Server(registry=Registry())) as pair:
         pair.server.schedule(10, lambda due, conn: seen.add(("schedule", clock.now())))
@@ -502,7 +502,7 @@ def test_timers_of_connections_by_the_clock() -> None:
 
 
 def test_idle_connections_by_the_clock() -> None:
-    """One is closed when nothing came for so long, counted from when something last did."""
+    """A connection is closed after this time without data, counted from the last data."""
     server = echo_server(idle_timeout=60, heartbeat=None)
     with Clock() as clock, running(server), RecordingClient(server) as client:
         for _ in range(5):
@@ -519,7 +519,7 @@ def test_idle_connections_by_the_clock() -> None:
 
 
 def test_heartbeats_by_the_clock() -> None:
-    """One comes for each interval in which nothing else was sent, and keeps the peer alive."""
+    """A heartbeat is sent for each interval without other data, and keeps the peer alive."""
     server = Server(registry=Registry(), heartbeat=10, idle_timeout=15)
     with Clock() as clock, running(server), RecordingClient(server, heartbeat=10) as client:
         conn = server.connections[0]
@@ -531,7 +531,7 @@ def test_heartbeats_by_the_clock() -> None:
 
 
 def test_a_stuck_peer_by_the_clock() -> None:
-    """One that takes nothing is given up after ``write_timeout``."""
+    """A connection to a peer that does not read is closed after ``write_timeout``."""
     release = threading.Event()
     registry = Registry()
     registry.register(
@@ -554,7 +554,7 @@ def test_a_stuck_peer_by_the_clock() -> None:
 
 
 def test_back_off_by_the_clock() -> None:
-    """Each wait is as long as the options say, none is waited for in reality."""
+    """Each back-off is as long as configured, and takes no real time."""
     how = Reconnect(initial=1, factor=2, maximum=5, jitter=0)
     with Clock() as clock:
         with serving(registry=echo(Registry())) as server:
@@ -567,11 +567,11 @@ def test_back_off_by_the_clock() -> None:
         assert clock.wait_for_back_off() == [5]
         with pytest.raises(TimeoutError, match="1 of 2 clients"):
             clock.wait_for_back_off(2, timeout=0.01)
-        assert ends(client.close)  # which does not wait for the clock
+        assert ends(client.close)  # it does not wait for the clock
 
 
-def test_a_client_comes_back_by_the_clock(make_server: MakeServer) -> None:
-    """Once the clock says so it dials again, and is connected."""
+def test_a_client_reconnects_by_the_clock(make_server: MakeServer) -> None:
+    """The client dials again and connects when the clock reaches the end of the back-off."""
     server, address = make_server()
     with Clock() as clock, ClientConn(address, reconnect=Reconnect(initial=30, jitter=0)) as client:
         wait_until(lambda: server.connections)
@@ -591,8 +591,8 @@ def test_contexts_expire_by_the_clock() -> None:
         assert "deadline" in str(context.error)
 
 
-def test_a_callback_that_does_not_return_is_told_of() -> None:
-    """A clock waits for the callbacks it brought about, but not forever."""
+def test_a_callback_that_does_not_return_is_reported() -> None:
+    """``advance`` waits for the callbacks that it causes, but not forever."""
     entered, release = threading.Event(), threading.Event()
     with Clock() as clock, memory_pair(heartbeat=None) as pair:
         pair.client.run_after(1, lambda due, conn: (entered.set(), release.wait(PATIENCE)))
@@ -603,8 +603,8 @@ def test_a_callback_that_does_not_return_is_told_of() -> None:
         clock.advance(0)
 
 
-def test_callbacks_that_are_dropped_are_not_waited_for() -> None:
-    """A connection that is closed forgets what waits for its turn, and the clock hears of it."""
+def test_discarded_callbacks_are_not_waited_for() -> None:
+    """A closed connection discards its waiting callbacks, and ``advance`` notices that."""
     entered, release = threading.Event(), threading.Event()
     with Clock() as clock, memory_pair(Server(registry=Registry(), heartbeat=None)) as pair:
         pair.client.run_after(1, lambda due, conn: (entered.set(), release.wait(PATIENCE)))
@@ -623,7 +623,7 @@ def test_callbacks_that_are_dropped_are_not_waited_for() -> None:
 
 
 def test_no_callback_advances_the_clock() -> None:
-    """It would wait for itself, so it is told instead."""
+    """``advance`` raises in a callback, because it would wait for itself."""
     errors = Seen()
 
     def advance(due: Any, conn: Any) -> None:
@@ -638,8 +638,8 @@ def test_no_callback_advances_the_clock() -> None:
     assert errors.items == ["a clock cannot be advanced from a handler or callback"] * 2
 
 
-def test_handlers_that_block_are_relieved_in_real_time() -> None:
-    """The clock stands still, and still another thread goes on reading."""
+def test_blocking_handlers_are_relieved_in_real_time() -> None:
+    """While the clock stands still, another thread continues to read."""
     server, both = Server(registry=Registry()), threading.Barrier(2)
     numbers = Seen()
 
@@ -719,7 +719,7 @@ def test_the_end():
 
 
 def python(*arguments: str, cwd: Path = ROOT) -> str:
-    """Run Python and return what it printed, also if it failed."""
+    """Run Python and return its output, even if it failed."""
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
@@ -732,9 +732,9 @@ def python(*arguments: str, cwd: Path = ROOT) -> str:
 
 
 def test_the_fixtures(tmp_path: Path) -> None:
-    """They give what they say; what is left behind, and a stop that is not clean, are errors."""
+    """The fixtures work; leaks and unclean shutdowns are errors."""
     (tmp_path / "test_suite.py").write_text(SUITE, encoding="utf-8")
-    # By its module's name, whether or not it is installed under another.
+    # By the module's name, so that the test also works if tao is installed under another name.
     plugin = ("-p", "no:tao", "-p", "tao.testing.pytest_plugin", "-p", "no:cacheprovider")
     output = python("-m", "pytest", "-q", "-ra", *plugin, str(tmp_path), cwd=tmp_path)
     assert "7 passed, 3 errors" in output, output
@@ -746,7 +746,7 @@ def test_the_fixtures(tmp_path: Path) -> None:
 
 
 def test_the_plugin_costs_nothing_at_the_start() -> None:
-    """With it pytest imports nothing of tao's that opens a socket or needs a certificate."""
+    """With the plugin, pytest imports no module of tao that needs sockets or certificates."""
     code = "import sys, tao.testing.pytest_plugin\n"
     code += "print(sorted(m for m in sys.modules if m[:3] == 'tao'))"
     loaded = ["tao", "tao.runtime", "tao.runtime.log"]
@@ -755,7 +755,7 @@ def test_the_plugin_costs_nothing_at_the_start() -> None:
 
 
 def test_every_name_is_there() -> None:
-    """What ``import tao`` promises can be had, though nothing is imported before it is wanted."""
+    """Every public name can be imported, although modules are imported only on first use."""
     code = "import tao; print(set(tao.__all__) <= set(dir(tao)), [tao.Server, tao.errors])"
     assert python("-c", code).startswith(
         "True [<class 'tao.server.server.Server'>, <module 'tao.errors'"
@@ -767,7 +767,7 @@ def test_every_name_is_there() -> None:
 
 
 def test_the_plugin_is_installed() -> None:
-    """pytest finds it by the entry point."""
+    """pytest finds the plugin by its entry point."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     assert setup["options.entry_points"]["pytest11"].strip() == "tao = tao.testing.pytest_plugin"

@@ -1,7 +1,8 @@
-"""Addresses: one reading of each form, for both ends, and one way to resolve and to show it."""
+"""Addresses: parsing of every form for both ends, name resolution, and display."""
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import pathlib
 import socket
@@ -9,10 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tao.client.client import ClientConn
 from tao.monitor.monitor import monitor_on
-from tao.server.listener import listen
+from tao.server.binding import listen
 from tao.server.server import Server
 from tao.testing import FaultProxy, RecordingClient, serving
 from tao.transport.addresses import (
@@ -34,7 +37,7 @@ Names = Callable[..., None]
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """A function that gives names to addresses, as a name server would."""
+    """A function that gives names to addresses, as a name server does."""
     known: dict[str, tuple[str, ...]] = {}
     original = socket.getaddrinfo
 
@@ -68,7 +71,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     ],
 )
 def test_forms_of_an_address(written: Any, parsed: Any) -> None:
-    """Both ends read every form that users and sockets have, and bring it into the same one."""
+    """Both ends accept every form from users and sockets, and normalize it."""
     assert parse(written) == parsed
     assert parse(written, listening=True) == parsed
 
@@ -89,16 +92,51 @@ def test_forms_of_an_address(written: Any, parsed: Any) -> None:
         (b"localhost:80", ValueError, r"write \('localhost', 80\)"),
     ],
 )
-def test_what_is_no_address(wrong: Any, error: type[Exception], says: str) -> None:
-    """A mistake is refused where it is written, at both ends, before anything is opened."""
+def test_invalid_addresses(wrong: Any, error: type[Exception], says: str) -> None:
+    """Both ends refuse an invalid address before any socket is opened."""
     with pytest.raises(error, match=says):
         ClientConn(wrong, registry=Registry())
     with pytest.raises(error, match=says):
         Server().start(wrong)
 
 
-def test_what_only_a_server_may_say() -> None:
-    """Port 0 and an empty host stand for any, which nobody can connect to."""
+#: What people and programs pass by mistake.
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-1, 65536),
+    st.sampled_from([2**31, 2**64, -(2**64), 0.5, float("nan"), object(), socket.AF_INET]),
+    st.text("a:/%[].1\0 \ud800", max_size=6),
+    st.sampled_from(["localhost", "127.0.0.1", "::1", "[::1]", "fe80::1%lo", "a" * 300, "ä.de"]),
+    st.binary(max_size=4),
+    st.sampled_from([pathlib.Path("x"), ipaddress.ip_address("::1"), socket.socket, print]),
+)
+ANYTHING = st.recursive(
+    SCALARS, lambda some: st.one_of(st.lists(some, max_size=5), st.tuples(some, some)), max_leaves=5
+)
+
+
+@given(ANYTHING)
+def check_anything(value: Any) -> None:
+    for use in (
+        lambda: ClientConn(value, registry=Registry()),
+        lambda: ClientConn(("127.0.0.1", 1), registry=Registry(), source_address=value),
+        lambda: parse(value, listening=True),
+    ):
+        try:
+            use()
+        except (TypeError, ValueError) as error:
+            assert str(error), value
+
+
+def test_anything_is_an_address_or_refused() -> None:
+    """Whatever a client, its source address or a server is given: it is checked at once."""
+    check_anything()
+    gc.collect()  # clients that were dropped hold the timing wheel until then
+
+
+def test_addresses_for_servers_only() -> None:
+    """Port 0 and an empty host mean any, so a client cannot connect to them."""
     assert parse(("", 0), listening=True) == ("", 0)
     with pytest.raises(ValueError, match="must not be empty"):
         parse(("", 80))
@@ -107,7 +145,7 @@ def test_what_only_a_server_may_say() -> None:
 
 
 def test_literals_need_no_name_server() -> None:
-    """They resolve by themselves, scopes included; a name is left to who may block."""
+    """Literal addresses resolve without blocking, including scopes; names may block."""
     assert resolve_literal(("127.0.0.1", 1)) == [Target(socket.AF_INET, ("127.0.0.1", 1))]
     scoped = [Target(socket.AF_INET6, ("fe80::1", 1, 0, LOOPBACK))]
     assert resolve_literal(("fe80::1%lo", 1)) == scoped
@@ -121,7 +159,7 @@ def test_literals_need_no_name_server() -> None:
 
 
 def test_a_name_resolves_to_each_address_once(names: Names) -> None:
-    """In the order of the name server, without repetitions."""
+    """The order of the name server is kept, without duplicates."""
     names("twice", "::1", "127.0.0.1", "::1")
     assert [target.address[0] for target in resolve(("twice", 1))] == ["::1", "127.0.0.1"]
     with pytest.raises(OSError, match="no host name"):
@@ -130,7 +168,7 @@ def test_a_name_resolves_to_each_address_once(names: Names) -> None:
 
 @pytest.mark.parametrize("host", ["six", "::1", "::1%lo"])
 def test_ipv6_for_both_ends(make_server: MakeServer, names: Names, host: str) -> None:
-    """A name that has only IPv6, a literal and a scope do for server and client alike."""
+    """Servers and clients accept names with only IPv6 addresses, literals and scopes."""
     names("six", "::1")
     server, address = make_server((host, 0))
     with ClientConn((host, address[1]), registry=Registry()) as client:
@@ -140,7 +178,7 @@ def test_ipv6_for_both_ends(make_server: MakeServer, names: Names, host: str) ->
 
 
 def test_a_name_with_several_addresses(make_server: MakeServer, names: Names) -> None:
-    """A server listens at one: at IPv4 if there is that, and where this machine is."""
+    """A server uses an IPv4 address if there is one, and one that this machine has."""
     names("both", "::1", "127.0.0.1")
     assert make_server(("both", 0))[1][0] == "127.0.0.1"
     names("elsewhere", "192.0.2.77", "::1")
@@ -152,8 +190,8 @@ def test_a_name_with_several_addresses(make_server: MakeServer, names: Names) ->
         make_server(("no-such.invalid", 0))
 
 
-def test_who_else_listens_and_dials(names: Names) -> None:
-    """The monitor and the test client take what a server takes."""
+def test_the_monitor_and_the_test_client_accept_the_same_forms(names: Names) -> None:
+    """They accept all addresses that a server accepts."""
     names("six", "::1")
     monitor = monitor_on(0, host="six")
     assert monitor.address[0] == "::1"
@@ -164,7 +202,7 @@ def test_who_else_listens_and_dials(names: Names) -> None:
 
 @pytest.mark.parametrize("kind", ["four", "path", "name"])
 def test_a_proxy_reaches_every_form(tmp_path: pathlib.Path, kind: str, names: Names) -> None:
-    """What a server gives as its address is a target for a `FaultProxy`, of whatever form it is."""
+    """A `FaultProxy` accepts a server's address in any form as its target."""
     address = str(tmp_path / "socket") if kind == "path" else ("::1", 0)
     with serving(address, registry=Registry()) as server:
         names("two", "127.0.0.9", "::1")
@@ -175,7 +213,7 @@ def test_a_proxy_reaches_every_form(tmp_path: pathlib.Path, kind: str, names: Na
 
 @pytest.mark.parametrize("kind", [bytes, str, pathlib.Path])
 def test_kinds_of_paths(tmp_path: pathlib.Path, kind: Any) -> None:
-    """A Unix socket's path may be text, bytes or a Path."""
+    """The path of a Unix socket can be a str, bytes or a Path."""
     path = tmp_path / "socket"
     written = bytes(path) if kind is bytes else kind(path)
     with (
@@ -202,13 +240,13 @@ def test_kinds_of_paths(tmp_path: pathlib.Path, kind: Any) -> None:
         (None, "-"),
     ],
 )
-def test_how_an_address_is_shown(address: Any, shown: str) -> None:
-    """As people write it, in printable characters."""
+def test_the_display_of_an_address(address: Any, shown: str) -> None:
+    """It is shown in the usual form, with printable characters."""
     assert address_text(address) == shown
 
 
-def test_one_peer_has_one_name() -> None:
-    """However the kernel calls it: an IPv4 peer of a dual-stack socket is an IPv4 peer."""
+def test_one_peer_has_one_address() -> None:
+    """An IPv4 peer of a dual-stack socket has its IPv4 address."""
     mapped = ("::ffff:127.0.0.1", 80, 0, 0)
     assert normalized(mapped) == ("127.0.0.1", 80)
     assert host_of(mapped) == host_of(("127.0.0.1", 9)) == "127.0.0.1"

@@ -1,4 +1,4 @@
-"""TLS contexts and certificates: handshakes in memory, no sockets."""
+"""TLS contexts and certificates, with handshakes in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tao.transport.certificates import (
 
 
 class Ends:
-    """A server's and a client's end of one TLS connection, joined by memory."""
+    """A server's and a client's end of a TLS connection in memory."""
 
     def __init__(
         self, server: ssl.SSLContext, client: ssl.SSLContext, hostname: str | None = "localhost"
@@ -36,7 +36,7 @@ class Ends:
         self.client = client.wrap_bio(down, up, server_hostname=hostname)
 
     def handshake(self) -> Ends:
-        """Take turns until both ends are content; raise what the first that is not raises."""
+        """Perform the handshake of both ends; raise the first error."""
         waiting = [self.client, self.server]
         for _ in range(10):
             for end in list(waiting):
@@ -62,7 +62,7 @@ def certificate(authority: DevelopmentCA) -> Certificate:
 
 @pytest.fixture
 def files(certificate: Certificate, tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Certificate, key and authority in a file each."""
+    """Return files with the certificate, the key and the authority."""
     certfile, keyfile, cafile = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
     certificate.write(certfile, keyfile)
     cafile.write_bytes(certificate.authority)
@@ -83,10 +83,10 @@ def encrypted(private_key: bytes, password: bytes) -> bytes:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("hostname", ["localhost", "127.0.0.1", "::1"])
-def test_a_self_signed_certificate_serves_this_machine(
+def test_a_self_signed_certificate_for_this_machine(
     hostname: str, version: ssl.TLSVersion, tmp_path: Path
 ) -> None:
-    """Its file is all a client needs to reach the server by each of its names."""
+    """A client needs only its file to connect to the server by each of its names."""
     certfile, keyfile = tmp_path / "cert.pem", tmp_path / "key.pem"
     self_signed_certificate().write(certfile, keyfile)
     client = load_client_tls_config(ca=certfile)
@@ -98,7 +98,7 @@ def test_a_self_signed_certificate_serves_this_machine(
 
 
 def test_contexts_are_hardened(files: tuple[Path, Path, Path]) -> None:
-    """Compression and renegotiation are off, TLS 1.2 is the oldest, a client checks its server."""
+    """Compression and renegotiation are off, TLS 1.2 is the minimum, and clients verify servers."""
     certfile, keyfile, cafile = files
     client = load_client_tls_config(ca=cafile)
     for context in (load_tls_config(certfile, keyfile), client):
@@ -110,25 +110,25 @@ def test_contexts_are_hardened(files: tuple[Path, Path, Path]) -> None:
 
 
 def test_tls_1_1_is_refused(certificate: Certificate) -> None:
-    """A client that knows nothing newer than TLS 1.1 does not get in."""
+    """A client that supports only TLS 1.1 is refused."""
     client = certificate.client_config()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         client.minimum_version = client.maximum_version = ssl.TLSVersion.TLSv1_1
-    client.set_ciphers("ALL:@SECLEVEL=0")  # else it would not even ask
+    client.set_ciphers("ALL:@SECLEVEL=0")  # otherwise it would not even offer it
     with pytest.raises(ssl.SSLError, match="UNSUPPORTED_PROTOCOL"):
         Ends(certificate.server_config(), client).handshake()
 
 
 def test_a_wrong_host_is_refused(certificate: Certificate) -> None:
-    """A certificate for another host is refused with a text that names the host."""
+    """A certificate for another host is refused, and the error names the host."""
     ends = Ends(certificate.server_config(), certificate.client_config(), "example.org")
     with pytest.raises(ssl.SSLCertVerificationError, match=r"not valid for 'example\.org'"):
         ends.handshake()
 
 
-def test_the_hostname_check_can_be_left_out(files: tuple[Path, Path, Path]) -> None:
-    """With an authority of one's own, and only with one, the host may be called anything."""
+def test_the_hostname_check_can_be_disabled(files: tuple[Path, Path, Path]) -> None:
+    """With a private authority, and only then, any host name is accepted."""
     certfile, keyfile, cafile = files
     client = load_client_tls_config(ca=cafile, check_hostname=False)
     Ends(load_tls_config(certfile, keyfile), client, "example.org").handshake()
@@ -138,14 +138,14 @@ def test_the_hostname_check_can_be_left_out(files: tuple[Path, Path, Path]) -> N
 
 
 def test_a_server_of_another_authority_is_refused(certificate: Certificate) -> None:
-    """Neither a client with another authority nor one with the system's trusts the server."""
+    """Clients that trust another authority, or the system's, refuse the server."""
     for client in (DevelopmentCA().issue_client("alice").client_config(), load_client_tls_config()):
         with pytest.raises(ssl.SSLCertVerificationError, match=r"issuer certificate|self.signed"):
             Ends(certificate.server_config(), client).handshake()
 
 
 def test_an_expired_certificate_is_refused(authority: DevelopmentCA) -> None:
-    """Of a server as of a client, and the text says so."""
+    """This applies to servers and clients, and the error says so."""
     good, old = authority.issue(), authority.issue(days=-1)
     with pytest.raises(ssl.SSLCertVerificationError, match="certificate has expired"):
         Ends(old.server_config(), good.client_config()).handshake()
@@ -154,10 +154,10 @@ def test_an_expired_certificate_is_refused(authority: DevelopmentCA) -> None:
         Ends(good.server_config(mutual=True), old.client_config()).handshake()
 
 
-def test_mutual_tls_tells_who_the_client_is(
+def test_mutual_tls_identifies_the_client(
     authority: DevelopmentCA, certificate: Certificate
 ) -> None:
-    """The server sees the name that the client's certificate was issued for."""
+    """The server sees the name in the client's certificate."""
     client = authority.issue_client("alice").client_config()
     peer = Ends(certificate.server_config(mutual=True), client).handshake().server.getpeercert()
     assert peer is not None
@@ -166,7 +166,7 @@ def test_mutual_tls_tells_who_the_client_is(
 
 
 def test_mutual_tls_refuses_a_client_without_certificate(files: tuple[Path, Path, Path]) -> None:
-    """A client that shows nothing does not get in."""
+    """A client without a certificate is refused."""
     certfile, keyfile, cafile = files
     server = load_tls_config(certfile, keyfile, client_ca=cafile)
     with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
@@ -176,7 +176,7 @@ def test_mutual_tls_refuses_a_client_without_certificate(files: tuple[Path, Path
 def test_mutual_tls_refuses_a_client_of_another_authority(
     files: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    """A certificate of an unknown authority is as good as none."""
+    """A certificate from an unknown authority is refused."""
     certfile, keyfile, cafile = files
     stranger = tmp_path / "stranger.pem", tmp_path / "stranger.key"
     DevelopmentCA("another").issue_client("mallory").write(*stranger)
@@ -187,7 +187,7 @@ def test_mutual_tls_refuses_a_client_of_another_authority(
 
 
 def test_certificates_serve_one_purpose(authority: DevelopmentCA, certificate: Certificate) -> None:
-    """A client's certificate makes no server, a server's no client."""
+    """A client's certificate is not valid for a server, and vice versa."""
     alice = authority.issue_client("alice")
     with pytest.raises(ssl.SSLCertVerificationError, match="certificate purpose"):
         Ends(alice.server_config(), certificate.client_config()).handshake()
@@ -197,14 +197,14 @@ def test_certificates_serve_one_purpose(authority: DevelopmentCA, certificate: C
 
 @pytest.mark.parametrize("made", [self_signed_certificate(), DevelopmentCA().issue()])
 def test_certificates_pass_a_strict_check(made: Certificate) -> None:
-    """They are as RFC 5280 wants them, as recent Pythons' default contexts demand."""
+    """They comply with RFC 5280, as the default contexts of recent Python versions require."""
     client = ssl.create_default_context(cadata=made.authority.decode())
     client.verify_flags |= ssl.VERIFY_X509_STRICT
     Ends(made.server_config(), client).handshake()
 
 
-def test_a_cut_stream_is_no_orderly_end(certificate: Certificate) -> None:
-    """The end of the bytes without the peer's word that it is the end is an error."""
+def test_a_truncated_stream_is_an_error(certificate: Certificate) -> None:
+    """The end of the bytes without the peer's close_notify is an error."""
     ends = Ends(certificate.server_config(), certificate.client_config()).handshake()
     ends.down.write_eof()
     with pytest.raises(ssl.SSLError, match=r"(?i)eof"):  # SSLEOFError, but not on CPython 3.11.2
@@ -212,7 +212,7 @@ def test_a_cut_stream_is_no_orderly_end(certificate: Certificate) -> None:
 
 
 def test_an_intermediate_authority_and_one_file_for_all(tmp_path: Path) -> None:
-    """A file of key, certificate and intermediate serves a client that knows the root only."""
+    """A file with key, certificate and intermediate works for a client that knows only the root."""
     root = trustme.CA()
     everything, cafile = tmp_path / "all.pem", tmp_path / "ca.pem"
     issued = root.create_child_ca().issue_cert("localhost")
@@ -228,7 +228,7 @@ def test_an_intermediate_authority_and_one_file_for_all(tmp_path: Path) -> None:
 def test_an_encrypted_key_needs_its_password(
     files: tuple[Path, Path, Path], certificate: Certificate
 ) -> None:
-    """The right password opens it; a wrong one, and none, are told apart."""
+    """The right password opens it; a wrong and a missing one lead to different errors."""
     certfile, keyfile, _ = files
     keyfile.write_bytes(encrypted(certificate.private_key, b"open sesame"))
     load_tls_config(certfile, keyfile, password="open sesame")
@@ -243,7 +243,7 @@ def test_an_encrypted_key_needs_its_password(
 def test_the_key_must_be_the_certificates(
     files: tuple[Path, Path, Path], kind: trustme.KeyType
 ) -> None:
-    """Another key, of the same kind or not, is refused with both files named."""
+    """The key of another certificate is refused, with the names of both files."""
     certfile, keyfile, _ = files
     issued = trustme.CA().issue_cert("localhost", key_type=kind)
     issued.private_key_pem.write_to_path(keyfile)
@@ -253,7 +253,7 @@ def test_the_key_must_be_the_certificates(
 
 
 def test_files_that_cannot_be_read(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """The operating system's error has the file's name, whichever of the files it is."""
+    """The operating system's error names the file."""
     certfile, keyfile, _ = files
     missing = tmp_path / "missing.pem"
     with pytest.raises(FileNotFoundError, match=r"missing\.pem"):
@@ -269,8 +269,8 @@ def test_files_that_cannot_be_read(files: tuple[Path, Path, Path], tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", [b"", b"hello\n", b"\x30\x82\x01\x00"])
-def test_files_that_hold_something_else(files: tuple[Path, Path, Path], content: bytes) -> None:
-    """Whichever of the files it is, the error names it and says what is missing."""
+def test_files_with_other_content(files: tuple[Path, Path, Path], content: bytes) -> None:
+    """The error names the file and says what is missing."""
     certfile, keyfile, cafile = files
     junk = cafile.with_name("junk.pem")
     junk.write_bytes(content)
@@ -286,7 +286,7 @@ def test_files_that_hold_something_else(files: tuple[Path, Path, Path], content:
 
 
 def test_a_certificate_without_key(files: tuple[Path, Path, Path]) -> None:
-    """One file for both must hold both, and a client's key alone is of no use."""
+    """A single file must contain both, and a client's key alone is refused."""
     certfile, keyfile, _ = files
     with pytest.raises(ValueError, match=r"cert\.pem: holds no readable PEM private key$"):
         load_tls_config(certfile)
@@ -294,8 +294,8 @@ def test_a_certificate_without_key(files: tuple[Path, Path, Path]) -> None:
         load_client_tls_config(keyfile=keyfile)
 
 
-def test_revocations_are_no_authority(files: tuple[Path, Path, Path]) -> None:
-    """A file with a revocation list only would let in nobody, so it is refused."""
+def test_a_revocation_list_is_not_an_authority(files: tuple[Path, Path, Path]) -> None:
+    """A file with only a revocation list is refused, because no client could connect."""
     certfile, keyfile, cafile = files
     now = datetime.datetime.now(datetime.timezone.utc)
     revoked = x509.CertificateRevocationListBuilder(
@@ -306,8 +306,8 @@ def test_revocations_are_no_authority(files: tuple[Path, Path, Path]) -> None:
         load_tls_config(certfile, keyfile, client_ca=cafile)
 
 
-def test_what_openssl_finds_too_weak(tmp_path: Path) -> None:
-    """OpenSSL's own reason for refusing a certificate is passed on."""
+def test_keys_that_are_too_weak(tmp_path: Path) -> None:
+    """OpenSSL's reason for refusing a certificate is reported."""
     certfile, keyfile = tmp_path / "cert.pem", tmp_path / "key.pem"
     key = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -330,8 +330,8 @@ def test_what_openssl_finds_too_weak(tmp_path: Path) -> None:
 # Certificates
 
 
-def test_a_certificate_says_what_it_is_for() -> None:
-    """Names and addresses stand as such, the key is EC P-256, its time is short."""
+def test_the_contents_of_a_certificate() -> None:
+    """Names and addresses have the right types, the key is EC P-256, and the validity is short."""
     made = self_signed_certificate("a.example", "*.b.example", "192.0.2.1", "2001:db8::1", days=2)
     parsed = x509.load_pem_x509_certificate(made.certificate)
     names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -346,16 +346,16 @@ def test_a_certificate_says_what_it_is_for() -> None:
     assert parsed.not_valid_after_utc <= now + datetime.timedelta(days=2)
 
 
-def test_a_long_hostname_is_whole_in_the_alternative_names() -> None:
-    """A hostname may be longer than the subject of a certificate."""
+def test_a_long_hostname_is_in_the_alternative_names() -> None:
+    """A host name may be longer than the subject of a certificate permits."""
     hostname = f"{'a' * 60}.{'b' * 60}.example"
     made = self_signed_certificate(hostname)
     Ends(made.server_config(), made.client_config(), hostname).handshake()
 
 
 @pytest.mark.parametrize("hostname", ["", "localhost:12345", "a..b", "a b", "http://a", "bücher"])
-def test_what_is_no_hostname(authority: DevelopmentCA, hostname: str) -> None:
-    """It is refused when the certificate is made, not when somebody connects."""
+def test_invalid_hostnames(authority: DevelopmentCA, hostname: str) -> None:
+    """They are refused when the certificate is created, not when a client connects."""
     with pytest.raises(ValueError, match="not a hostname or an IP address"):
         self_signed_certificate("localhost", hostname)
     with pytest.raises(ValueError, match="not a hostname or an IP address"):
@@ -363,13 +363,13 @@ def test_what_is_no_hostname(authority: DevelopmentCA, hostname: str) -> None:
 
 
 def test_the_key_is_not_shown(certificate: Certificate) -> None:
-    """The text form of a certificate, which may end in a log, has no key in it."""
+    """The repr of a certificate, which may be logged, does not contain the key."""
     assert "PRIVATE KEY" in certificate.private_key.decode()
     assert "PRIVATE KEY" not in repr(certificate)
 
 
 def test_the_key_file_is_private(certificate: Certificate, tmp_path: Path) -> None:
-    """Its mode is 0600 whatever the umask is and whatever file was there before."""
+    """Its mode is 0600, whatever the umask is and whichever file existed before."""
     certfile, keyfile = tmp_path / "cert.pem", tmp_path / "key.pem"
     keyfile.write_bytes(b"older")
     keyfile.chmod(0o644)
@@ -380,16 +380,14 @@ def test_the_key_file_is_private(certificate: Certificate, tmp_path: Path) -> No
     finally:
         os.umask(umask)
     with before:
-        assert before.read() == b"older"  # who had the old file open does not see the key
+        assert before.read() == b"older"  # a reader of the old file does not see the key
     assert stat.S_IMODE(keyfile.stat().st_mode) == 0o600
     assert keyfile.read_bytes() == certificate.private_key
     assert certfile.read_bytes() == certificate.certificate
 
 
-def test_a_key_that_cannot_be_written_is_not_left_elsewhere(
-    certificate: Certificate, tmp_path: Path
-) -> None:
-    """After an error no copy of the key stays behind."""
+def test_a_failed_write_leaves_no_copy_of_the_key(certificate: Certificate, tmp_path: Path) -> None:
+    """After an error, no temporary file with the key remains."""
     taken = tmp_path / "taken"
     taken.mkdir()
     with pytest.raises(IsADirectoryError):

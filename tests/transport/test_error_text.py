@@ -1,4 +1,4 @@
-"""What errors of sockets and of TLS are called."""
+"""The texts of socket and TLS errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tao.transport.error_text import explain
 
 
 def test_explain() -> None:
-    """Each kind of error is described in a few words that a person understands."""
+    """Each kind of error is described in a few plain words."""
     ssl_error = ssl.SSLError(1, "[SSL] something (_ssl.c:1)")
     ssl_error.reason = "HTTP_REQUEST"
     assert explain(ssl_error) == "the peer does not speak TLS (HTTP_REQUEST)"

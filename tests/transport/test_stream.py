@@ -1,4 +1,4 @@
-"""Byte streams: plain and TLS, both directions at once, and what goes wrong on the way."""
+"""Byte streams: plain and TLS, in both directions, and their errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.tls_pairs import (
     tls_pair,
 )
 
-#: How much the longest test moves, each way.
+#: How many bytes the longest test transfers in each direction.
 MEGABYTES = int(os.environ.get("TAO_TEST_MEGABYTES", "200"))
 KIB, MIB = 1024, 1024 * 1024
 
@@ -65,7 +65,7 @@ def close(*ends: Transport | socket.socket) -> None:
 
 
 def send_all(transport: Transport, data: bytes | memoryview) -> None:
-    """Send everything, as the outbox does."""
+    """Send all data, as the send queue does."""
     rest = memoryview(data)
     while rest:
         taken = transport.send(rest)
@@ -89,7 +89,7 @@ def end(transport: Transport) -> None:
 
 
 def fill(transport: Transport) -> int:
-    """Send until the socket is full; return how much it took."""
+    """Send until the socket is full; return the number of bytes."""
     total = 0
     while taken := transport.send(bytes(64 * KIB)):
         total += taken
@@ -97,22 +97,22 @@ def fill(transport: Transport) -> int:
 
 
 def failure(transport: Transport, timeout: float | None = PATIENCE) -> str:
-    """What the handshake fails with."""
+    """Return the error of a failing handshake."""
     with pytest.raises(HandshakeFailed) as caught:
         transport.handshake(timeout)
     return str(caught.value)
 
 
 def failures(server: Transport, client: Transport) -> list[str]:
-    """What the handshake of both ends fails with, the server's and the client's."""
+    """Return the errors of both ends of a failing handshake, the server's first."""
     return together(lambda: failure(server), lambda: failure(client))
 
 
-# -- what both kinds do
+# -- plain and TLS
 
 
 def test_sends_and_receives(pair: Pair) -> None:
-    """What one end sends, the other receives, both ways; the end of one way leaves the other."""
+    """Data arrives in both directions; ending one direction leaves the other open."""
     a, b = pair
     send_all(a, b"question")
     assert b.recv(8 * KIB) == b"question"
@@ -123,7 +123,7 @@ def test_sends_and_receives(pair: Pair) -> None:
 
 
 def test_large_data_in_all_sizes(pair: Pair) -> None:
-    """A megabyte sent in one go and received in odd pieces is the same megabyte."""
+    """A megabyte sent at once and received in uneven pieces arrives unchanged."""
     a, b = pair
     data = random.Random(1).randbytes(MIB)
 
@@ -135,7 +135,7 @@ def test_large_data_in_all_sizes(pair: Pair) -> None:
 
 
 def test_send_does_not_block(pair: Pair) -> None:
-    """A full socket takes nothing and says so."""
+    """A full socket accepts nothing, and ``send`` returns 0."""
     a, b = pair
     fill(a)
     assert a.send(bytes(64 * KIB)) == 0
@@ -143,7 +143,7 @@ def test_send_does_not_block(pair: Pair) -> None:
 
 
 def test_abort_wakes_a_reader(pair: Pair) -> None:
-    """Who waits for bytes returns, or raises, when any thread aborts."""
+    """A thread that waits for data returns or raises when any thread aborts."""
     a, _ = pair
     waiting = threading.Event()
 
@@ -161,8 +161,8 @@ def test_abort_wakes_a_reader(pair: Pair) -> None:
     assert together(read, abort)[0] in (b"", "peer closed without saying so in TLS")
 
 
-def test_abort_wakes_who_waits_to_send(pair: Pair) -> None:
-    """Who waits for a full socket returns when any thread aborts, and then cannot send."""
+def test_abort_wakes_a_thread_that_waits_to_send(pair: Pair) -> None:
+    """A thread that waits for a full socket returns when any thread aborts, and cannot send."""
     a, _ = pair
     fill(a)
     waiting = threading.Event()
@@ -181,7 +181,7 @@ def test_abort_wakes_who_waits_to_send(pair: Pair) -> None:
 
 
 def test_abort_and_close_in_any_order(pair: Pair) -> None:
-    """Both may be called twice, and an abort after the close does nothing."""
+    """Both may be called twice, and an abort after a close has no effect."""
     a, b = pair
     a.abort()
     a.abort()
@@ -191,8 +191,8 @@ def test_abort_and_close_in_any_order(pair: Pair) -> None:
     assert ends(b.abort)
 
 
-def test_who_sends_learns_of_a_reset(pair: Pair) -> None:
-    """The first send after a reset tells what happened, not only that it is over."""
+def test_the_sender_gets_the_error_of_a_reset(pair: Pair) -> None:
+    """The first send after a reset raises the original error."""
     a, b = pair
     b._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     b.close()
@@ -201,7 +201,7 @@ def test_who_sends_learns_of_a_reset(pair: Pair) -> None:
 
 
 def test_a_reset_peer(pair: Pair) -> None:
-    """A connection that breaks raises for who receives and for who sends."""
+    """A reset raises in both ``recv`` and ``send``."""
     a, b = pair
     b._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     b.close()
@@ -215,15 +215,15 @@ def test_a_reset_peer(pair: Pair) -> None:
 
 
 def test_a_plain_transport_has_no_tls() -> None:
-    """Its handshake is nothing, and there is nobody it proved to be."""
+    """Its handshake does nothing, and the peer has no certificate."""
     a, b = plain_pair()
     a.handshake(0.0)
     assert (a.peer_certificate, a.tls_version, a.committed_bytes) == (None, None, 0)
     close(a, b)
 
 
-def test_a_unix_socket_will_do() -> None:
-    """A transport on a Unix socket sets no options that only TCP has."""
+def test_a_unix_socket() -> None:
+    """A transport on a Unix socket sets no TCP options."""
     ours, theirs = socket.socketpair()
     a, b = Transport(ours), Transport(theirs)
     send_all(a, b"hi")
@@ -234,8 +234,8 @@ def test_a_unix_socket_will_do() -> None:
 # -- handshakes
 
 
-def test_both_ends_know_the_version() -> None:
-    """After the handshake the version is known, and with mutual TLS who the client is."""
+def test_both_ends_know_the_tls_version() -> None:
+    """After the handshake the version is known, and the client's certificate with mutual TLS."""
     server, client = tls_pair(MUTUAL_SERVER, ALICE)
     assert (server.tls_version, server.peer_certificate) == (None, None)
     shake_hands(server, client)
@@ -247,8 +247,8 @@ def test_both_ends_know_the_version() -> None:
     close(server, client)
 
 
-def test_a_client_nobody_asked() -> None:
-    """Without mutual TLS the server knows nobody."""
+def test_without_mutual_tls() -> None:
+    """The server does not know the client's certificate."""
     server, client = encrypted_pair()
     assert server.peer_certificate is None
     close(server, client)
@@ -256,7 +256,7 @@ def test_a_client_nobody_asked() -> None:
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
 def test_versions(version: str) -> None:
-    """TLS 1.2 and 1.3 both work, to the end in order."""
+    """TLS 1.2 and 1.3 both work, including a graceful end."""
     context = CA.issue().client_config()
     context.minimum_version = context.maximum_version = ssl.TLSVersion[version.replace(".", "_")]
     server, client = tls_pair(client=context)
@@ -271,7 +271,7 @@ def test_versions(version: str) -> None:
 
 
 def test_old_versions_are_refused() -> None:
-    """A client that knows nothing newer than TLS 1.1 is refused, and told."""
+    """A client that supports only TLS 1.1 is refused, with an alert."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_ciphers("ALL:@SECLEVEL=0")
@@ -285,7 +285,7 @@ def test_old_versions_are_refused() -> None:
 
 
 def test_a_wrong_host() -> None:
-    """A certificate for somebody else is refused, in words, and the server is told."""
+    """A certificate for another name is refused with a clear error, and the server is notified."""
     server, client = tls_pair(hostname="bank.example")
     told, seen = failures(server, client)
     assert "certificate is refused: Hostname mismatch" in seen and "bank.example" in seen
@@ -294,7 +294,7 @@ def test_a_wrong_host() -> None:
 
 
 def test_an_unknown_authority() -> None:
-    """A certificate of an authority that is not trusted is refused, and the server is told."""
+    """A certificate from an untrusted authority is refused, and the server is notified."""
     server, client = tls_pair(DevelopmentCA("other").issue().server_config())
     told, seen = failures(server, client)
     assert "certificate is refused: unable to get local issuer certificate" in seen
@@ -303,7 +303,7 @@ def test_an_unknown_authority() -> None:
 
 
 def test_an_expired_certificate() -> None:
-    """A certificate whose time is over is refused."""
+    """An expired certificate is refused."""
     expired = self_signed_certificate(days=-1)
     server, client = tls_pair(expired.server_config(), expired.client_config())
     _, seen = failures(server, client)
@@ -313,7 +313,7 @@ def test_an_expired_certificate() -> None:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_a_client_without_certificate(version: ssl.TLSVersion) -> None:
-    """With mutual TLS it is refused; under TLS 1.3 it hears that when it first reads."""
+    """Mutual TLS refuses it; with TLS 1.3, its first read raises the error."""
     nameless = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     nameless.load_verify_locations(cadata=CA.certificate.decode())
     nameless.maximum_version = version
@@ -332,7 +332,7 @@ def test_a_client_without_certificate(version: ssl.TLSVersion) -> None:
 
 
 def test_a_silent_peer() -> None:
-    """A handshake ends with its deadline, whichever side waits, and says so."""
+    """A handshake ends at its deadline, on either side, with a clear error."""
     server, client = tls_pair()
     assert failure(server, 0.01) == "TLS handshake not done after 0.01 s"
     close(server, client)
@@ -343,7 +343,7 @@ def test_a_silent_peer() -> None:
 
 
 def test_a_handshake_in_small_pieces() -> None:
-    """A peer that sends byte by byte gets through, as long as it is done in time."""
+    """A handshake that arrives byte by byte succeeds if it ends in time."""
     ours, theirs = tcp_pair()
     server = TlsTransport(ours, SERVER, server_side=True)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -367,15 +367,15 @@ def test_a_handshake_in_small_pieces() -> None:
 
 
 @pytest.mark.parametrize("timeout", [None, 1e9, threading.TIMEOUT_MAX])
-def test_no_handshake_timeout_is_too_long(timeout: float | None) -> None:
-    """A timeout longer than the system can wait, or none, is as good as any."""
+def test_any_handshake_timeout_is_accepted(timeout: float | None) -> None:
+    """A timeout longer than the system permits works like no timeout."""
     server, client = tls_pair()
     together(lambda: server.handshake(timeout), lambda: client.handshake(timeout))
     close(server, client)
 
 
-def test_certificates_larger_than_the_socket_takes() -> None:
-    """A handshake goes on when the socket has room again; it does not wait for the peer in vain."""
+def test_certificates_larger_than_the_socket_buffer() -> None:
+    """A handshake continues when the socket has room again, without waiting for the peer."""
     large = DevelopmentCA()
     context = large.issue("localhost", *(f"host-{n}.example" for n in range(5000))).server_config()
     ours, theirs = socket.socketpair()
@@ -389,7 +389,7 @@ def test_certificates_larger_than_the_socket_takes() -> None:
     close(server, client)
 
 
-def test_a_certificate_the_peer_never_takes() -> None:
+def test_a_certificate_that_the_peer_does_not_read() -> None:
     """The deadline also ends a handshake that waits for room in the socket."""
     large = DevelopmentCA().issue("localhost", *(f"host-{n}.example" for n in range(5000)))
     ours, theirs = socket.socketpair()
@@ -403,8 +403,8 @@ def test_a_certificate_the_peer_never_takes() -> None:
     close(server, theirs)
 
 
-def test_a_peer_that_hangs_up() -> None:
-    """Both sides say that the other hung up; the client has a guess why."""
+def test_a_peer_that_closes_during_the_handshake() -> None:
+    """Both sides report it, and the client suggests a cause."""
     server, client = tls_pair()
     client.close()
     assert failure(server) == "the peer hung up during the TLS handshake"
@@ -415,8 +415,8 @@ def test_a_peer_that_hangs_up() -> None:
     client.close()
 
 
-def test_a_peer_that_resets() -> None:
-    """A reset in the handshake is a hanging up as well."""
+def test_a_peer_that_resets_during_the_handshake() -> None:
+    """A reset is reported like a close."""
     ours, theirs = tcp_pair()
     client = TlsTransport(ours, CLIENT, server_side=False, server_hostname="localhost")
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -432,8 +432,8 @@ def test_abort_ends_a_handshake() -> None:
     close(server, client)
 
 
-def test_a_socket_that_breaks_under_the_handshake() -> None:
-    """Any other error of the socket is a failed handshake too."""
+def test_a_socket_error_during_the_handshake() -> None:
+    """Any other socket error is a failed handshake as well."""
     ours, theirs = tcp_pair()
     client = TlsTransport(ours, CLIENT, server_side=False, server_hostname="localhost")
     client.abort()
@@ -445,7 +445,7 @@ def test_a_socket_that_breaks_under_the_handshake() -> None:
     "said", [b"\1\0\0\0\2\0\0\0hi", b"GET / HTTP/1.1\r\n\r\n", b"hello, is there anybody?\n"]
 )
 def test_a_peer_that_speaks_plain_text(said: bytes) -> None:
-    """Plain text on a TLS port is told from a broken handshake, and answered by an alert."""
+    """Plain text on a TLS port is recognized, and answered by an alert."""
     ours, theirs = tcp_pair()
     server = TlsTransport(ours, SERVER, server_side=True)
     theirs.sendall(said)
@@ -455,7 +455,7 @@ def test_a_peer_that_speaks_plain_text(said: bytes) -> None:
 
 
 def test_a_server_that_speaks_plain_text() -> None:
-    """A client that gets plain text for an answer says so."""
+    """A client that gets plain text as an answer reports that."""
     ours, theirs = tcp_pair()
     client = TlsTransport(ours, CLIENT, server_side=False, server_hostname="localhost")
     theirs.sendall(b"220 mail.example ESMTP\r\n")
@@ -467,7 +467,7 @@ def test_a_server_that_speaks_plain_text() -> None:
 
 
 def test_close_notify_is_the_end() -> None:
-    """A peer that says so in TLS has ended in order, even while the socket stays open."""
+    """A close_notify ends the stream gracefully, even while the socket stays open."""
     server, client = encrypted_pair()
     client._machine.write(b"bye")
     with client._lock:
@@ -479,8 +479,8 @@ def test_close_notify_is_the_end() -> None:
 
 
 @pytest.mark.parametrize("missing", [0, 1, 1000])
-def test_truncation_is_no_end(missing: int) -> None:
-    """A socket that ends without TLS saying so is an error; what came whole before is not lost."""
+def test_truncation_is_an_error(missing: int) -> None:
+    """The end of the socket without a close_notify is an error; complete data is not lost."""
     server, client = encrypted_pair()
     send_all(client, b"whole")
     with client._lock:
@@ -497,7 +497,7 @@ def test_truncation_is_no_end(missing: int) -> None:
 
 
 def test_garbage_after_the_handshake() -> None:
-    """Bytes that are no TLS, once it is spoken, are an error of the socket's kind."""
+    """Bytes that are not TLS are an error of the connection."""
     server, client = encrypted_pair()
     send_all(client, b"whole")
     client._sock.sendall(b"garbage, garbage")
@@ -507,11 +507,11 @@ def test_garbage_after_the_handshake() -> None:
     close(server, client)
 
 
-def test_the_end_behind_a_full_socket() -> None:
-    """The end is not sent past what waits: it is asked for again, and arrives after all bytes."""
+def test_the_end_after_a_full_socket() -> None:
+    """The end is not sent before waiting data: it is requested again, and arrives last."""
     server, client = encrypted_pair()
     sent = fill(client)
-    # The peer only gets to know the end together with the record that is under way.
+    # The peer sees the end only together with the partly sent record.
     assert client.committed_bytes and not client.shutdown_write()
 
     received = bytearray()
@@ -525,8 +525,8 @@ def test_the_end_behind_a_full_socket() -> None:
     close(server, client)
 
 
-def test_after_the_own_end_the_rest_is_skipped() -> None:
-    """Who has said the end reads on to the peer's, however much still comes."""
+def test_reading_continues_after_the_own_end() -> None:
+    """After ending its own direction, a side reads to the peer's end, however much arrives."""
     server, client = encrypted_pair()
     end(client)
     assert server.recv(100) == b""
@@ -542,8 +542,8 @@ def test_after_the_own_end_the_rest_is_skipped() -> None:
 # -- TLS in both directions
 
 
-def test_the_last_words_of_a_peer_that_takes_nothing() -> None:
-    """What came is received although the machine has bytes to send that nobody takes any more."""
+def test_the_last_data_of_a_peer_that_does_not_read() -> None:
+    """Received data is returned although TLS has bytes to send that the peer does not read."""
     sockets = socket.socketpair()
     server, client = tls_pair(sockets=sockets)
     shake_hands(server, client)
@@ -556,8 +556,8 @@ def test_the_last_words_of_a_peer_that_takes_nothing() -> None:
     close(server, client)
 
 
-def test_reading_may_make_bytes_to_send() -> None:
-    """What the machine answers by itself while reading goes out, though nobody sends anything."""
+def test_reading_may_cause_sending() -> None:
+    """Responses that TLS creates during a read are sent, even if no thread sends."""
     context = CA.issue_client("bob").client_config()
     context.post_handshake_auth = True
     asking = CA.issue().server_config(mutual=True)
@@ -579,8 +579,8 @@ def test_reading_may_make_bytes_to_send() -> None:
     close(server, client)
 
 
-def test_nothing_overtakes_what_the_machine_made() -> None:
-    """Where the machine's own bytes wait for a full socket, nothing more is encrypted."""
+def test_data_does_not_overtake_pending_tls_bytes() -> None:
+    """While TLS's own bytes wait for a full socket, no more data is encrypted."""
     server, client = encrypted_pair()
     while Transport.send(client, bytes(64 * KIB)):
         pass
@@ -590,8 +590,8 @@ def test_nothing_overtakes_what_the_machine_made() -> None:
     close(server, client)
 
 
-def test_a_broken_socket_first_tells_what_it_took() -> None:
-    """If it breaks between two records, those before count as sent; the next send raises."""
+def test_a_broken_socket_first_returns_what_it_accepted() -> None:
+    """If it breaks between two records, the earlier ones count as sent; the next send raises."""
 
     class Breaking(TlsTransport):
         __slots__ = ()
@@ -617,8 +617,8 @@ def test_a_broken_socket_first_tells_what_it_took() -> None:
     st.lists(st.integers(200, 9_000), min_size=1, max_size=5),
     st.integers(0, 70_000),
 )
-def test_sending_again_corrupts_nothing(chunks: list[int], reads: list[int], more: int) -> None:
-    """However a slow reader and full sockets cut up what is sent, and sent again, it arrives."""
+def test_repeated_sends_corrupt_nothing(chunks: list[int], reads: list[int], more: int) -> None:
+    """Data arrives unchanged, however full sockets split it and however often it is sent again."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * KIB)
     sender, receiver = tls_pair(sockets=(ours, theirs))
@@ -634,7 +634,7 @@ def test_sending_again_corrupts_nothing(chunks: list[int], reads: list[int], mor
                 at += taken
                 if not taken:
                     sender.wait_writable()
-                    # What is sent again begins the same, but there may be more of it.
+                    # A repeated send begins with the same data, but may have more.
                     limit = min(len(data), limit + more)
         end(sender)
 
@@ -652,14 +652,14 @@ def test_sending_again_corrupts_nothing(chunks: list[int], reads: list[int], mor
 
 
 def test_full_duplex() -> None:
-    """Both ends send and receive at once, from two threads each; every byte is checked."""
+    """Both ends send and receive concurrently with two threads each; every byte is checked."""
     server, client = encrypted_pair()
     total = MEGABYTES * 1_000_000
-    # No record, buffer or chunk fits this length, so a byte that is out of place differs.
+    # The length fits no record, buffer or chunk, so a misplaced byte makes a difference.
     length = 1_048_573
     patterns = [random.Random(seed).randbytes(length) * 2 for seed in (1, 2)]
 
-    # Without the interpreter lock threads cannot share a view (python/cpython#155606).
+    # Without the interpreter lock, threads cannot share a view (python/cpython#155606).
     def send(transport: Transport, data: bytes) -> None:
         pattern = memoryview(data)
         sizes = random.Random(3)

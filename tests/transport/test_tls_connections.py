@@ -1,7 +1,8 @@
-"""TLS from handler to handler: messages, certificates, handshakes that fail, the end."""
+"""Connections over TLS: messages, certificates, failing handshakes, and the end."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import ssl
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from tao.client.client import ClientConn
-from tao.connection.options import Reconnect
-from tao.errors import ConnectionClosed, HandshakeFailed
+from tao.connection.options.definitions import Reconnect
+from tao.errors import ConnectionClosed, HandshakeFailed, WouldBlock
 from tao.server.server import Server, server_core_of
 from tao.transport.certificates import DevelopmentCA
+from tao.transport.tls_stream import TlsTransport
 from tao.wire.message import Registry
 from tests.ends import Seen, frame
 from tests.support import PATIENCE, recv_exactly, together, wait_until
@@ -26,7 +28,7 @@ SOON = Reconnect(initial=0.001, maximum=0.01)
 
 
 class Blob:
-    """A message of any bytes."""
+    """A message of arbitrary bytes."""
 
     message_number = 3
 
@@ -42,14 +44,14 @@ class Blob:
 
 
 def blobs(seed: int, count: int = 200) -> list[bytes]:
-    """Messages of all sizes."""
+    """Return messages of all sizes."""
     source = random.Random(seed)
     sizes = (0, 1, 100, 1_000, 16_384, 16_385, 70_000)
     return [source.randbytes(source.choice(sizes)) for _ in range(count)]
 
 
 def registry(handler: Callable[..., Any] | None = None) -> Registry:
-    """A registry that knows blobs."""
+    """Return a registry with the message class."""
     made = Registry()
     made.register(Blob.message_number, Blob.deserialize, handler)
     return made
@@ -60,11 +62,12 @@ def echo(ctx: Any, conn: Any) -> None:
 
 
 class Ends:
-    """A server, and clients of it, that are closed at the end of a test."""
+    """A server and its clients, which are closed at the end of the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, readers: str) -> None:
+        self.readers = readers
         self.server = Server()
-        # Keeps the port from going to somebody else while no server listens there.
+        # Reserves the port while no server listens on it.
         self._place = socket.socket()
         self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._place.bind(("127.0.0.1", 0))
@@ -75,6 +78,7 @@ class Ends:
 
     def serve(self, handler: Callable[..., Any] | None = echo, **options: Any) -> None:
         options = {"tls": SERVER, "registry": registry(handler), **options}
+        options["readers"] = self.readers
         self.server = Server(
             on_error=lambda conn, error: self.errors.add(error),
             on_close=lambda conn: self.closed.add(conn.close_reason),
@@ -83,13 +87,14 @@ class Ends:
         self.server.start(("127.0.0.1", self.port))
 
     def client(self, **options: Any) -> ClientConn:
-        """A client that is not started yet."""
+        """Return a client that is not started yet."""
         options = {"tls": CLIENT, "registry": registry(), **options}
+        options["readers"] = self.readers
         self.clients.append(ClientConn(("localhost", self.port), **options))
         return self.clients[-1]
 
     def socket(self) -> socket.socket:
-        """A plain socket connected to the server."""
+        """Return a plain socket connected to the server."""
         return socket.create_connection(("127.0.0.1", self.port), PATIENCE)
 
     def close(self) -> None:
@@ -97,9 +102,9 @@ class Ends:
         self._place.close()
 
 
-@pytest.fixture
-def ends() -> Iterator[Ends]:
-    made = Ends()
+@pytest.fixture(params=["own", "shared"])
+def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
+    made = Ends(request.param)
     yield made
     made.close()
 
@@ -108,7 +113,7 @@ def ends() -> Iterator[Ends]:
 
 
 def test_echo_of_all_sizes(ends: Ends) -> None:
-    """Messages from nothing to a megabyte come back as they went."""
+    """Messages from zero bytes to a megabyte are echoed unchanged."""
     ends.serve()
     got = Seen()
     client = ends.client(on_message=lambda message, conn: got.add(message.data)).start()
@@ -120,8 +125,115 @@ def test_echo_of_all_sizes(ends: Ends) -> None:
     assert client.tls_version == "TLSv1.3"
 
 
+class Reads:
+    """A TLS machine that notes how much is asked of it."""
+
+    def __init__(self, machine: Any) -> None:
+        self.machine = machine
+        self.sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.machine, name)
+
+    def read(self, size: int) -> bytes:
+        self.sizes.append(size)
+        return bytes(self.machine.read(size))
+
+
+def test_a_message_is_decrypted_at_once(ends: Ends) -> None:
+    """Nothing is tried in vain, which raises, and no buffer is larger than what has come."""
+    ends.serve()
+    seen = threading.Event()
+    client = ends.client(registry=registry(lambda ctx, conn: seen.set())).start()
+    transport: Any = client._core.transport
+    client.write(Blob(b"first"))  # what belongs to the handshake comes before its reply
+    assert seen.wait(PATIENCE)
+    seen.clear()
+    reads = transport._machine = Reads(transport._machine)
+    client.write(Blob(b"x"))
+    assert seen.wait(PATIENCE)
+    assert len(reads.sizes) == 1 and reads.sizes[0] < 100
+
+
+Machine = Callable[[bytes], bytes]
+
+
+@pytest.fixture
+def by_hand() -> Iterator[tuple[TlsTransport, Machine, socket.socket]]:
+    """A server's transport, a function that encrypts as its client, and the client's socket."""
+    near, far = socket.socketpair()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    peer = context.wrap_bio(incoming, outgoing)
+    transport = TlsTransport(near, SERVER, server_side=True)
+    wanted = 1
+    while wanted:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            peer.do_handshake()
+        far.sendall(outgoing.read())
+        wanted = transport.advance_handshake()
+        incoming.write(far.recv(MIB))
+
+    def encrypt(data: bytes) -> bytes:
+        peer.write(data)
+        return outgoing.read()
+
+    yield transport, encrypt, far
+    transport.close()
+    far.close()
+
+
+RECEIVES: dict[str, Callable[[TlsTransport], bytes | None]] = {
+    "own": lambda transport: transport.recv(MIB),
+    "shared": lambda transport: transport.receive_now(MIB, socket.MSG_DONTWAIT),
+    "up to": lambda transport: transport.receive_up_to(MIB),
+}
+
+
+@pytest.mark.parametrize("receive", RECEIVES.values(), ids=RECEIVES)
+@pytest.mark.parametrize("error", [b"", b"\x17\x03\x03\0\x20" + bytes(32)], ids=["cut", "garbage"])
+@pytest.mark.parametrize("early", [False, True], ids=["later", "with the handshake"])
+def test_what_comes_before_an_error_is_delivered(
+    by_hand: tuple[TlsTransport, Machine, socket.socket],
+    receive: Callable[[TlsTransport], bytes | None],
+    error: bytes,
+    early: bool,
+) -> None:
+    """Records that arrive together with the end, or with one that cannot be decrypted."""
+    transport, encrypt, far = by_hand
+    records = encrypt(b"one") + encrypt(b"two") + error
+    if early:
+        transport._incoming.write(records)  # as when the last step of the handshake receives them
+    else:
+        far.sendall(records)
+    far.shutdown(socket.SHUT_WR)
+    received = b""
+    with pytest.raises((ConnectionClosed, ssl.SSLError)):
+        for _ in range(10):
+            received += receive(transport) or b""
+    assert received == b"onetwo"
+    with pytest.raises((ConnectionClosed, ssl.SSLError)):
+        receive(transport)  # again
+
+
+def test_a_record_that_comes_in_pieces(
+    by_hand: tuple[TlsTransport, Machine, socket.socket],
+) -> None:
+    """It is decrypted as a whole, also if the last piece is shorter than what it completes."""
+    transport, encrypt, far = by_hand
+    sent = random.Random(1).randbytes(16_000)
+    record = encrypt(sent)
+    for piece in (record[:3], record[3:-10]):
+        far.sendall(piece)
+        with pytest.raises(BlockingIOError):
+            transport.receive_now(MIB, socket.MSG_DONTWAIT)
+    far.sendall(record[-10:])
+    assert transport.receive_now(MIB, socket.MSG_DONTWAIT) == sent
+
+
 def test_both_directions_at_once(ends: Ends) -> None:
-    """Both ends write whatever the other does, and each gets all of it in order."""
+    """Both ends write concurrently, and each receives everything in order."""
     there, back = blobs(1), blobs(2)
     received, returned = Seen(), Seen()
     ends.serve(lambda ctx, conn: received.add(ctx.message.data))
@@ -139,7 +251,7 @@ def test_both_directions_at_once(ends: Ends) -> None:
 
 
 def test_many_threads_write(ends: Ends) -> None:
-    """Messages that twenty threads write to one connection arrive whole, each thread's in order."""
+    """Messages of twenty threads arrive complete, and those of each thread in order."""
     received = Seen()
     ends.serve(lambda ctx, conn: received.add(ctx.message.data))
     client = ends.client().start()
@@ -155,11 +267,11 @@ def test_many_threads_write(ends: Ends) -> None:
         assert mine == [bytes([who, index]) * (1 + who * index * 20) for index in range(20)]
 
 
-# -- who is who
+# -- certificates
 
 
-def test_the_server_knows_its_client(ends: Ends) -> None:
-    """With mutual TLS, on_connect and handlers know whom the client proved to be."""
+def test_the_server_identifies_its_client(ends: Ends) -> None:
+    """With mutual TLS, ``on_connect`` and handlers see the client's certificate."""
     seen = Seen()
 
     def name_of(conn: Any) -> str:
@@ -176,8 +288,8 @@ def test_the_server_knows_its_client(ends: Ends) -> None:
     assert name_of(client) == "localhost"
 
 
-def test_a_client_that_proves_nothing(ends: Ends) -> None:
-    """With mutual TLS a client without certificate is refused, and both ends say why."""
+def test_a_client_without_a_certificate(ends: Ends) -> None:
+    """With mutual TLS, a client without a certificate is refused, and both ends report why."""
     ends.serve(tls=MUTUAL_SERVER)
     nameless = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     nameless.load_verify_locations(cadata=CA.certificate.decode())
@@ -195,8 +307,8 @@ def test_a_client_that_proves_nothing(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("what", ["host", "authority"])
-def test_a_server_that_is_somebody_else(ends: Ends, what: str) -> None:
-    """A client does not start with a server that it must not trust, and says why."""
+def test_a_server_that_is_not_trusted(ends: Ends, what: str) -> None:
+    """A client does not connect to an untrusted server, and the error says why."""
     ends.serve(
         tls=DevelopmentCA("other").issue().server_config() if what == "authority" else SERVER
     )
@@ -209,18 +321,18 @@ def test_a_server_that_is_somebody_else(ends: Ends, what: str) -> None:
     assert not client.closed and not client.connected
 
 
-def test_the_name_may_be_another_than_the_host(ends: Ends) -> None:
-    """server_hostname says whose certificate is expected, whatever address is dialled."""
+def test_the_name_may_differ_from_the_host(ends: Ends) -> None:
+    """``server_hostname`` sets the expected name, whatever address is dialled."""
     ends.serve(tls=CA.issue("bank.example").server_config())
     client = ends.client(server_hostname="bank.example").start()
     assert client.connected
 
 
-# -- handshakes that do not come about
+# -- failing handshakes
 
 
-def test_a_stuck_handshake_delays_nobody(ends: Ends) -> None:
-    """While peers connect and say nothing, others are served; a stop does not wait for them."""
+def test_a_stalled_handshake_delays_no_other_connection(ends: Ends) -> None:
+    """Others are served while silent peers are connected, and a stop does not wait for them."""
     ends.serve(handshake_timeout=3600, drain_timeout=3600)
     silent = [ends.socket() for _ in range(5)]
     got = Seen()
@@ -235,8 +347,8 @@ def test_a_stuck_handshake_delays_nobody(ends: Ends) -> None:
     assert ends.errors.items == []
 
 
-def test_a_silent_peer_is_not_waited_for(ends: Ends) -> None:
-    """After handshake_timeout a peer that says nothing is gone, and its place is free."""
+def test_a_silent_peer_is_disconnected(ends: Ends) -> None:
+    """After ``handshake_timeout`` a silent peer is disconnected, and no longer counts."""
     ends.serve(handshake_timeout=0.02, max_connections=1)
     for count in (1, 2):
         with ends.socket() as silent:
@@ -248,8 +360,8 @@ def test_a_silent_peer_is_not_waited_for(ends: Ends) -> None:
     assert ends.closed.items == []
 
 
-def test_a_handshake_that_fails_is_one_line_of_the_log(ends: Ends, log_lines: list[Any]) -> None:
-    """Who scans ports fills no log with tracebacks; what there is to know stands in the line."""
+def test_a_failed_handshake_is_one_log_line(ends: Ends, log_lines: list[Any]) -> None:
+    """Port scans do not fill the log with tracebacks; the line has all information."""
     ends.serve()
     with ends.socket() as scanner:
         scanner.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -259,7 +371,7 @@ def test_a_handshake_that_fails_is_one_line_of_the_log(ends: Ends, log_lines: li
 
 
 def test_a_plain_client_on_a_tls_port(ends: Ends) -> None:
-    """Both ends say what is wrong."""
+    """Both ends report the mismatch."""
     ends.serve()
     client = ends.client(tls=None).start()
     try:
@@ -273,7 +385,7 @@ def test_a_plain_client_on_a_tls_port(ends: Ends) -> None:
 
 
 def test_a_tls_client_on_a_plain_port(ends: Ends) -> None:
-    """Both ends say what is wrong, and nothing is left."""
+    """Both ends report the mismatch, and nothing leaks."""
     ends.serve(tls=None)
     with pytest.raises(HandshakeFailed, match="does it speak TLS on this port"):
         ends.client().start()
@@ -281,8 +393,8 @@ def test_a_tls_client_on_a_plain_port(ends: Ends) -> None:
     assert "the peer speaks TLS" in str(ends.errors.wait()[0])
 
 
-def test_closing_in_the_handshake(ends: Ends) -> None:
-    """A client that waits in a handshake may be closed by another thread."""
+def test_closing_during_the_handshake(ends: Ends) -> None:
+    """Another thread can close a client that waits in a handshake."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         ends.port = mute.getsockname()[1]
         client = ends.client(handshake_timeout=3600)
@@ -301,11 +413,11 @@ def test_closing_in_the_handshake(ends: Ends) -> None:
     assert client.closed
 
 
-# -- losing a connection, and the end
+# -- lost connections and the end
 
 
-def test_comes_back_over_tls(ends: Ends) -> None:
-    """Each reconnect is a new handshake; what was written meanwhile follows in order."""
+def test_reconnecting_over_tls(ends: Ends) -> None:
+    """Each reconnection has a new handshake; messages written meanwhile follow in order."""
     received, ups = Seen(), Seen()
     ends.serve(lambda ctx, conn: received.add(ctx.message.data))
 
@@ -327,7 +439,7 @@ def test_comes_back_over_tls(ends: Ends) -> None:
 
 
 def test_large_messages_survive_lost_connections(ends: Ends) -> None:
-    """What waits behind a peer that does not read arrives whole after a reconnect, in order."""
+    """Messages that wait for a slow peer arrive complete and in order after a reconnection."""
     hold, received = threading.Event(), Seen()
 
     def handler(ctx: Any, conn: Any) -> None:
@@ -342,18 +454,18 @@ def test_large_messages_survive_lost_connections(ends: Ends) -> None:
     for data in sent:
         client.write(Blob(data))
     wait_until(lambda: client._core.send_queue.blocked)
-    ends.server.stop(0)  # at once: until it ends, it reads on, and drops what it reads
+    ends.server.stop(0)  # at once, because until its end it keeps reading and discards the data
     hold.set()
     ends.serve(lambda ctx, conn: received.add(ctx.message.data))
     client.write(Blob(b"last"), PATIENCE)
     wait_until(lambda: received.items[-1:] == [b"last"])
     *got, _ = received.items
-    # What the kernel had taken before is lost with that connection.
+    # Data that the kernel had accepted before is lost with that connection.
     assert 1 < len(got) < 30 and got == sent[-len(got) :]
 
 
 def test_stop_delivers_everything(ends: Ends) -> None:
-    """A stop in the midst of replies sends them all, and then says the end in TLS."""
+    """A stop during replies sends all of them, and then a close_notify."""
     got = Seen()
     replies = [bytes([number]) * 50_000 for number in range(100)]
     started = threading.Event()
@@ -375,7 +487,7 @@ def test_stop_delivers_everything(ends: Ends) -> None:
 
 
 def test_close_delivers_everything(ends: Ends) -> None:
-    """What was written before a close arrives, and the peer sees an orderly end."""
+    """Messages written before a close arrive, and the peer sees a graceful end."""
     received = Seen()
     ends.serve(lambda ctx, conn: received.add(ctx.message.data))
     client = ends.client().start()
@@ -387,9 +499,9 @@ def test_close_delivers_everything(ends: Ends) -> None:
     assert ends.closed.wait() == ["peer closed"]
 
 
-def test_truncation_is_told(ends: Ends) -> None:
-    """A peer that goes without saying so in TLS did not close in order."""
-    ends.serve()
+def test_truncation_is_reported(ends: Ends) -> None:
+    """A peer that closes without a close_notify has not closed gracefully."""
+    ends.serve(lambda ctx, conn: None)  # a reply might fail first
     client = ends.client().start()
     client.write(Blob(b"x"))
     transport = client._core.transport
@@ -397,6 +509,24 @@ def test_truncation_is_told(ends: Ends) -> None:
     transport.abort()
     assert ends.closed.wait() == ["peer closed without saying so in TLS"]
     assert isinstance(ends.errors.wait()[0], ConnectionClosed)
+
+
+def test_plain_and_tls_on_one_server(ends: Ends) -> None:
+    """A server can listen with TLS on one port and without on another."""
+    why = {
+        "send queue full: the peer reads too slowly": {"slow_consumer": "close", "queue_size": 3},
+        "the peer took nothing for 0.05 s": {"write_timeout": 0.05},
+    }
+    for count, (reason, options) in enumerate(why.items(), 1):
+        ends.serve(**options)
+        with CLIENT.wrap_socket(ends.socket(), server_hostname="localhost"):
+            wait_until(lambda: ends.server.connections)
+            (conn,) = ends.server.connections
+            with pytest.raises((ConnectionClosed, WouldBlock)):
+                while True:
+                    conn.write(Blob(bytes(100_000)))
+            assert ends.closed.wait(count)[-1] == reason
+        ends.server.stop()
 
 
 def test_plain_and_tls_beside_each_other(ends: Ends) -> None:

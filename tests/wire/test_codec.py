@@ -1,4 +1,4 @@
-"""Framing: however the bytes are cut up, the same messages; and everything that is refused."""
+"""Framing: the same messages for any pieces of the stream, and everything that is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 
 class Raw:
-    """A message whose ``serialize()`` returns whatever it was given."""
+    """A message with a ``serialize()`` that returns the given object."""
 
     def __init__(self, value: Any, number: Any = 1) -> None:
         self.value: Any = value
@@ -33,7 +33,7 @@ class Raw:
 
 
 def registry_of(*numbers: int) -> Registry:
-    """A registry in which these numbers stand for plain bytes."""
+    """Return a registry that decodes these numbers to bytes."""
     registry = Registry()
     for number in numbers:
         registry.register(number, bytes)
@@ -41,12 +41,12 @@ def registry_of(*numbers: int) -> Registry:
 
 
 def frame(number: int, value: bytes) -> bytes:
-    """One message on the wire, made independently of the codec."""
+    """Encode a message, independently of the codec."""
     return struct.pack("<iI", number, len(value)) + value
 
 
 def decoded(registry: Registry, *pieces: bytes, max_bytes: int = 8 * MIB) -> Batch:
-    """All that one decoder makes of the pieces."""
+    """Return everything that a decoder decodes from the pieces."""
     decoder, batch = TypeLengthValueCodec(max_bytes).decoder(registry), Batch()
     for piece in pieces:
         decoder.feed(piece, batch)
@@ -57,8 +57,8 @@ def decoded(registry: Registry, *pieces: bytes, max_bytes: int = 8 * MIB) -> Bat
 
 
 @given(st.lists(st.tuples(INT32, st.binary(max_size=40))), st.data())
-def test_cuts_do_not_matter(messages: list[tuple[int, bytes]], data: st.DataObject) -> None:
-    """Byte by byte, all at once and in any other pieces, a stream gives the same messages."""
+def test_pieces_do_not_matter(messages: list[tuple[int, bytes]], data: st.DataObject) -> None:
+    """A stream gives the same messages byte by byte, all at once, and in any other pieces."""
     known = {number for number, _ in messages if number % 3 and number}
     messages = [(number, bytes(8) if number == 0 else value) for number, value in messages]
     stream = b"".join(frame(number, value) for number, value in messages)
@@ -72,8 +72,8 @@ def test_cuts_do_not_matter(messages: list[tuple[int, bytes]], data: st.DataObje
         assert [entry for entry in batch if entry[0] != 0] == expected
 
 
-def test_what_is_encoded_decodes() -> None:
-    """Number and value survive the way over the wire, an empty value too."""
+def test_encoded_messages_are_decoded() -> None:
+    """Number and value are preserved, including an empty value."""
     codec, registry = TypeLengthValueCodec(), registry_of(-3, 7)
     stream = codec.encode(Raw(b"", -3)) + codec.encode(Raw(b"seven", 7)) + codec.heartbeat(5)
     *batch, (zero, beat) = decoded(registry, stream)
@@ -81,14 +81,14 @@ def test_what_is_encoded_decodes() -> None:
     assert (zero, beat.timestamp) == (0, 5)
 
 
-def kept_by(decoder: Any) -> int:
-    """How many bytes of memory a decoder holds of a message that is not whole."""
+def memory_of(decoder: Any) -> int:
+    """Return how many bytes of memory a decoder holds for an incomplete message."""
     return sys.getsizeof(decoder._header) + sys.getsizeof(decoder._value)
 
 
 @pytest.mark.parametrize("size", [2 * MIB, 8 * MIB])
-def test_a_large_message_in_small_pieces_is_not_copied_again_and_again(size: int) -> None:
-    """The buffer grows in place, by ever larger steps: the bytes it moves are linear in all."""
+def test_a_large_message_in_small_pieces_is_not_copied_repeatedly(size: int) -> None:
+    """The buffer grows by increasing steps, so the number of copied bytes is linear."""
     decoder, batch = TypeLengthValueCodec().decoder(registry_of(1)), Batch()
     stream = frame(1, bytes(size))
     decoder.feed(stream[:1024], batch)
@@ -100,26 +100,26 @@ def test_a_large_message_in_small_pieces_is_not_copied_again_and_again(size: int
         if buffer.__alloc__() != room:
             room = buffer.__alloc__()
             moved += len(buffer)
-    assert moved < 12 * size  # in each of 8 192 steps it would be 4 096 times
+    assert moved < 12 * size  # it would be 4 096 times in 8 192 steps
     assert batch == [(1, bytes(size))]
 
 
-def test_a_decoder_keeps_no_more_than_it_got() -> None:
-    """A header that announces much takes no memory for it, and whole messages leave none behind."""
+def test_a_decoder_keeps_no_more_than_it_received() -> None:
+    """No memory is allocated for an announced length, and complete messages leave none behind."""
     decoder, batch = TypeLengthValueCodec().decoder(registry_of(1)), Batch()
     decoder.feed(struct.pack("<iI", 1, 8 * MIB), batch)
-    assert decoder.pending == 8 and kept_by(decoder) < 200
+    assert decoder.pending == 8 and memory_of(decoder) < 200
     decoder.feed(b"y", batch)
     decoder.feed(b"z", batch)
-    assert decoder.pending == 10 and kept_by(decoder) < 200
+    assert decoder.pending == 10 and memory_of(decoder) < 200
     decoder = TypeLengthValueCodec().decoder(registry_of(1))
     decoder.feed(frame(1, b"x"), batch)
     assert (batch, decoder.pending) == ([(1, b"x")], 0)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 4096])
-def test_every_way_to_cut_a_message_in_three(size: int) -> None:
-    """Within the header, at its end, within the value: it comes out whole, and so does the next."""
+def test_a_message_in_three_pieces(size: int) -> None:
+    """The cuts may be within the header, after it or within the value."""
     stream = frame(1, bytes(i % 251 for i in range(size)))
     expected = decoded(registry_of(1), stream + frame(2, b""))
     assert len(expected) == 2
@@ -130,8 +130,8 @@ def test_every_way_to_cut_a_message_in_three(size: int) -> None:
             assert decoded(registry_of(1), *parts, frame(2, b"")) == expected
 
 
-def test_too_long_a_value_fails_on_its_header() -> None:
-    """Not a byte of the value need come; what was whole before is in the batch."""
+def test_an_oversized_value_fails_on_its_header() -> None:
+    """The value need not arrive; complete messages before it are in the batch."""
     decoder, batch = TypeLengthValueCodec(max_bytes=10).decoder(registry_of(1, 2)), Batch()
     stream = frame(1, bytes(10)) + frame(2, bytes(11))
     decoder.feed(stream[: 18 + 7], batch)
@@ -141,15 +141,15 @@ def test_too_long_a_value_fails_on_its_header() -> None:
     assert batch == [(1, bytes(10))]
 
 
-def test_a_number_nobody_registered_is_skipped() -> None:
-    """Its value is left out, None stands for it, and the next message is read as ever."""
+def test_an_unregistered_number_is_skipped() -> None:
+    """The message is None without its value, and the next one is decoded normally."""
     stream = frame(-9, b"what is this") + frame(1, b"known")
     assert decoded(registry_of(1), stream) == [(-9, None), (1, b"known")]
     assert decoded(registry_of(1), stream[:15], stream[15:]) == [(-9, None), (1, b"known")]
 
 
 def test_a_number_registered_later_is_known_from_then_on() -> None:
-    """A decoder sees what its registry gets while it is in use."""
+    """A decoder sees numbers that are registered during its use."""
     registry, batch = Registry(), Batch()
     decoder = TypeLengthValueCodec().decoder(registry)
     decoder.feed(frame(1, b"early"), batch)
@@ -158,8 +158,8 @@ def test_a_number_registered_later_is_known_from_then_on() -> None:
     assert batch == [(1, None), (1, b"late")]
 
 
-def test_decoders_of_one_codec_share_nothing() -> None:
-    """Two connections whose pieces arrive alternately each get their own message."""
+def test_decoders_are_independent() -> None:
+    """Two connections that alternately receive pieces get their own messages."""
     codec, registry = TypeLengthValueCodec(), registry_of(1)
     one, other = codec.decoder(registry), codec.decoder(registry)
     first, second = Batch(), Batch()
@@ -177,7 +177,7 @@ def test_decoders_of_one_codec_share_nothing() -> None:
     ],
 )
 def test_a_deserializer_that_raises_is_bad_data(error: Exception, text: str) -> None:
-    """With its error as the cause; the messages before it stay in the batch."""
+    """The exception is its cause; the messages before it stay in the batch."""
 
     def refuse(data: bytes) -> None:
         raise error
@@ -192,7 +192,7 @@ def test_a_deserializer_that_raises_is_bad_data(error: Exception, text: str) -> 
 
 @pytest.mark.parametrize("short", [False, True])
 def test_a_tls_client_is_recognized(short: bool) -> None:
-    """Its first bytes, read as a header, give an error that says what is wrong."""
+    """The bytes of a TLS client, read as a header, lead to an error that names TLS."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.create_default_context()
     if short:
@@ -207,23 +207,23 @@ def test_a_tls_client_is_recognized(short: bool) -> None:
         decoded(registry_of(1), hello)
 
 
-def test_a_message_may_look_like_a_short_hello() -> None:
-    """If its number is known, it is a message."""
+def test_a_message_that_looks_like_a_client_hello() -> None:
+    """If its number is registered, it is a message."""
     header = b"\x16\x03\x01\0\xc8\1\0\0"
     number, length = struct.unpack("<iI", header)
     assert decoded(registry_of(number), header + bytes(length)) == [(number, bytes(length))]
 
 
-def test_an_alert_of_tls_is_recognized() -> None:
-    """It is shorter than a header, so only the end of the stream shows that nothing else came."""
+def test_a_tls_alert_is_recognized() -> None:
+    """It is shorter than a header, so it is recognized at the end of the stream."""
     decoder, batch = TypeLengthValueCodec().decoder(registry_of(1)), Batch()
     decoder.feed(b"\x15\x03\x01\0\x02\x02\x46", batch)
     with pytest.raises(BadData, match="the peer speaks TLS, but this side does not"):
         decoder.end()
 
 
-def test_a_stream_ends_between_messages() -> None:
-    """Wherever else it is cut, the end of it is an error that says how much there was."""
+def test_a_stream_must_end_between_messages() -> None:
+    """Anywhere else, the end is an error with the number of bytes."""
     whole = frame(1, b"abc")
     for cut in range(len(whole) + 1):
         decoder, batch = TypeLengthValueCodec().decoder(registry_of(1)), Batch()
@@ -239,7 +239,7 @@ def test_a_stream_ends_between_messages() -> None:
 
 
 def test_the_frame_is_as_specified() -> None:
-    """Type and length are little-endian and come before the value."""
+    """Number and length are little-endian, and precede the value."""
     codec = TypeLengthValueCodec()
     assert codec.encode(Raw(b"hi")) == bytes.fromhex("01 00 00 00 02 00 00 00 68 69")
     assert codec.encode(Raw(b"", -2)) == bytes.fromhex("fe ff ff ff 00 00 00 00")
@@ -248,22 +248,22 @@ def test_the_frame_is_as_specified() -> None:
 
 
 @pytest.mark.parametrize("value", [bytearray(b"abcd"), memoryview(array("H", b"abcd"))])
-def test_other_bytes_will_do(value: Any) -> None:
-    """A bytearray or memoryview counts by its bytes, whatever its items are."""
+def test_other_bytes_types(value: Any) -> None:
+    """A bytearray or memoryview counts in bytes, whatever its items are."""
     assert TypeLengthValueCodec().encode(Raw(value)) == frame(1, b"abcd")
 
 
 @pytest.mark.parametrize("value", ["hi", None, 5, [1], array("I", [1])])
 def test_a_serializer_must_return_bytes(value: Any) -> None:
-    """Anything else is a TypeError that names class and type, even if it has a length."""
+    """Other types are a TypeError that names class and type, even if they have a length."""
     kind = type(value).__name__
     with pytest.raises(TypeError, match=rf"Raw\.serialize\(\) must return bytes, not {kind}"):
         TypeLengthValueCodec().encode(Raw(value))
 
 
 @pytest.mark.parametrize("kind", [LookupError, AttributeError, TypeError])
-def test_what_a_serializer_raises_comes_out(kind: type[Exception]) -> None:
-    """The caller of ``encode`` sees the very exception."""
+def test_exceptions_of_a_serializer_are_not_changed(kind: type[Exception]) -> None:
+    """The caller of ``encode`` gets the original exception."""
 
     class Broken(Raw):
         def serialize(self) -> bytes:
@@ -276,8 +276,8 @@ def test_what_a_serializer_raises_comes_out(kind: type[Exception]) -> None:
 @pytest.mark.parametrize(
     ("thing", "name"), [("hello", "str"), (b"hello", "bytes"), (Raw, "the class Raw itself")]
 )
-def test_what_is_no_message(thing: Any, name: str) -> None:
-    """Text in place of a message that has it, and a class in place of one of its objects."""
+def test_objects_that_are_not_messages(thing: Any, name: str) -> None:
+    """Examples are a string, and a class instead of its instance."""
     text = rf"a message is an object with a message_number and a serialize\(\), not {name}"
     with pytest.raises(TypeError, match=text):
         TypeLengthValueCodec().encode(thing)
@@ -293,21 +293,21 @@ def test_what_is_no_message(thing: Any, name: str) -> None:
     ],
 )
 def test_a_number_must_be_an_int32(number: Any, error: Any, text: str) -> None:
-    """Others are refused by name, before anything is sent."""
+    """Other numbers are refused by name before anything is sent."""
     with pytest.raises(error, match=text):
         TypeLengthValueCodec().encode(Raw(b"", number))
 
 
 def test_a_message_must_have_a_number() -> None:
-    """Without one, the error names its class."""
+    """The error for a message without a number names its class."""
     message = Raw(b"")
     del message.message_number
     with pytest.raises(TypeError, match=r"Raw\.message_number must be an int, not None"):
         TypeLengthValueCodec().encode(message)
 
 
-def test_the_limit_holds_for_writing_too() -> None:
-    """As long as it may be is fine, one byte more is not."""
+def test_the_limit_also_applies_to_writing() -> None:
+    """A message of the maximum size is accepted, one byte more is not."""
     codec = TypeLengthValueCodec(max_bytes=3)
     assert codec.encode(Raw(b"abc")) == frame(1, b"abc")
     with pytest.raises(BadData, match="Raw has 4 bytes, the limit is 3"):
@@ -319,13 +319,13 @@ def test_the_limit_holds_for_writing_too() -> None:
     [(0, ValueError), (-1, ValueError), (2**32, ValueError), (1.5, TypeError), (True, TypeError)],
 )
 def test_the_limit_is_checked(wrong: Any, error: type[Exception]) -> None:
-    """It is a positive number of bytes that the header can express."""
+    """It must be a positive number of bytes that fits the header."""
     with pytest.raises(error, match=f"max_bytes must be .*not {wrong}"):
         TypeLengthValueCodec(wrong)
 
 
 def test_the_codec_shows_its_limit() -> None:
-    """Eight MiB unless told otherwise."""
+    """The default is 8 MiB."""
     assert repr(TypeLengthValueCodec()) == "TypeLengthValueCodec(max_bytes=8388608)"
 
 
@@ -333,7 +333,7 @@ def test_the_codec_shows_its_limit() -> None:
 
 
 class JsonLinesCodec(Codec):
-    """Newline-delimited JSON: ``[number, text]`` on a line of its own."""
+    """Newline-delimited JSON: ``[number, text]`` per line."""
 
     def encode(self, message: Any) -> bytes:
         return json.dumps([message.message_number, message.serialize().decode()]).encode() + b"\n"
@@ -343,7 +343,7 @@ class JsonLinesCodec(Codec):
 
 
 class JsonLinesDecoder:
-    """What is after the last newline waits for the rest."""
+    """Keeps the bytes after the last newline."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry: Registry = registry
@@ -356,7 +356,7 @@ class JsonLinesDecoder:
 
 
 def test_another_codec_needs_two_methods() -> None:
-    """Newline-delimited JSON is twenty lines; it has no heartbeat, and says so by default."""
+    """Newline-delimited JSON takes twenty lines; by default it has no heartbeat."""
     codec, batch = JsonLinesCodec(), Batch()
     decoder = codec.decoder(registry_of(1))
     stream = codec.encode(Raw(b"one")) + codec.encode(Raw("zwei\n€".encode()))

@@ -1,4 +1,4 @@
-"""Mistakes in codecs: found when a server or client is made, or told to who can mend them."""
+"""Mistakes in codecs: found when a server or client is created, or reported when they occur."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OpenEnd = Callable[..., End]
 
 
 class Lines:
-    """Lines of text, as simply as can be; the tests spoil one thing in it."""
+    """A minimal codec for lines of text; the tests break one part of it."""
 
     def __init__(self, registry: Any = None) -> None:
         self.rest = b""
@@ -42,18 +42,18 @@ class Lines:
 
 
 def spoiled(**attributes: Any) -> Lines:
-    """A codec of which some methods, which are its decoder's as well, are others."""
+    """Return a codec, and decoder, with some methods replaced."""
     codec: Lines = type("Spoiled", (Lines,), attributes)()
     return codec
 
 
 def decoding(decoder: Any) -> Lines:
-    """A codec whose ``decoder`` returns this."""
+    """Return a codec with a ``decoder`` that returns this."""
     return spoiled(decoder=lambda self, registry: decoder)
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    """A function that raises."""
+    """Return a function that raises."""
 
     def fail(*args: Any) -> Any:
         raise error
@@ -84,7 +84,7 @@ WRONG = [
     (spoiled(decoder=lambda self: None), "cannot be called as codec.decoder(registry)"),
     (spoiled(decoder=Codec.decoder), "codec must have decoder()"),
     (spoiled(heartbeat=b""), "codec.heartbeat must be callable"),
-    (spoiled(heartbeat=lambda self: b""), "cannot be called as codec.heartbeat(nanoseconds)"),
+    (spoiled(heartbeat=lambda self: b""), "cannot be called as codec.heartbeat(conn)"),
     (decoding(None), "Spoiled.decoder() must return an object with feed(data, batch), not None"),
     (decoding("feed"), "must return an object with feed(data, batch), not 'feed'"),
     (decoding(Lines), "feed cannot be called as feed(data, batch): missing a required argument"),
@@ -104,8 +104,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("codec", "why"), WRONG, ids=[why for _, why in WRONG])
-def test_a_mistake_is_found_when_an_end_is_made(codec: Any, why: str) -> None:
-    """By a server, a client and their registries alike; the error names the method."""
+def test_a_mistake_is_found_at_creation(codec: Any, why: str) -> None:
+    """Servers, clients and their registries find it; the error names the method."""
     for make in (Server, functools.partial(ClientConn, ("127.0.0.1", 1))):
         with pytest.raises(TypeError) as caught:
             make(codec=codec)
@@ -114,20 +114,20 @@ def test_a_mistake_is_found_when_an_end_is_made(codec: Any, why: str) -> None:
 
 @pytest.mark.parametrize("kind", [Empty, Half])
 def test_a_codec_without_its_methods_cannot_be_made(kind: Any) -> None:
-    """Python itself says which are missing."""
+    """Python's error names the missing methods."""
     with pytest.raises(TypeError, match=r"abstract.*decoder"):
         kind()
 
 
-def test_what_decoder_raises_is_raised_at_once() -> None:
-    """By whoever makes a server or client with it."""
+def test_an_exception_of_decoder_is_raised_at_once() -> None:
+    """It is raised when a server or client is created."""
     codec = spoiled(decoder=raising(ZeroDivisionError("of the codec")))
     with pytest.raises(ZeroDivisionError, match="of the codec"):
         Server(codec=codec)
 
 
-def test_a_decoder_may_need_what_is_declared_later() -> None:
-    """Before the start it is not held against it that a message is unknown."""
+def test_a_decoder_may_need_later_declarations() -> None:
+    """Before the start, an unknown message is not an error."""
     codec = spoiled(decoder=lambda self, registry: Lines(registry.lookup(1)))
     server = Server(codec=codec, registry=Registry())
     with pytest.raises(NotRegistered, match="number 1"):
@@ -147,16 +147,16 @@ def test_a_decoder_may_need_what_is_declared_later() -> None:
         TypeLengthValueCodec(),
     ],
 )
-def test_what_may_be_right_is_taken(codec: Any) -> None:
-    """A codec needs no base class, and a decoder need not take an empty piece."""
+def test_valid_codecs_are_accepted(codec: Any) -> None:
+    """A codec needs no base class, and a decoder need not accept an empty piece."""
     assert server_core_of(Server(codec=codec)).settings.codec is codec
 
 
-# -- what only use can show
+# -- mistakes that show only during use
 
 
 @pytest.mark.parametrize("frame", [None, "text", 5, [b"line"], Text("")])
-def test_what_encode_returns_is_checked(open_end: OpenEnd, frame: Any) -> None:
+def test_the_result_of_encode_is_checked(open_end: OpenEnd, frame: Any) -> None:
     """``write`` and ``broadcast`` raise, and nothing is sent."""
     codec = spoiled(encode=lambda self, message: frame if message is frame else b"right\n")
     end = open_end(codec=codec)
@@ -170,8 +170,8 @@ def test_what_encode_returns_is_checked(open_end: OpenEnd, frame: Any) -> None:
     assert end.read(6) == b"right\n"
 
 
-def test_a_frame_is_the_senders_own(open_end: OpenEnd) -> None:
-    """What can be changed after it was returned goes out as it was."""
+def test_a_mutable_frame_is_copied(open_end: OpenEnd) -> None:
+    """Changes after ``encode`` has returned it do not affect what is sent."""
     frames = [bytearray(b"one\n"), memoryview(bytearray(b"two\n"))]
     end = open_end(codec=spoiled(encode=lambda self, message: message))
     for frame in frames:
@@ -190,10 +190,10 @@ def test_a_frame_is_the_senders_own(open_end: OpenEnd) -> None:
         (lambda batch: batch.append(None), "a number and a message, not a NoneType"),
     ],
 )
-def test_what_feed_does_is_checked(
+def test_the_results_of_feed_are_checked(
     open_end: OpenEnd, log_lines: list[Any], wrong: Callable[[Batch], Any], why: str
 ) -> None:
-    """The connection is closed with an error that says it, after what came before."""
+    """The connection is closed with an error, after the messages before it."""
     registry, seen, errors = Registry(), Seen(), Seen()
     registry.handler(Text)(lambda ctx, conn: seen.add(ctx.message.text))
 
@@ -210,8 +210,8 @@ def test_what_feed_does_is_checked(
     assert [each["level"].name for each in log_lines if why in each["message"]] == ["ERROR"]
 
 
-def test_what_is_raised_counts_more_than_what_was_appended(open_end: OpenEnd) -> None:
-    """A decoder that fails in both ways is told of what it raised."""
+def test_an_exception_takes_precedence_over_wrong_results(open_end: OpenEnd) -> None:
+    """If a decoder fails in both ways, the exception is reported."""
 
     def feed(self: Any, data: bytes, batch: Batch) -> Any:
         batch += [(1, Text("good")), "bad"]  # type: ignore[list-item]
@@ -225,8 +225,8 @@ def test_what_is_raised_counts_more_than_what_was_appended(open_end: OpenEnd) ->
     wait_until(lambda: end.conn.close_reason == "protocol error: no such line")
 
 
-def test_a_heartbeat_that_is_no_frame_is_told(open_end: OpenEnd, log_lines: list[Any]) -> None:
-    """on_error hears of it, and the connection stays open."""
+def test_an_invalid_heartbeat_frame_is_reported(open_end: OpenEnd, log_lines: list[Any]) -> None:
+    """It is passed to ``on_error``, and the connection stays open."""
     errors = Seen()
     codec = spoiled(heartbeat=lambda self, now: "beat")
     end = open_end(codec=codec, heartbeat=0.01, on_error=lambda conn, error: errors.add(error))
@@ -235,10 +235,10 @@ def test_a_heartbeat_that_is_no_frame_is_told(open_end: OpenEnd, log_lines: list
     assert end.read(6) == b"there\n"
 
 
-def test_a_decoder_that_fails_later_costs_its_connection(
+def test_a_decoder_that_fails_later_closes_its_connection(
     make_server: MakeServer, log_lines: list[Any]
 ) -> None:
-    """It is an error with a traceback, and the next one is served."""
+    """The error is logged with a traceback, and the next connection is served."""
     failures: list[BaseException] = []
     decode = lambda self, registry: raising(failures.pop())() if failures else Lines()  # noqa: E731
     server, address = make_server(codec=spoiled(decoder=decode))
@@ -254,7 +254,7 @@ def test_a_decoder_that_fails_later_costs_its_connection(
 
 
 def test_the_default_codec_is_not_slowed_down(open_end: OpenEnd) -> None:
-    """Its methods are called as they are."""
+    """Its methods are called directly, without checks."""
     end = open_end(on_message=lambda message, conn: None)
     codec = end.conn._application.codec
     assert end.conn._encode == codec.encode

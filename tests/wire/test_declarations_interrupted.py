@@ -1,4 +1,4 @@
-"""Declaring, logging and reporting, interrupted at each bytecode."""
+"""Declarations, log lines and reports, interrupted at each bytecode."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 from tao.errors import AlreadyRegistered, NotRegistered
 from tao.runtime.log import Logger, logger
-from tao.wire.message import HEARTBEAT, Registry
+from tao.wire.message import Registry
 from tests.ends import End, Text
 from tests.injection import Interruption, opcodes
 from tests.support import ends
 
 pytestmark = pytest.mark.interrupted
 
-NUMBERS = {HEARTBEAT, 1}
+NUMBERS = {1}
 
 
 def handle(ctx: Any, conn: Any) -> None: ...
@@ -32,13 +32,13 @@ def decorate(registry: Registry) -> None:
 
 
 def free() -> bool:
-    """Whether another thread may declare something."""
+    """Return whether another thread can declare something."""
     return ends(lambda: Registry().register(1, len))
 
 
 @pytest.mark.parametrize("do", [declare, decorate])
 def test_a_declaration_that_is_interrupted_can_be_repeated(do: Callable[[Registry], None]) -> None:
-    """It has happened or has not; layers follow, at the latest with the repetition."""
+    """It has taken place or not; after the repetition, all layers have it."""
     for moment in opcodes("tao.wire.message"):
         registry = Registry()
         layer = Registry(registry)
@@ -50,12 +50,12 @@ def test_a_declaration_that_is_interrupted_can_be_repeated(do: Callable[[Registr
             assert moment.place
         assert set(registry.entries) == set(layer.entries) == NUMBERS, moment.place
         registry.unregister(1)
-        assert set(registry.entries) == set(layer.entries) == {HEARTBEAT}, moment.place
+        assert set(registry.entries) == set(layer.entries) == set(), moment.place
     assert free()
 
 
-def test_giving_back_that_is_interrupted_can_be_repeated() -> None:
-    """Likewise; what the layer inherits comes back."""
+def test_an_interrupted_unregister_can_be_repeated() -> None:
+    """After the repetition, a layer has the inherited entry again."""
     for moment in opcodes("tao.wire.message"):
         registry = Registry()
         layer = Registry(registry)
@@ -71,8 +71,8 @@ def test_giving_back_that_is_interrupted_can_be_repeated() -> None:
     assert free()
 
 
-def test_a_declaration_in_the_midst_of_another() -> None:
-    """A finalizer declares something, and makes a registry; both are complete."""
+def test_nested_declarations() -> None:
+    """A finalizer declares a message and creates a registry; both are complete."""
     for moment in opcodes("tao.wire.message"):
         registry, made = Registry(), []
 
@@ -88,9 +88,55 @@ def test_a_declaration_in_the_midst_of_another() -> None:
         assert all(set(each.entries) == expected for each in (registry, *made)), moment.place
 
 
+def middleware(ctx: Any, conn: Any, call_next: Any) -> None:
+    conn.append("middleware")
+    call_next(ctx, conn)
+
+
+def calls_of(registry: Registry) -> list[str]:
+    """What is called for a message of number 1: by middleware and handler, in order."""
+    calls: list[str] = []
+    handler = registry.lookup(1).handler
+    assert handler is not None
+    handler(None, calls)
+    return calls
+
+
+def test_middleware_that_is_interrupted_can_be_repeated() -> None:
+    """It is around the handlers of all layers then, once."""
+    for moment in opcodes("tao.wire.message"):
+        registry = Registry()
+        layer = Registry(registry)
+        registry.handler(Text)(lambda ctx, conn: conn.append("handler"))
+        with moment.raising():
+            registry.use(middleware)
+        try:
+            registry.use(middleware)
+        except AlreadyRegistered:
+            assert moment.place
+        assert calls_of(registry) == calls_of(layer) == ["middleware", "handler"], moment.place
+    assert free()
+
+
+def test_a_handler_in_the_midst_of_middleware() -> None:
+    """A finalizer declares one, or makes a layer; it has the middleware, too."""
+    for moment in opcodes("tao.wire.message"):
+        registry, made = Registry(), list[Registry]()
+
+        def finalize(registry: Registry = registry, made: list[Registry] = made) -> None:
+            registry.handler(Text)(lambda ctx, conn: conn.append("handler"))
+            made.append(Registry(registry))
+
+        with moment.calling(finalize):
+            registry.use(middleware)
+        if moment.struck:
+            for each in (registry, *made):
+                assert calls_of(each) == ["middleware", "handler"], moment.place
+
+
 @pytest.fixture
 def sink() -> Iterator[list[str]]:
-    """Lines, by a sink that may raise."""
+    """The lines of a sink that may raise."""
     lines: list[str] = []
     number = loguru.logger.add(lambda line: lines.append(str(line).strip()), format="{message}")
     loguru.logger.enable("tao")
@@ -99,8 +145,8 @@ def sink() -> Iterator[list[str]]:
     loguru.logger.remove(number)
 
 
-def test_a_line_in_the_midst_of_another(sink: list[str]) -> None:
-    """Both arrive."""
+def test_nested_log_lines(sink: list[str]) -> None:
+    """Both lines arrive."""
     for moment in opcodes("tao.runtime.log"):
         sink.clear()
         with moment.calling(lambda: logger.warning("a finalizer's")):
@@ -112,8 +158,8 @@ def _logger(target: Logger) -> Logger:
     return target.bind(connection=1)
 
 
-def test_a_line_that_is_interrupted_says_so(sink: list[str]) -> None:
-    """What a signal handler raises in the main thread is not taken for a sink's failure."""
+def test_an_interrupted_log_line_raises(sink: list[str]) -> None:
+    """An exception of a signal handler in the main thread is not treated as a sink's failure."""
     for moment in opcodes("tao.runtime.log"):
         raised = False
         try:
@@ -121,15 +167,15 @@ def test_a_line_that_is_interrupted_says_so(sink: list[str]) -> None:
                 logger.bind(connection=1).info("a line")
         except Interruption:
             raised = True
-        assert not raised  # it has passed through the line, to the block
+        assert not raised  # it has passed through the logger to the block
 
 
 @pytest.mark.parametrize("open_end", ["server"], indirect=True)
-def test_an_error_in_the_midst_of_another_counts(open_end: Callable[..., End]) -> None:
-    """So does each, and each reaches on_error."""
+def test_nested_errors_are_counted(open_end: Callable[..., End]) -> None:
+    """Each is counted, and passed to ``on_error``."""
     heard: list[BaseException] = []
     conn = open_end(on_error=lambda conn, error: heard.append(error)).conn
-    for moment in opcodes("tao.connection.error_reporting"):
+    for moment in opcodes("tao.connection.reports.error_reporting"):
         before = conn._core.counts().errors
         heard.clear()
         with moment.calling(lambda: conn._core.report(ValueError(), "in a finalizer")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from typing import Any, ClassVar
 
@@ -10,12 +11,22 @@ import pytest
 
 from tao.errors import AlreadyRegistered, NotRegistered
 from tao.wire import message as message_module
-from tao.wire.message import HEARTBEAT, HeartbeatMessage, Message, Registration, Registry
+from tao.wire.codec import TypeLengthValueCodec
+from tao.wire.codec_checks import restricted
+from tao.wire.message import (
+    ANY,
+    HEARTBEAT,
+    HeartbeatMessage,
+    Message,
+    Registration,
+    Registry,
+    UnknownMessage,
+)
 from tests.support import together
 
 
 class Chat(Message):
-    """A message that subclasses `Message`; it need not."""
+    """A message that subclasses `Message`, which is optional."""
 
     message_number: ClassVar[int] = 1
 
@@ -40,7 +51,7 @@ def handle(ctx: Any, conn: Any) -> None:
 
 @pytest.fixture
 def registry() -> Registry:
-    """A registry of one's own, with nothing but the heartbeat in it."""
+    """An empty registry without a parent."""
     return Registry()
 
 
@@ -48,7 +59,7 @@ def registry() -> Registry:
 
 
 def test_a_heartbeat_is_eight_bytes_of_nanoseconds() -> None:
-    """It reads what it writes, little-endian, and negative times too."""
+    """It is little-endian, and supports negative times."""
     assert HeartbeatMessage.message_number == HEARTBEAT == 0
     assert HeartbeatMessage(0x0102).serialize() == b"\x02\x01\0\0\0\0\0\0"
     beat = HeartbeatMessage.deserialize(HeartbeatMessage(-5).serialize())
@@ -56,14 +67,14 @@ def test_a_heartbeat_is_eight_bytes_of_nanoseconds() -> None:
 
 
 @pytest.mark.parametrize(("size", "timestamp"), [(0, 0), (7, 0), (9, 1), (16, 1)])
-def test_a_heartbeat_of_another_size_is_one_too(size: int, timestamp: int) -> None:
-    """A busy server of the original sends such now and then."""
+def test_a_heartbeat_of_another_size_is_accepted(size: int, timestamp: int) -> None:
+    """A busy server of the Go original sends such heartbeats occasionally."""
     value = (b"\1" + bytes(7)) * 2
     assert HeartbeatMessage.deserialize(value[:size]).timestamp == timestamp
 
 
 def test_whatever_has_number_and_serialize_is_a_message() -> None:
-    """Subclassing `Message` is welcome but not needed, and keeps one's constructor."""
+    """Subclassing `Message` is optional, and keeps the class's constructor."""
     assert isinstance(HeartbeatMessage(1), Message)
     assert isinstance(Chat("hi"), Message) and Chat("hi").text == "hi"
     assert not isinstance("hi", Message)
@@ -73,7 +84,7 @@ def test_whatever_has_number_and_serialize_is_a_message() -> None:
 
 
 def test_a_registration_is_found_by_its_number(registry: Registry) -> None:
-    """Number, deserializer, handler and dispatch come back as they were given."""
+    """Number, deserializer, handler and dispatch are stored unchanged."""
     registry.register(1, Chat.deserialize, handle, dispatch="pool")
     found = registry.lookup(1)
     assert (found.number, found.handler, found.dispatch) == (1, handle, "pool")
@@ -83,40 +94,76 @@ def test_a_registration_is_found_by_its_number(registry: Registry) -> None:
         registry.lookup(2)
 
 
-def test_a_registration_shows_what_it_joins() -> None:
-    """Its repr names the number and both functions."""
+def test_the_repr_of_a_registration() -> None:
+    """It has the number and both functions."""
     assert repr(Registration(3, len)) == f"Registration(3, {len!r}, handler=None)"
 
 
-def test_every_registry_knows_the_heartbeat(registry: Registry) -> None:
-    """It is registered from the start, in the default registry too."""
-    assert registry.lookup(HEARTBEAT).deserialize(bytes(8)).timestamp == 0
-    assert HEARTBEAT in message_module.default_registry
+@pytest.mark.parametrize("number", [0, -1, 2**64, "GET", b"\0", "", (3, "x", b"y"), (1,)])
+def test_numbers_of_all_kinds(registry: Registry, number: Any) -> None:
+    """A number is an int, a str, bytes or a tuple of these, and is found by equality."""
+    registry.handler(type("Message", (Chat,), {"message_number": number}))(handle)
+    assert registry.lookup(number).number == number and list(registry.entries) == [number]
+    with pytest.raises(AlreadyRegistered, match=re.escape(f"number {number!r} is registered")):
+        registry.register(number, bytes)
 
 
-@pytest.mark.parametrize("number", [-(2**31), -1, 2**31 - 1])
-def test_any_int32_is_a_number(registry: Registry, number: int) -> None:
-    """Negative ones and both ends of the range are legal."""
-    registry.register(number, Chat.deserialize)
-    assert number in registry
+@pytest.mark.parametrize("number", [True, 1.0, None, (), (1, True), (1, None), ((1,),), [1]])
+def test_other_numbers_are_refused(registry: Registry, number: Any) -> None:
+    """``register`` and the decorator refuse them; the error names the number."""
+    with pytest.raises(TypeError, match=re.escape(f"or a tuple of these, not {number!r}")):
+        registry.register(number, Chat.deserialize)
+    with pytest.raises(TypeError, match="message_number"):
+        registry.handler(type("Bad", (Chat,), {"message_number": number}))
+    assert not registry.entries
 
 
 @pytest.mark.parametrize(
     ("number", "error"),
-    [(2**31, ValueError), (-(2**31) - 1, ValueError)]
-    + [(wrong, TypeError) for wrong in (True, 1.0, "1", None)],
+    [
+        *((2**31, ValueError), (-(2**31) - 1, ValueError), ("1", TypeError)),
+        *((-(2**31), ValueError), (-(2**31) + 15, ValueError)),  # tao's own
+    ],
 )
-def test_other_numbers_are_refused(registry: Registry, number: Any, error: Any) -> None:
-    """What is no int32 is refused by ``register`` and by the decorator, and named."""
+@pytest.mark.parametrize("layer", [False, True])
+def test_a_codec_refuses_numbers_that_it_does_not_support(
+    number: Any, error: Any, layer: bool
+) -> None:
+    """The default codec supports int32 only, whether declared before or after its creation."""
+    default = Registry()
+    default.register(number, bytes)
+    own = Registry(default if layer else None)
+    restricted(TypeLengthValueCodec(), own).register(-(2**31) + 16, bytes)
     with pytest.raises(error, match=f"message_number.*{number}"):
-        registry.register(number, Chat.deserialize)
-    bad = type("Bad", (Chat,), {"message_number": number})
-    with pytest.raises((TypeError, ValueError), match="message_number"):
-        registry.handler(bad)
-    assert list(registry.entries) == [HEARTBEAT]
+        own.register(number, Chat.deserialize)
+    with pytest.raises(error, match=f"message_number.*{number}"):
+        own.handler(type("Bad", (Chat,), {"message_number": number}))
+    with pytest.raises(error, match=f"message_number.*{number}"):
+        restricted(TypeLengthValueCodec(), default)
 
 
-def test_other_wrong_arguments_are_refused(registry: Registry) -> None:
+def test_any_stands_for_unregistered_numbers(registry: Registry) -> None:
+    """It has one handler per layer, which other layers inherit, and it can be unregistered."""
+    layer = Registry(registry)
+    registry.handler(ANY, dispatch="inline")(handle)
+    assert layer.lookup(ANY).handler is handle and layer.lookup(ANY).dispatch == "inline"
+    with pytest.raises(AlreadyRegistered, match="number ANY has a handler: handle"):
+        registry.handler(ANY)(lambda ctx, conn: None)
+    with pytest.raises(TypeError, match="not ANY"):
+        registry.register(ANY, bytes)  # type: ignore[arg-type]
+    restricted(TypeLengthValueCodec(), registry).unregister(ANY)
+    assert ANY not in layer
+
+
+def test_an_unknown_message_can_be_passed_on() -> None:
+    """It has the received number and value, and its repr shows both."""
+    message = UnknownMessage("GET", b"key")
+    assert TypeLengthValueCodec().encode(UnknownMessage(7, b"!")) == b"\7\0\0\0\1\0\0\0!"
+    assert (message.message_number, message.number, message.value) == ("GET", "GET", b"key")
+    assert repr(message) == "UnknownMessage('GET', b'key')"
+
+
+def test_other_invalid_arguments_are_refused(registry: Registry) -> None:
     """The error names the argument, and nothing is registered."""
     with pytest.raises(TypeError, match="deserialize must be callable, not 5"):
         registry.register(1, 5)  # type: ignore[arg-type]
@@ -132,17 +179,15 @@ def test_other_wrong_arguments_are_refused(registry: Registry) -> None:
 
 
 def test_registering_twice_is_an_error(registry: Registry) -> None:
-    """The second is refused, with or without a handler, and the first stays."""
+    """The second is refused, with or without a handler, and the first one stays."""
     registry.register(1, Chat.deserialize)
     with pytest.raises(AlreadyRegistered, match="message number 1 is registered twice"):
         registry.register(1, Chat.deserialize, handle)
     assert registry.lookup(1).handler is None
-    with pytest.raises(AlreadyRegistered, match="number 0"):
-        registry.register(HEARTBEAT, Chat.deserialize)
 
 
 def test_the_default_registry_has_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``register`` adds to the registry that all others inherit from unless told otherwise."""
+    """``register`` uses the registry from which all others inherit by default."""
     default = Registry()
     monkeypatch.setattr(message_module, "default_registry", default)
     message_module.register(1, Chat.deserialize, handle, dispatch="inline")
@@ -153,7 +198,7 @@ def test_the_default_registry_has_a_function(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_decorator_registers_class_and_handler(registry: Registry) -> None:
-    """The function is returned as it was, and handles the class from then on."""
+    """The function is returned unchanged, and handles the class."""
     assert registry.handler(Chat, dispatch="inline")(handle) is handle
     found = registry.lookup(1)
     assert (found.handler, found.dispatch) == (handle, "inline")
@@ -161,7 +206,7 @@ def test_the_decorator_registers_class_and_handler(registry: Registry) -> None:
 
 
 def test_the_decorator_completes_a_registration(registry: Registry) -> None:
-    """A class registered before gets its handler; its dispatch stays unless a new one is given."""
+    """A registered class gets its handler; its dispatch stays unless a new one is given."""
     registry.register(1, Chat.deserialize, dispatch="pool")
     registry.handler(Chat)(handle)
     assert (registry.lookup(1).handler, registry.lookup(1).dispatch) == (handle, "pool")
@@ -172,7 +217,7 @@ def test_the_decorator_completes_a_registration(registry: Registry) -> None:
 
 
 def test_a_number_has_one_handler_and_one_class(registry: Registry) -> None:
-    """A second handler is refused, and so is a second class; the error names what is there."""
+    """A second handler or class is refused, and the error names the existing one."""
     registry.handler(Chat)(handle)
     with pytest.raises(AlreadyRegistered, match="message number 1 has a handler: handle"):
         registry.handler(Chat)(lambda ctx, conn: None)
@@ -189,10 +234,10 @@ def test_a_number_has_one_handler_and_one_class(registry: Registry) -> None:
         ({"message_number": 1, "deserialize": 5}, "deserialize must be callable, not 5"),
     ],
 )
-def test_the_decorator_wants_a_message_class(
+def test_the_decorator_needs_a_message_class(
     registry: Registry, attributes: dict[str, Any], text: str
 ) -> None:
-    """What the class lacks is said when it is decorated, not when a message comes."""
+    """A missing attribute is reported at the declaration."""
     with pytest.raises(TypeError, match=text):
         registry.handler(type("Odd", (), attributes))
 
@@ -200,21 +245,21 @@ def test_the_decorator_wants_a_message_class(
 # -- layers
 
 
-def test_a_layer_inherits_what_comes_before_and_after() -> None:
-    """Down to any depth, and nothing goes up or sideways."""
+def test_a_layer_inherits_earlier_and_later_entries() -> None:
+    """Entries are inherited at any depth, but never by parents or siblings."""
     top = Registry()
     top.register(1, Chat.deserialize)
     left, right = Registry(top), Registry(top)
     bottom = Registry(left)
     top.register(2, Chat.deserialize)
     left.register(3, Chat.deserialize)
-    assert set(bottom.entries) == {0, 1, 2, 3} == set(left.entries)
-    assert set(right.entries) == {0, 1, 2} == set(top.entries)
+    assert set(bottom.entries) == {1, 2, 3} == set(left.entries)
+    assert set(right.entries) == {1, 2} == set(top.entries)
     assert bottom.lookup(2) is top.lookup(2)
 
 
 def test_a_layers_own_entry_hides_the_parents() -> None:
-    """Whichever was registered first; layers below the layer see its own as well."""
+    """The order of registration does not matter; lower layers see the layer's own entry."""
     top = Registry()
     layer = Registry(top)
     bottom = Registry(layer)
@@ -227,7 +272,7 @@ def test_a_layers_own_entry_hides_the_parents() -> None:
 
 
 def test_a_layer_gives_an_inherited_class_its_own_handler() -> None:
-    """The parent's handler is not touched, nor does it stand in the way."""
+    """The parent's handler stays, and is no obstacle."""
     top = Registry()
     top.handler(Chat)(handle)
     layer = Registry(top)
@@ -239,8 +284,8 @@ def test_a_layer_gives_an_inherited_class_its_own_handler() -> None:
     assert top.lookup(1).handler is handle
 
 
-def test_a_handler_given_late_reaches_the_layers() -> None:
-    """Decorating after a server was made works, and the layer's view is the decorated one."""
+def test_a_later_handler_reaches_the_layers() -> None:
+    """A handler declared after a server was created is in the server's registry."""
     top = Registry()
     top.register(1, Chat.deserialize)
     layer = Registry(top)
@@ -248,8 +293,8 @@ def test_a_handler_given_late_reaches_the_layers() -> None:
     assert layer.lookup(1).handler is handle
 
 
-def test_a_forgotten_layer_is_freed() -> None:
-    """A parent does not keep the registries of servers that are gone."""
+def test_a_dropped_layer_is_freed() -> None:
+    """A parent does not keep the registries of servers that no longer exist."""
     top = Registry()
     layer = weakref.ref(Registry(top))
     gc.collect()
@@ -258,7 +303,7 @@ def test_a_forgotten_layer_is_freed() -> None:
 
 
 def test_registering_from_many_threads() -> None:
-    """Of those who want the same number one wins, and every layer ends with every number."""
+    """One thread gets each number, and every layer has all numbers in the end."""
     top = Registry()
     layers = [Registry(top) for _ in range(3)]
 
@@ -274,4 +319,4 @@ def test_registering_from_many_threads() -> None:
         return won
 
     assert sum(together(*[claim] * 4)) == 100
-    assert all(set(layer.entries) == set(range(101)) for layer in layers)
+    assert all(set(layer.entries) == set(range(1, 101)) for layer in layers)

@@ -1,4 +1,4 @@
-"""Headers of the PROXY protocol: bytes in, addresses out."""
+"""Headers of the PROXY protocol: from bytes to addresses."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
 
 
 def line(protocol: str, *fields: object) -> bytes:
-    """A header of version 1."""
+    """Return a header of version 1."""
     return " ".join(["PROXY", protocol, *map(str, fields)]).encode() + b"\r\n"
 
 
 def binary(kind: int, addresses: bytes = b"", command: int = 0x21, more: bytes = b"") -> bytes:
-    """A header of version 2."""
+    """Return a header of version 2."""
     block = addresses + more
     return SIGNATURE + struct.pack(">BBH", command, kind, len(block)) + block
 
 
 def read(*pieces: bytes) -> tuple[HeaderReader, bytes]:
-    """Show a stream that comes in pieces to a reader; return it, and what it has left."""
+    """Feed a stream in pieces to a reader; return it and the remaining bytes."""
     reader, left = HeaderReader(), b""
     for piece in pieces:
         left += piece
@@ -109,14 +109,14 @@ BAD = {
 
 @pytest.mark.parametrize("kind", GOLDEN)
 def test_headers(kind: str) -> None:
-    """Each kind, as the specification has it."""
+    """Each kind of header in the specification is read."""
     header, source = GOLDEN[kind]
     assert source_of(header) == source
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_header(kind: str) -> None:
-    """It is told as soon as can be, and never more is taken than the longest header has."""
+def test_invalid_headers(kind: str) -> None:
+    """They are refused as early as possible, after at most the length of the longest header."""
     data, why = BAD[kind]
     with pytest.raises(BadHeader, match=why):
         read(data)
@@ -143,8 +143,10 @@ headers = st.one_of(
 
 
 @given(headers, st.binary(max_size=50), st.lists(st.integers(1, 120), max_size=10))
-def test_not_a_byte_more(header: bytes, behind: bytes, sizes: list[int]) -> None:
-    """However a stream is cut, the header is taken from it, and what is behind is left."""
+def test_no_byte_after_the_header_is_consumed(
+    header: bytes, behind: bytes, sizes: list[int]
+) -> None:
+    """The header is taken from the stream, however it is cut, and the rest is left."""
     data, pieces = header + behind, []
     for size in sizes:
         pieces.append(data[:size])
@@ -155,8 +157,8 @@ def test_not_a_byte_more(header: bytes, behind: bytes, sizes: list[int]) -> None
 
 @given(st.binary(max_size=700))
 @example(SIGNATURE + b"\x21\x11")
-def test_whatever_comes(data: bytes) -> None:
-    """It is a header, the beginning of one, or no header: nothing else is raised."""
+def test_arbitrary_data(data: bytes) -> None:
+    """It is a header, a part of one, or refused; no other exception is raised."""
     for begin in (b"", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21"):
         try:
             reader, left = read(begin + data)
@@ -167,8 +169,8 @@ def test_whatever_comes(data: bytes) -> None:
 
 
 @given(st.ip_addresses(), st.ip_addresses(), st.integers(0, 65535))
-def test_there_and_back(one: Any, other: Any, port: int) -> None:
-    """What a proxy has written is what is read."""
+def test_round_trip(one: Any, other: Any, port: int) -> None:
+    """A header that a proxy has written is read unchanged."""
     if one.version != other.version:
         other = one
     host = str(getattr(one, "ipv4_mapped", None) or one)
@@ -179,11 +181,11 @@ def test_there_and_back(one: Any, other: Any, port: int) -> None:
     assert source_of(binary(kind, block)) == (host, port)
 
 
-# -- who is believed
+# -- trusted networks
 
 
 def test_the_networks_of_proxies() -> None:
-    """Networks and addresses of both kinds, IPv4 inside IPv6, and Unix sockets."""
+    """Networks and addresses of both families, IPv4-mapped IPv6, and Unix sockets are accepted."""
     networks = ProxyNetworks(
         ["10.0.0.0/8", "192.0.2.1", "2001:db8::/32", "::ffff:172.16.0.0/108", "fe80::/10", "unix:"]
     )
@@ -208,7 +210,7 @@ def test_the_networks_of_proxies() -> None:
         (["10.0.0.0/33"], ValueError, "'10.0.0.0/33' is no network"),
     ],
 )
-def test_what_is_no_network(networks: Any, error: type[Exception], why: str) -> None:
-    """It is refused with a sentence that names it."""
+def test_invalid_networks(networks: Any, error: type[Exception], why: str) -> None:
+    """They are refused with an error that names the network."""
     with pytest.raises(error, match=why):
         ProxyNetworks(networks)

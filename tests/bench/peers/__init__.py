@@ -1,4 +1,4 @@
-"""Echo servers that speak tao's wire format, one file each, written as their experts would.
+"""Echo servers that speak tao's wire format, one per file, each written as an expert would.
 
-Every one is run as ``python -m tests.bench.peers.NAME --port 0`` and prints ``LISTENING <port>``.
+Each is run as ``python -m tests.bench.peers.NAME --port 0`` and prints ``LISTENING <port>``.
 """

@@ -49,7 +49,7 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Stay silent: a load generator resets its connections when it ends."""
+        """Print nothing: a load generator resets its connections when it ends."""
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import tao
+from tao import framing
 from tests.bench.peers.wire import EchoMessage, announce, arguments
 
 MAX_CONNECTIONS = 10_000
@@ -24,6 +25,10 @@ def make_server(options: argparse.Namespace) -> tao.Server:
         chosen["cpu_affinity"] = options.cpu_affinity
     if options.slow_consumer is not None:
         chosen["slow_consumer"] = options.slow_consumer
+    if options.readers is not None:
+        chosen["readers"] = options.readers
+    if options.declared:
+        chosen["codec"] = declared_tlv()
     if options.tls:
         chosen["tls"] = tao.load_tls_config(*options.tls)
     server = tao.Server(registry=tao.Registry(), **chosen)
@@ -49,6 +54,17 @@ def make_server(options: argparse.Namespace) -> tao.Server:
     return server
 
 
+def declared_tlv() -> framing.Frame:
+    """Return the default codec's frame, declared."""
+    return framing.Frame(
+        framing.Field("type", "i32", number=True),
+        framing.Length("u32", covers="body"),
+        framing.Body(),
+        byte_order="little",
+        max_bytes=8 * 1024 * 1024 + 8,
+    )
+
+
 def main() -> None:
     """Serve until killed."""
     parser = arguments(__doc__)
@@ -56,9 +72,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--sleep-ms", type=float, default=0.0)
     parser.add_argument("--slow-consumer")
+    parser.add_argument("--readers", choices=("own", "shared"))
     parser.add_argument("--patience", type=float, help="seconds to wait for room for a reply")
     parser.add_argument("--broadcast", action="store_true")
     parser.add_argument("--switch-interval", type=float, help="seconds, of the interpreter")
+    parser.add_argument("--declared", action="store_true", help="declare the frame")
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     options = parser.parse_args()
     if options.switch_interval is not None:

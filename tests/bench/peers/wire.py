@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ssl
+import time
 from collections.abc import Callable
 from struct import Struct
 from typing import Protocol
@@ -28,12 +29,12 @@ class EchoMessage:
         self.value = value
 
     def serialize(self) -> bytes:
-        """Return the value that goes on the wire."""
+        """Return the value for the wire."""
         return self.value
 
     @classmethod
     def deserialize(cls, data: bytes) -> EchoMessage:
-        """Make the message from its value."""
+        """Create the message from its value."""
         return cls(data)
 
 
@@ -74,7 +75,7 @@ class Framer:
         self._needed = 0  # bytes before another look makes sense
 
     def feed(self, data: bytes) -> list[EchoMessage]:
-        """Take a chunk and return the messages that are whole now."""
+        """Add a chunk, and return the messages that are complete now."""
         if self._chunks:
             self._chunks.append(data)
             self._waiting += len(data)
@@ -99,6 +100,14 @@ class Framer:
         return messages
 
 
+def compute(microseconds: float) -> None:
+    """Use so much time of the processor, as a handler that does something."""
+    if microseconds:
+        end = time.thread_time() + microseconds / 1e6
+        while time.thread_time() < end:
+            pass
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """Return the parser with the options that every peer has."""
     parser = argparse.ArgumentParser(description=description)
@@ -117,5 +126,5 @@ def server_tls(files: list[str] | None) -> ssl.SSLContext | None:
 
 
 def announce(port: int) -> None:
-    """Tell whoever started the peer where it listens."""
+    """Print the listening port for the program that started the peer."""
     print(f"LISTENING {port}", flush=True)

@@ -1,0 +1,1 @@
+"""A chat on several servers, joined over Redis; ``python -m examples.cluster`` starts it all."""

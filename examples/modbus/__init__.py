@@ -1,0 +1,1 @@
+"""A Modbus TCP server and client, which also talk to any others."""

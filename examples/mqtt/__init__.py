@@ -1,0 +1,1 @@
+"""An MQTT broker: ``python -m examples.mqtt.server``."""

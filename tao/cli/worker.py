@@ -1,0 +1,68 @@
+"""A process that ``tao serve --processes`` has started: serves, and reports to its supervisor."""
+
+from __future__ import annotations
+
+import argparse
+
+from tao.cli.common import DONE, FAILED, WRONG_CALL, WrongCall, complain, leave, reason_of
+from tao.cli.serve import how_secured, prepare
+from tao.cluster.settings import WorkerOrder
+from tao.cluster.worker import Supervised
+from tao.errors import TaoError
+from tao.monitor.workers import answer
+from tao.server.reports import StopReport
+from tao.server.server import Server, server_core_of
+from tao.transport.addresses import address_text
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until the supervisor says otherwise, and return the exit status."""
+    order = WorkerOrder.take()
+    if order is None:
+        raise WrongCall("--supervised is for the processes that tao serve --processes starts")
+    link = Supervised(order)
+    link.answer = answer
+    try:
+        server, how = _start(options, link)
+    except WrongCall as error:
+        link.failed(str(error))  # the supervisor logs it
+        return WRONG_CALL
+    settings = server_core_of(server).settings
+    workers = settings.workers if isinstance(settings.workers, int) else settings.workers.size
+    server.serve_forever(
+        handle_signals=True,
+        ready=lambda _: link.ready(
+            {
+                "how": how,
+                "workers": workers,
+                "max_connections": settings.max_connections,
+                "drain_timeout": settings.drain_timeout,
+            }
+        ),
+    )
+    return _end(server.stop(), link)
+
+
+def _start(options: argparse.Namespace, link: Supervised) -> tuple[Server, str]:
+    tls, server = prepare(options)
+    if server_core_of(server).state != "new":
+        raise WrongCall("the server was started by its module: with --processes, tao starts it")
+    link.adopt(server)
+    try:
+        for sock in link.take_sockets():
+            server.start(sock, tls=tls)
+    except (OSError, TaoError, ValueError) as error:
+        raise WrongCall(reason_of(error)) from error
+    return server, how_secured(tls, server)
+
+
+def _end(report: StopReport, link: Supervised) -> int:
+    for conn, unhandled, unsent in report.abandoned:
+        peer = address_text(conn.remote_address)
+        complain(f"cut off {peer}: {unhandled} messages not handled, {unsent} not sent")
+    link.stopped()
+    if report.threads:
+        leave(FAILED)  # the interpreter would wait for workers whose handlers never return
+    return DONE if report.clean else FAILED

@@ -1,0 +1,314 @@
+"""How a reply is told to be the reply to a certain request.
+
+Between two taos, requests and replies travel in an envelope with an id (``wire/envelope.py``). In
+other protocols a field of the frame has the id, or the message itself, or replies just come in the
+order of the requests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Protocol
+
+from tao.atomic import AtomicInt64
+from tao.callables import check_callable
+from tao.connection.requests.pending import Request
+from tao.wire.envelope import cancel_frame, request_frame
+
+__all__ = [
+    "LATE",
+    "Correlate",
+    "Correlation",
+    "EnvelopeCorrelation",
+    "FieldCorrelation",
+    "Ids",
+    "InOrder",
+    "MessageCorrelation",
+    "OrderCorrelation",
+]
+
+Pending = Mapping[Any, Request]
+#: Encodes a message with other fields of its frame.
+Encode = Callable[[Any, Mapping[str, Any] | None], bytes]
+
+# Ids begin at a random number below this, so that what belongs to another connection fits none.
+_FIRST_ID = 2**62
+# How many ids of requests that were given up are remembered, and not used again.
+_GIVEN_UP_MOST = 1024
+
+#: In place of an id: a reply that nobody waits for.
+LATE: Any = object()
+
+
+class InOrder:
+    """Replies come in the order of the requests, and carry no id: the option ``correlation``.
+
+    A request that is given up after it was sent closes the connection, as what comes next could not
+    be told apart. On a server, replies leave in the order of the requests, whenever they are ready.
+
+    Args:
+        unsolicited: returns whether a message is no reply (on a server: no request), such as a
+            notification; None: there are none.
+    """
+
+    def __init__(self, unsolicited: Callable[[Any], bool] | None = None) -> None:
+        if unsolicited is not None:
+            check_callable("unsolicited", unsolicited, "message")
+        self.unsolicited = unsolicited
+
+    def pushes(self, message: Any) -> bool:
+        """Return whether a message is no reply, and no request."""
+        return self.unsolicited is not None and bool(self.unsolicited(message))
+
+
+class Correlate:
+    """Messages themselves tell which request they belong to: the option ``correlation``.
+
+    Args:
+        request: returns the id of a message that is asked.
+        reply: returns the id of the request that a message replies to; None if it is no reply.
+    """
+
+    def __init__(
+        self,
+        *,
+        request: Callable[[Any], Hashable],
+        reply: Callable[[Any], Hashable | None],
+    ) -> None:
+        check_callable("request", request, "message")
+        check_callable("reply", reply, "message")
+        self.request = request
+        self.reply = reply
+
+
+class Correlation(Protocol):
+    """How the requests of one connection get ids, are sent, and find their replies."""
+
+    #: Whether the peer has to say that it answers requests, before the first one is sent.
+    negotiates: bool
+    #: Whether a request that was sent and is given up makes the connection unusable.
+    breaks: bool
+
+    def next_key(self, request: Request, pending: Pending) -> Any:
+        """Return the id of a request, which none in flight has. In the turn of the table.
+
+        Raises:
+            Exception: there is none; it is the request's error.
+        """
+
+    def frame(self, request: Request, key: Any) -> bytes:
+        """Return what is sent of a request.
+
+        Raises:
+            Exception: it cannot be encoded.
+        """
+
+    def cancellation(self, key: Any) -> bytes:
+        """Return what tells the peer that nobody waits any more; b"" if there is no such thing."""
+
+    def forget(self, key: Any) -> None:
+        """Note that a request was given up after it was sent. In the turn of the table."""
+
+    def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
+        """Return the id of the request that a message replies to. By the reading role.
+
+        Returns:
+            `LATE` if it is a reply that nobody waits for, None if it is none.
+        """
+
+
+class EnvelopeCorrelation:
+    """That of two taos which speak tao's own framing. Their replies do not come as messages."""
+
+    __slots__ = ("_ids",)
+
+    negotiates = True
+    breaks = False
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(random.randrange(_FIRST_ID))
+
+    def next_key(self, request: Request, pending: Pending) -> int:
+        return next(self._ids)
+
+    def frame(self, request: Request, key: Any) -> bytes:
+        return request_frame(key, request.deadline.remaining(), request.body)
+
+    def cancellation(self, key: Any) -> bytes:
+        return cancel_frame(key)
+
+    def forget(self, key: Any) -> None:
+        pass
+
+    def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
+        return None
+
+
+class Ids:
+    """The ids of all frames of one connection, in a field of some width. Any thread may use it.
+
+    Args:
+        greatest: the greatest id; 0 is one, too.
+    """
+
+    __slots__ = ("_count", "_greatest", "given_up", "pending")
+
+    def __init__(self, greatest: int) -> None:
+        self._greatest = greatest
+        self._count = AtomicInt64()
+        #: The requests in flight, by their ids.
+        self.pending: Pending = {}
+        #: The ids of requests that were given up lately, oldest first. Changed in a table's turn.
+        self.given_up: dict[int, None] = {}
+
+    @property
+    def most(self) -> int:
+        """How many requests may be in flight, so that some ids are left for others."""
+        return max(1, (self._greatest + 1) // 2)
+
+    def take(self) -> int:
+        """Return an id that no request in flight has, and none that was given up lately."""
+        for _ in range(self._greatest + 1):
+            found = self._count.get_and_increment() % (self._greatest + 1)
+            if found not in self.pending and found not in self.given_up:
+                return found
+        # For a plain write, while all are in use.
+        return self._count.get_and_increment() % (self._greatest + 1)
+
+    def give_up(self, key: int) -> None:
+        """Remember an id, so that its late reply is taken for no other's."""
+        self.given_up[key] = None
+        while len(self.given_up) > min(_GIVEN_UP_MOST, (self._greatest + 1) // 4):
+            self.given_up.pop(next(iter(self.given_up)), None)
+
+
+class FieldCorrelation:
+    """A field of the frame has the id.
+
+    Args:
+        ids: of the connection.
+        field: its name.
+        encode: makes frames.
+        reply_when: tells a reply by header and number; None: an id in flight does.
+    """
+
+    __slots__ = ("_encode", "_field", "_ids", "_reply_when")
+
+    negotiates = False
+    breaks = False
+
+    def __init__(
+        self,
+        ids: Ids,
+        field: str,
+        encode: Encode,
+        reply_when: Callable[[Any, Any], bool] | None,
+    ) -> None:
+        self._ids = ids
+        self._field = field
+        self._encode = encode
+        self._reply_when = reply_when
+
+    def next_key(self, request: Request, pending: Pending) -> int:
+        self._ids.pending = pending
+        return self._ids.take()
+
+    def frame(self, request: Request, key: Any) -> bytes:
+        return self._encode(request.message, {**(request.header or {}), self._field: key})
+
+    def cancellation(self, key: Any) -> bytes:
+        return b""
+
+    def forget(self, key: Any) -> None:
+        self._ids.give_up(key)
+
+    def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
+        key: Any = getattr(header, self._field, None)
+        if self._reply_when is not None:
+            if header is None or not self._reply_when(header, number):
+                return None
+            return key if key in pending else LATE
+        if key in pending:
+            return key
+        return LATE if self._ids.given_up.pop(key, key) is None else None
+
+
+class OrderCorrelation:
+    """The oldest request in flight gets the next message that is a reply.
+
+    Args:
+        order: the option.
+        encode: makes frames.
+    """
+
+    __slots__ = ("_encode", "_ids", "_order")
+
+    negotiates = False
+    breaks = True
+
+    def __init__(self, order: InOrder, encode: Encode) -> None:
+        self._order = order
+        self._encode = encode
+        self._ids = itertools.count()
+
+    def next_key(self, request: Request, pending: Pending) -> int:
+        return next(self._ids)
+
+    def frame(self, request: Request, key: Any) -> bytes:
+        return self._encode(request.message, request.header)
+
+    def cancellation(self, key: Any) -> bytes:
+        return b""
+
+    def forget(self, key: Any) -> None:
+        pass  # the connection is closed
+
+    def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
+        return None if self._order.pushes(message) else next(iter(pending), None)
+
+
+class MessageCorrelation:
+    """Requests and replies have the id in themselves.
+
+    Args:
+        correlate: the option.
+        encode: makes frames.
+    """
+
+    __slots__ = ("_correlate", "_encode", "_given_up")
+
+    negotiates = False
+    breaks = False
+
+    def __init__(self, correlate: Correlate, encode: Encode) -> None:
+        self._correlate = correlate
+        self._encode = encode
+        self._given_up: dict[Any, None] = {}  # oldest first
+
+    def next_key(self, request: Request, pending: Pending) -> Any:
+        key = self._correlate.request(request.message)
+        if key in pending:
+            raise ValueError(f"a request with the id {key!r} is in flight already")
+        self._given_up.pop(key, None)
+        return key
+
+    def frame(self, request: Request, key: Any) -> bytes:
+        return self._encode(request.message, request.header)
+
+    def cancellation(self, key: Any) -> bytes:
+        return b""
+
+    def forget(self, key: Any) -> None:
+        self._given_up[key] = None
+        while len(self._given_up) > _GIVEN_UP_MOST:
+            self._given_up.pop(next(iter(self._given_up)), None)
+
+    def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
+        if message is None:
+            return None
+        key = self._correlate.reply(message)
+        if key is None or key in pending:
+            return key
+        return LATE if self._given_up.pop(key, key) is None else None

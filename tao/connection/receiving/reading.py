@@ -1,0 +1,252 @@
+"""The reading role of a connection: from the socket to the dispatcher.
+
+One ``recv`` takes as much as the peer has sent, up to a bound; all messages that are whole by then
+are decoded into one batch and dispatched together. So what a system call and a turn of this loop
+cost is shared by as many messages as there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Protocol
+
+from tao.connection.application import ApplicationLink
+from tao.connection.options.definitions import Settings
+from tao.connection.receiving.peer_limits import PeerLimits, PeerLimitsHost, limits_for
+from tao.connection.sending.send_queue import SendQueue
+from tao.runtime.turnstile import departures
+from tao.transport.stream import Transport
+from tao.wire.codec import Batch
+
+__all__ = ["Reader", "ReadingHost"]
+
+# How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
+# connection holds little memory.
+_RECV_LEAST, _RECV_MOST = 4 * 1024, 256 * 1024
+# It does not grow beyond what so many messages take: a batch keeps its replies waiting, and other
+# connections too, as it is long before a thread that computes gives the interpreter lock away.
+_BATCH_MOST = 1024
+# Nor does it, in shared reading, beyond what is handled in this time, in seconds.
+_TURN_MOST = 2e-3
+
+
+class ReadingHost(PeerLimitsHost, Protocol):
+    """What this asks of a connection's core."""
+
+    application: ApplicationLink
+    send_queue: SendQueue
+    settings: Settings
+    transport: Transport | None
+
+    def transport_failed(self, error: OSError) -> None:
+        """Go on without the transport: receiving has raised this."""
+
+    def stream_ended(self) -> None:
+        """Go on after the end of the stream."""
+
+
+class Reader:
+    """Reads one connection. Used by the thread that plays the role, one at a time.
+
+    Args:
+        conn: the connection's core.
+        settings: the options.
+    """
+
+    __slots__ = (
+        "_application", "_broken", "_conn", "_dispatcher", "_fitting", "_lifecycle", "_looks",
+        "_recv_most", "_size", "bytes_in", "discarded", "early", "last_received", "limits",
+        "messages_in", "on_batch", "recv_size", "take_late",
+    )  # fmt: skip
+
+    def __init__(self, conn: ReadingHost, settings: Settings) -> None:
+        self._conn = conn
+        self._application = conn.application
+        self._dispatcher = conn.dispatcher
+        self._lifecycle = conn.lifecycle
+        # What the decoder has raised, until the thread that reads on reports it to the connection.
+        self._broken: BaseException | None = None
+        #: What limits the peer, or None if no option does.
+        self.limits: PeerLimits | None = limits_for(conn, settings)
+        most = None if self.limits is None else self.limits.recv_most
+        self._recv_most: int = min(most or _RECV_MOST, _RECV_MOST)
+        #: How much the next receive asks for.
+        self.recv_size: int = min(_RECV_LEAST, self._recv_most)
+        # How much came last when that was much, and how much is handled within a turn.
+        self._size: int = 0
+        self._fitting: int = self._recv_most
+        #: When something last came, monotonic.
+        self.last_received: float = monotonic()
+        # What is called with each batch, one after another. Replaced in one step.
+        self._looks: tuple[Callable[[Batch], Batch], ...] = ()
+        #: Called with each batch, unless it is None; returns what is to be dispatched of it.
+        self.on_batch: Callable[[Batch], Batch] | None = None
+        #: What came of the stream before it was read. Set before that.
+        self.early: bytes = b""
+        #: Called with what comes when the connection is ending, unless it is None.
+        self.take_late: Callable[[bytes], object] | None = None
+        self.bytes_in: int = 0
+        self.discarded: int = 0  #: bytes that came when the connection was ending
+        self.messages_in: int = 0
+
+    def watch(self, look: Callable[[Batch], Batch]) -> None:
+        """Call a function with each batch, after those that are called already; see `on_batch`."""
+        self._set_looks((*self._looks, look))
+
+    def unwatch(self, look: Callable[[Batch], Batch]) -> None:
+        """Call a function no more."""
+        self._set_looks(tuple(each for each in self._looks if each != look))
+
+    def _set_looks(self, looks: tuple[Callable[[Batch], Batch], ...]) -> None:
+        self._looks = looks
+        self.on_batch = None if not looks else looks[0] if len(looks) == 1 else self._look
+
+    def _look(self, batch: Batch) -> Batch:
+        for look in self._looks:
+            batch = look(batch)
+        return batch
+
+    def read(self) -> bool:
+        """Read the transport until the end, or (True) until the other thread has taken over."""
+        conn = self._conn
+        transport, take = conn.transport, self.take
+        assert transport is not None
+        recv = transport.recv
+        if not self.go_on(transport) or (self.early and not self.take_early()):
+            return True
+        while True:
+            try:
+                data = recv(self.recv_size)
+            except OSError as error:
+                self._go_on_in_turn(partial(conn.transport_failed, error))
+                return False
+            if not data:
+                self._go_on_in_turn(self.take_end)
+                return False
+            if not take(data):
+                return True
+
+    def _go_on_in_turn(self, go_on: Callable[[], None]) -> None:
+        """Go on after the end of the stream, which that of many others may accompany."""
+        try:
+            if not self.waits_at_end:
+                departures.enter()
+            go_on()
+        finally:
+            departures.leave()
+
+    def go_on(self, transport: Transport) -> bool:
+        """Begin with a transport, or go on where another thread was relieved; as `take`."""
+        if self._broken is not None:
+            self._break()  # the other thread has taken over in the midst of what came before
+        return self.limits is None or self.limits.resume(transport)
+
+    def take_early(self) -> bool:
+        """Do as `take` does with what came before the stream was read."""
+        data, self.early = self.early, b""
+        return self.take(data)
+
+    def take(self, data: bytes) -> bool:
+        """Decode and dispatch what was received.
+
+        Returns:
+            False if another thread has taken over the reading; the caller must then call
+            `Dispatcher.handle`.
+        """
+        self.last_received, size = monotonic(), len(data)
+        self.bytes_in += size
+        if self._lifecycle.ended:
+            self.discarded += size
+            if self.take_late is not None:
+                self.take_late(data)
+            return True  # only waiting for the end
+        batch: Batch = []
+        broken: BaseException | None = None
+        application = self._application.find()
+        if application is not None:
+            try:
+                application.decoder.feed(data, batch)
+            except BaseException as error:
+                broken = error
+            application = None  # which may not be held while this waits
+        if size == self.recv_size or self.recv_size > _RECV_LEAST:
+            self._adapt(size, len(batch))
+        if self.on_batch is not None:
+            batch = self.on_batch(batch)
+        self.messages_in += len(batch)
+        if self.limits is not None:
+            return self.limits.take_in(batch, size, self._held(), broken)
+        self._broken = broken
+        if batch and not self._dispatcher.dispatch(batch):
+            return False
+        if broken is not None:
+            self._break()
+        return True
+
+    @property
+    def waits_at_end(self) -> bool:
+        """Whether `take_end` would wait, as this side may still send (``half_close``)."""
+        conn = self._conn
+        return (
+            conn.settings.half_close
+            and not self._lifecycle.status.ended
+            and conn.send_queue.error is None
+        )
+
+    def take_end(self) -> None:
+        """Go on after the end of the stream."""
+        self._check_end()
+        self._conn.stream_ended()
+
+    @property
+    def over_rate(self) -> int:
+        """How many times the peer has exceeded a rate."""
+        return 0 if self.limits is None else self.limits.over_rate
+
+    @property
+    def frame_timeouts(self) -> int:
+        """How many messages were not complete in time."""
+        return 0 if self.limits is None else self.limits.frame_timeouts
+
+    def _adapt(self, size: int, count: int) -> None:
+        """Choose how much to ask for, after so many bytes with so many messages arrived."""
+        self._size = size
+        if size == self.recv_size or count > _BATCH_MOST:
+            enough = max(_RECV_LEAST, size * _BATCH_MOST // (count or 1))
+            self.recv_size = min(4 * size, enough, self._fitting)
+            # Handlers may have become quicker.
+            self._fitting = min(self._fitting + self._fitting // 8, self._recv_most)
+        elif 4 * size < self.recv_size > _RECV_LEAST:
+            self.recv_size //= 2
+
+    def took(self, seconds: float) -> None:
+        """Ask for less if it took long to handle what came last, as others have to wait."""
+        if seconds > _TURN_MOST:
+            self._fitting = max(
+                min(_RECV_LEAST, self._recv_most), int(self._size * _TURN_MOST / seconds)
+            )
+            self.recv_size = min(self.recv_size, self._fitting)
+
+    def _break(self) -> None:
+        """Report what the decoder raised, once the messages before it are dispatched."""
+        broken, self._broken = self._broken, None
+        if broken is not None:
+            self._conn.protocol_error(broken)
+
+    def _held(self) -> int:
+        """How many bytes of a message that is not whole the decoder has, if it says so."""
+        application = self._application.find()
+        return 0 if application is None else getattr(application.decoder, "pending", 0)
+
+    def _check_end(self) -> None:
+        """Have the decoder check that the stream may end here, unless this side has ended it."""
+        conn, application = self._conn, self._application.find()
+        end = None if application is None else getattr(application.decoder, "end", None)
+        if end is None or conn.lifecycle.status.ended or conn.send_queue.error is not None:
+            return
+        try:
+            end()
+        except BaseException as error:
+            conn.protocol_error(error)

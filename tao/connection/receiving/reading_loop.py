@@ -1,0 +1,472 @@
+"""Shared reading: one thread waits for many connections, and reads each that is ready.
+
+With ``readers="own"`` a thread of each connection blocks in ``recv``. Where each of many
+connections has one message under way, every message is then a change of threads. With
+``readers="shared"`` one thread, the *leader*, waits for all of them in the kernel's poller; it
+receives without blocking, decodes, and dispatches as a connection's own reader does. Go's runtime
+does the same for goroutines that are blocked in a read.
+
+Guarantees:
+
+- The leader waits for nothing but the poller. What may take long (a callback, the last steps of a
+  connection whose handler still runs) is left to other threads.
+- A handler that blocks the leader holds up its own connection only: after a few milliseconds the
+  watch has a follower take the lead. The blocked thread finishes its handler, and becomes a
+  follower. This is Leader/Followers (Schmidt et al., Pattern-Oriented Software Architecture 2,
+  2000).
+- If many connections end at once, the others are served meanwhile, and new ones.
+- A turn of one connection is bounded: one receive, of no more than what is handled in about 2 ms,
+  see ``reading.py``. A connection whose turn took long is not read again before the others have had
+  their share.
+- Whatever is raised in these threads, there is a leader until the loop is stopped.
+
+The watch looks at the leader only when a watchdog has barked, which the leader kicks between turns:
+a look takes the interpreter lock from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Set
+from functools import partial
+from operator import itemgetter
+from threading import RLock, Thread, current_thread
+from time import monotonic
+from typing import Protocol
+
+from tao.connection.handling.block_watch import GRACE, BlockWatch
+from tao.runtime.deadline import Deadline
+from tao.runtime.log import logger
+from tao.runtime.threads import gather, spawn
+from tao.runtime.wakeup import Wakeup
+from tao.runtime.watchdog import Watchdog, new_watchdog
+from tao.transport.poller import ENDED, Poller, new_poller
+
+__all__ = ["BlockedStay", "Polled", "ReadingLoop"]
+
+# How long a follower waits for the lead before it ends, in seconds, and the pause after an error
+# that the next round might meet too.
+_PATIENCE, _PAUSE = 10.0, 0.05
+# A turn that took longer than this, in seconds, is followed by a break until the others have had so
+# many times as long together.
+_LONG, _SHARE = 0.5e-3, 9
+# The watchdog barks when a turn has taken so long, in seconds, and is kicked twice as often.
+_WATCHDOG = GRACE / 2
+
+
+# Thousands of connections may end together. If more than so many are ready, those whose peers have
+# ended them are served last, and no more than so many before others are looked for.
+_ENDS = 100
+_events_of = itemgetter(1)
+
+
+class Polled(Protocol):
+    """What the loop plays a role of: one connection."""
+
+    #: When it may be served again, in the loop's time; owned by the leader.
+    not_before: float
+
+    def turn(self, events: int) -> None:
+        """Do what can be done without waiting, as the descriptor is ready for these events."""
+
+    def took(self, seconds: float) -> None:
+        """Note that a turn has taken long."""
+
+    def struck(self, error: BaseException) -> object:
+        """End, as this was raised in `turn`."""
+
+    def look(self, now: float, grace: float) -> None:
+        """See whether a handler blocks the leader; see `Watched.look`."""
+
+    def abandoned(self) -> None:
+        """End, as the loop has ended, and nothing waits for its descriptor any more."""
+
+
+class BlockedStay:
+    """The stay of a reading thread in a handler that blocks it; it can be joined like a thread."""
+
+    __slots__ = ("left", "thread")
+
+    def __init__(self, thread: Thread) -> None:
+        self.thread = thread
+        self.left = Wakeup()
+
+    @property
+    def name(self) -> str:
+        return self.thread.name
+
+    @property
+    def ident(self) -> int | None:
+        return self.thread.ident
+
+    def is_alive(self) -> bool:
+        return not self.left.is_set()
+
+    def join(self, timeout: float | None = None) -> None:
+        self.left.wait(timeout)
+
+
+class _Member:
+    """A thread of the loop, which leads, follows, or is blocked in a handler."""
+
+    __slots__ = ("called", "serving")
+
+    def __init__(self) -> None:
+        self.called = Wakeup()  # to lead
+        #: The connection whose turn it is in. Owned by the thread, read by the watch.
+        self.serving: Polled | None = None
+
+
+class ReadingLoop:
+    """A leader and its followers. Any thread may call any method.
+
+    Args:
+        name: of the leader's thread.
+        cpus: the processors that the threads may run on; None: any.
+    """
+
+    def __init__(self, name: str, cpus: Set[int] | None = None) -> None:
+        self._name = name
+        self._cpus = cpus
+        # Made by `start`; closed by the last thread, or by the stop if there is none.
+        self._poller: Poller | None = None
+        #: What is waited for, by descriptor. Changed in single steps.
+        self.members: dict[int, Polled] = {}
+        # What the leader is to call, and on behalf of which member. Appended to in one step.
+        self._calls: deque[tuple[Polled, Callable[[], object]]] = deque()
+        # Which thread leads. It is changed by whatever takes the token that is in `_vacant` while
+        # none does, in single steps.
+        self._leader: _Member | None = None
+        self._vacant: deque[None] = deque((None,))
+        self._followers: deque[_Member] = deque()  # changed in single steps
+        self._threads: set[Thread] = set()  # each adds and removes itself
+        self._stopped: bool = False
+        self._starting = RLock()  # serialises `start`
+        self._leading: Thread = current_thread()  # set by each leader
+        self._latest = _Member()  # the one that leads, or led last; set by each leader
+        # Owned by the leader.
+        self._time: float = 0.0  # seconds spent in turns, by which shares are measured
+        self._kick_at: float = 0.0  # when the watchdog is to be kicked again
+        # Made by `start`; has the watch look after the leader. None: where there are none.
+        self._watchdog: Watchdog | None = None
+        self._watch: BlockWatch | None = None
+
+    # -- for any thread
+
+    def start(self, watch: BlockWatch) -> None:
+        """Start the first leader, unless that is done.
+
+        Args:
+            watch: finds out when the leader is blocked.
+
+        Raises:
+            OSError: there is no descriptor for the poller.
+            RuntimeError: no thread can be started.
+        """
+        with self._starting:
+            if self._poller is None:
+                self._watch = watch
+                self._watchdog = self._start_watchdog()
+                self._poller = new_poller()
+            if not self._stopped:
+                self.pass_lead()
+
+    def _start_watchdog(self) -> Watchdog | None:
+        name = self._name.replace("reader", "watchdog")
+        watchdog = new_watchdog(name, _WATCHDOG, self._look_after_leader, self._cpus)
+        if watchdog is not None:
+            watchdog.start()
+        return watchdog
+
+    def change(self, descriptor: int, before: int, now: int) -> None:
+        """See `Poller.change`. After the stop it does nothing."""
+        poller = self._poller
+        if poller is not None and not self._stopped:
+            try:
+                poller.change(descriptor, before, now)
+            except ValueError:  # it has just been closed
+                if not self._stopped:
+                    raise
+
+    def _wake(self) -> None:
+        poller = self._poller
+        if poller is not None:
+            poller.wake()
+
+    def call_soon(self, member: Polled, function: Callable[[], object]) -> None:
+        """Have the leader call a function that does not block, as a turn of a member."""
+        self._calls.append((member, function))
+        self._wake()
+
+    def vacate_lead(self) -> None:
+        """Take the lead away from the leader, which a handler blocks; see `pass_lead`."""
+        self._leader = None
+        self._vacant.append(None)
+
+    def pass_lead(self) -> None:
+        """Give the lead to another thread, if it is vacant.
+
+        Raises:
+            RuntimeError, MemoryError: no thread can be started. The lead stays vacant, until this
+                is called again, or the blocked thread goes on.
+        """
+        try:
+            self._vacant.pop()
+        except IndexError:
+            return
+        try:
+            self._appoint()
+        except BaseException:
+            leader = self._leader
+            if leader is None:
+                self._vacant.append(None)
+            else:  # done, but perhaps not told
+                leader.called.set()
+            raise
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the loop has ended, or is about to; never reset."""
+        return self._stopped
+
+    @property
+    def leader(self) -> Thread:
+        """The thread that leads."""
+        return self._leading
+
+    def retire(self) -> None:
+        """Have the threads end, without waiting for them."""
+        self._stopped = True
+        self._wake()
+        for follower in list(self._followers):
+            follower.called.set()
+        if self._watch is not None:
+            self._watch.running.discard(self)
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if not self._threads:
+            self._end()
+
+    def stop(self, deadline: Deadline, stuck: Set[int | None] = frozenset()) -> list[Thread]:
+        """End the loop; return the threads that have not ended in time.
+
+        Args:
+            stuck: the idents of threads that are not waited for.
+        """
+        self.retire()
+        threads = [each for each in list(self._threads) if each.ident not in stuck]
+        if self._watchdog is not None:
+            threads.append(self._watchdog.thread)
+        return gather(threads, deadline)
+
+    def _end(self) -> None:
+        """Have what is left end by itself: at the deadline of a stop that may be much."""
+        self._close()
+        for each in list(self.members.values()):
+            try:
+                each.abandoned()
+            except Exception as error:
+                each.struck(error)
+
+    def _close(self) -> None:
+        if self._poller is not None:
+            self._poller.close()
+
+    @property
+    def threads(self) -> list[Thread]:
+        """The leader, the followers, and threads that are blocked in a handler."""
+        return list(self._threads)
+
+    def after_fork(self) -> None:
+        """In a child process: the threads do not exist, and the sockets are the parent's."""
+        self._stopped = True
+        self._leader = None
+        self._threads.clear()
+        self._followers.clear()
+        self.members.clear()
+        if self._watchdog is not None:
+            self._watchdog.close()
+        self._close()
+
+    # -- the lead
+
+    def _appoint(self) -> None:
+        """Give the lead to a follower, or to a new thread."""
+        try:
+            member = self._followers.pop()
+        except IndexError:
+            self._start_thread()
+        else:
+            self._leader = member
+            member.called.set()
+
+    def _start_thread(self) -> None:
+        member = _Member()
+        run = partial(self._run, member)
+        thread = spawn(run, name=self._name, cpus=self._cpus, failed=run)
+        self._threads.add(thread)
+        self._leader = member
+        try:
+            thread.start()
+        except BaseException:
+            self._leader = None
+            self._threads.discard(thread)
+            raise
+
+    def _run(self, me: _Member, error: BaseException | None = None) -> None:
+        """Lead and follow, until the loop ends or this thread is not needed any more.
+
+        Args:
+            error: has interrupted this, which is called again then.
+        """
+        thread = current_thread()
+        try:
+            self._threads.add(thread)
+            if error is not None:
+                self._strike(me, error)
+            while not self._stopped and (self._leader is me or self._follow(me)):
+                self._leading = thread
+                thread.name = self._name
+                self._lead(me)
+                thread.name = "tao-spare"
+        finally:
+            self._threads.discard(thread)
+            if self._stopped and not self._threads:
+                self._end()
+
+    def _follow(self, me: _Member) -> bool:
+        """Wait for the lead; return False if this thread is not needed."""
+        me.called.clear()
+        while not self._stopped:
+            if me not in self._followers:  # or no more, as what took it out was interrupted
+                self._followers.append(me)
+            if self._vacant:
+                self.pass_lead()  # perhaps to this thread
+            if self._leader is me or me.called.wait(_PATIENCE):
+                return not self._stopped
+            try:
+                self._followers.remove(me)
+            except ValueError:
+                continue  # it is about to be called
+            return False
+        return False
+
+    def _lead(self, me: _Member) -> None:
+        """Serve what is ready, until another thread has the lead."""
+        self._latest, me.serving = me, None
+        while me in self._followers:
+            self._followers.remove(me)  # it was interrupted while it followed
+        while self._leader is me and not self._stopped:
+            try:
+                self._serve(me)
+            except BaseException as error:
+                self._stumble(me, error)
+        me.serving = None
+
+    def _serve(self, me: _Member) -> None:
+        watch, members, calls, poller = self._watch, self.members, self._calls, self._poller
+        assert watch is not None and poller is not None
+        while self._leader is me and not self._stopped:
+            ready = poller.wait(0 if calls else None)
+            if self._leader is not me:
+                poller.wake()  # the leader, in case this thread was woken in its stead
+                return
+            now = monotonic()
+            if now >= self._kick_at:
+                self._kick(now)
+            if len(ready) > _ENDS:
+                ready.sort(key=_events_of)  # the bits of an end are the highest, so they come last
+            ends = 0
+            postponed: list[Polled] = []
+            if calls and not self._make_calls(me):
+                return
+            for descriptor, events in ready:
+                each = members.get(descriptor)
+                if each is None:
+                    continue
+                if events & ENDED:
+                    ends += 1
+                    if ends > _ENDS:
+                        break  # the rest are reported again
+                if each.not_before > self._time:
+                    postponed.append(each)
+                    continue
+                me.serving = each
+                each.turn(events)
+                if self._leader is not me:
+                    return  # what else is ready is for the new leader
+                started, now = now, monotonic()
+                self._time += now - started
+                if now >= self._kick_at:
+                    self._kick(now)
+                if now - started > _LONG:
+                    each.not_before = self._time + _SHARE * (now - started)
+                    each.took(now - started)
+                if calls and not self._make_calls(me):
+                    return
+            me.serving = None
+            watch.running.discard(self)
+            if postponed and len(postponed) == len(ready):
+                # No other connection wants its share.
+                self._time = min(each.not_before for each in postponed)
+
+    def _make_calls(self, me: _Member) -> bool:
+        """Make the calls that were asked for; return False if this thread has lost the lead."""
+        calls = self._calls
+        while calls:
+            me.serving, call = calls[0]  # left there until this thread answers for it
+            calls.popleft()
+            call()
+            if self._leader is not me:
+                return False
+        return True
+
+    def _stumble(self, me: _Member, error: BaseException) -> None:
+        """End the connection whose turn has raised; go on after an error of the loop itself."""
+        if not self._strike(me, error):
+            logger.opt(exception=error).error("{} goes on after an error", self._name)
+            time.sleep(_PAUSE)
+
+    def _strike(self, me: _Member, error: BaseException) -> bool:
+        """End the connection that the thread serves, if any; return whether there is one.
+
+        The thread may have lost the lead meanwhile: it still answers for this connection.
+        """
+        serving, me.serving = me.serving, None
+        if serving is None:
+            return False
+        try:
+            serving.struck(error)
+        except BaseException as another:
+            serving.struck(another)  # it has interrupted that
+            raise
+        return True
+
+    # -- being watched
+
+    def _kick(self, now: float) -> None:
+        """Tell the watchdog that the leader is not blocked. By the leader."""
+        watchdog = self._watchdog
+        if watchdog is None:
+            self._watch_leader()
+        else:
+            watchdog.kick()
+            self._kick_at = now + _WATCHDOG / 2
+
+    def _look_after_leader(self) -> None:
+        """Have the watch look at the leader if it is in a turn. By the watchdog."""
+        if self._latest.serving is not None:
+            self._watch_leader()
+
+    def _watch_leader(self) -> None:
+        if self._watch is not None and not self._stopped:
+            self._watch.enter(self)
+
+    # For the watch, which sees the leader as one that runs handlers.
+
+    def look(self, now: float, grace: float) -> None:
+        """See whether the leader is blocked by a handler of the connection that it serves."""
+        serving = self._latest.serving
+        if serving is not None:
+            serving.look(now, grace)

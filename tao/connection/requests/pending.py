@@ -1,0 +1,178 @@
+"""One request, from the call until its fate is known."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from time import monotonic
+from typing import Any
+
+from tao.connection.sending.backlog import TrackedFrame
+from tao.errors import RequestCancelled
+from tao.runtime.deadline import Deadline
+from tao.runtime.turnstile import departures
+
+__all__ = ["DEFAULT_TIMEOUT", "Outcome", "Request", "RequestFuture", "completes_here"]
+
+#: How long a reply is waited for if the caller does not say, in seconds.
+DEFAULT_TIMEOUT = 30.0
+#: The reply, or None and the error.
+Outcome = tuple[Any, BaseException | None]
+
+# The threads that complete a future now, and may run its callbacks. Each adds and removes itself.
+_completing: set[int] = set()
+
+
+def completes_here() -> bool:
+    """Whether the calling thread runs the callbacks of a future, and must not wait for another."""
+    return threading.get_ident() in _completing
+
+
+class RequestFuture(Future[Any]):
+    """The future of a request. `cancel` works until the reply has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Gives the request up; returns whether that came before the reply. Set by the caller.
+        self.give_up: Callable[[], bool] = bool
+
+    def cancel(self) -> bool:
+        """Give the request up, unless its fate is known.
+
+        One that was not sent never will be. Of another the peer is told that nobody waits any more.
+        """
+        return self.cancelled() or (not self.done() and self.give_up())
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the reply, see `concurrent.futures.Future.result`."""
+        try:
+            return super().result(timeout)
+        except CancelledError:
+            if self.cancelled():
+                raise RequestCancelled("the request was cancelled") from None
+            raise
+
+    def settle(self, outcome: Outcome) -> None:
+        """Complete the future, unless it is done."""
+        reply, error = outcome
+        me = threading.get_ident()
+        _completing.add(me)
+        try:
+            if error is None:
+                self.set_result(reply)
+            elif isinstance(error, RequestCancelled):
+                super().cancel()
+            else:
+                departures.leave()  # as callbacks may take long
+                self.set_exception(error)
+        except InvalidStateError:
+            pass  # it is done
+        finally:
+            _completing.discard(me)
+            self.give_up = bool  # what it was refers to this
+
+    def after_fork(self) -> None:
+        """In a child process: be usable, whatever another thread of the parent was doing."""
+        self._condition = threading.Condition()
+
+
+class Request:
+    """A request. Whichever thread finishes it first decides its fate.
+
+    Args:
+        message: what is asked.
+        body: its frame, for a protocol that puts that into an envelope; else b"".
+        timeout: seconds until it is given up; None: never.
+        only_if_connected: whether it fails instead of waiting for another connection.
+        future: completed at the end; None: the calling thread waits.
+    """
+
+    __slots__ = (
+        "_gate", "_outcome", "asked_at", "body", "crowded", "deadline", "due", "frame", "future",
+        "header", "key", "message", "number", "only_if_connected", "preface_of", "timeout",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        message: Any,
+        body: bytes,
+        timeout: float | None,
+        *,
+        header: Any = None,
+        only_if_connected: bool = False,
+        future: RequestFuture | None = None,
+    ) -> None:
+        self.message = message
+        self.number: Any = getattr(message, "message_number", None)  #: for the figures
+        self.body = body
+        self.header = header
+        self.timeout = timeout
+        self.deadline = Deadline(timeout)
+        self.only_if_connected = only_if_connected
+        self.future = future
+        self.asked_at: float = monotonic()
+        #: When the connection gives it up, in the time of its wheel; see `Requests.watch`.
+        self.due: float = math.inf
+        # The calling thread blocks on it, and is woken by its release.
+        self._gate: threading.Lock | None = None
+        if future is None:
+            self._gate = threading.Lock()
+            self._gate.acquire()
+        #: The thread that is to send it, as it precedes what waits: it is part of a login.
+        self.preface_of: int | None = None
+        #: Whether there was no room for it in the send queue.
+        self.crowded: bool = False
+        # Owned by the thread that has the turn of the table.
+        self.key: Any = None  #: under which it is in flight
+        self.frame: TrackedFrame | None = None  #: once it is in flight
+        # Has the outcome under its one key: the first one counts.
+        self._outcome: dict[None, Outcome] = {}
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Reply and error, once one of them is there."""
+        return self._outcome.get(None)
+
+    def finish(self, reply: Any, error: BaseException | None = None) -> bool:
+        """Decide the fate, unless it is decided; return whether this did. Not to be called in a
+        turn or under a lock, as it may run callbacks of the application."""
+        mine = reply, error
+        first = self._outcome.setdefault(None, mine)
+        try:
+            if self.future is not None:
+                self.future.settle(first)
+        finally:
+            self.wake()
+        return first is mine
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until there is something for the calling thread: the outcome, or to try again.
+
+        Returns:
+            whether that came in time.
+        """
+        assert self._gate is not None
+        return self._gate.acquire(timeout=-1 if timeout is None else timeout)
+
+    def wake(self) -> None:
+        """Have the calling thread, if it waits, see what there is for it."""
+        if self._gate is not None:
+            try:
+                self._gate.release()
+            except RuntimeError:
+                pass  # it is about to see
+
+    def result(self) -> Any:
+        """Return the reply, or raise the error. To be called once."""
+        outcome = self.outcome
+        assert outcome is not None
+        reply, error = outcome
+        if error is None:
+            return reply
+        self._outcome[None] = None, None  # as the error's traceback will refer to this
+        try:
+            raise error
+        finally:
+            del error, outcome  # the traceback refers to this frame

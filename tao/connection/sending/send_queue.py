@@ -1,0 +1,500 @@
+"""The send queue of one connection: order, limits, and as few system calls as possible.
+
+Guarantees:
+
+- Frames are sent in the order of the calls of `SendQueue.write`, each as a whole; the bytes of two
+  never mix.
+- The queue never holds more frames than its limit, nor more bytes except for a single frame that is
+  larger. A preface (see `SendQueue.attach`) has limits of its own. Threads that write at the very
+  same moment may exceed the limit by one frame each.
+- `write` does not block unless it is given a timeout.
+- A frame is forgotten only when the kernel has accepted all of it. If the transport breaks, what is
+  left is kept, from the first frame that is not completely sent, for the next transport or for the
+  report.
+- A write may be called from anywhere, even by a signal handler or a finalizer that interrupts
+  another one, and an exception may be raised between any two of its bytecodes. Afterwards its frame
+  is queued or sent as a whole, or not at all, or the connection is aborted with that as its reason.
+
+Mechanism: flat combining, see ``runtime/combining.py``. What a thread wants is noted in one step: a
+frame in the intake, the seal, a failure or the end of a preface in ``_notes``. Then the thread
+tries to get the turn, and `_advance` does whatever is due.
+
+A thread that writes while nothing waits sends at once, without blocking. Only what the kernel does
+not accept is left to the writer thread, which waits for the socket outside of any turn; from then
+on all frames queue up. While a batch of messages is handled, small frames are only collected in
+the intake, so that the replies are sent together.
+
+What an exception interrupted is repaired by the thread that it hit or, if not even that is possible
+because the stack is full, by the next thread that has the turn: the backlog's journal says what was
+being done, and `Transport.settle` how much the kernel has accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from tao.connection.sending.backlog import UNCOUNTED, TrackedFrame, move
+from tao.connection.sending.intake import Intake
+from tao.connection.sending.keyed_frames import KeyedFrame
+from tao.connection.sending.send_limits import COLLECTED_FRAME, send_limits
+from tao.connection.sending.transmitter import Transmitter, WriterFactory
+from tao.connection.sending.waiting_writes import written_in_time
+from tao.connection.sending.writer import Writer
+from tao.runtime.combining import Combiner
+from tao.runtime.deadline import Deadline
+from tao.runtime.wakeup import ListenedNotifier, Notifier
+from tao.transport.error_text import explain
+from tao.transport.stream import Transport
+
+__all__ = ["SendQueue"]
+
+
+class SendQueue:
+    """A queue of frames that empties itself into a transport.
+
+    Any thread may call `write`, `withdraw`, `seal`, `give_up`, `release` and `flush`. The other
+    methods are for the connection's own threads.
+
+    Args:
+        limit: how many frames may wait.
+        start_writer: starts the thread that runs `run_writer`; called when it is first needed, and
+            again only if it raised.
+        slow_consumer: what a write to a full queue does: ``"raise"`` raises `WouldBlock`,
+            ``"drop_newest"`` and ``"drop_oldest"`` drop a frame and count it, ``"close"`` aborts
+            the connection.
+        keep: whether frames written without a transport wait for the next one.
+        limit_bytes: how many bytes may wait, as well as ``limit``; None for any number.
+        writer: makes what waits for a transport to accept more; None: a `Writer`.
+        on_room: called, in the turn, when there may be room again, or nothing more can be sent.
+    """
+
+    __slots__ = (
+        "_backlog", "_collect_most", "_collecting", "_combiner", "_final", "_frames", "_intake",
+        "_keep", "_limit", "_notes", "_open", "_room", "transmitter",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        limit: int,
+        start_writer: Callable[[], object],
+        *,
+        slow_consumer: str = "raise",
+        keep: bool = False,
+        limit_bytes: int | None = None,
+        writer: WriterFactory | None = None,
+        on_room: Callable[[], object] | None = None,
+    ) -> None:
+        limits = send_limits(limit, limit_bytes, slow_consumer)
+        self._limit: int = limit
+        self._collect_most: int = limits.collected
+        self._keep: bool = keep
+        # For threads that wait for room, or for the end.
+        self._room = Notifier() if on_room is None else ListenedNotifier(on_room)
+        self._combiner = Combiner(self._advance, self._repair, self._room.notify_all)
+        # The thread that has the turn owns the transmitter, the backlog and `_open`. Any thread may
+        # set the others, or append to them, in one step, and settles afterwards.
+        make_writer = writer or partial(Writer, start_writer)
+        #: Has the transport and the figures.
+        self.transmitter: Transmitter = Transmitter(
+            make_writer, self._combiner.settle, self._stopped, self._room
+        )
+        self._backlog = self.transmitter.backlog
+        self._open: bool = False  # whether there is a transport, after its preface, and no seal
+        self._intake = Intake(limits, self.transmitter, keep=keep)
+        self._frames = self._intake.frames
+        # What is to happen, maybe twice, and to which transport; None: the present one. See `_do`.
+        self._notes: list[tuple[Callable[[], object], Transport | None]] = []
+        self._final: str | None = None  # the seal, if it holds for the next transport as well
+        self._collecting: int = 0  # up to how many frames are collected now
+
+    # -- for any thread
+
+    def write(self, frame: bytes, timeout: float | None = None) -> None:
+        """Send or queue a frame.
+
+        Args:
+            frame: one whole message.
+            timeout: seconds to wait for room; None does not wait. A call that interrupts another
+                one on the same thread does not wait either: only the other one could make room.
+
+        Raises:
+            WouldBlock: there was no room, or not in time; the frame was not queued.
+            ConnectionClosed: nothing can be sent any more; the frame was not queued.
+        """
+        most = self._collecting
+        if most and frame and len(frame) < COLLECTED_FRAME and len(self._frames) < most:
+            try:
+                self._frames.append(frame)
+                if not self._collecting or self.transmitter.seal is not None:
+                    # It ended meanwhile, and the frame may have been overlooked.
+                    self._intake.check_sealed(frame, self._frames)
+                    self._combiner.settle()
+            except BaseException:
+                self._combiner.settle()  # the end of the stream may have waited for this frame
+                raise
+            return
+        if timeout:
+            self._write_patiently(frame, Deadline(timeout))
+            return
+        combiner = self._combiner
+        turn = combiner.turn
+        if turn._is_owned():  # by a write that this call has interrupted, and that will continue
+            self._intake.hand_in(frame)
+            combiner.due = True
+            return
+        try:
+            if turn.acquire(False):
+                backlog = self._backlog
+                if self._open and frame and not backlog.size and not self._frames:
+                    backlog.size = UNCOUNTED
+                    backlog.frames.append(frame)
+                    if not self.transmitter.send_all(frame):
+                        self._send_rest()
+                        self._intake.check_broken(frame)
+                else:
+                    self._intake.write(frame)
+                turn.release()
+                if not (combiner.due or self._frames or self._notes):
+                    return
+            else:
+                self._intake.hand_in(frame)
+            combiner.settle()
+        except BaseException:
+            try:
+                combiner.recover()
+            finally:
+                # Released here as well: if the stack is full, a call would fail again.
+                if turn._is_owned():
+                    turn.release()
+            raise
+
+    def write_keyed(self, frame: KeyedFrame, timeout: float | None = None) -> None:
+        """Write a frame in the place of one that waits with the same key, if there is one.
+
+        It waits for the turn. Only a call that has interrupted the turn does not, and its frame
+        replaces nothing.
+        """
+        if timeout or self._combiner.interrupted_here:
+            self.write(frame, timeout)
+        else:
+            self._combiner.run(self._intake.write, frame)
+
+    def reply(self, frame: bytes, timeout: float) -> None:
+        """Write for a handler: wait for room, but only as long as there is a transport.
+
+        Without one, room comes with the next transport, which is not made while a handler runs.
+        """
+        connected = lambda: self.transmitter.transport is not None  # noqa: E731
+        self._write_patiently(frame, Deadline(timeout), connected)
+
+    def tracked(self, frame: bytes) -> TrackedFrame:
+        """Return a frame for `write` that can be withdrawn."""
+        self._backlog.tracked = True
+        return TrackedFrame(frame)
+
+    def withdraw(self, frame: TrackedFrame, *, wait: bool = True) -> bool:
+        """Take a frame back; return whether the kernel does not have all of it, and never will.
+
+        A call that has interrupted a write on the same thread changes nothing and gets False. One
+        that is not to ``wait`` raises `Busy` then, and also if another thread has the turn.
+        """
+        if wait:
+            return not self.interrupted_here and self._combiner.run(self._withdraw, frame)
+        self._combiner.attempt(self._advance)  # the transport may have been given up
+        return self._combiner.attempt(self._withdraw, frame)
+
+    def _withdraw(self, frame: TrackedFrame) -> bool:
+        withdrawn = self._intake.withdraw(frame)
+        self._room.notify_all()
+        return withdrawn
+
+    @property
+    def waiting(self) -> int:
+        """How many frames wait."""
+        return self._intake.waiting
+
+    @property
+    def bytes_waiting(self) -> int:
+        """How many bytes wait in the backlog that the kernel has not accepted."""
+        return self._backlog.waiting
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the queue is more than half full, and there is a peer that can change that.
+
+        Always false if a full queue drops frames or closes the connection.
+        """
+        return bool(self._backlog.size or self._frames) and self._intake.crowded
+
+    @property
+    def interrupted_here(self) -> bool:
+        """Whether the calling code has interrupted this thread in the midst of its turn."""
+        return bool(self._combiner.turn._is_owned())
+
+    @property
+    def waiters(self) -> int:
+        """How many threads wait for room in the queue, or for its end."""
+        return self._room.waiting
+
+    def in_turn(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function while no other thread sends. Not in an interrupted call."""
+        self._combiner.run(function, *args)
+
+    def catch_up(self) -> None:
+        """Do what other threads have noted, such as a failure. Not in an interrupted call."""
+        self._combiner.run(self._advance)
+
+    def stays_crowded(self) -> bool:
+        """Whether it is `crowded`, not counting what is just being sent. Waits for the turn."""
+        # A write that is sent at once notifies nobody, though it may fill a small queue meanwhile.
+        return self.crowded and self._combiner.run(lambda: self.crowded)
+
+    def wait_uncrowded(self) -> None:
+        """Wait while the queue is more than half full. It may return early."""
+        self._room.wait_for(lambda: not self.stays_crowded())
+
+    def when_crowded(self, function: Callable[[], object]) -> None:
+        """Have any thread call a function when the queue is `crowded`. It may only note that."""
+        self._intake.on_crowded = function
+
+    @property
+    def error(self) -> OSError | None:
+        """What broke the transport."""
+        return self.transmitter.error
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the kernel is full: the peer reads too slowly, or not at all."""
+        return self.transmitter.blocked
+
+    @property
+    def fin_sent(self) -> bool:
+        """Whether all frames and the end of the stream have been sent."""
+        return self.transmitter.fin_sent
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be sent: all is, and the end, or there is no transport."""
+        return self.transmitter.fin_sent or self.transmitter.transport is None
+
+    @property
+    def frames_sent(self) -> int:
+        """How many frames the kernel has accepted."""
+        return self.transmitter.frames_sent
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes the kernel has accepted."""
+        return self.transmitter.bytes_sent
+
+    @property
+    def last_sent(self) -> float:
+        """When the kernel last accepted bytes, or began to refuse them (``time.monotonic``)."""
+        return self.transmitter.last_sent
+
+    @property
+    def dropped(self) -> int:
+        """How many frames the policy has dropped."""
+        return self._intake.dropped
+
+    # -- for the thread that handles a batch
+
+    def collect(self) -> None:
+        """Collect small frames until `release`, or until there are many."""
+        # Where frames wait already, the writer sends them together anyway.
+        self._collecting = self._collect_most if self._open and not self.transmitter.blocked else 0
+        if self.transmitter.seal is not None:  # it was sealed meanwhile
+            self._collecting = 0
+
+    def release(self) -> None:
+        """Send the collected frames, and stop collecting."""
+        self._collecting = 0
+        if self._frames:
+            self._combiner.settle()
+
+    def flush(self) -> None:
+        """Send the frames collected so far."""
+        if self._frames:
+            self._combiner.settle()
+
+    # -- for the connection
+
+    def attach(
+        self, transport: Transport, in_preface: Callable[[], bool], *, withheld: bool = False
+    ) -> None:
+        """Send into this transport from now on.
+
+        Until `open`, only the frames of the preface are sent. It precedes all frames that wait, so
+        that a login, say, is the first message on every new connection.
+
+        Args:
+            in_preface: returns whether what the calling code writes is of the preface.
+            withheld: whether the other frames are not sent, either, if `seal` comes before `open`.
+        """
+        self._combiner.run(self._attach, transport, in_preface, withheld)
+
+    def _attach(self, transport: Transport, in_preface: Callable[[], bool], withheld: bool) -> None:
+        self._intake.in_preface = in_preface
+        self.transmitter.attach(transport, withheld=withheld)
+
+    def open(self, transport: Transport | None = None) -> None:
+        """End the preface and send the waiting frames. Any thread may call it.
+
+        If a transport is given, nothing happens to the preface of another one that came after it.
+        """
+        self._do(self._end_preface, transport)
+
+    def detach(self) -> int:
+        """Take away an aborted transport; when this returns, no thread is in it.
+
+        Frames that are not completely sent are kept, except those of the preface: the next
+        transport begins with a new one.
+
+        Returns:
+            how many frames of the preface were dropped.
+        """
+        self._leave()
+        dropped = self._combiner.run(self._backlog.rewind)
+        if self._final is None:
+            self.transmitter.seal = None
+        if self._final is not None:  # sealed meanwhile
+            self.transmitter.seal = self._final
+        return dropped
+
+    def seal(self, reason: str) -> None:
+        """Refuse further writes; when everything is sent, tell the peer that no more follows."""
+        self._final = self.transmitter.seal or reason
+        self.transmitter.seal = self._final
+        self._collecting, self._open = 0, False
+        self._combiner.settle()
+
+    def wait_sent(self, deadline: Deadline) -> bool:
+        """Wait until all frames and the end of the stream are sent, or nothing can be sent.
+
+        Returns:
+            whether everything is sent.
+        """
+        self._room.wait_for(lambda: self.over, deadline.remaining())
+        return self.fin_sent
+
+    def give_up(self, error: OSError, transport: Transport | None = None) -> None:
+        """Abort the transport, because it is broken or the peer accepts nothing.
+
+        If a transport is given, nothing happens to another one that came after it.
+        """
+        self._do(partial(self.transmitter.give_up, error), transport)
+
+    def part(self, transport: Transport) -> None:
+        """Send what waits, and then the end of the stream, into this transport.
+
+        What is written afterwards waits for the next one. The peer may go on sending.
+        """
+        self._do(self.transmitter.part, transport)
+
+    def _do(self, act: Callable[[], object], transport: Transport | None) -> None:
+        self._notes.append((act, transport))
+        self._combiner.settle()
+
+    def stop(self) -> tuple[int, int]:
+        """End the writer thread; return how many frames, and bytes, were never sent.
+
+        Everything is sent, or the transport is aborted. Afterwards no thread is in the transport.
+        """
+        self.transmitter.writer.stop()
+        self._leave()
+        return len(self._backlog), self._backlog.waiting
+
+    def run_writer(self) -> None:
+        """The function of the writer thread: send frames that the kernel did not accept at once."""
+        self.transmitter.writer.run()
+
+    def renew_turn(self) -> None:
+        """In a child process: no thread has the turn."""
+        self._combiner.after_fork()
+
+    def after_fork(self, reason: str) -> None:
+        """In a child process: become the send queue of a connection that has ended."""
+        self.renew_turn()
+        self._collecting, self._open = 0, False
+        self.transmitter.seal = self._final = self.transmitter.seal or reason
+        self._notes.clear()
+        self._intake.clear()
+        self.transmitter.let_go()
+        self._backlog.clear()
+
+    # -- in the turn
+
+    def _advance(self) -> None:
+        """Do all that is due. Needs the turn."""
+        frames, backlog, transmitter = self._frames, self._backlog, self.transmitter
+        if self._open and not backlog.size and 0 < len(frames) <= self._limit:  # of a batch
+            backlog.size = UNCOUNTED
+            move(frames, backlog.frames)
+            sent = transmitter.send_all(b"".join(backlog.frames))
+            if not sent:
+                self._send_rest()
+            self._room.notify_all()  # for threads that found all these frames waiting
+            if sent and not (self._notes or self._intake.noted or transmitter.busy):
+                return  # as nearly always
+        self._intake.take_in()
+        while self._notes:
+            act, transport = self._notes[0]
+            if transport is None or transport is transmitter.transport:
+                act()
+            self._notes.pop(0)
+        transmitter.send_if_writable()
+        sealed = transmitter.seal is not None
+        if sealed or transmitter.parting:
+            self._end(sealed)
+
+    def _repair(self) -> None:
+        """Put right what an exception interrupted. Needs the turn."""
+        self.transmitter.repair()
+
+    def _end(self, sealed: bool) -> None:
+        """Send the end of the stream after all that was accepted before. Needs the turn."""
+        if sealed:
+            self._collecting, self._open = 0, False  # a preface may have ended at the same time
+            self._room.notify_all()
+        if not self._intake.noted:  # else their threads have this done again
+            self.transmitter.send_end(final=sealed)
+
+    def _end_preface(self) -> None:
+        """Let all frames be sent from now on. Needs the turn."""
+        transmitter = self.transmitter
+        self._intake.in_preface = None
+        transmitter.preface_only = False
+        self._open = transmitter.transport is not None and transmitter.seal is None
+
+    def _send_rest(self) -> None:
+        """Go on after `Transmitter.send_all` did not send everything. Needs the turn."""
+        self.transmitter.send_rest()
+        self._intake.check_crowded()
+
+    def _stopped(self, error: OSError | None) -> None:
+        """Note that nothing can be sent for now or, with an error, on this transport."""
+        self._collecting = 0
+        self._open = self._open and error is None and not self.transmitter.parting
+        if error is not None and not self._keep and self.transmitter.seal is None:
+            self.transmitter.seal = explain(error)
+
+    def _leave(self) -> None:
+        """Take the transport away, and wait for the writer thread, which may still be in it."""
+        self._combiner.run(self._let_go)
+        self.transmitter.writer.wait_left()
+
+    def _let_go(self) -> None:
+        self._collecting, self._open = 0, False
+        self.transmitter.let_go()
+        self._intake.in_preface = None
+        self._intake.take_in()
+        self._room.notify_all()
+
+    def _write_patiently(
+        self, frame: bytes, deadline: Deadline, hopeful: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Write as soon as there is room; at the deadline, or without hope, as `write` does."""
+        write = partial(self._intake.write, frame, True)
+        if not written_in_time(write, self._combiner, self._room, deadline, hopeful):
+            self.write(frame)

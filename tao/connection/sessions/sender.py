@@ -1,0 +1,174 @@
+"""The sending half of the stream of a session, see ``sessions/stream.py``.
+
+The thread that has the turn of the send queue uses it.
+"""
+
+from __future__ import annotations
+
+from tao.connection.sessions.acknowledging import Acknowledger
+from tao.connection.sessions.host import SessionHost
+from tao.connection.sessions.linked_transport import LinkedTransport
+from tao.errors import BadData
+from tao.session.frames import END_FRAME, ack_frame
+from tao.session.session import Session
+from tao.transport.error_text import explain
+from tao.transport.stream import Transport
+
+__all__ = ["SessionSender"]
+
+
+class SessionSender(LinkedTransport):
+    """Sends into one link after another. What no link has taken yet, the send queue keeps.
+
+    Args:
+        host: the connection's core.
+        session: with both halves.
+        link: the first.
+    """
+
+    __slots__ = (
+        "_acknowledger", "_broken", "_flushing", "_full", "_host", "_incoming", "_outgoing",
+        "_reported", "_runner", "_wants_room", "session",
+    )  # fmt: skip
+
+    def __init__(self, host: SessionHost, session: Session, link: Transport) -> None:
+        super().__init__(link)
+        self._host = host
+        self.session = session
+        self._incoming, self._outgoing = session.incoming, session.outgoing
+        self._runner = host.runner
+        self._acknowledger = Acknowledger(host, session, self)
+        # The link that sending has found broken, whether a send is under way, and how much had been
+        # reported to the send queue before it.
+        self._broken: Transport | None = None
+        self._flushing: bool = False
+        self._full: bool = False  # whether the link did not take everything
+        self._reported: int = 0
+        self._wants_room: bool = False  # whether it waits until more is acknowledged
+
+    def send(self, data: bytes | memoryview) -> int:
+        outgoing = self._outgoing
+        self._reported = taken = outgoing.taken
+        self.answers.append(0)
+        link = self._link
+        if link is None or link is self._broken:
+            return 0
+        end = outgoing.end
+        if taken == end:
+            if outgoing.at < end and not self.push():
+                return 0
+            if not outgoing.has_room:
+                self._wants_room = True  # before this looks again, see `_take_acknowledgement`
+                if not outgoing.has_room:
+                    return 0
+            if self._incoming.wants_to_tell(self._runner.handled):
+                self._acknowledger.note()
+            if not self.push(outgoing.offer(data)):
+                outgoing.take_back(data, link.committed_bytes)
+        elif outgoing.ended:
+            return 0
+        else:
+            self.push()
+        return outgoing.advance()
+
+    def settle(self) -> int | None:
+        if not self.answers:
+            return 0
+        outgoing = self._outgoing
+        outgoing.advance()
+        return outgoing.taken - self._reported
+
+    @property
+    def committed_bytes(self) -> int:
+        outgoing = self._outgoing
+        return outgoing.end - outgoing.taken
+
+    def _usable(self) -> Transport | None:
+        link = self._link
+        return None if link is self._broken else link
+
+    @property
+    def keeps(self) -> bool:  # type: ignore[override]
+        return not self._outgoing.idle
+
+    resends = True
+
+    def push(self, piece: bytes | memoryview | None = None) -> bool:
+        """See `Transport.push`.
+
+        Args:
+            piece: the next one, if that is known.
+        """
+        link = self._link
+        if link is None or link is self._broken:
+            return False
+        if self._flushing:  # an exception has come in the midst of it
+            self._break(link, "sending was interrupted")
+            return False
+        outgoing, done = self._outgoing, True
+        self._flushing, self._full = True, False
+        try:
+            if piece is None:
+                piece = outgoing.next_piece()
+            while piece:
+                link.answers.clear()
+                accepted = link.send(piece)
+                outgoing.note_sent(accepted)
+                if accepted < len(piece):
+                    done = False
+                    break
+                piece = outgoing.next_piece()
+            if done and outgoing.ended and self._incoming.ended:
+                done = link.shutdown_write()
+        except OSError as error:
+            self._break(link, explain(error))
+            done = False
+        self._flushing, self._full = False, not done
+        return done
+
+    def _break(self, link: Transport, why: str) -> None:
+        """Do without a link, which takes nothing any more."""
+        self._broken = link
+        link.abort()
+        self._lose_soon(link, why)
+
+    def _lose_soon(self, link: Transport, why: str) -> None:
+        """Have the reading role notice that a link is lost."""
+        raise NotImplementedError
+
+    def shutdown_write(self) -> bool:
+        outgoing = self._outgoing
+        if not outgoing.ended:
+            self._acknowledger.acknowledge()
+            if not outgoing.idle:
+                return False
+            outgoing.offer_end()
+        done = self.push()
+        outgoing.advance()
+        return done
+
+    @property
+    def polls_writable(self) -> bool:  # type: ignore[override]
+        return self._full and self._usable() is not None
+
+    def _resume(self, link: Transport, received: int) -> None:
+        outgoing, incoming = self._outgoing, self._incoming
+        if not outgoing.resume(received):
+            raise BadData(f"the peer has received {received} bytes, which were not sent")
+        outgoing.due = incoming.acknowledged
+        self._flushing, self._full, self._broken = False, False, None
+        self._lasting = self._link = link
+        self.session.resumes += 1
+        self._host.statistics.session_resumed()
+
+    def _say_farewell(self, link: Transport) -> None:
+        """Tell a peer that has ended the session what was handled of it."""
+        incoming, outgoing = self._incoming, self._outgoing
+        if outgoing.ended or outgoing.at < outgoing.end:
+            return
+        outgoing.ended = True
+        try:
+            link.answers.clear()
+            link.send(ack_frame(incoming.tell(self._runner.handled)) + END_FRAME)
+        except OSError:
+            pass  # the peer is gone

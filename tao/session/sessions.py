@@ -1,0 +1,132 @@
+"""The sessions of a server: the option ``sessions``."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+
+from tao.session.frames import ID_SIZE, SECRET_SIZE
+from tao.session.session import Session
+
+__all__ = ["Sessions"]
+
+
+class Sessions:
+    """The sessions that a server offers to its clients, and which of them are lost at the moment.
+
+    Any thread may call any method; each changes something in single steps.
+
+    Args:
+        linger: for how many seconds a session whose connection is lost can be resumed.
+        maximum: how many may be lost at the same time; one more ends the one lost first. Lost
+            sessions do not count towards ``max_connections``.
+        per_host: how many of one address may be lost at the same time. None: any number.
+        retain_bytes: how many bytes each session keeps until the peer has acknowledged them. When
+            it is full, messages wait in the send queue.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the text names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        linger: float = 60.0,
+        maximum: int = 10_000,
+        per_host: int | None = None,
+        retain_bytes: int = 16 * 1024 * 1024,
+    ) -> None:
+        if isinstance(linger, bool) or not isinstance(linger, (int, float)):
+            raise TypeError(f"linger must be a number, not {linger!r}")
+        if not 0 < linger <= sys.float_info.max:
+            raise ValueError(f"linger must be positive and finite, not {linger!r}")
+        _check_count("maximum", maximum)
+        _check_count("retain_bytes", retain_bytes)
+        if per_host is not None:
+            _check_count("per_host", per_host)
+        self.linger: float = linger
+        self.maximum: int = maximum
+        self.per_host: int | None = per_host
+        self.retain_bytes: int = retain_bytes
+        #: How the ids made here end, which tells other processes who has the session.
+        self.mark: bytes = b""
+        # By their ids. Those that are lost, with their host, in the order in which they were lost.
+        self._all: dict[bytes, Session] = {}
+        self._lost: dict[bytes, tuple[Session, str]] = {}
+        self._by_wish: dict[bytes, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def lost_now(self) -> int:
+        """How many are lost at the moment."""
+        return len(self._lost)
+
+    def new(self, subject: object = None, wish: bytes = b"") -> Session:
+        """Return a new session.
+
+        Args:
+            subject: whom the peer's verified certificate names; None: there is none.
+            wish: what the client has called its wish for it, at random.
+        """
+        session_id = secrets.token_bytes(ID_SIZE - len(self.mark)) + self.mark
+        secret = secrets.token_bytes(SECRET_SIZE)
+        session = Session(session_id, secret, self.retain_bytes, subject, wish)
+        session.linger = self.linger
+        self._all[session_id] = session
+        if wish:
+            self._by_wish[wish] = session
+        return session
+
+    def unheard(self, wish: bytes, subject: object) -> Session | None:
+        """Return the session that was given for a wish before, if its client has not got it.
+
+        Args:
+            subject: whom the peer's verified certificate names; None: there is none.
+        """
+        session = self._by_wish.get(wish)
+        return session if session is not None and session.subject == subject else None
+
+    def find(self, session_id: bytes) -> Session | None:
+        """Return a session by its id, None if it has ended or never was."""
+        return self._all.get(session_id)
+
+    def lose(self, session: Session, host: str) -> list[Session]:
+        """Note that a session is lost; return those that end now, as too many are."""
+        if session.session_id not in self._all:
+            return [session]
+        self._lost[session.session_id] = session, host
+        lost, over = list(self._lost.values()), []
+        if self.per_host is not None:
+            alike = [each for each, where in lost if where == host]
+            over += alike[: max(0, len(alike) - self.per_host)]
+        over += [each for each, _ in lost[: max(0, len(lost) - self.maximum)]]
+        return over
+
+    def regain(self, session: Session) -> None:
+        """Note that a session is not lost any more."""
+        self._lost.pop(session.session_id, None)
+
+    def forget(self, session: Session) -> None:
+        """Forget a session, which has ended."""
+        self._all.pop(session.session_id, None)
+        self._lost.pop(session.session_id, None)
+        if self._by_wish.get(session.wish) is session:
+            self._by_wish.pop(session.wish, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._all.clear()
+        self._lost.clear()
+        self._by_wish.clear()
+
+    def __repr__(self) -> str:
+        return f"<Sessions: {len(self._all)}, of which {len(self._lost)} are lost>"
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")

@@ -1,0 +1,1 @@
+"""Tests of framing: bytes in, messages out."""

@@ -1,0 +1,97 @@
+"""A server with sessions, a client with one, and a proxy between them, for tests of sessions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import tao
+from tao.connection.connection import core_of
+from tao.testing.fault_proxy import FaultProxy
+from tao.wire.message import Registry
+from tests.ends import Number, Seen
+from tests.support import PATIENCE, wait_until
+from tests.tls_pairs import CLIENT, SERVER
+
+READERS = pytest.mark.parametrize("readers", ["own", "shared"])
+
+
+class Both:
+    """A server with sessions, a client with one, and a proxy between them."""
+
+    def __init__(self, *, server: Any = None, client: Any = None, **both: Any) -> None:
+        self.events = Seen()
+        self.at_server, self.at_client = Seen(), Seen()
+        registry = Registry()
+        registry.handler(Number)(lambda ctx, conn: self.at_server.add(ctx.message.value))
+        options = {
+            "registry": registry,
+            "sessions": tao.Sessions(),
+            "on_connect": lambda conn: self.events.add("connect"),
+            "on_resume": lambda conn: self.events.add("resume"),
+            "on_close": lambda conn: self.events.add("close"),
+            "on_session_lost": lambda conn, lost: self.events.add(("lost", values(lost))),
+            **both,
+            **(server or {}),
+        }
+        self.server = tao.Server(**options)
+        self.address = self.server.start(("127.0.0.1", 0))
+        self.proxy = FaultProxy(self.address)
+        self.client_events = Seen()
+        mine = Registry()
+        mine.handler(Number)(lambda ctx, conn: self.at_client.add(ctx.message.value))
+        options = {
+            "registry": mine,
+            "session": True,
+            "reconnect": tao.Reconnect(initial=0.001, maximum=0.05),
+            "on_connect": lambda conn: self.client_events.add("connect"),
+            "on_resume": lambda conn: self.client_events.add("resume"),
+            "on_close": lambda conn: self.client_events.add("close"),
+            "on_session_lost": lambda conn, lost: self.client_events.add(("lost", values(lost))),
+            **both,
+            **(client or {}),
+        }
+        if options.get("tls") is SERVER:
+            options.update(tls=CLIENT, server_hostname="localhost")
+        self.client = tao.ClientConn(self.proxy.address, **options)
+
+    def start(self) -> Both:
+        self.client.start()
+        wait_until(lambda: self.server.connections)
+        return self
+
+    @property
+    def conn(self) -> tao.ServerConn:
+        return self.server.connections[0]
+
+    def lose(self) -> None:
+        """Cut the connection, and wait until the client has noticed."""
+        self.proxy.reset()
+        wait_until(lambda: not getattr(core_of(self.client).transport, "connected", False))
+
+    def cut(self) -> None:
+        """Cut the connection, and wait until both sides have resumed the session."""
+        client, server = self.client.session, self.conn.session
+        assert client is not None and server is not None
+        self.proxy.reset()
+        wait_until(lambda: self._resumed(self.client, client) and self._resumed(self.conn, server))
+
+    @staticmethod
+    def _resumed(conn: Any, before: tao.SessionFigures) -> bool:
+        now: tao.SessionFigures = conn.session
+        return now.connected and now.resumes > before.resumes
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.stop()
+        self.proxy.close()
+
+
+def values(messages: list[tao.UnknownMessage]) -> list[int]:
+    return [Number.deserialize(each.value).value for each in messages]
+
+
+def write_all(conn: Any, count: int) -> None:
+    for value in range(count):
+        conn.write(Number(value), timeout=PATIENCE)
