@@ -71,8 +71,8 @@ class Resuming:
     """
 
     __slots__ = (
-        "_attempt", "_host", "_hurry", "_lost_at", "_progress", "_shared", "_stream", "_waits",
-        "_wanted", "_why", "_wish",
+        "_asked", "_attempt", "_host", "_hurry", "_lost_at", "_progress", "_shared", "_stream",
+        "_waits", "_wanted", "_why", "_wish",
     )  # fmt: skip
 
     def __init__(self, host: ResumingHost, wanted: bool | Literal["required"]) -> None:
@@ -85,6 +85,7 @@ class Resuming:
         self._waits: deque[None] = deque()
         # Owned by the thread that connects, and that gets the next link.
         self._wish: bytes = b""  # see `Hello`
+        self._asked: int = 0  # how many times it was asked for
         self._stream: SessionStream | None = None
         self._attempt: int = 0  # how many have failed since the session made progress
         self._why: str = ""
@@ -104,7 +105,8 @@ class Resuming:
             return transport
         # The same until an answer comes: the server may have given a session that we never got.
         self._wish = self._wish or secrets.token_bytes(ID_SIZE)
-        opening = self._converse(transport, Hello(wish=self._wish))
+        self._asked += 1
+        opening = self._converse(transport, Hello(wish=self._wish, attempt=self._asked))
         welcome, self._wish = opening.welcome, b""
         if welcome is None or opening.refusal:
             if self._wanted == "required":

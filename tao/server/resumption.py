@@ -178,12 +178,14 @@ def join(core: SessionOwner, transport: Transport, reception: Reception) -> Tran
         core.error_reports.log().info("a session is not resumed: {}", refusal)
         _tell(transport, reception, Welcome(REFUSED, text=refusal))
         raise ConnectionClosed(refusal)
-    subject = _subject(transport)
-    _end_unheard(sessions, sessions.unheard(hello.wish, subject))
-    session = sessions.new(subject, hello.wish)
+    session = sessions.new(_subject(transport), hello.wish, hello.attempt)
     stream = SessionStream(core, session, transport, _Links(core, sessions), reception.told)
     session.owner = core
     try:
+        outdated = sessions.grant(session)
+        _end_unheard(outdated)
+        if session in outdated:
+            raise ConnectionClosed("its client has asked for the session again meanwhile")
         welcome = Welcome(NEW, session.linger, session.session_id, 0, session.secret)
         _tell(transport, reception, welcome)
     except BaseException:
@@ -192,10 +194,10 @@ def join(core: SessionOwner, transport: Transport, reception: Reception) -> Tran
     return stream
 
 
-def _end_unheard(sessions: Sessions, session: Session | None) -> None:
-    """End a session whose client has not got the answer that gave it, and asks again."""
-    if session is not None:
-        sessions.forget(session)
+def _end_unheard(outdated: list[Session]) -> None:
+    """End sessions whose clients have not got the answer that gave them, and have asked again."""
+    for session in outdated:
+        # None if it has not begun yet. As it is forgotten, it ends when its link does.
         stream = session_of(session.owner.transport)
         if stream is not None:
             stream.end("its client did not get the answer, and has asked again")

@@ -12,11 +12,11 @@ little-endian::
     END        -2147483639
 
 The kind of a HELLO is 1 for a new session, and 2 to resume one. For a new one the id is a random
-one that the client keeps until it gets an answer, and all that follows is zero. The kind of a
+one that the client keeps until it gets an answer, and all that follows it is zero. The kind of a
 WELCOME is 1 for a new session, whose id and secret it has, 2 for a resumed one, and 3 if there is
 none, as the text says. ``received`` and ``handled`` are positions in the stream of the other side,
 in bytes; its bytes before ``kept from`` are not kept any more. ``linger`` says for how many
-milliseconds a lost session can be resumed. ``attempt`` grows with each HELLO of a session.
+milliseconds a lost session can be resumed. ``attempt`` grows with each HELLO that has the same id.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Hello(NamedTuple):
 
     Attributes:
         session_id: of the session to resume; empty: a new one is wanted.
-        attempt: the number of the attempt to resume it.
+        attempt: the number of the attempt to resume it, or to have this wish granted.
         received: how far the client has received the server's stream.
         first: from where on it keeps its own.
         proof: that it knows the secret.

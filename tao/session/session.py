@@ -27,10 +27,11 @@ class Session:
         limit: how many bytes may be kept until they are acknowledged.
         subject: whom the peer's verified certificate names; None: there is none.
         wish: what the client has called its wish for it, at random.
+        asked: how many times it has asked for it.
     """
 
     __slots__ = (
-        "attempt", "incoming", "linger", "outgoing", "owner", "resumes", "secret",
+        "asked", "attempt", "incoming", "linger", "outgoing", "owner", "resumes", "secret",
         "session_id", "subject", "wish",
     )  # fmt: skip
 
@@ -41,11 +42,13 @@ class Session:
         limit: int,
         subject: object = None,
         wish: bytes = b"",
+        asked: int = 0,
     ) -> None:
         self.session_id: bytes = session_id
         self.secret: bytes = secret
         self.subject: object = subject
         self.wish: bytes = wish
+        self.asked: int = asked
         #: For how many seconds it can be resumed when it is lost.
         self.linger: float = 0.0
         self.outgoing = Outgoing(limit)

@@ -53,7 +53,8 @@ class Sessions:
         # By their ids. Those that are lost, with their host, in the order in which they were lost.
         self._all: dict[bytes, Session] = {}
         self._lost: dict[bytes, tuple[Session, str]] = {}
-        self._by_wish: dict[bytes, Session] = {}
+        # By the subjects and wishes that they were given for.
+        self._granted: dict[tuple[object, bytes], Session] = {}
 
     def __len__(self) -> int:
         return len(self._all)
@@ -63,30 +64,39 @@ class Sessions:
         """How many are lost at the moment."""
         return len(self._lost)
 
-    def new(self, subject: object = None, wish: bytes = b"") -> Session:
+    def new(self, subject: object = None, wish: bytes = b"", asked: int = 0) -> Session:
         """Return a new session.
 
         Args:
             subject: whom the peer's verified certificate names; None: there is none.
             wish: what the client has called its wish for it, at random.
+            asked: how many times the client has asked for it.
         """
         session_id = secrets.token_bytes(ID_SIZE - len(self.mark)) + self.mark
         secret = secrets.token_bytes(SECRET_SIZE)
-        session = Session(session_id, secret, self.retain_bytes, subject, wish)
+        session = Session(session_id, secret, self.retain_bytes, subject, wish, asked)
         session.linger = self.linger
         self._all[session_id] = session
-        if wish:
-            self._by_wish[wish] = session
         return session
 
-    def unheard(self, wish: bytes, subject: object) -> Session | None:
-        """Return the session that was given for a wish before, if its client has not got it.
+    def grant(self, session: Session) -> list[Session]:
+        """Note what a session is for; forget and return those that its client can not be using.
 
-        Args:
-            subject: whom the peer's verified certificate names; None: there is none.
+        A client asks again if it has not got an answer, so of several sessions for one wish it has
+        the one that it asked for last. That may be another one than this, which is returned then:
+        the connections over which it has asked are served at the same time.
         """
-        session = self._by_wish.get(wish)
-        return session if session is not None and session.subject == subject else None
+        outdated: list[Session] = []
+        key = session.subject, session.wish
+        # Whichever thread takes one out decides which of the two is put back.
+        while session.wish and self._granted.setdefault(key, session) is not session:
+            other = self._granted.pop(key, None)
+            if other is not None:
+                if other.asked > session.asked:
+                    other, session = session, other
+                self._drop(other)
+                outdated.append(other)
+        return outdated
 
     def find(self, session_id: bytes) -> Session | None:
         """Return a session by its id, None if it has ended or never was."""
@@ -110,16 +120,22 @@ class Sessions:
 
     def forget(self, session: Session) -> None:
         """Forget a session, which has ended."""
+        self._drop(session)
+        key = session.subject, session.wish
+        if self._granted.get(key) is session:
+            granted = self._granted.pop(key, None)
+            if granted is not None and granted is not session:
+                self.grant(granted)  # it has been put there in between
+
+    def _drop(self, session: Session) -> None:
         self._all.pop(session.session_id, None)
         self._lost.pop(session.session_id, None)
-        if self._by_wish.get(session.wish) is session:
-            self._by_wish.pop(session.wish, None)
 
     def clear(self) -> None:
         """Forget all."""
         self._all.clear()
         self._lost.clear()
-        self._by_wish.clear()
+        self._granted.clear()
 
     def __repr__(self) -> str:
         return f"<Sessions: {len(self._all)}, of which {len(self._lost)} are lost>"

@@ -144,6 +144,32 @@ def test_a_cut_at_every_byte_of_the_first_agreement(
 
 
 @READERS
+def test_a_wish_that_arrives_late_does_not_replace_a_later_one(
+    make_server: Any, readers: str
+) -> None:
+    """A client has closed the connection of its first attempt, whenever the server serves that."""
+    events, sessions = Seen(), tao.Sessions()
+    _, address = make_server(
+        sessions=sessions,
+        readers=readers,
+        on_connect=lambda conn: events.add("connect"),
+        on_close=lambda conn: events.add("close"),
+    )
+    hello = Hello(wish=b"w" * 16, attempt=1)
+    first, late = begin_session(address, hello)
+    first.sendall(late.output[:-1])
+    second, opening = open_session(address, hello._replace(attempt=2))
+    assert opening.welcome is not None
+    first.sendall(late.output[-1:])
+    assert first.recv(1) == b""
+    assert sessions.find(opening.welcome.session_id) is not None
+    assert len(sessions) == 1
+    assert events.wait(1) == ["connect"]
+    first.close()
+    second.close()
+
+
+@READERS
 def test_a_session_that_its_client_never_got_is_replaced(make_server: Any, readers: str) -> None:
     """At once when it asks again, even if the server takes the connection for alive."""
     events, sessions = Seen(), tao.Sessions()
@@ -585,13 +611,27 @@ def test_clients_without_a_session(
 
 def open_session(address: Any, hello: Hello, secret: bytes = b"") -> tuple[socket.socket, Opening]:
     """Agree on a session, as a client does."""
+    sock, opening = begin_session(address, hello, secret)
+    finish_opening(sock, opening)
+    return sock, opening
+
+
+def begin_session(address: Any, hello: Hello, secret: bytes = b"") -> tuple[socket.socket, Opening]:
+    """Agree on a session, up to the HELLO, which is not sent yet."""
     sock = socket.create_connection(address, PATIENCE)
     opening = Opening(1, REQUESTS, 2, hello, secret)
-    while not opening.over:
-        sock.sendall(opening.output)
-        opening.output = b""
+    sock.sendall(opening.output)
+    opening.output = b""
+    while not opening.output:
         opening.feed(recv_exactly(sock, opening.wanted))
     return sock, opening
+
+
+def finish_opening(sock: socket.socket, opening: Opening) -> None:
+    """Send the HELLO, and read the answer."""
+    sock.sendall(opening.output)
+    while not opening.over:
+        opening.feed(recv_exactly(sock, opening.wanted))
 
 
 @READERS

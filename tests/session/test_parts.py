@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from tao.session.retained import Retained
 from tao.session.session import Session, messages_in
 from tao.session.sessions import Sessions
 from tao.wire.capabilities import ANSWER, ASK, REQUESTS, SESSIONS, capability_frame
-from tests.ends import frame, number, text
+from tests.ends import Seen, frame, number, text
 
 NONCE = bytes(range(16))
 
@@ -352,15 +353,44 @@ def test_sessions_are_found_until_they_are_forgotten() -> None:
     assert (len(table), table.lost_now) == (1, 0)
 
 
-def test_what_was_given_for_a_wish_is_found_by_it() -> None:
-    """Until it is forgotten, and only for the subject that has it."""
+def test_of_what_was_given_for_a_wish_the_last_asked_for_stays() -> None:
+    """In whichever order they come, until it is forgotten, and for one subject only."""
     table = Sessions()
-    one, other = table.new("somebody", b"wish"), table.new()
-    assert table.unheard(b"wish", "somebody") is one
-    assert table.unheard(b"wish", "else") is table.unheard(b"", None) is None
-    table.forget(other)
-    table.forget(one)
-    assert table.unheard(b"wish", "somebody") is None
+    others = [table.new("somebody"), table.new("else", b"wish", 1)]
+    assert [table.grant(each) for each in others] == [[], []]
+    first, third, second, fourth = (table.new("somebody", b"wish", n) for n in (1, 3, 2, 4))
+    assert table.grant(first) == []
+    assert table.grant(third) == [first]
+    assert table.grant(second) == [second]
+    assert len(table) == 4 and table.find(third.session_id) is third
+    table.forget(third)
+    assert table.grant(fourth) == []
+    assert table.find(others[1].session_id) is others[1]
+
+
+def test_of_threads_that_grant_a_wish_at_once_one_wins() -> None:
+    """The one that was asked for last; each other is told to one of them, once."""
+    for _ in range(200):
+        grant_together(4)
+
+
+def grant_together(count: int) -> None:
+    """Have threads grant one session each, for the same wish, and look at what came of it."""
+    table, outdated, together = Sessions(), Seen(), threading.Barrier(count)
+
+    def grant(session: Session) -> None:
+        together.wait()
+        for each in table.grant(session):
+            outdated.add(each.asked)
+
+    sessions = [table.new(None, b"wish", asked) for asked in range(count)]
+    threads = [threading.Thread(target=grant, args=(each,)) for each in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outdated.items) == list(range(count - 1))
+    assert len(table) == 1 and table.find(sessions[-1].session_id)
 
 
 def test_too_many_lost_ones_end_those_lost_first() -> None:
