@@ -32,7 +32,6 @@ help: ## show this
 
 run: $(VENV)/.run ## start the chat server on port 12345; ARGS="--port N" for another
 	@echo 'The chat server starts; Ctrl-C stops it.'
-	@echo 'To talk to it, in other terminals: $(BIN)/python -m examples.chat.client'
 # On a terminal Ctrl-C would end make too, with an error, however gracefully the server stops. With
 # job control (set -m) the server alone gets it.
 	@if [ -t 0 ]; then set -m; $(BIN)/python -m examples.chat.server $(ARGS); \

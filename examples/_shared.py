@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,10 +27,16 @@ def announce(client: str) -> Callable[[tuple[str, int]], None]:
     def say(address: tuple[str, int]) -> None:
         host, port = address[:2]
         where = "" if host in ("127.0.0.1", "0.0.0.0", "::") else f" --host {host}"
-        command = f"python -m {client}{where} --port {port}"
+        command = f"{_interpreter()} -m {client}{where} --port {port}"
         print(f"listening at {host} port {port}; to talk to it: {command}", flush=True)
 
     return say
+
+
+def _interpreter() -> str:
+    """Return what starts this interpreter from another terminal, in the same directory."""
+    path = os.path.relpath(sys.executable)
+    return "python" if path.startswith(os.pardir) else path
 
 
 @contextmanager
