@@ -635,6 +635,25 @@ def finish_opening(sock: socket.socket, opening: Opening) -> None:
 
 
 @READERS
+def test_nothing_waits_to_send_once_the_end_has_been_sent(make_server: Any, readers: str) -> None:
+    """A writer thread that begins to wait when another thread has just sent it would stay."""
+    server, address = make_server(sessions=tao.Sessions(), readers=readers)
+    sock, _ = open_session(address, Hello())
+    wait_until(lambda: server.connections)
+    core = core_of(server.connections[0])
+    stream = core.transport
+    closer = threading.Thread(target=server.connections[0].close, name="test-closer")
+    closer.start()
+    wait_until(lambda: core.send_queue.fin_sent)
+    writer = threading.Thread(target=stream.wait_writable, name="test-writer")
+    writer.start()
+    writer.join()
+    assert stream.connected and not stream.ended  # which would have ended the wait as well
+    sock.close()
+    closer.join()
+
+
+@READERS
 def test_of_two_attempts_the_later_one_wins(make_server: Any, readers: str) -> None:
     """Whichever arrives first; the other gets a clear answer."""
     _, address = make_server(sessions=tao.Sessions(), readers=readers)

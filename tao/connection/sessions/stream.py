@@ -271,8 +271,11 @@ class SessionStream(SessionSender):
         self._changed.notify_all()
 
     def _can_go_on(self) -> bool:
-        room = self._full or self.keeps or self._outgoing.has_room
-        return self.ended or (room and self._usable() is not None)
+        outgoing = self._outgoing
+        if self.ended or (outgoing.ended and outgoing.idle):
+            return True  # nothing more is sent, so nothing else would wake who waits here
+        room = self._full or self.keeps or outgoing.has_room
+        return room and self._usable() is not None
 
     # -- changing the link
 
