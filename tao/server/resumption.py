@@ -219,18 +219,24 @@ def _tell(transport: Transport, reception: Reception, welcome: Welcome) -> None:
 def _resume(
     core: SessionOwner, transport: Transport, reception: Reception, sessions: Sessions
 ) -> str:
-    """Have a session go on over the transport of another connection; return why not, or ``""``."""
+    """Have a session go on over the transport of another connection; return why not, or ``""``.
+
+    Raises:
+        ConnectionClosed: the client is to try again later.
+    """
     hello = reception.hello
     assert hello is not None
     session = sessions.find(hello.session_id)
-    stream = None if session is None else session_of(session.owner.transport)
-    if session is None or stream is None or not reception.proves(session.secret):
+    if session is None or not reception.proves(session.secret):
         return _UNKNOWN
+    owner: SessionOwner = session.owner
+    stream = session_of(owner.transport)
+    if stream is None or not owner.lifecycle.status.released:
+        raise ConnectionClosed("the first connection of its session is still being established")
     if session.subject != _subject(transport):
         return "its client had another certificate"
     if not stream.claim(hello.attempt):
         return "another attempt to resume it was faster"
-    owner: SessionOwner = session.owner
     received = stream.let_go()
     try:
         if not session.can_resume(hello.received, hello.first):

@@ -674,6 +674,39 @@ def test_of_two_attempts_the_later_one_wins(make_server: Any, readers: str) -> N
     first.close()
 
 
+@READERS
+def test_a_session_is_not_resumed_before_it_has_begun(make_server: Any, readers: str) -> None:
+    """While on_connect runs no other callback does; the client comes again a little later."""
+    events, may_go = Seen(), threading.Event()
+
+    def connected(conn: tao.ServerConn) -> None:
+        events.add("connecting")
+        may_go.wait(PATIENCE)
+        events.add("connected")
+
+    server, address = make_server(
+        sessions=tao.Sessions(),
+        readers=readers,
+        on_connect=connected,
+        on_resume=lambda conn: events.add("resumed"),
+    )
+    first, opening = open_session(address, Hello())
+    welcome = opening.welcome
+    assert welcome is not None
+    events.wait(1)
+    first.close()
+    second, early = begin_session(address, Hello(welcome.session_id, 1), welcome.secret)
+    second.sendall(early.output)
+    assert second.recv(1) == b""
+    may_go.set()
+    wait_until(lambda: server.connections)
+    third, opening = open_session(address, Hello(welcome.session_id, 2), welcome.secret)
+    assert opening.welcome is not None and not opening.refusal
+    assert events.items == ["connecting", "connected", "resumed"]
+    second.close()
+    third.close()
+
+
 def test_what_does_not_fit_together_ends_the_session(make_server: Any) -> None:
     """Such as a client that has received more than was sent."""
     lost = Seen()
