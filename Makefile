@@ -121,7 +121,8 @@ cluster: $(VENV)/.test ## replace processes TIMES=20 times under load; kill and 
 sessions: export SESSION_MESSAGES = $(or $(COUNT),100000)
 sessions: $(VENV)/.test ## send COUNT=100000 messages each way over connections that are cut
 	$(BIN)/python -m pytest $(PATIENT) tests/session tests/connection/test_sessions.py \
-		tests/cluster/test_passed_links.py $(ARGS)
+		tests/cluster/test_passed_links.py tests/cluster/test_session_moves.py \
+		tests/cluster/test_moved_sessions.py $(ARGS)
 
 soak: $(VENV)/.test ## run all kinds of traffic, MINUTES=5, and look for what grows
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),5) $(ARGS)

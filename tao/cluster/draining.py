@@ -13,6 +13,7 @@ from tao.connection.sessions.agreeing import session_of
 from tao.errors import TaoError
 from tao.runtime.deadline import Deadline
 from tao.server.server import Server, server_core_of
+from tao.server.session_moves import Move, moves
 
 __all__ = ["drain"]
 
@@ -35,11 +36,16 @@ def drain(server: Server, spread: float) -> None:
     connection was made. A client whose session is lost can come back, and is told then. What is
     still there after ``spread`` and 5 seconds more ends with the server.
 
+    A session moves to the process that replaces this one, if there is such a process, and if the
+    application knows how to save and load what it has of it.
+
     Args:
-        spread: seconds over which the ends are spread; with 0 the server is stopped at once.
+        spread: seconds over which the ends are spread; with 0 the server is stopped as soon as the
+            sessions have moved.
     """
-    if spread > 0:
-        core = server_core_of(server)
+    core = server_core_of(server)
+    replaced = core.session_port is not None and core.session_port.heir is not None
+    if spread > 0 or replaced:
         server.stop_listening()
         for listener in list(core.listeners.all):
             listener.closed.wait(_FRESH)  # a connection accepted meanwhile belongs to those below
@@ -49,13 +55,20 @@ def drain(server: Server, spread: float) -> None:
 
 def _end_all(core: Any, spread: float) -> None:
     begun, order = monotonic(), itertools.count()
-    end = Deadline(spread + _FRESH)
-    left = [
-        (begun + random.uniform(0, spread), next(order), _Departure(core, core_of(conn)))
-        for conn in list(core.acceptor.connections.values())
-    ]
-    heapq.heapify(left)
-    while left and not (end.expired or core.stopping.begun):
+    end, known = Deadline(spread + _FRESH), 0
+    left: list[tuple[float, int, _Departure]] = []
+    looked = 0.0
+    while not (end.expired or core.stopping.begun):
+        if monotonic() >= looked + _AGAIN:
+            # Again, as sessions may come from a process that was replaced before.
+            looked = monotonic()
+            for net_id, conn in sorted(dict(core.acceptor.connections).items()):
+                if net_id > known and (spread > 0 or moves(core_of(conn), core.session_port)):
+                    due = begun + random.uniform(0, spread)
+                    heapq.heappush(left, (due, next(order), _Departure(core, core_of(conn))))
+                known = max(known, net_id)
+        if not left:
+            return
         due, _, departure = left[0]
         if due > monotonic():
             core.stopping.done.wait(min(due - monotonic(), _AGAIN))
@@ -78,6 +91,8 @@ class _Departure:
         self._core = core
         self._conn = conn
         self._patience: Deadline | None = None  # with a peer that may leave by itself
+        self._move: Move | None = None
+        self._stays: bool = False  # whether its session does not move
 
     def proceed(self) -> float | None:
         """Take the next step that is possible now.
@@ -88,6 +103,13 @@ class _Departure:
         conn = self._conn
         if conn.finished.is_set():
             return None
+        if self._move is None and not self._stays and moves(conn, self._core.session_port):
+            self._move = Move(conn)
+        if self._move is not None:
+            wait = self._move.proceed()
+            if wait is not None:
+                return wait
+            self._move, self._stays = None, True
         if not self._served() or self._waits_for_client():
             return _AGAIN
         if self._patience is None:

@@ -68,12 +68,19 @@ class WorkerProcess:
         self.heard = monotonic()
         self.dumped = False
 
-    def leave(self, spread: float | None = None) -> None:
-        """Ask it to stop gracefully, with its connections closed over so many seconds."""
+    def leave(self, spread: float | None = None, heir: WorkerProcess | None = None) -> None:
+        """Ask it to stop gracefully, with its connections closed over so many seconds.
+
+        Args:
+            spread: None: at once.
+            heir: goes on with its sessions.
+        """
         self.unready = self.unready or self.state == "booting"
         self.state = "leaving"
         self.heard = monotonic()
-        self.channel.send({"stop": True} if spread is None else {"drain": spread})
+        number = None if heir is None else heir.order.number
+        drain = {"drain": spread, "heir": number}
+        self.channel.send({"stop": True} if spread is None else drain)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it is still there."""

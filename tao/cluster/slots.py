@@ -7,7 +7,7 @@ worker is asked to leave only when the successor is ready, and stays if the succ
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = ["Slot"]
 
@@ -15,8 +15,8 @@ __all__ = ["Slot"]
 class Leaving(Protocol):
     """What a slot asks of a worker."""
 
-    def leave(self, spread: float | None = None) -> None:
-        """Stop gracefully."""
+    def leave(self, spread: float | None = None, heir: Any = None) -> None:
+        """Stop gracefully; the heir, another one, goes on with what can be handed over."""
 
 
 WorkerT = TypeVar("WorkerT", bound=Leaving)
@@ -55,7 +55,7 @@ class Slot(Generic[WorkerT]):
             self.current = worker
         else:
             if self.successor is not None:  # of an earlier reload, not ready yet
-                self._dismiss(self.successor, None)
+                self._dismiss(self.successor, None, None)
             self.successor = worker
 
     def ready(self, worker: WorkerT) -> None:
@@ -63,11 +63,11 @@ class Slot(Generic[WorkerT]):
         if worker is self.successor:
             before, self.current, self.successor = self.current, worker, None
             if before is not None:
-                self._dismiss(before, self._drain_spread)
+                self._dismiss(before, self._drain_spread, worker)
 
-    def _dismiss(self, worker: WorkerT, spread: float | None) -> None:
+    def _dismiss(self, worker: WorkerT, spread: float | None, heir: WorkerT | None) -> None:
         self.leaving.append(worker)
-        worker.leave(spread)
+        worker.leave(spread, heir)
 
     def gone(self, worker: WorkerT) -> bool:
         """A worker has ended; return whether one is missing now."""

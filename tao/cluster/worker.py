@@ -88,8 +88,10 @@ class Supervised:
             give_hub_socket(core, socket.socket(fileno=self._order.hub))
         sessions = core.settings.sessions
         if sessions is not None:
-            order, take = self._order, core.acceptor.take_link
-            core.session_port = port = SessionSockets(order.sessions, order.number, take)
+            order, acceptor = self._order, core.acceptor
+            core.session_port = port = SessionSockets(
+                order.sessions, order.number, acceptor.take_link, acceptor.take_session
+            )
             sessions.mark = port.mark
         self._server = server
 
@@ -181,8 +183,8 @@ class Supervised:
         match message:
             case {"ask": number, "what": what, "query": query}:
                 spawn(self._reply, number, what, query, name="tao-supervised-answer").start()
-            case {"drain": spread}:
-                self._leave(spread)
+            case {"drain": spread, "heir": heir}:
+                self._leave(spread, heir)
             case {"stop": _}:
                 self._leave(0.0)
 
@@ -195,11 +197,14 @@ class Supervised:
             logger.opt(exception=error).error("no answer to the supervisor's question for {}", what)
         self._say({"answer": number, "value": answer})
 
-    def _leave(self, spread: float) -> None:
-        """Stop gracefully."""
+    def _leave(self, spread: float, heir: int | None = None) -> None:
+        """Stop gracefully; the worker with the number ``heir`` goes on with the sessions."""
         self._row.withdraw()
         if self._server is None:
             os._exit(0)  # there is nothing to finish
+        port = server_core_of(self._server).session_port
+        if port is not None:
+            port.heir = heir
         spawn(drain, self._server, spread, name="tao-drain").start()
 
     def _orphaned(self) -> None:

@@ -69,6 +69,15 @@ class Greetings:
             self._speakers.clear()
         return bool(self._owed)
 
+    def owe_on_close(self) -> None:
+        """Take the connection for accepted, although ``on_connect`` is not called."""
+        self._owed.append(True)
+
+    def forgo_on_close(self) -> None:
+        """Owe nothing any more: another process goes on."""
+        self._host.lifecycle.on_close_called()
+        self._owed.clear()
+
     def call_on_close(self) -> None:
         """Call ``on_close`` if it is owed."""
         self._host.lifecycle.on_close_called()

@@ -19,7 +19,8 @@ from tao.server.admission import Admission
 from tao.server.connection import ServerConn
 from tao.server.connection_owner import ConnectionOwner
 from tao.server.listener import Listener
-from tao.server.session_links import PassedLink
+from tao.server.session_links import PassedLink, transport_over
+from tao.server.session_moves import Arrival
 from tao.transport.addresses import address_text, host_of
 from tao.transport.stream import Transport
 from tao.transport.tls_stream import TlsTransport
@@ -155,9 +156,33 @@ class Acceptor:
             link.remote_address,
             lambda: (link.transport_of(sock), link.local_address),
             sock.close,
-            lambda conn: core_of(conn).take_over(link.reception),
+            lambda conn: core_of(conn).take_over(sock, link.reception),
             host=host_of(link.remote_address),
         )
+
+    def take_session(self, arrival: Arrival, sock: socket.socket) -> None:
+        """Go on with a session of another process.
+
+        Args:
+            arrival: the session.
+            sock: a connection that leads nowhere; see `Arrival.opened`.
+
+        Raises:
+            ServerClosed: the server has begun to stop.
+        """
+        moved = arrival.moved
+
+        def connect() -> tuple[Transport, Any]:
+            transport = transport_over(sock, moved.tls_version, moved.certificate)
+            return transport, moved.local_address
+
+        def begin(conn: ServerConn) -> bool:
+            core_of(conn).take_session(arrival)
+            return True
+
+        host = host_of(moved.remote_address)
+        if not self.adopt(moved.remote_address, connect, sock.close, begin, host=host):
+            arrival.refuse("the new process has too many connections, or is stopping")
 
     def count_peer(self, net_id: int, address: Any) -> str:
         """Count a connection under its peer's host; return why it is refused, or an empty string.

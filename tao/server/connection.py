@@ -14,6 +14,7 @@ from tao.connection.connection import Connection, core_of
 from tao.connection.core import ConnectionCore
 from tao.connection.lifecycle import Event
 from tao.connection.sessions.agreeing import session_of
+from tao.connection.sessions.stream import MOVED
 from tao.connection.shared_roles import SharedRoles
 from tao.connection.timers import ConnectionTimer
 from tao.errors import ConnectionClosed, HandshakeFailed, TooManyGroups
@@ -23,8 +24,9 @@ from tao.server.connection_owner import ConnectionOwner
 from tao.server.handshake import Handshake, PeerLeft
 from tao.server.login import LoginGate
 from tao.server.names import check_group_name, check_identity
-from tao.server.resumption import Beginning, join
+from tao.server.resumption import Beginning, join, revive
 from tao.server.session_links import PassedLink
+from tao.server.session_moves import Arrival, Parting, arrive
 from tao.session.agreement import Reception
 from tao.transport.stream import Transport
 from tao.transport.tls_stream import TlsTransport
@@ -126,8 +128,8 @@ class ServerConnCore(ConnectionCore):
     """
 
     __slots__ = (
-        "_followed", "_handshake", "_login", "_owner", "_proxied", "_reception", "_socket",
-        "accepted", "given_away", "welcomed",
+        "_arrival", "_followed", "_handshake", "_login", "_owner", "_parting", "_proxied",
+        "_reception", "_socket", "accepted", "given_away", "welcomed",
     )  # fmt: skip
 
     def __init__(
@@ -160,6 +162,8 @@ class ServerConnCore(ConnectionCore):
         self._followed: dict[int, int] = {}
         self._handshake: Handshake | Beginning | None = None  # while it is done
         self._reception: Reception | None = None  # what another process has agreed on, if one has
+        self._arrival: Arrival | None = None  # its session, if that comes from another process
+        self._parting = Parting()  # with its session, if that goes to another process
         # The accepted socket, and whether its stream begins with a PROXY header.
         self._socket: socket.socket | None = None
         self._proxied: bool = False
@@ -235,13 +239,18 @@ class ServerConnCore(ConnectionCore):
             self._owner.remove(self.net_id)
             self.finished.set()
 
-    def take_over(self, reception: Reception) -> None:
+    def take_over(self, sock: socket.socket, reception: Reception) -> None:
         """Go on with a connection that another process has accepted, to resume a session of ours.
 
         Raises:
             RuntimeError: no thread can be started.
         """
-        self._reception = reception
+        self._socket, self._reception = sock, reception
+        self.start()
+
+    def take_session(self, arrival: Arrival) -> None:
+        """Go on with a session that another process had; raises as `take_over` does."""
+        self._arrival = arrival
         self.start()
 
     def start(self) -> None:
@@ -283,11 +292,15 @@ class ServerConnCore(ConnectionCore):
         super().open_up(transport)
         self._owner.welcome(self)
         self.welcomed = True
+        if self._arrival is not None:
+            self._arrival.opened()
 
     def shake_hands(self, transport: Transport) -> Transport:
         sock = self._socket
         if self._reception is not None:
             return join(self, transport, self._reception)
+        if self._arrival is not None:
+            return revive(self, transport, self._arrival.moved)
         if sock is None:
             return super().shake_hands(transport)
         if not self._begins_slowly:
@@ -331,23 +344,27 @@ class ServerConnCore(ConnectionCore):
         port, sock, hello = self._owner.session_port, self._socket, reception.hello
         if port is None or sock is None or hello is None:
             return False
-        link = PassedLink(
-            reception.nonce,
-            hello,
-            self.remote_address,
-            self.local_address,
-            transport.tls_version,
-            transport.peer_certificate,
-        )
+        link = PassedLink.of(self, transport, reception.nonce, hello)
         if isinstance(self.roles, SharedRoles):
             self.roles.leave()  # the poller would go on with the socket after this copy is closed
         if isinstance(transport, TlsTransport):
             passed = self.given_away = port.relay(transport, link)
         else:
-            passed = port.pass_on(sock, link)
+            passed = port.pass_on(sock, link, again=self._reception is not None)
         if passed:
             self.transport = None  # so nothing is done to it but, of a passed one, the close
         return passed
+
+    def ask_on_connect(self) -> bool:
+        return super().ask_on_connect() if self._arrival is None else arrive(self, self._arrival)
+
+    @property
+    def ends_at_once(self) -> bool:
+        return super().ends_at_once and self.lifecycle.close_reason is not MOVED
+
+    def call_on_close(self) -> None:
+        if not self._parting.has_moved(self, self._owner.session_port):
+            super().call_on_close()
 
     @property
     def serving(self) -> bool:
@@ -460,7 +477,14 @@ class ServerConnCore(ConnectionCore):
         """See `ServerConn.identity`."""
         return self._owner.identities.identity(self.net_id)
 
+    @property
+    def held_identity(self) -> str | None:
+        """Its identity, unless another connection has taken that."""
+        return self._owner.identities.held(self.net_id)
+
     def finish(self) -> None:
+        if self._arrival is not None:
+            self._arrival.refuse("the new process has closed it")
         super().finish()
         if self.transport is None and not self.given_away:
             self.accepted.close()  # it has ended before it began

@@ -98,6 +98,12 @@ class Identities(Generic[ClaimantT]):
         """Return the identity that a connection has, or had before it was replaced."""
         return self._names.get(net_id)
 
+    def held(self, net_id: int) -> str | None:
+        """Return the identity that a connection has, and no other one by now."""
+        identity = self._names.get(net_id)
+        owner = None if identity is None else self._owners.get(identity)
+        return identity if owner is not None and owner.net_id == net_id else None
+
     @property
     def interrupted_here(self) -> bool:
         """Whether the calling code has interrupted this thread in the midst of a change."""

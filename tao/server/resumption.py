@@ -22,8 +22,10 @@ from tao.connection.shared_roles import SharedRoles
 from tao.errors import BadData, ConnectionClosed, HandshakeFailed, TaoError
 from tao.runtime.deadline import Deadline
 from tao.server.handshake import Handshake, PeerLeft
+from tao.server.session_moves import MovedSession
 from tao.session.agreement import Reception
 from tao.session.frames import NEW, NONCE_SIZE, REFUSED, Welcome, welcome_frame
+from tao.session.moved import session_from
 from tao.session.session import Session
 from tao.session.sessions import Sessions
 from tao.transport.addresses import host_of
@@ -31,7 +33,7 @@ from tao.transport.error_text import explain
 from tao.transport.poller import READABLE, WRITABLE
 from tao.transport.stream import Transport
 
-__all__ = ["Beginning", "SessionOwner", "join"]
+__all__ = ["Beginning", "SessionOwner", "join", "revive"]
 
 # How long a client may be silent until it counts as one without a session, in seconds.
 _PATIENCE = 1.0
@@ -170,9 +172,10 @@ def join(core: SessionOwner, transport: Transport, reception: Reception) -> Tran
         core.reader.early = reception.early
         return transport
     if hello.session_id:
-        if not sessions.find(hello.session_id) and core.pass_on(transport, reception):
+        known = sessions.find(hello.session_id)
+        if known is None and core.pass_on(transport, reception):
             raise ConnectionClosed("its transport belongs to another process")
-        refusal = _resume(core, transport, reception, sessions)
+        refusal = _resume(core, transport, reception, sessions, known)
         if not refusal:
             raise ConnectionClosed("its transport belongs to a session that goes on")
         core.error_reports.log().info("a session is not resumed: {}", refusal)
@@ -191,6 +194,25 @@ def join(core: SessionOwner, transport: Transport, reception: Reception) -> Tran
     except BaseException:
         sessions.forget(session)
         raise
+    return stream
+
+
+def revive(core: SessionOwner, transport: Transport, moved: MovedSession) -> Transport:
+    """Return what carries the messages of a connection whose session comes from another process.
+
+    Raises:
+        ConnectionClosed: its client has asked for another session meanwhile.
+    """
+    sessions = core.settings.sessions
+    session = session_from(moved.state, sessions.retain_bytes)
+    stream = SessionStream(core, session, transport, _Links(core, sessions), moved.capabilities)
+    stream.frozen = True  # until the first link, which leads nowhere, is lost
+    session.owner = core
+    sessions.adopt(session)
+    outdated = sessions.grant(session)
+    _end_unheard([each for each in outdated if each is not session])
+    if session in outdated:
+        raise ConnectionClosed("its client has asked for the session again meanwhile")
     return stream
 
 
@@ -217,7 +239,11 @@ def _tell(transport: Transport, reception: Reception, welcome: Welcome) -> None:
 
 
 def _resume(
-    core: SessionOwner, transport: Transport, reception: Reception, sessions: Sessions
+    core: SessionOwner,
+    transport: Transport,
+    reception: Reception,
+    sessions: Sessions,
+    session: Session | None,
 ) -> str:
     """Have a session go on over the transport of another connection; return why not, or ``""``.
 
@@ -226,13 +252,12 @@ def _resume(
     """
     hello = reception.hello
     assert hello is not None
-    session = sessions.find(hello.session_id)
     if session is None or not reception.proves(session.secret):
         return _UNKNOWN
     owner: SessionOwner = session.owner
     stream = session_of(owner.transport)
     if stream is None or not owner.lifecycle.status.released:
-        raise ConnectionClosed("the first connection of its session is still being established")
+        raise ConnectionClosed("its session is being established at the moment, or ends")
     if session.subject != _subject(transport):
         return "its client had another certificate"
     if not stream.claim(hello.attempt):

@@ -10,11 +10,12 @@ from __future__ import annotations
 import socket
 from typing import Any, NamedTuple, Protocol
 
+from tao.server.session_moves import MovedSession
 from tao.session.agreement import Reception
 from tao.session.frames import Hello
 from tao.transport.stream import Transport
 
-__all__ = ["PassedLink", "RelayedTransport", "SessionPort"]
+__all__ = ["PassedLink", "RelayedTransport", "SessionPort", "transport_over"]
 
 
 class PassedLink(NamedTuple):
@@ -35,6 +36,12 @@ class PassedLink(NamedTuple):
     tls_version: str | None = None
     certificate: dict[str, Any] | None = None
 
+    @classmethod
+    def of(cls, core: Any, transport: Transport, nonce: bytes, hello: Hello) -> PassedLink:
+        """Return what there is to tell of a connection."""
+        tls, certificate = transport.tls_version, transport.peer_certificate
+        return cls(nonce, hello, core.remote_address, core.local_address, tls, certificate)
+
     @property
     def reception(self) -> Reception:
         """What was agreed on so far, as if it had been here."""
@@ -44,9 +51,14 @@ class PassedLink(NamedTuple):
 
     def transport_of(self, sock: socket.socket) -> Transport:
         """Return what the socket that came with it becomes."""
-        if self.tls_version is None:
-            return Transport(sock)
-        return RelayedTransport(sock, self.tls_version, self.certificate)
+        return transport_over(sock, self.tls_version, self.certificate)
+
+
+def transport_over(
+    sock: socket.socket, version: str | None, certificate: dict[str, Any] | None
+) -> Transport:
+    """Return a transport to a client that may have TLS, which another process knows of."""
+    return Transport(sock) if version is None else RelayedTransport(sock, version, certificate)
 
 
 class RelayedTransport(Transport):
@@ -80,8 +92,13 @@ class RelayedTransport(Transport):
 class SessionPort(Protocol):
     """The way to the other processes. Any thread may call any method."""
 
-    def pass_on(self, sock: socket.socket, link: PassedLink) -> bool:
+    heir: int | None  #: the process that goes on with the sessions of this one, if one does
+
+    def pass_on(self, sock: socket.socket, link: PassedLink, *, again: bool = False) -> bool:
         """Pass a connection to the process that has the session; this process keeps a copy.
+
+        Args:
+            again: whether another process has passed it here; then only the heir may have it.
 
         Returns:
             whether there is such a process.
@@ -96,5 +113,18 @@ class SessionPort(Protocol):
         Returns, Raises: as `pass_on`.
         """
 
+    @property
+    def gives(self) -> bool:
+        """Whether sessions can be given to the heir, as far as is known."""
+
+    def hand_over(self, moved: MovedSession, decided: list[bool]) -> str:
+        """Give a session to the heir; return why that failed, or ``""``.
+
+        Args:
+            moved: what there is to give.
+            decided: gets an item before the heir is told that it has the session, and loses it if
+                it could not be told.
+        """
+
     def close(self) -> None:
-        """Take no more links, and relay none."""
+        """Take no more links, and relay none; the heir takes those that come for this process."""

@@ -42,6 +42,10 @@ class Incoming:
         """Begin after so many messages that have been read before, and handled."""
         self._base, self._told = messages - handled, handled
 
+    def go_on_from(self, position: int) -> None:
+        """Begin where another process has stopped: everything before is handled."""
+        self.received = self.decoded = self.handled = self.acknowledged = position
+
     def skip(self, size: int) -> None:
         """Note a frame that does not count."""
         self._own += size

@@ -84,6 +84,36 @@ class Outgoing:
             return self.next_piece()
         return b"".join((self._rest, data)) if self._rest else data
 
+    def keep(self, data: bytes | memoryview) -> None:
+        """Add whole frames while there is no link, and count them as sent: the next link does."""
+        self.forget()
+        self._retained.append(data)
+        self.at = self._retained.end
+
+    def keep_rest(self) -> None:
+        """Count all that was offered as sent, as there is no link any more."""
+        self.at, self.due, self._rest = self._retained.end, None, b""
+
+    def kept(self) -> bytes:
+        """Return what is not acknowledged."""
+        return self._retained.bytes_between(self.acknowledged, self.end)
+
+    def go_on_from(self, position: int, data: bytes) -> None:
+        """Begin where another process has stopped.
+
+        Args:
+            position: how far the peer has acknowledged it.
+            data: what was sent after that.
+        """
+        self._retained = Retained(position)
+        self._retained.append(data)
+        self.acknowledged, self.taken = position, self._retained.end
+        self.at = self.taken
+
+    def disown(self) -> None:
+        """Have nothing uncertain, as another process tells about it."""
+        self.acknowledged = self.end
+
     def take_back(self, data: bytes | memoryview, committed: int) -> None:
         """Take back what was offered last, but for frames that a link has begun to take.
 

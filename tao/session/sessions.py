@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from tao.session.frames import ID_SIZE, SECRET_SIZE
 from tao.session.session import Session
@@ -23,6 +25,12 @@ class Sessions:
         per_host: how many of one address may be lost at the same time. None: any number.
         retain_bytes: how many bytes each session keeps until the peer has acknowledged them. When
             it is full, messages wait in the send queue.
+        save: called as ``save(conn)`` in a process that a reload replaces, once nothing of the
+            session is under way there any more; returns the bytes of what the application knows of
+            it. It is the last that is called for the connection in that process.
+        load: called as ``load(conn, data)`` in the new process, in place of ``on_connect``, with a
+            connection that goes on with the session. Without these two, which come together, a
+            reload ends sessions.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text names it.
@@ -35,6 +43,8 @@ class Sessions:
         maximum: int = 10_000,
         per_host: int | None = None,
         retain_bytes: int = 16 * 1024 * 1024,
+        save: Callable[[Any], bytes] | None = None,
+        load: Callable[[Any, bytes], object] | None = None,
     ) -> None:
         if isinstance(linger, bool) or not isinstance(linger, (int, float)):
             raise TypeError(f"linger must be a number, not {linger!r}")
@@ -44,6 +54,13 @@ class Sessions:
         _check_count("retain_bytes", retain_bytes)
         if per_host is not None:
             _check_count("per_host", per_host)
+        for name, value in (("save", save), ("load", load)):
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be callable, not {value!r}")
+        if (save is None) is not (load is None):
+            raise ValueError("save and load are given together")
+        self.save = save
+        self.load = load
         self.linger: float = linger
         self.maximum: int = maximum
         self.per_host: int | None = per_host
@@ -78,6 +95,10 @@ class Sessions:
         session.linger = self.linger
         self._all[session_id] = session
         return session
+
+    def adopt(self, session: Session) -> None:
+        """Add a session that has come from another process."""
+        self._all[session.session_id] = session
 
     def grant(self, session: Session) -> list[Session]:
         """Note what a session is for; forget and return those that its client can not be using.

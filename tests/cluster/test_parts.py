@@ -29,9 +29,11 @@ class Worker:
 
     def __init__(self) -> None:
         self.asked: list[float | None] = []
+        self.heir: object = None
 
-    def leave(self, spread: float | None = None) -> None:
+    def leave(self, spread: float | None = None, heir: object = None) -> None:
         self.asked.append(spread)
+        self.heir = heir
 
 
 def test_a_successor() -> None:
@@ -43,6 +45,7 @@ def test_a_successor() -> None:
     assert (slot.current, slot.successor, old.asked) == (old, new, [])
     slot.ready(new)
     assert (slot.current, slot.successor, old.asked) == (new, None, [30.0])
+    assert old.heir is new
     assert not slot.gone(old)
     assert slot.gone(new)
 

@@ -118,6 +118,31 @@ def test_processes_that_are_not_there(processes: tuple[Process, Process]) -> Non
         assert not first.sockets.pass_on(near, second.link_to_it())
 
 
+def test_what_comes_for_a_process_that_is_replaced(names: SessionNames) -> None:
+    """It goes to the heir: from that process as long as it lives, and then directly."""
+    old, new, third = Process(names, 1), Process(names, 2), Process(names, 3)
+    near, far = socket.socketpair()
+    with near, far:
+        assert not old.sockets.pass_on(near, old.link_to_it(), again=True)
+        old.sockets.heir = 2
+        assert old.sockets.pass_on(near, old.link_to_it())
+        assert old.sockets.pass_on(near, third.link_to_it(), again=True)
+        assert len(new.taken.wait(2)) == 2 and not third.taken.items
+        old.close()
+        wait_until(lambda: len(new.sockets._listening) == 2)
+        assert third.sockets.pass_on(near, old.link_to_it())
+        new.taken.wait(3)
+        new.sockets.heir = 3
+        new.close()
+        wait_until(lambda: len(third.sockets._listening) == 3)
+        last = Process(names, 4)
+        assert last.sockets.pass_on(near, old.link_to_it())
+        assert last.sockets.pass_on(near, new.link_to_it())
+        third.taken.wait(2)
+    for each in (third, last):
+        each.close()
+
+
 def test_what_was_passed_to_a_process_that_ends(names: SessionNames) -> None:
     """It is closed, so that the client comes again; and a full backlog is no end of the session."""
     first = Process(names, 1)
@@ -138,7 +163,7 @@ def test_what_was_passed_to_a_process_that_ends(names: SessionNames) -> None:
     second.close()
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"rubbish"])
+@pytest.mark.parametrize("data", [b"", b"{}", b"rubbish", b"M", b"M" + bytes(100), b"M" * 100])
 def test_rubbish_ends_nothing(
     processes: tuple[Process, Process], names: SessionNames, data: bytes
 ) -> None:

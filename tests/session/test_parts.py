@@ -25,6 +25,7 @@ from tao.session.frames import (
     welcome_frame,
 )
 from tao.session.incoming import Incoming
+from tao.session.moved import session_from, state_of
 from tao.session.outgoing import Outgoing
 from tao.session.retained import Retained
 from tao.session.session import Session, messages_in
@@ -416,12 +417,38 @@ def test_too_many_lost_ones_end_those_lost_first() -> None:
         ({"maximum": 0}, ValueError),
         ({"per_host": 1.5}, TypeError),
         ({"retain_bytes": True}, TypeError),
+        ({"save": 1, "load": print}, TypeError),
+        ({"save": bytes}, ValueError),
+        ({"load": print}, ValueError),
     ],
 )
 def test_wrong_arguments_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
     """The text names them."""
     with pytest.raises(error, match=next(iter(options))):
         Sessions(**options)
+
+
+def test_a_session_goes_on_from_its_state() -> None:
+    """Both halves stand where they stood, and what is not acknowledged is sent again."""
+    session = Sessions(linger=7).new("alice", b"w" * 16, 2)
+    session.attempt, session.resumes = 3, 4
+    session.incoming.received = 100
+    session.incoming.note_decoded(5, 10)
+    session.incoming.note_handled(5)
+    for each in (text("a"), text("b" * 2000), text("c")):
+        session.outgoing.keep(each)
+    session.outgoing.advance()
+    session.outgoing.acknowledge(len(text("a")))
+    state = state_of(session)
+    later = session_from(state, 1000)
+    assert state_of(later) == state
+    assert (later.subject, later.linger, later.attempt, later.resumes) == ("alice", 7, 3, 4)
+    assert later.can_resume(later.outgoing.end, 90) and not later.can_resume(0, 90)
+    assert later.incoming.restart() == 90
+    assert later.outgoing.idle and not later.outgoing.has_room
+    assert later.outgoing.resume(len(text("a")))
+    assert later.outgoing.kept() == text("b" * 2000) + text("c")
+    assert later.outgoing.next_piece()
 
 
 def test_fitting_ends() -> None:

@@ -14,7 +14,10 @@ from tao.session.session import Session
 from tao.transport.error_text import explain
 from tao.transport.stream import Transport
 
-__all__ = ["SessionSender"]
+__all__ = ["MOVED", "SessionSender"]
+
+#: Why a connection is closed whose session goes on in another process.
+MOVED = "its session moves to another process"
 
 
 class SessionSender(LinkedTransport):
@@ -28,7 +31,7 @@ class SessionSender(LinkedTransport):
 
     __slots__ = (
         "_acknowledger", "_broken", "_flushing", "_full", "_host", "_incoming", "_outgoing",
-        "_reported", "_runner", "_wants_room", "session",
+        "_reported", "_runner", "_wants_room", "frozen", "session",
     )  # fmt: skip
 
     def __init__(self, host: SessionHost, session: Session, link: Transport) -> None:
@@ -45,6 +48,9 @@ class SessionSender(LinkedTransport):
         self._full: bool = False  # whether the link did not take everything
         self._reported: int = 0
         self._wants_room: bool = False  # whether it waits until more is acknowledged
+        #: Whether the session is on its way to another process, or from one: it cannot be resumed
+        #: now. Changed where the link is.
+        self.frozen: bool = False
 
     def send(self, data: bytes | memoryview) -> int:
         outgoing = self._outgoing
@@ -52,7 +58,7 @@ class SessionSender(LinkedTransport):
         self.answers.append(0)
         link = self._link
         if link is None or link is self._broken:
-            return 0
+            return self._keep(data) if self._keeping else 0
         end = outgoing.end
         if taken == end:
             if outgoing.at < end and not self.push():
@@ -70,6 +76,26 @@ class SessionSender(LinkedTransport):
         else:
             self.push()
         return outgoing.advance()
+
+    @property
+    def _keeping(self) -> bool:
+        """Whether all that is written goes to what is kept, as another process will send it."""
+        return self.frozen and self._link is None
+
+    def _keep(self, data: bytes | memoryview) -> int:
+        outgoing = self._outgoing
+        if outgoing.taken == outgoing.end:
+            if not outgoing.has_room:
+                return 0
+            outgoing.keep(data)
+        else:
+            outgoing.keep_rest()  # a link had begun to take it
+        return outgoing.advance()
+
+    def _freeze(self) -> None:
+        """Begin to keep what is written. Needs the turn."""
+        self._outgoing.keep_rest()
+        self._full = False
 
     def settle(self) -> int | None:
         if not self.answers:
@@ -89,7 +115,7 @@ class SessionSender(LinkedTransport):
 
     @property
     def keeps(self) -> bool:  # type: ignore[override]
-        return not self._outgoing.idle
+        return not (self._keeping or self._outgoing.idle)
 
     resends = True
 
@@ -138,6 +164,8 @@ class SessionSender(LinkedTransport):
 
     def shutdown_write(self) -> bool:
         outgoing = self._outgoing
+        if self._keeping and self._host.lifecycle.close_reason is MOVED:
+            return True  # the session does not end
         if not outgoing.ended:
             self._acknowledger.acknowledge()
             if not outgoing.idle:

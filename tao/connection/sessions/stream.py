@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from tao.connection.sessions.host import LinkKeeper, SessionHost
-from tao.connection.sessions.sender import SessionSender
+from tao.connection.sessions.sender import MOVED, SessionSender
 from tao.connection.shared_roles import SharedRoles
 from tao.errors import BadData, ConnectionClosed
 from tao.runtime.deadline import Deadline
@@ -37,7 +37,7 @@ from tao.transport.stream import Transport
 from tao.wire.codec import Batch
 from tao.wire.message import UnknownMessage
 
-__all__ = ["SessionFigures", "SessionStream"]
+__all__ = ["MOVED", "SessionFigures", "SessionStream"]
 
 # Why reading pauses.
 _NO_LINK = "no link"
@@ -275,7 +275,7 @@ class SessionStream(SessionSender):
         if self.ended or (outgoing.ended and outgoing.idle):
             return True  # nothing more is sent, so nothing else would wake who waits here
         room = self._full or self.keeps or outgoing.has_room
-        return room and self._usable() is not None
+        return room and (self._keeping or self._usable() is not None)
 
     # -- changing the link
 
@@ -285,6 +285,7 @@ class SessionStream(SessionSender):
             if self._link is not link:
                 return
             self._part()
+            self.frozen = False
         self._leave_old()
         if self.ended:
             self._tell_over()
@@ -329,8 +330,14 @@ class SessionStream(SessionSender):
         return self._incoming.restart()
 
     def claim(self, attempt: int) -> bool:
-        """Let an attempt of the client's resume it, and no earlier one any more."""
+        """Let an attempt of the client's resume it, and no earlier one any more.
+
+        Raises:
+            ConnectionClosed: it moves at the moment; the client may try again.
+        """
         with self._switching:
+            if self.frozen:
+                raise ConnectionClosed("its session moves at the moment")
             return not self.ended and self.session.claim(attempt)
 
     def attach(self, link: Transport, received: int, attempt: int) -> bool:
@@ -341,7 +348,12 @@ class SessionStream(SessionSender):
             attempt: by which it is resumed; a later one may have come.
         """
         with self._switching:
-            if self.ended or self._link is not None or attempt != self.session.attempt:
+            if (
+                self.ended
+                or self.frozen
+                or self._link is not None
+                or attempt != self.session.attempt
+            ):
                 return False
             application = self._host.application.find()
             if application is not None:
@@ -355,6 +367,41 @@ class SessionStream(SessionSender):
             self._host.gate.call_back(self._host.roles.listen)
         self._go_on()
         return True
+
+    # -- moving to another process
+
+    def freeze(self) -> bool:
+        """Do without a link, and keep what is written; return False if the session ends.
+
+        Raises:
+            ConnectionClosed: decoding takes too long; it goes on as a lost one.
+        """
+        with self._switching:
+            if self.ended or self.frozen or self._incoming.ended or self._outgoing.ended:
+                return False
+            self.frozen = True
+            self._part()
+        try:
+            self.let_go()
+        except ConnectionClosed:
+            self.thaw()
+            raise
+        self._host.send_queue.in_turn(self._freeze)
+        self._go_on()
+        return True
+
+    @property
+    def rests(self) -> bool:
+        """Whether all that was received is handled."""
+        incoming = self._incoming
+        self._host.send_queue.in_turn(lambda: incoming.note_handled(self._runner.handled))
+        return not self._feeding and incoming.handled == incoming.decoded
+
+    def thaw(self) -> None:
+        """Go on here as a lost session, after `freeze`."""
+        with self._switching:
+            self.frozen = False
+        self._keeper.link_lost(self, "it was not moved to another process")
 
     @property
     def figures(self) -> SessionFigures:

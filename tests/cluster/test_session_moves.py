@@ -1,0 +1,301 @@
+"""Sessions that move from one server to another; here both are in one process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import tao
+from tao.cluster import session_handover
+from tao.cluster.draining import drain
+from tao.cluster.session_sockets import SessionNames, SessionSockets
+from tao.connection.connection import core_of
+from tao.server.server import server_core_of
+from tao.wire.message import Registry
+from tests.ends import Number, Seen, Text
+from tests.session_pairs import READERS, Both, values, write_all
+from tests.support import PATIENCE, together, wait_until
+
+
+class Moving(Both):
+    """A client with a session, its server, and another server that is to have the session.
+
+    Args:
+        names: of their Unix sockets.
+        readers: of all three.
+        new: options of the other server.
+        client: ... and of the client.
+        on_text: what the first server does with a `Text`; the other one leaves it.
+        linger: of the session.
+        options: of the first server.
+    """
+
+    def __init__(
+        self,
+        names: SessionNames,
+        readers: str,
+        new: Any = None,
+        client: Any = None,
+        on_text: Callable[[Any, Any], object] = lambda *_: None,
+        linger: float = 60,
+        **options: Any,
+    ) -> None:
+        self.linger = linger
+        self.old, self.new = Seen(), Seen()
+        first = {"registry": self._registry(on_text), **self._noting(self.old), **options}
+        client = {"on_resume": lambda conn: note_resume(self.client_events), **(client or {})}
+        super().__init__(server=first, client=client, readers=readers)
+        registry = self._registry(lambda *_: None)
+        second = {"registry": registry, "readers": readers, **self._noting(self.new), **(new or {})}
+        self.heir = tao.Server(**second)
+        self.heir_address = self.heir.start(("127.0.0.1", 0))
+        for number, server in enumerate((self.server, self.heir), 1):
+            core = server_core_of(server)
+            take = core.acceptor.take_link, core.acceptor.take_session
+            core.session_port = port = SessionSockets(names.prefix, number, *take)
+            core.settings.sessions.mark = port.mark
+        self.start()
+
+    def _registry(self, on_text: Callable[[Any, Any], object]) -> Registry:
+        registry = Registry()
+        registry.handler(Number)(lambda ctx, conn: self.at_server.add(ctx.message.value))
+        registry.handler(Text)(on_text)
+        return registry
+
+    def _noting(self, seen: Seen) -> dict[str, Any]:
+        return {
+            "sessions": tao.Sessions(linger=self.linger, save=self.save, load=self.load),
+            "on_connect": lambda conn: seen.add("connect"),
+            "on_resume": lambda conn: note_resume(seen),
+            "on_close": lambda conn: seen.add("close"),
+            "on_session_lost": lambda conn, lost: seen.add(("lost", values(lost))),
+        }
+
+    def save(self, conn: tao.ServerConn) -> bytes:
+        self.old.add("save")
+        return b"saved"
+
+    def load(self, conn: tao.ServerConn, data: bytes) -> None:
+        assert data == b"saved"
+        self.new.add("load")
+
+    def drain(self) -> None:
+        """Have the old server replaced by the other one, and wait until it has stopped."""
+        port: Any = server_core_of(self.server).session_port
+        port.heir = 2
+        self.proxy.target = self.heir_address
+        drain(self.server, 0.0)
+
+    def close(self) -> None:
+        super().close()
+        self.heir.stop()
+
+
+def note_resume(seen: Seen) -> None:
+    """Note one of several in a row: a link that the old process passes on may be lost soon."""
+    if seen.items[-1:] != ["resume"]:
+        seen.add("resume")
+
+
+@pytest.fixture
+def move() -> Iterator[Callable[..., Moving]]:
+    """Makes the three."""
+    names, made = SessionNames(), []
+
+    def make(*args: Any, kind: type[Moving] = Moving, **options: Any) -> Moving:
+        made.append(kind(names, *args, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+    names.close()
+
+
+@READERS
+def test_a_session_moves(move: Callable[..., Moving], readers: str) -> None:
+    """What both have written arrives once; each process is told of its part of the life."""
+    it = move(readers)
+    write_all(it.conn, 5)
+    write_all(it.client, 5)
+    it.drain()
+    wait_until(lambda: it.heir.connections and it.client.session.connected)
+    write_all(it.heir.connections[0], 5)
+    write_all(it.client, 5)
+    assert it.at_server.wait(10) == it.at_client.wait(10) == [*range(5)] * 2
+    assert (it.old.items, it.new.wait(2)) == (["connect", "save"], ["load", "resume"])
+    assert it.client_events.items == ["connect", "resume"]
+    it.client.close()
+    assert it.new.wait(3) == ["load", "resume", "close"]
+
+
+@READERS
+def test_what_is_on_its_way(move: Callable[..., Moving], readers: str) -> None:
+    """What the client has not received, and what it has written meanwhile, is not lost."""
+    it = move(readers)
+    it.proxy.to_client.swallow = True
+    write_all(it.conn, 200)
+    it.proxy.refuse()
+    it.proxy.reset()
+    write_all(it.client, 200)
+    it.proxy.to_client.swallow = False
+    it.drain()
+    it.proxy.accept()
+    assert it.at_server.wait(200) == it.at_client.wait(200) == [*range(200)]
+    assert it.old.items == ["connect", "save"]
+
+
+@READERS
+def test_a_client_that_does_not_come(move: Callable[..., Moving], readers: str) -> None:
+    """The session ends in the new process, after the time that it has anyway."""
+    it = move(readers, linger=0.3)
+    it.proxy.refuse()
+    it.proxy.reset()
+    it.drain()
+    assert it.new.wait(3) == ["load", ("lost", []), "close"]
+    assert it.old.items == ["connect", "save"]
+
+
+@READERS
+def test_a_handler_is_finished(move: Callable[..., Moving], readers: str) -> None:
+    """The session moves when it has returned, with what it has written."""
+    begun, go_on = Seen(), threading.Event()
+
+    def slow(ctx: Any, conn: Any) -> None:
+        begun.add(conn)
+        go_on.wait(PATIENCE)
+        conn.write(Number(2))
+
+    it = move(readers, on_text=slow)
+    it.client.write(Text(""))
+    begun.wait()
+    stream: Any = core_of(it.conn).transport
+
+    def finish() -> None:
+        wait_until(lambda: stream.frozen)
+        assert it.old.items == ["connect"]
+        go_on.set()
+
+    together(it.drain, finish)
+    assert it.at_client.wait(1) == [2]
+    assert it.old.items == ["connect", "save"]
+
+
+@READERS
+def test_a_request_of_the_server(move: Callable[..., Moving], readers: str) -> None:
+    """The session moves when the reply has come."""
+    it = move(readers)
+    asked, go_on = Seen(), threading.Event()
+
+    def answer(ctx: Any, conn: Any) -> None:
+        asked.add(conn)
+        go_on.wait(PATIENCE)
+        ctx.reply(Number(2))
+
+    it.client.handler(Text)(answer)
+    conn = it.conn
+
+    def finish() -> None:
+        asked.wait()
+        wait_until(lambda: not it.server.addresses)
+        assert it.old.items == ["connect"]
+        go_on.set()
+
+    def ask() -> Any:
+        return conn.request(Text(""), timeout=PATIENCE).value
+
+    def replace() -> None:
+        asked.wait()
+        it.drain()
+
+    assert together(ask, replace, finish)[0] == 2
+    assert it.new.wait(2) == ["load", "resume"]
+
+
+@READERS
+def test_a_connection_that_is_closed_first(move: Callable[..., Moving], readers: str) -> None:
+    """It does not move, but ends in order."""
+    begun, go_on = Seen(), threading.Event()
+
+    def slow(ctx: Any, conn: Any) -> None:
+        begun.add(conn)
+        go_on.wait(PATIENCE)
+        conn.write(Number(2))
+        conn.close("said so")
+
+    it = move(readers, on_text=slow)
+    it.client.write(Text(""))
+    stream: Any = core_of(begun.wait()[0]).transport
+
+    def finish() -> None:
+        wait_until(lambda: stream.frozen)
+        go_on.set()
+
+    together(it.drain, finish)
+    assert it.at_client.wait() == [2]
+    assert it.old.items == ["connect", "resume", "close"]
+    wait_until(lambda: it.client_events.items[1:] == ["resume", "close", "connect"])
+
+
+@READERS
+@pytest.mark.parametrize("why", ["identity", "max_connections", "no load", "gone"])
+def test_a_process_that_refuses(move: Callable[..., Moving], readers: str, why: str) -> None:
+    """The old process tells that the session is lost, and the client is told as well."""
+    new: dict[str, Any] = {"max_connections": 1} if why == "max_connections" else {}
+    if why == "no load":
+        new["sessions"] = tao.Sessions()
+    it = move(readers, new)
+    it.conn.identify("it")
+    port: Any = server_core_of(it.heir).session_port
+    with tao.ClientConn(it.heir_address) as other:
+        other.write(Number(1))
+        it.new.wait(1)
+        it.heir.connections[0].identify("it")
+        if why == "gone":
+            port.close()
+        it.drain()
+        assert it.old.wait(4) == ["connect", "save", ("lost", []), "close"]
+        assert set(it.new.items) == {"connect"}
+    assert it.client_events.wait(2)[:3] == ["connect", ("lost", []), "close"]
+
+
+@READERS
+def test_a_process_that_hangs(
+    move: Callable[..., Moving], readers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old process tells that the session is lost; the new one closes what it has loaded."""
+    monkeypatch.setattr(session_handover, "_PATIENCE", 1.0)
+    go_on = threading.Event()
+
+    class Hanging(Moving):
+        def load(self, conn: tao.ServerConn, data: bytes) -> None:
+            go_on.wait(PATIENCE)
+            super().load(conn, data)
+
+    it = move(readers, kind=Hanging)
+    it.proxy.to_client.swallow = True
+    write_all(it.conn, 3)
+    it.proxy.refuse()
+    it.proxy.reset()
+    it.proxy.to_client.swallow = False
+    it.drain()
+    it.proxy.accept()
+    assert it.old.wait(4) == ["connect", "save", ("lost", [0, 1, 2]), "close"]
+    go_on.set()
+    assert it.new.wait(2)[:2] == ["load", "close"]
+    assert it.client_events.wait(3)[:3] == ["connect", ("lost", []), "close"]
+
+
+@READERS
+def test_a_login_is_not_repeated(move: Callable[..., Moving], readers: str) -> None:
+    """The connection is ready in the new process as soon as it is loaded."""
+    options: dict[str, Any] = {"login": (Text,)}
+    client = {"on_connect": lambda conn: conn.write(Text("me"))}
+    it = move(readers, options, client, lambda ctx, conn: conn.ready(), **options)
+    it.drain()
+    it.client.write(Number(1))
+    assert it.at_server.wait() == [1]
+    assert it.new.wait(2) == ["load", "resume"]
