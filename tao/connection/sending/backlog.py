@@ -18,8 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 from tao.connection.sending.keyed_frames import KeyedFrame
@@ -32,9 +31,6 @@ UNCOUNTED = -1
 # About how many bytes are passed to one send; bytes that the socket buffer rejects are copied
 # for nothing.
 _SEND_BYTES = 256 * 1024
-# The sentinel of `move`, which no frame equals, as none is empty. Bytes are compared with
-# bytes faster than with anything else.
-_END = b""
 # Runs an iterator to its end in one step.
 _exhaust = deque[Any](maxlen=0).extend
 
@@ -247,7 +243,7 @@ def move(source: list[bytes], target: list[bytes]) -> int:
     """
     before = len(target)
     try:
-        target.extend(islice(iter(partial(source.pop, 0), _END), len(source)))
+        target.extend(map(source.pop, repeat(0, len(source))))
     except IndexError:
         pass  # fewer are there by now; those that were are moved
     return len(target) - before
