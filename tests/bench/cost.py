@@ -41,6 +41,7 @@ class Host:
         self.context = tao.background().with_cancel()
         self.codec = codec
         self.application = Application(self, Settings(codec=codec), registry)
+        self.application.decoder = self.application.new_decoder()
         self.send_queue = SendQueue(1000, lambda: None)
         self.send_queue.attach(Taker(), bool)
         self.send_queue.open()
