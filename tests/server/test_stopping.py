@@ -276,5 +276,5 @@ def test_an_exception_at_any_bytecode_of_the_stopper(log_lines: list[Any]) -> No
         server = Server(registry=Registry())
         server.start(("127.0.0.1", 0))
         with moment.raising(thread="tao-stopper"):
-            server.stop(0.2)
+            server.stop(PATIENCE)
         assert server.stop(PATIENCE).clean and server.state == "stopped", moment
