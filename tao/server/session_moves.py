@@ -135,7 +135,7 @@ class Move:
             return None
         if core.unhandled or core.dispatcher.pending or core.send_queue.waiting:
             return _SOON
-        if not stream.rests:
+        if core.exchange.under_way or not stream.rests:
             return _SOON
         core.begin_close(MOVED, drain=True)
         if not self._moves():  # it was closed just before

@@ -216,6 +216,35 @@ def test_a_request_of_the_server(move: Callable[..., Moving], readers: str) -> N
 
 
 @READERS
+def test_a_request_of_the_client(move: Callable[..., Moving], readers: str) -> None:
+    """The session moves when it is answered, and the reply with it."""
+    asked = Seen()
+
+    def defer(ctx: Any, conn: Any) -> None:
+        ctx.defer()
+        asked.add((ctx, conn))
+
+    it = move(readers, on_text=defer)
+
+    def ask() -> Any:
+        return it.client.request(Text(""), timeout=PATIENCE).value
+
+    def answer() -> None:
+        ctx, conn = asked.wait()[0]
+        stream: Any = core_of(conn).transport
+        wait_until(lambda: stream.frozen)
+        assert it.old.items == ["connect"]
+        ctx.reply(Number(3))
+
+    def replace() -> None:
+        asked.wait()
+        it.drain()
+
+    assert together(ask, replace, answer)[0] == 3
+    assert it.old.items == ["connect", "save"]
+
+
+@READERS
 def test_a_connection_that_is_closed_first(move: Callable[..., Moving], readers: str) -> None:
     """It does not move, but ends in order."""
     begun, go_on = Seen(), threading.Event()
