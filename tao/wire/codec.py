@@ -21,14 +21,7 @@ from tao.errors import BadData
 from tao.safe_text import number_text, safe_repr, safe_str
 from tao.wire.capabilities import SIZE as CAPABILITIES_SIZE
 from tao.wire.envelope import ENVELOPE_SIZES
-from tao.wire.message import (
-    HeartbeatMessage,
-    Message,
-    MessageNumber,
-    Registration,
-    Registry,
-    unknown,
-)
+from tao.wire.message import HeartbeatMessage, Message, MessageNumber, Registry, unknown
 from tao.wire.numbers import HEARTBEAT, OWN_NUMBERS, check_int32
 
 __all__ = [
@@ -212,16 +205,13 @@ class TypeLengthValueDecoder:
         end = len(data)
         header, most = _HEADER.size, self.max_bytes
         entries, unpack, append = self._entries, _HEADER.unpack_from, batch.append
-        group: int | None = None  # the number that `entry` is of
-        entry: Registration | None = None
         value = start + header
         while value <= end:
             number, length = unpack(data, start)
             if length > most and length > self._longest(number):
                 raise self._too_long(number, length, data[start : start + 3])
             stop = value + length
-            if number != group:
-                group, entry = number, entries.get(number)
+            entry = entries.get(number)
             if entry is not None and stop <= end:
                 try:
                     append((number, entry.deserialize(data[value:stop])))
