@@ -107,13 +107,14 @@ def test_all_is_handled_once_and_in_order(fleet: Fleet) -> None:
         client.proxy.plan = cutting(SEED)
         client.proxy.reset()
         client.conn.write(Text(f"speak {COUNT}"))
-        for number in range(COUNT):
+        number = 0
+        while number < COUNT or client.conn.session.resumes <= 5:  # how often it is cut is random
             client.conn.write(Text(str(number)), timeout=LONG)
-        heard = [each.split() for each in client.heard.wait(COUNT, LONG)]
-        assert [text for _, text in heard] == [str(number) for number in range(COUNT)]
+            number += 1
+        heard = [each.split() for each in client.heard.wait(number, LONG)]
+        assert [text for _, text in heard] == [str(each) for each in range(number)]
         assert client.spoken.wait(COUNT, LONG) == [f"spoken {number}" for number in range(COUNT)]
         assert len({pid for pid, _ in heard}) == 1
-        assert client.conn.session is not None and client.conn.session.resumes > 5
         client.proxy.plan = None
         client.lose()  # the last connection would be cut, too
         assert client.events.items == ["connect"]
