@@ -331,7 +331,7 @@ class ServerConnCore(ConnectionCore):
         roles = self.roles
         if isinstance(roles, SharedRoles):
             go_on = partial(self.gate.call_back, partial(roles.turn, 0))
-            self.timers.set_clock("hello", seconds, go_on)
+            self.timers.set_clock("hello", seconds, go_on, real=True)
 
     @property
     def greets(self) -> bool:

@@ -109,10 +109,8 @@ class Beginning:
         if self._error is not None:
             raise self._error
         try:
-            if self._patience is None:
-                if events := self._handshake.advance():
-                    return events
-                self._look_again(_PATIENCE)
+            if self._patience is None and (events := self._handshake.advance()):
+                return events
             return self._converse_on(self._shaken())
         except (HandshakeFailed, ConnectionClosed) as error:
             self._error = error
@@ -137,7 +135,10 @@ class Beginning:
                 self._heard = True
                 reception.feed(data)
             elif data is None:
-                if reception.agreed or not patience.expired:
+                if reception.agreed:
+                    return READABLE
+                if left := patience.remaining():
+                    self._look_again(left)  # each time, as this may be a look that came too early
                     return READABLE
                 reception.give_up()
             elif self._heard:

@@ -18,9 +18,13 @@ from tao.client import resuming
 from tao.connection.connection import core_of
 from tao.errors import ConnectionClosed, WouldBlock
 from tao.server import resumption
+from tao.server.handshake import Handshake
+from tao.server.server import server_core_of
 from tao.session.agreement import Opening
 from tao.session.frames import Hello
 from tao.testing.fault_proxy import Faults
+from tao.transport.poller import READABLE
+from tao.transport.stream import Transport
 from tao.wire.capabilities import ANSWER, REQUESTS, capability_frame
 from tao.wire.message import Registry
 from tests.ends import Number, Seen, Text, number, text
@@ -583,6 +587,20 @@ def test_a_server_without_sessions_may_speak_first(make_server: Any, readers: st
     client.handler(Text)(lambda ctx, conn: seen.add(ctx.message.text))
     with client:
         assert seen.wait() == ["welcome"] and client.session is None
+
+
+def test_a_silent_client_is_looked_at_until_its_time_is_up() -> None:
+    """Whenever the look comes: one that was too early would be the last otherwise."""
+    settings = server_core_of(tao.Server(sessions=tao.Sessions())).settings
+    near, far = socket.socketpair()
+    transport, looks = Transport(near), []
+    handshake = Handshake(near, transport, settings.handshake_timeout, None)
+    beginning = resumption.Beginning(handshake, transport, settings, 0, looks.append)
+    for count in range(1, 4):
+        assert beginning.advance() == READABLE
+        assert len(looks) == count and 0 < looks[-1] <= 1
+    transport.close()
+    far.close()
 
 
 @READERS
