@@ -110,5 +110,7 @@ KINDS = {
     "TLS": TLS,
     "TLS, shared": f"{TLS}, readers='shared'",
 }
-# All of them with `make sessions`.
-SOME = list(KINDS) if "SESSION_MESSAGES" in os.environ else ["own", "TLS, shared"]
+# All of them with `make sessions`; otherwise two, and for tests that take long one.
+_ALL = "SESSION_MESSAGES" in os.environ
+SOME = list(KINDS) if _ALL else ["own", "TLS, shared"]
+ONE = list(KINDS) if _ALL else ["TLS, shared"]

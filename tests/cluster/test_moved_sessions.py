@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.cluster.fleet import Fleet, exists, kill
-from tests.cluster.session_fleet import KINDS, SOME, Client, cutting, handled_by, workers
+from tests.cluster.session_fleet import KINDS, ONE, Client, cutting, handled_by, workers
 from tests.ends import Text
 from tests.programs import LONG
 from tests.support import wait_until
@@ -113,7 +113,7 @@ def speak(conn):
 """
 
 
-@pytest.fixture(scope="module", params=SOME)
+@pytest.fixture(scope="module", params=ONE)
 def long_lived(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fleet]:

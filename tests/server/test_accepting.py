@@ -240,6 +240,7 @@ MODULES = (
 
 # An interrupted socket without an owner is closed by the garbage collector. A thread that was
 # interrupted before it ran any code of tao ends by itself.
+@pytest.mark.interrupted
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_exception_at_each_bytecode_of_accepting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +272,7 @@ ADMITTING = (
 )
 
 
+@pytest.mark.interrupted
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_exception_at_each_bytecode_of_admitting(make_server: MakeServer, readers: Any) -> None:
     """It fails one connection, which is closed and not counted; the next one is served."""
