@@ -219,6 +219,7 @@ def test_one_that_was_never_started_ends_with_its_timers(ticks: bool) -> None:
     assert core.finished.wait(PATIENCE) and not len(core.timers)
 
 
+@pytest.mark.interrupted
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_an_exception_at_any_bytecode_of_a_finalizer() -> None:
     """Such as Ctrl-C: the client is closed all the same."""

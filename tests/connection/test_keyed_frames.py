@@ -95,6 +95,7 @@ def test_many_threads(line: MakeLine) -> None:
         assert numbers == sorted(set(numbers)) and numbers[-1] == b"199"
 
 
+@pytest.mark.interrupted
 def test_an_exception_at_any_bytecode(line: MakeLine) -> None:
     """Either frame waits, whole and in its place, and what is counted is right."""
     modules = (

@@ -99,6 +99,7 @@ def test_what_could_not_start_frees_its_descriptor(
     assert os.listdir("/proc/self/fd") == before
 
 
+@pytest.mark.interrupted
 def test_an_exception_at_any_bytecode_of_its_thread_makes_it_bark(
     barks: queue.Queue[float],
 ) -> None:

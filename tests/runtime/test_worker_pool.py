@@ -265,6 +265,7 @@ def test_nested_calls(call: str) -> None:
         assert pool.stop(PATIENCE) == [] and not pool.busy, moment
 
 
+@pytest.mark.interrupted
 @pytest.mark.parametrize("call", ["submit", "run", "stop"])
 def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
     """The call has taken effect or not, and the pool works with all of its workers."""
@@ -278,6 +279,7 @@ def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
         assert pool.stop(PATIENCE) == [] and not pool._accepted, moment
 
 
+@pytest.mark.interrupted
 def test_an_exception_at_any_bytecode_of_a_worker(log_lines: list[Any]) -> None:
     """Its job runs, or ends with that exception; the worker continues or is replaced."""
     for moment in opcodes("tao.runtime.worker_pool", "tao.runtime.jobs"):

@@ -87,6 +87,7 @@ def test_joining_beside_the_end() -> None:
     assert state(index) == {"used": {0}}
 
 
+@pytest.mark.interrupted
 @pytest.mark.parametrize(
     ("change", "after"),
     [

@@ -100,6 +100,7 @@ class Peer:
         self.closed, self.close_reason = True, reason
 
 
+@pytest.mark.interrupted
 def test_an_exception_at_any_bytecode_of_a_claim() -> None:
     """It is made completely, and the replaced one is closed, or it is not begun."""
     for moment in opcodes("tao.server.identities", "tao.runtime.combining"):

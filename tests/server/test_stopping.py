@@ -252,6 +252,7 @@ def test_any_call_may_interrupt_another(outer: str, inner: str) -> None:
         pool.submit(try_both).result(LONG)
 
 
+@pytest.mark.interrupted
 @pytest.mark.usefixtures("warnings_not_kept")
 @pytest.mark.parametrize("call", CALLS)
 def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
@@ -270,6 +271,7 @@ def test_an_exception_at_any_bytecode_of_a_call(call: str) -> None:
     gc.collect()
 
 
+@pytest.mark.interrupted
 def test_an_exception_at_any_bytecode_of_the_stopper(log_lines: list[Any]) -> None:
     """The stop is restarted, by itself or by the next caller; it is always completed."""
     for moment in opcodes("tao.server.stopping"):
