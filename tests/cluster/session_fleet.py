@@ -110,7 +110,7 @@ KINDS = {
     "TLS": TLS,
     "TLS, shared": f"{TLS}, readers='shared'",
 }
-# All of them with `make sessions`; otherwise two, and for tests that take long one.
-_ALL = "SESSION_MESSAGES" in os.environ
+# All of them with a whole `make sessions`; otherwise two, and for tests that take long one.
+_ALL = int(os.environ.get("SESSION_MESSAGES", "0")) >= 100_000
 SOME = list(KINDS) if _ALL else ["own", "TLS, shared"]
 ONE = list(KINDS) if _ALL else ["TLS, shared"]
