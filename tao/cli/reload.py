@@ -53,7 +53,7 @@ class Link:
         self._told: set[str] = set()
         #: The server to stop; None until it has been found.
         self.server: Server | None = None
-        spawn(self._run, name="tao-reload").start()
+        spawn(self._run, name="tao-reload", failed=lambda _: self._run()).start()
 
     def _run(self) -> None:
         poll = select.poll()

@@ -2,7 +2,8 @@
 
 Two threads of each server: ``tao-hub-writer`` sends what waits, many publications at a time, and
 ``tao-hub-reader`` delivers. The hub decides the order. When the supervisor is gone, so is the
-cluster: the engine is closed.
+cluster: the engine is closed. It is closed too if an exception that nobody expects strikes one of
+the threads, as a record may be cut off then.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class HubEngine:
         self._lag: float = 0.0
         # A publication that is on its way, and since when.
         self._probe: tuple[int, float] | None = None
-        self._writer = spawn(self._write, name="tao-hub-writer")
+        self._writer = spawn(self._write, name="tao-hub-writer", failed=lambda _: self._end())
         self._reader: threading.Thread | None = None
 
     # -- see Engine

@@ -111,6 +111,10 @@ class Presence:
             self._beat_at = monotonic() + BEAT
         return found
 
+    def interrupted(self) -> None:
+        """Publish all counts again, as drafts may be lost."""
+        self._tells_all = True
+
     # -- the reader
 
     def missed(self) -> None:

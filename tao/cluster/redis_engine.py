@@ -11,7 +11,7 @@ from time import monotonic
 
 from tao.cluster.engine import EngineFigures, EngineState, Publication, Receiver
 from tao.cluster.presence import Presence
-from tao.cluster.redis_client import check_redis_url
+from tao.cluster.redis_client import FAILURES, check_redis_url
 from tao.cluster.redis_reader import RedisReader
 from tao.cluster.redis_wire import Draft, Kind, Record, Signer, to_publication
 from tao.cluster.redis_writer import Position, RedisWriter
@@ -160,7 +160,11 @@ class RedisEngine:
     def writing(self, error: BaseException | None) -> None:
         """Note whether publishing succeeds."""
         before, self._not_writing = self._not_writing, self._why(error)
-        self._report("publish", before, self._not_writing, 0)
+        self._report("publish", before, error, 0)
+
+    def writer_interrupted(self) -> None:
+        """Note that drafts may be lost."""
+        self._presence.interrupted()
 
     # -- called by the reader
 
@@ -197,9 +201,9 @@ class RedisEngine:
         before, self._not_reading = self._not_reading, self._why(error)
         if before != "" and error is None:
             self._presence.resumed()
-        if before is None and self._writer is not None:
-            self._writer.notify()  # it waits for the ends of the streams
-        self._report("read", before, self._not_reading, 1)
+        if error is None and self._writer is not None:
+            self._writer.notify()  # it may wait for the ends of the streams
+        self._report("read", before, error, 1)
 
     def looked(self) -> None:
         """Forget nodes that have gone without a word."""
@@ -212,11 +216,14 @@ class RedisEngine:
     def _why(self, error: BaseException | None) -> str:
         return "" if error is None else str(error) or type(error).__name__
 
-    def _report(self, what: str, before: str | None, now: str, side: int) -> None:
+    def _report(
+        self, what: str, before: str | None, error: BaseException | None, side: int
+    ) -> None:
         """Log that one of the threads can do its work again, or cannot any more."""
-        if now and not before:
+        if error is not None and not before:
+            log = logger if isinstance(error, FAILURES) else logger.opt(exception=error)
             text = "cannot {} over Redis at {}: {}; trying again"
-            logger.warning(text, what, self._url.shown, now)
-        elif before and not now:
+            log.warning(text, what, self._url.shown, self._why(error))
+        elif before and error is None:
             self._reconnects[side] += 1
             logger.info("can {} over Redis at {} again", what, self._url.shown)

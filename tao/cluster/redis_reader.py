@@ -10,6 +10,9 @@ of the connection; so nothing is missed that Redis still has. What Redis has no 
 
 A connection may seem alive and bring nothing, for instance from a former master. So the ends of the
 streams are looked for again every `_PROBE` seconds.
+
+If an exception strikes the thread that nobody expects, it goes on; the entry that it was taking in
+counts as missed.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
-from tao.cluster.redis_client import FAILURES, RedisConnection
+from tao.cluster.redis_client import RedisConnection
 from tao.cluster.redis_scripts import RESOLVE
 from tao.cluster.redis_wire import HEAD_SIZE, Record, Signer
 from tao.cluster.redis_writer import Backoff, Position, stream_key
@@ -88,11 +91,13 @@ class RedisReader:
         self._cursors: list[Position] = [(0, 0)] * url.partitions
         self._heads: list[bytes] = [b""] * url.partitions
         self._numbers: dict[tuple[int, str], int] = {}
+        # The partition of the entry that is being taken in.
+        self._taking: int | None = None
         self._floods = FloodLog()  # for entries that are refused
         self._wake = Notifier()
         self._ended: bool = False
         self._conn: RedisConnection | None = None
-        self._thread = spawn(self._run, name="tao-redis-reader")
+        self._thread = spawn(self._run, name="tao-redis-reader", failed=self._run)
 
     @property
     def resolved(self) -> bool:
@@ -128,7 +133,10 @@ class RedisReader:
 
     # -- the thread
 
-    def _run(self) -> None:
+    def _run(self, interrupted: BaseException | None = None) -> None:
+        """Read until the end. If this is interrupted, it is called again."""
+        if interrupted is not None:
+            self._recover(interrupted)
         backoff = Backoff()
         while not self._ended:
             try:
@@ -136,10 +144,16 @@ class RedisReader:
                 self._conn = RedisConnection(self._url.redis, name, _BLOCK + _GRACE)
                 with self._conn:
                     self._read(self._conn, backoff)
-            except FAILURES as error:
+            except Exception as error:
                 if not self._ended:
-                    self._side.reading(error)
+                    self._recover(error)
                     self._wake.wait_for(lambda: self._ended, backoff.take())
+
+    def _recover(self, error: BaseException) -> None:
+        if self._taking is not None:
+            self._side.missed(self._taking, None)
+            self._taking = None
+        self._side.reading(error)
 
     def _read(self, conn: RedisConnection, backoff: Backoff) -> None:
         """Read until the connection fails, or the end."""
@@ -154,7 +168,9 @@ class RedisReader:
             for key, entries in conn.call("XREAD", *words, *self._streams, *ids) or ():
                 partition = self._partitions[key]
                 for name, fields in entries:
+                    self._taking = partition
                     self._take(partition, name, fields)
+                    self._taking = None
             self._side.looked()
 
     def _probe(self, conn: RedisConnection) -> None:

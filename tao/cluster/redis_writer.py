@@ -2,7 +2,8 @@
 
 What waits is bounded. A batch that fails, whatever the reason, is sent again until it succeeds: the
 script drops what it has added already. So every publication is added once, in the order of the
-calls, and the thread needs no more than one request under way.
+calls, and the thread needs no more than one request under way. If an exception strikes the thread
+that nobody expects, it goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import random
 import zlib
 from collections import deque
-from collections.abc import Iterator
 from time import monotonic
 from typing import Final, NamedTuple, Protocol
 
@@ -78,6 +78,9 @@ class Sides(Protocol):
     def writing(self, error: BaseException | None) -> None:
         """Note that publishing has succeeded, or why it has not."""
 
+    def writer_interrupted(self) -> None:
+        """Note that drafts may be lost."""
+
 
 class _Item(NamedTuple):
     """A publication that waits."""
@@ -128,7 +131,7 @@ class RedisWriter:
         self._under_way: deque[_Batch] = deque()
         self._conn: RedisConnection | None = None
         self.published: int = 0
-        self._thread = spawn(self._run, name="tao-redis-writer")
+        self._thread = spawn(self._run, name="tao-redis-writer", failed=self._run)
 
     @property
     def waiting(self) -> int:
@@ -215,11 +218,12 @@ class RedisWriter:
 
     # -- the thread
 
-    def _run(self) -> None:
-        try:
-            self._publish_all()
-        finally:
-            self._over.set()
+    def _run(self, interrupted: BaseException | None = None) -> None:
+        """Publish until the end. If this is interrupted, it is called again."""
+        if interrupted is not None:
+            self._recover(interrupted)
+        self._publish_all()
+        self._over.set()
 
     def _publish_all(self) -> None:
         backoff = Backoff()
@@ -230,10 +234,16 @@ class RedisWriter:
                 self._conn = RedisConnection(self._url.redis, name, _ANSWER)
                 with self._conn:
                     self._write(self._conn, backoff)
-            except FAILURES as error:
+            except Exception as error:
                 if not self._ended:
-                    self._sides.writing(error)
+                    self._recover(error)
                     self._work.wait_for(lambda: self._ended, backoff.take())
+
+    def _recover(self, error: BaseException) -> None:
+        self._drop_taken()
+        if not isinstance(error, FAILURES):
+            self._sides.writer_interrupted()
+        self._sides.writing(error)
 
     def _finished(self) -> bool:
         if self._ended:
@@ -246,17 +256,19 @@ class RedisWriter:
             if not self._under_way:
                 self._work.wait_for(self._has_work, _LOOK)
                 self._under_way.extend(self._batches())
+                self._drop_taken()
             while self._under_way and not self._ended:
                 self._send(conn, self._under_way[0])
                 self._sides.writing(None)
                 backoff.reset()
-                self._settle(self._under_way.popleft())
+                self._settle(self._under_way[0])
+                self._under_way.popleft()
 
     def _has_work(self) -> bool:
         return bool(self._queue or self._closing or self._sides.drafts_due())
 
-    def _batches(self) -> Iterator[_Batch]:
-        """Take what waits, or as much of it as is sent together, by partition."""
+    def _batches(self) -> list[_Batch]:
+        """Return what waits, or as much of it as is sent together, by partition."""
         parts: dict[int, _Batch] = {}
 
         def add(partition: int, draft: Draft) -> _Batch:
@@ -267,14 +279,21 @@ class RedisWriter:
 
         for draft in self._sides.drafts():
             add(0, draft)
-        size = count = 0
-        while self._queue and count < _TOGETHER and size < _PIECE:
-            item = self._queue.popleft()
-            count, size = count + 1, size + len(item.draft.rest)
+        size = 0
+        for place in range(min(len(self._queue), _TOGETHER)):
+            item = self._queue[place]
             add(item.partition, item.draft).items.append(item)
             self._sides.sending(item.partition, self._numbers[item.partition], item.since)
-        self._bytes.add_and_get(-size)
-        yield from parts.values()
+            size += len(item.draft.rest)
+            if size >= _PIECE:
+                break
+        return list(parts.values())
+
+    def _drop_taken(self) -> None:
+        """Take what is under way out of the queue."""
+        taken = {id(item) for batch in self._under_way for item in batch.items}
+        while self._queue and id(self._queue[0]) in taken:
+            self._bytes.add_and_get(-len(self._queue.popleft().draft.rest))
 
     def _send(self, conn: RedisConnection, batch: _Batch) -> None:
         partition = batch.partition

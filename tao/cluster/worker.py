@@ -71,7 +71,7 @@ class Supervised:
         # Whoever sends SIGHUP to all processes of this name means the supervisor. A function, as
         # programs that the application starts would inherit SIG_IGN.
         signal.signal(signal.SIGHUP, lambda *_: None)
-        spawn(self._run, name="tao-supervised").start()
+        spawn(self._run, name="tao-supervised", failed=lambda _: self._run()).start()
 
     # -- called by the main thread
 
@@ -182,11 +182,18 @@ class Supervised:
     def _obey(self, message: dict[str, Any]) -> None:
         match message:
             case {"ask": number, "what": what, "query": query}:
-                spawn(self._reply, number, what, query, name="tao-supervised-answer").start()
+                self._answer_aside(number, what, query)
             case {"drain": spread, "heir": heir}:
                 self._leave(spread, heir)
             case {"stop": _}:
                 self._leave(0.0)
+
+    def _answer_aside(self, number: int, what: str, query: dict[str, str]) -> None:
+        def failed(error: BaseException) -> None:
+            self._say({"answer": number, "value": None})
+
+        name = "tao-supervised-answer"
+        spawn(self._reply, number, what, query, name=name, failed=failed).start()
 
     def _reply(self, number: int, what: str, query: dict[str, str]) -> None:
         answer = None
@@ -205,7 +212,8 @@ class Supervised:
         port = server_core_of(self._server).session_port
         if port is not None:
             port.heir = heir
-        spawn(drain, self._server, spread, name="tao-drain").start()
+        server = self._server
+        spawn(drain, server, spread, name="tao-drain", failed=lambda _: server.stop()).start()
 
     def _orphaned(self) -> None:
         """The supervisor is gone: have its successor get the next connections, and stop."""

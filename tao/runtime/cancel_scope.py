@@ -140,7 +140,8 @@ class CancelScope(threading.Event):
 
     def start_runner(self, run: Callable[[], object]) -> None:
         """Run callbacks on a new thread, or on this one if no thread can be started."""
-        thread = spawn(self._run, run, name="tao-after-cancel")
+        name = "tao-after-cancel"
+        thread = spawn(self._run, run, name=name, failed=lambda _: self._run(run))
         for scope in self._line():
             scope.runners[thread] = None
         try:
@@ -150,10 +151,9 @@ class CancelScope(threading.Event):
             run()
 
     def _run(self, run: Callable[[], object]) -> None:
-        try:
-            run()
-        finally:
-            self._forget_runner(threading.current_thread())
+        """Run callbacks. If this is interrupted, it is called again and runs those that remain."""
+        run()
+        self._forget_runner(threading.current_thread())
 
     def _forget_runner(self, thread: threading.Thread) -> None:
         for scope in self._line():

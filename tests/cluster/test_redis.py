@@ -72,6 +72,10 @@ class Node:
     def gap(self, partition: int, missing: int | None) -> None:
         self.gaps.append((partition, missing))
 
+    def __repr__(self) -> str:
+        got = f"{len(self.delivered)} delivered, the last one {self.delivered[-1:]}"
+        return f"{self.name}: {self.engine.state}, {got}, gaps {self.gaps}, {self.engine.figures}"
+
     def say(self, text: str, confirm: float | None = None) -> None:
         self.engine.publish(Publication(EVERYONE, text.encode()), confirm)
 
@@ -112,7 +116,13 @@ def publish(node: Node, count: int) -> None:
 
 def heard_all(nodes: list[Node], count: int) -> None:
     """Check that all nodes have got so many of each, once, all in the same order."""
-    wait_until(lambda: all(len(node.delivered) >= len(nodes) * count for node in nodes))
+    try:
+        wait_until(lambda: all(len(node.delivered) >= len(nodes) * count for node in nodes))
+    except AssertionError:
+        for node in nodes:
+            print(node)  # for the report
+        print(*(thread.name for thread in threading.enumerate()))
+        raise
     for node in nodes:
         assert node.delivered == nodes[0].delivered
         assert node.gaps == []
