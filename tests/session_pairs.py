@@ -58,7 +58,9 @@ class Both:
 
     def start(self) -> Both:
         self.client.start()
-        wait_until(lambda: self.server.connections)
+        wait_until(
+            lambda: self.server.connections and all(map(established, [self.client, self.conn]))
+        )
         return self
 
     @property
@@ -86,6 +88,12 @@ class Both:
         self.client.close()
         self.server.stop()
         self.proxy.close()
+
+
+def established(conn: Any) -> bool:
+    """Whether its ``on_connect`` has returned."""
+    released: bool = core_of(conn).lifecycle.status.released
+    return released
 
 
 def values(messages: list[tao.UnknownMessage]) -> list[int]:

@@ -322,8 +322,9 @@ def test_a_process_that_hangs(
 def test_a_login_is_not_repeated(move: Callable[..., Moving], readers: str) -> None:
     """The connection is ready in the new process as soon as it is loaded."""
     options: dict[str, Any] = {"login": (Text,)}
-    client = {"on_connect": lambda conn: conn.write(Text("me"))}
-    it = move(readers, options, client, lambda ctx, conn: conn.ready(), **options)
+    client, ready = {"on_connect": lambda conn: conn.write(Text("me"))}, Seen()
+    it = move(readers, options, client, lambda ctx, conn: ready.add(conn.ready()), **options)
+    ready.wait()
     it.drain()
     it.client.write(Number(1))
     assert it.at_server.wait() == [1]

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,18 @@ import loguru
 import pytest
 
 from tao.client.client import ClientConn
-from tao.connection.handling.slow_handlers import Running, running_in
+from tao.connection.handling.slow_handlers import (
+    Running,
+    SlowHandlerWatch,
+    calls_handlers,
+    running_in,
+)
 from tao.connection.keepalive import set_kernel_clocks
 from tao.connection.options.definitions import Settings
 from tao.errors import ConnectionClosed, HandshakeFailed
 from tao.monitor.monitor import monitor_on
 from tao.runtime.context import Context
+from tao.runtime.timing_wheel import TimingWheel
 from tao.server.server import Server, server_core_of
 from tao.transport.certificates import (
     Certificate,
@@ -188,6 +195,52 @@ def test_each_hanging_handler_is_logged(open_end: OpenEnd, log_lines: list[Any])
         blocker.leave.release()
     assert end.read_text() == "done"
     wait_until(lambda: len(told(log_lines)) == 2)
+
+
+class Preempted:
+    """What runs handlers, on a thread that has no turn between two of them."""
+
+    pending, progress = 2, (1, 2)
+
+    def __init__(self, wheel: TimingWheel) -> None:
+        self.host: Any = self
+        self.runner = self
+        self.wheel = wheel
+        self.settings = Settings(registry=Registry(), handler_warn_after=0.02)
+        self.error_reports = self
+        self.reported = Seen()
+        self.looks = Seen()
+        self.leave = threading.Event()
+        self._since = 0.0
+
+    def since(self) -> tuple[tuple[int, int], float]:
+        self.looks.add(1)
+        return self.progress, self._since
+
+    def seen(self, progress: tuple[int, int], now: float) -> None:
+        self._since = now
+
+    def overdue_handler(self, running: Running, stack: str) -> None:
+        self.reported.add(running.number)
+
+    @calls_handlers
+    def run(self, number: int) -> None:
+        self.leave.wait(PATIENCE)
+
+
+@needs_stacks
+def test_a_handler_that_hangs_after_a_rest_is_logged() -> None:
+    """The thread had no turn before the handler, for longer than a handler may run."""
+    wheel = TimingWheel()
+    runner = Preempted(wheel)
+    SlowHandlerWatch(weakref.ref(wheel)).add(runner)  # type: ignore[arg-type]
+    runner.looks.wait(5)
+    thread = threading.Thread(target=runner.run, args=(7,))
+    thread.start()
+    assert runner.reported.wait() == [7]
+    runner.leave.set()
+    thread.join()
+    wheel.stop()
 
 
 @needs_stacks

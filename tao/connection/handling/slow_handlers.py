@@ -248,7 +248,7 @@ class SlowHandlerWatch:
                 self._told[conn] = True
                 conn.error_reports.overdue_handler(found[each].running, found[each].stack)
             else:
-                self._told.pop(conn, None)  # its pending messages wait for a worker
+                each.seen(each.progress, now)  # it waits for a worker: its time has not begun
 
 
 def _limit(conn: Watcher) -> float | None:
