@@ -70,7 +70,16 @@ class SessionRelay:
     # -- the thread
 
     def _run(self, interrupted: BaseException | None = None) -> None:
-        """Relay until the close. If this is interrupted, it is called again."""
+        """Relay until the close. If this is interrupted, it is called again.
+
+        What was being copied then may be lost, so that connection ends: its client resumes.
+        """
+        if interrupted is not None:
+            for pair in {*self._pairs.values()}:
+                if pair.copies:
+                    self._end(pair)
+                else:
+                    self._advance(pair)  # it may not be waited for yet
         while not self._closing:
             self._step()
         for pair in {*self._pairs.values(), *self._new}:
@@ -81,14 +90,25 @@ class SessionRelay:
         parting = [pair for pair in self._pairs.values() if pair.parting is not None]
         due = {self._pairs.get(each) for each, _ in self._poller.wait(_LOOK if parting else None)}
         while self._new:
-            pair = self._new.popleft()
+            pair = self._new[0]
             self._pairs.update(dict.fromkeys(pair.descriptors, pair))
             due.add(pair)
+            self._new.popleft()
         for each in due.union(parting):
-            if each is not None and not each.advance():
-                for descriptor in each.descriptors:
-                    self._pairs.pop(descriptor, None)
-                each.close()
+            if each is not None:
+                self._advance(each)
+
+    def _advance(self, pair: _Pair) -> None:
+        pair.copies = True
+        if pair.advance():
+            pair.copies = False
+        else:
+            self._end(pair)
+
+    def _end(self, pair: _Pair) -> None:
+        pair.close()
+        for descriptor in pair.descriptors:
+            self._pairs.pop(descriptor, None)
 
 
 class _Copy:
@@ -159,6 +179,8 @@ class _Pair:
         self.descriptors: tuple[int, int] = (transport.descriptor, near.fileno())
         #: Until when the client may take to end; None: the other process has not ended.
         self.parting: Deadline | None = None
+        #: Whether something may have been read that is not noted.
+        self.copies: bool = False
         self._poller = poller
         self._registered: list[int] = [0, 0]  # the events that the poller waits for
         self._to_near = _Copy(self._receive, self._send_near, self._end_near)
