@@ -88,7 +88,8 @@ class SessionRelay:
 
     def _step(self) -> None:
         parting = [pair for pair in self._pairs.values() if pair.parting is not None]
-        due = {self._pairs.get(each) for each, _ in self._poller.wait(_LOOK if parting else None)}
+        timeout = 0.0 if self._new else _LOOK if parting else None
+        due = {self._pairs.get(each) for each, _ in self._poller.wait(timeout)}
         while self._new:
             pair = self._new[0]
             self._pairs.update(dict.fromkeys(pair.descriptors, pair))

@@ -126,7 +126,7 @@ def test_the_thread_is_interrupted(relay: SessionRelay, relayed: Relayed) -> Non
 @pytest.mark.interrupted
 def test_the_thread_is_interrupted_at_any_bytecode() -> None:
     """The same, whichever one an exception strikes."""
-    for moment in opcodes("tao.cluster.session_relay", step=3):
+    for moment in opcodes("tao.cluster.session_relay"):
         with moment.raising(thread="tao-session-relay"):
             relay = SessionRelay()
             pair, other = Relayed(relay), Relayed(relay)
