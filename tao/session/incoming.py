@@ -12,7 +12,7 @@ __all__ = ["Incoming"]
 
 # So many messages are handled before the next frames acknowledge them, and so many bytes come
 # before that is done at once; less, after a while.
-_MESSAGES, _BYTES = 64, 256 * 1024
+_MESSAGES, _BYTES = 256, 256 * 1024
 
 
 class Incoming:

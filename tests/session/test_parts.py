@@ -170,12 +170,12 @@ def test_much_is_acknowledged_soon() -> None:
     """Many messages with what is sent next, many bytes at once; less has time."""
     incoming = Incoming()
     incoming.received = 256 * 1024 - 1
-    assert not incoming.note_decoded(64, 0) and not incoming.wants_to_tell(63)
+    assert not incoming.note_decoded(256, 0) and not incoming.wants_to_tell(255)
     incoming.received += 1
-    assert incoming.note_decoded(65, 0) and incoming.wants_to_tell(64)
-    assert incoming.tell(65) == 256 * 1024 and not incoming.wants_to_tell(65)
+    assert incoming.note_decoded(257, 0) and incoming.wants_to_tell(256)
+    assert incoming.tell(257) == 256 * 1024 and not incoming.wants_to_tell(257)
     incoming.received += 1
-    assert not incoming.note_decoded(66, 0)
+    assert not incoming.note_decoded(258, 0)
 
 
 # -- what they say
