@@ -52,26 +52,27 @@ class Inbox:
         batch = self._batches.get()
         # What follows a TAKE_OVER is for the thread that plays the handling role from then on.
         if batch[0][0] is not TAKE_OVER:
-            try:
-                while True:
-                    batch += self._batches.get_nowait()
-            except queue.Empty:
-                pass
-        self._taken += len(batch)
-        self._room.set()
+            self._add_rest(batch)
+        self._note_taken(batch)
         return batch
 
     def take(self) -> Batch:
         """Return all that waits, as one batch, or an empty one. By the handling thread."""
         batch: Batch = []
+        self._add_rest(batch)
+        self._note_taken(batch)
+        return batch
+
+    def _add_rest(self, batch: Batch) -> None:
         try:
             while True:
                 batch += self._batches.get_nowait()
         except queue.Empty:
             pass
+
+    def _note_taken(self, batch: Batch) -> None:
         self._taken += len(batch)
         self._room.set()
-        return batch
 
     @property
     def waiting(self) -> int:
