@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from functools import partial
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 _usable: Set[int] = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())
+# How many exceptions in a row, each the cause of the next, are looked through.
+_CHAIN = 10
 # Whether any thread was ever pinned; never reset.
 _pinning = False
 
@@ -76,7 +79,21 @@ def _died(failed: Callable[[BaseException], object] | None, error: BaseException
         logger.opt(exception=error).error("thread {} {}", name, what)
     finally:
         if failed is not None:
+            _free_what_it_holds(error)
             failed(error)
+
+
+def _free_what_it_holds(error: BaseException) -> None:
+    """Drop the variables of the calls that an exception has ended, such as sockets.
+
+    The thread goes on for long, maybe, and keeps the exception.
+    """
+    one: BaseException | None = error
+    for _ in range(_CHAIN):
+        if one is None:
+            return
+        traceback.clear_frames(one.__traceback__)
+        one = one.__cause__ or one.__context__
 
 
 def pin(cpus: Set[int] | None) -> None:

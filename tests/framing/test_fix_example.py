@@ -12,6 +12,8 @@ from tests.programs import Program
 from tests.support import PATIENCE
 
 simplefix = pytest.importorskip("simplefix")
+# Of simplefix, from Python 3.12 on.
+pytestmark = pytest.mark.filterwarnings("ignore:.*utcfromtimestamp:DeprecationWarning")
 
 
 class Peer:

@@ -6,9 +6,11 @@ import itertools
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -82,6 +84,35 @@ def test_an_interrupted_thread_works_or_reports() -> None:
             wait_until(lambda thread=thread: not thread.is_alive())
         assert done or failed, moment
         assert len(done) <= 1 and len(failed) <= 1, moment
+
+
+def test_a_thread_that_goes_on_keeps_nothing() -> None:
+    """The variables of the calls that an exception has ended are freed, of its causes too."""
+    sockets = list[weakref.ref[socket.socket]]()
+    begun, leave = threading.Event(), threading.Event()
+
+    def open_one() -> None:
+        sock = socket.socket()
+        sockets.append(weakref.ref(sock))
+        sock.close()
+        raise ValueError
+
+    def work() -> None:
+        try:
+            open_one()
+        except ValueError:
+            open_one()
+
+    def go_on(error: BaseException) -> None:
+        begun.set()
+        leave.wait(PATIENCE)
+
+    thread = spawn(work, name="test-goes-on", failed=go_on)
+    thread.start()
+    assert begun.wait(PATIENCE)
+    assert [each() for each in sockets] == [None, None]
+    leave.set()
+    thread.join()
 
 
 @pytest.mark.interrupted
