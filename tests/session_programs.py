@@ -12,7 +12,7 @@ from typing import Any
 import tao
 from tao.connection.connection import core_of
 from tests.ends import Number, Seen
-from tests.session_pairs import values
+from tests.session_pairs import established, values
 from tests.support import wait_until
 
 
@@ -53,7 +53,7 @@ def fork(readers: str, when: str) -> None:
         on_session_lost=lambda conn, lost: tell("lost", values(lost)),
     )
     mine.start()
-    wait_until(lambda: it.connections)
+    wait_until(lambda: it.connections and all(map(established, [mine, it.connections[0]])))
     conn: Any = it.connections[0]
     if when == "lost":
         core_of(mine).transport.outlives("the program says so")
