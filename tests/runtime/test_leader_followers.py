@@ -238,9 +238,10 @@ def test_the_first_thread_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rests(group: Any) -> bool:
-    """Whether one of two threads leads, and the other one waits for the lead."""
-    names = sorted(thread.name for thread in group._all)
-    return bool(names == [group._name, "tao-spare"] and group.following == 1)
+    """Whether one thread leads, and all others wait for the lead."""
+    leader, followers = group._leader, set(group._followers)
+    leads = leader is not None and leader.name == group._name and leader not in followers
+    return leads and followers == set(group._all) - {leader}
 
 
 def test_consecutive_connections(make_server: MakeServer) -> None:
