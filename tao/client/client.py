@@ -112,6 +112,10 @@ class ClientConn(Connection):
                 core.forget(self._application, self)  # an exception has interrupted the first call
                 raise
 
+    @property
+    def _has_session(self) -> bool:
+        return bool(self._core.resuming.wanted)
+
     # -- what users call
 
     def start(self, keep_trying: bool = False) -> ClientConn:

@@ -72,12 +72,12 @@ class Resuming:
 
     __slots__ = (
         "_asked", "_attempt", "_host", "_hurry", "_lost_at", "_progress", "_shared", "_stream",
-        "_waits", "_wanted", "_why", "_wish",
+        "_waits", "_why", "_wish", "wanted",
     )  # fmt: skip
 
     def __init__(self, host: ResumingHost, wanted: bool | Literal["required"]) -> None:
         self._host = host
-        self._wanted = wanted
+        self.wanted: bool | Literal["required"] = wanted
         self._shared: bool = isinstance(host.roles, SharedRoles)
         self._hurry = Wakeup()  # set when the client is closed; ends one wait
         # Holds one item while a timer runs that ends the wait before the next attempt. Whatever
@@ -101,7 +101,7 @@ class Resuming:
             ConnectionClosed: there is none, although the client requires one; or the server has
                 left meanwhile.
         """
-        if not self._wanted:
+        if not self.wanted:
             return transport
         # The same until an answer comes: the server may have given a session that we never got.
         self._wish = self._wish or secrets.token_bytes(ID_SIZE)
@@ -109,7 +109,7 @@ class Resuming:
         opening = self._converse(transport, Hello(wish=self._wish, attempt=self._asked))
         welcome, self._wish = opening.welcome, b""
         if welcome is None or opening.refusal:
-            if self._wanted == "required":
+            if self.wanted == "required":
                 why = opening.refusal or "the server does not know sessions"
                 raise ConnectionClosed(f'session="required": {why}')
             if opening.refusal:

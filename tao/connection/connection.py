@@ -27,6 +27,7 @@ from tao.errors import WouldBlock
 from tao.runtime.context import Context
 from tao.runtime.timing_wheel import delay_until
 from tao.safe_text import safe_str
+from tao.session.frames import is_one_frame
 from tao.transport.addresses import address_text
 from tao.wire.message import Message
 
@@ -111,14 +112,23 @@ class Connection(HasTransport):
 
         Raises:
             TypeError: it is not bytes.
+            ValueError: the connection has a session, or is to have one, and this is not one whole
+                message.
         """
         frame = _own_bytes(frame)
+        if self._has_session and not is_one_frame(frame):
+            raise ValueError("with a session, write_frame takes one whole message at a time")
         try:
             self._send_queue.write(frame, timeout)
         except WouldBlock:
             if timeout is not None or not self._core.replies.may_wait:
                 raise
             self._core.replies.write(frame)
+
+    @property
+    def _has_session(self) -> bool:
+        """Whether it has a session, or is to have one."""
+        return self.session is not None
 
     def submit(
         self,
@@ -174,7 +184,8 @@ class Connection(HasTransport):
             RemoteError: the peer refused, as its text says. `NoHandler`: it has no handler.
             RequestsNotSupported: the peer does not answer requests.
             WouldDeadlock: the reply could never have been read, because so many messages wait for
-                this handler to end, or because the calling code has interrupted another call.
+                this handler to end, or because the calling code is ``on_resume`` or has interrupted
+                another call.
             BadData: the class of the reply is not registered on this side, or rejects it.
             Exception: what ``serialize()`` raises; nothing was sent.
         """

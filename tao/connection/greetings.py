@@ -40,6 +40,10 @@ class GreetingsHost(Watcher, Protocol):
         """Return whether an exception that is raised here reaches a caller of the application's."""
 
 
+# The threads that are in an ``on_resume``, and whose it is. Each adds and removes itself.
+_resuming: dict[int, Greetings] = {}
+
+
 class Greetings:
     """The two callbacks of one connection. Used by the thread that connects, and the one that ends.
 
@@ -112,12 +116,20 @@ class Greetings:
         callback = None if application is None else getattr(application, what)
         if application is None or callback is None:
             return True
+        _resuming[get_ident()] = self
         try:
             with telling_if_long(host, what):
                 return callback(application.find_conn()) is not False
         except Exception as error:
             host.report(error, f"in {what}")
             return False
+        finally:
+            _resuming.pop(get_ident(), None)
+
+    @property
+    def resumes_here(self) -> bool:
+        """Whether the calling thread is in ``on_resume``."""
+        return _resuming.get(get_ident()) is self
 
     def _call(self, what: str, make: Callable[..., object]) -> bool:
         """Call ``on_connect``, say, by ``make``; return False if there is no callback."""

@@ -416,7 +416,7 @@ class ServerConnCore(ConnectionCore):
 
     def _left_at_once(self) -> bool:
         """Return whether the peer left before it sent anything, and got at most a greeting."""
-        if self.send_queue.error is None or self.reader.bytes_in:
+        if self.send_queue.error is None or self.reader.bytes_in or self.conn.session:
             return False
         return not (self.lifecycle.status.on_close_owed and self.send_queue.frames_sent)
 

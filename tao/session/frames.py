@@ -49,6 +49,7 @@ __all__ = [
     "challenge_frame",
     "hello_frame",
     "hello_proof",
+    "is_one_frame",
     "read_ack",
     "read_hello",
     "read_welcome",
@@ -115,6 +116,11 @@ class Welcome(NamedTuple):
     received: int = 0
     secret: bytes = _NO_SECRET
     text: str = ""
+
+
+def is_one_frame(data: bytes) -> bool:
+    """Whether this is one whole frame, and nothing else."""
+    return len(data) >= _HEADER.size and _HEADER.unpack_from(data)[1] == len(data) - _HEADER.size
 
 
 def challenge_frame(nonce: bytes) -> bytes:

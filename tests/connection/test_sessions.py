@@ -747,3 +747,62 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     """Where they are written."""
     with pytest.raises((ValueError, TypeError), match=r"session|codec"):
         tao.ClientConn(("127.0.0.1", 1), **options)
+
+
+# -- what would not fit
+
+
+@READERS
+def test_frames_are_whole(open_both: Callable[..., Both], readers: str) -> None:
+    """`write_frame` refuses anything else, as the stream could not be resumed."""
+    both = open_both(readers=readers)
+    later, one = tao.ClientConn(both.address, session=True, reconnect=True), number(1)
+    for end in (both.client, both.conn, later):
+        for frame in (b"", one[:7], one[:-1], one + b"x", one + one):
+            with pytest.raises(ValueError, match="one whole message at a time"):
+                end.write_frame(frame)
+    later.close()
+    both.client.write_frame(one)
+    both.conn.write_frame(one)
+    assert both.at_server.wait() == both.at_client.wait() == [1]
+
+
+@READERS
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_on_resume_does_not_wait_for_a_reply(
+    open_both: Callable[..., Both], readers: str, side: str
+) -> None:
+    """Nothing is read before it returns; a request whose future is kept is fine."""
+    told, asked = Seen(), Seen()
+
+    def resume(conn: Any) -> None:
+        try:
+            conn.request(Text("now"))
+        except tao.WouldDeadlock as error:
+            told.add(str(error))
+        asked.add(conn.request_async(Text("later")))
+
+    both = open_both(readers=readers, **{side: {"on_resume": resume}})
+    for end in (both.server, both.client):
+        end.handler(Text)(lambda ctx, conn: ctx.reply(ctx.message))
+    both.client.request(Text("first"))
+    both.proxy.reset()
+    assert "nothing is read before it returns" in told.wait()[0]
+    assert asked.wait()[0].result(PATIENCE).text == "later"
+
+
+@READERS
+def test_a_silent_client_with_a_session_is_no_stranger(
+    open_both: Callable[..., Both], readers: str
+) -> None:
+    """What it was to get is reported as unsent when its session ends, though it never sent."""
+    errors = Seen()
+    options = {
+        "sessions": tao.Sessions(linger=0.1),
+        "on_error": lambda conn, error: errors.add(str(error)),
+    }
+    both = open_both(readers=readers, server=options)
+    both.proxy.refuse()
+    both.lose()
+    write_all(both.conn, 5)
+    assert "5 messages" in errors.wait()[0]

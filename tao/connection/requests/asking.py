@@ -65,6 +65,10 @@ def ask(host: AskingHost, requests: Requests, request: Request) -> object:
     """
     if completes_here():
         raise WouldDeadlock("the callback of a future must not wait for a reply")
+    if host.greetings.resumes_here:
+        raise WouldDeadlock(
+            "on_resume must not wait for a reply: nothing is read before it returns"
+        )
     if _in_callback(host):
         _ask_in_callback(host, requests, request)
     else:
