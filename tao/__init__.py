@@ -1,7 +1,8 @@
 """tao: TCP messaging for synchronous Python.
 
-Declare messages and handlers and start a server or a client. tao provides framing, ordering,
-heartbeats, timers, reconnection, TLS, back-pressure, limits and graceful shutdown.
+You declare messages and their handlers; tao provides framing, ordered dispatch, requests and
+replies, heartbeats, timers, reconnecting, sessions, TLS, back-pressure, limits, graceful shutdown
+and live metrics.
 
 The public names come from ``api.py``, which is imported when the first of them is used. So the
 command line and the pytest plugin start without loading modules that they do not need.
