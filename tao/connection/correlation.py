@@ -46,7 +46,9 @@ class InOrder:
     """Replies come in the order of the requests, and carry no id: the option ``correlation``.
 
     A request that is given up after it was sent closes the connection, as what comes next could not
-    be told apart. On a server, replies leave in the order of the requests, whenever they are ready.
+    be told apart. On a server, replies leave in the order of the requests, whenever they are ready;
+    a handler that raises closes the connection when its turn to reply comes, for the same reason.
+    One that returns without a reply is taken to handle a message that needs none.
 
     Args:
         unsolicited: returns whether a message is no reply (on a server: no request), such as a

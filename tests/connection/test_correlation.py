@@ -254,6 +254,34 @@ def test_a_server_in_order_releases_replies_in_order() -> None:
         end.stop()
 
 
+@pytest.mark.parametrize("error", [ValueError, tao.RemoteError("bad")])
+def test_a_server_in_order_closes_when_a_reply_would_be_missing(error: Any) -> None:
+    """Earlier replies are sent; later ones would be taken for that of the handler that raised."""
+    end = End("server", codec=Lines(), registry=known(), correlation=InOrder())
+    try:
+        deferred = Seen()
+
+        @end.registry.handler(Text)
+        def handle(ctx: Any, conn: Any) -> None:
+            if ctx.message.text == "bad":
+                raise error
+            if ctx.message.text == "late":
+                ctx.defer()
+                deferred.add(ctx)
+            else:
+                ctx.reply(ctx.message)
+
+        end.send(b"1late\n1bad\n1good\n")
+        (context,) = deferred.wait()
+        end.send(b"1more\n")
+        wait_until(lambda: end.conn._core.counts().handled == 4)
+        context.reply(context.message)
+        assert end.read(100) == b"1late\n"
+        assert "cannot tell which one is missing" in str(end.conn.close_reason)
+    finally:
+        end.stop()
+
+
 # -- by messages
 
 

@@ -37,6 +37,8 @@ __all__ = [
 _AGAIN = 0.02
 # The codes of errors that are no handler's own.
 _ERROR, _NO_REPLY, NO_HANDLER = "error", "no_reply", "no_handler"
+# Why a connection is closed.
+_MISSING = "a handler has failed, and replies without an id cannot tell which one is missing"
 
 
 class ResponderHost(Protocol):
@@ -48,6 +50,9 @@ class ResponderHost(Protocol):
     replies: Replies
     send_queue: SendQueue
     timers: TimerSet
+
+    def begin_close(self, reason: str, *, drain: bool, timeout: float | None) -> None:
+        """Begin to close the connection."""
 
 
 class Responder:
@@ -256,13 +261,14 @@ class ReplyOrder:
         responder: the connection's.
     """
 
-    __slots__ = ("_answers", "_host", "_releasing", "_responder")
+    __slots__ = ("_answers", "_host", "_releasing", "_responder", "_stopped")
 
     def __init__(self, host: ResponderHost, responder: Responder) -> None:
         self._host = host
         self._responder = responder
         # Appended to by the reading role; the thread that has the turn removes the first.
         self._answers: deque[OrderedAnswer] = deque()
+        self._stopped: bool = False  # whether a reply is missing; owned by that thread
         self._releasing = Combiner(self._release, lambda: None, lambda: None)
 
     def line_up(self, message: Any, header: Any) -> Answer:
@@ -282,6 +288,11 @@ class ReplyOrder:
     def _release(self) -> None:
         answers = self._answers
         while answers and (frame := answers[0].ready) is not None:
+            if answers[0].refused:  # the replies after it would be taken for earlier ones
+                if not self._stopped:
+                    self._stopped = True
+                    self._host.begin_close(_MISSING, drain=True, timeout=None)
+                return
             try:
                 if frame:
                     self._host.send_queue.write(frame)
@@ -296,7 +307,7 @@ class ReplyOrder:
 class OrderedAnswer(Answer):
     """A request of a protocol in which replies come in the order of the requests."""
 
-    __slots__ = ("_order", "ready")
+    __slots__ = ("_order", "ready", "refused")
 
     def __init__(
         self, order: ReplyOrder, responder: Responder, of: Context, message: Any, header: Any
@@ -304,9 +315,14 @@ class OrderedAnswer(Answer):
         super().__init__(responder, of, message, header)
         self._order = order
         self.ready: bytes | None = None  #: its reply, which may have to wait for earlier ones
+        self.refused: bool = False  #: whether its handler has failed, which cannot be told
 
     def frame(self, message: Any) -> bytes:
         return self.responder.encode(message, self.header)
+
+    def refusal(self, error: RemoteError) -> bytes:
+        self.refused = error.code not in (_NO_REPLY, NO_HANDLER)  # such messages may need no reply
+        return b""
 
     def send(self, frame: bytes) -> None:
         self.ready = frame
