@@ -297,6 +297,15 @@ def test_every_package_says_what_it_is_for() -> None:
         assert path.name != "__init__.py" or ast.get_docstring(tree_of(module)), module
 
 
+def test_every_package_names_its_modules() -> None:
+    """The docstring of a package names each of its modules, so that a reader finds the place."""
+    for package, path in MODULES.items():
+        if path.name == "__init__.py" and package != "tao":
+            words = ast.get_docstring(tree_of(package)) or ""
+            files = {each.name for each in path.parent.glob("*.py")} - {path.name}
+            assert not {each for each in files if f"``{each}``" not in words}, package
+
+
 def test_imports_go_down() -> None:
     """No package imports one that is not below it, except for the listed imports."""
     assert set(upward()) == set(UPWARD)

@@ -2,8 +2,8 @@
 
 ``connection.py`` is what users hold, ``core.py`` what does the work, ``lifecycle.py`` its states,
 ``roles.py`` its threads (``shared_roles.py`` where many connections share them, as ``assembly.py``
-chooses), and ``application.py`` what the application has given. The rooms, in the order in which a
-message passes them:
+chooses; ``shared_roles_host.py`` is what these ask of others), and ``application.py`` what the
+application has given. The rooms, in the order in which a message passes them:
 
 - ``receiving``: from the socket to batches, unless ``reading_gate.py`` is closed;
 - ``handling``: from batches to handlers, in order;

@@ -2,13 +2,14 @@
 
 Pure, like ``wire``: bytes in and bytes out, no I/O, no threads, no clock.
 
-A `Frame` is declared of the ``parts.py``, whose values are of certain ``kinds.py`` and protected by
-``checksums.py`` (``crc_catalogue.py``). ``layout.py`` checks the declaration and places the parts,
-``steps.py`` compiles them to `struct` calls; ``encoder.py``, ``declared_decoder.py`` (with
-``resync.py``) and ``explain.py`` run them.
+A `Frame` (``frame.py``) is declared of the ``parts.py``, whose values are of certain ``kinds.py``
+and protected by ``checksums.py`` (``crc_catalogue.py``). ``layout.py`` checks the declaration and
+places the parts, ``steps.py`` compiles them to `struct` calls; ``encoder.py``,
+``declared_decoder.py`` (with ``resync.py``) and ``explain.py`` run them.
 
 ``delimited.py`` has frames that end with certain bytes (kept free of them by ``stuffing.py``), and
-``values.py`` others that are little more than a value.
+``values.py`` others that are little more than a value. ``json_lines.py`` has messages as lines of
+JSON.
 
 ``choice.py`` has several kinds of frames in one stream, ``preamble.py`` bytes before the first
 frame, ``presets.py`` well-known protocols.

@@ -6,7 +6,7 @@ Read in this order: ``frames.py`` lays out what the two ends tell each other, ``
 the beginning of a transport, up to a new or a resumed session; then ``outgoing.py``, with
 ``retained.py``, keeps what was sent until it is acknowledged, and ``incoming.py`` knows what was
 received, decoded and handled. ``session.py`` puts these together, and ``sessions.py`` is a server's
-table of them.
+table of them. ``moved.py`` has the state of one that is transferred to another process.
 """
 
 from tao.session.sessions import Sessions

@@ -1,10 +1,12 @@
 """Helpers for tests of your own handlers, clients and messages.
 
-- `serving` and `running` run a server in a ``with`` block.
-- `RecordingClient` connects to it, records what it receives, and checks it.
-- `memory_pair` connects a client and a server without sockets.
-- `Clock` is a clock that the test advances, so that it need not wait for timeouts.
-- `FaultProxy` sits between client and server and injects faults into their connections.
+- `serving` and `running` run a server in a ``with`` block (``servers.py``).
+- `RecordingClient` connects to it, records what it receives, and checks it
+  (``recording_client.py``).
+- `memory_pair` connects a client and a server without sockets (``memory.py``).
+- `Clock` is a clock that the test advances, so that it need not wait for timeouts (``clock.py``).
+- `FaultProxy` sits between client and server and injects faults into their connections
+  (``fault_proxy.py``).
 
 The pytest fixtures ``tao_server``, ``tao_client``, ``tao_clock`` and ``tao_no_leaks`` are available
 as soon as tao is installed; see ``pytest_plugin.py``. A failed check raises an ``AssertionError``

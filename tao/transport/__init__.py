@@ -3,7 +3,8 @@
 In order: ``addresses.py`` and ``unix_sockets.py``; ``nonblocking.py``, the socket calls, and
 ``error_text.py``, what their errors mean; ``stream.py`` and ``tls_stream.py``, plain and TLS
 streams with the same few methods; ``certificates.py``, which makes TLS contexts, and certificates
-for tests.
+for tests; ``tls_credentials.py``, the TLS context of a listening address, which can be replaced;
+``poller.py``, which waits for many sockets at once.
 """
 
 from tao.transport.certificates import (
