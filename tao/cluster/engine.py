@@ -9,12 +9,12 @@ What an engine guarantees:
 
 - **Order.** All nodes, the publisher included, get the publications of a partition in the same
   order. So a publisher does not deliver to its own connections; it gets its publication back.
-- **Never silence.** Either `Engine.publish` raises, or every node that is up gets the publication
+- **No silent loss.** Either `Engine.publish` raises, or every node that is up gets the publication
   once, or is told of a gap by `Receiver.gap`. An engine that may have carried a publication twice,
   because it tried again, drops the second.
 - **Bounded.** What waits to be published is bounded in number and in bytes. `Engine.publish` raises
   `ClusterUnavailable` when there is no more room; it never waits for any, unless asked to confirm.
-- **It comes back by itself**, with the counts of its groups.
+- **Reconnects automatically**, with the counts of its groups.
 
 Threads: an engine has threads of its own. It calls `Receiver.deliver` and `Receiver.gap` of one
 partition from one thread at a time, and holds no lock meanwhile. Any thread may call its methods.

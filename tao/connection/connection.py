@@ -286,9 +286,9 @@ class Connection(HasTransport):
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until the connection and all its threads have ended; return whether they have.
 
-        A handler that did not return within ``drain_timeout`` of a close is not waited for. Where a
-        signal handler or finalizer has interrupted a write, a request or the like on its thread, it
-        does not wait at all: the end may need that call to go on.
+        A handler that did not return within ``drain_timeout`` of a close is not waited for. If
+        called from a signal handler or finalizer that interrupted a write, a request or the like,
+        it does not wait: closing may depend on that call.
 
         Not to be called by a handler of this connection: it would wait for itself.
         """

@@ -1,8 +1,8 @@
 """How a reply is told to be the reply to a certain request.
 
-Between two taos, requests and replies travel in an envelope with an id (``wire/envelope.py``). In
-other protocols a field of the frame has the id, or the message itself, or replies just come in the
-order of the requests.
+Between two tao peers, requests and replies travel in an envelope with an id (``wire/envelope.py``).
+In other protocols a field of the frame has the id, or the message itself, or replies just come in
+the order of the requests.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Correlation(Protocol):
 
 
 class EnvelopeCorrelation:
-    """That of two taos which speak tao's own framing. Their replies do not come as messages."""
+    """That of two peers which speak tao's own framing. Their replies do not come as messages."""
 
     __slots__ = ("_ids",)
 
@@ -180,7 +180,7 @@ class Ids:
         return self._count.get_and_increment() % (self._greatest + 1)
 
     def give_up(self, key: int) -> None:
-        """Remember an id, so that its late reply is taken for no other's."""
+        """Remember an id, so that a late reply is not matched to a newer request."""
         self.given_up[key] = None
         while len(self.given_up) > min(_GIVEN_UP_MOST, (self._greatest + 1) // 4):
             self.given_up.pop(next(iter(self.given_up)), None)

@@ -41,7 +41,9 @@ _COUNTERS: Final = (
     _Figure("frame_timeouts", "tao_frame_timeouts", "Connections closed by frame_timeout."),
     _Figure("overdue", "tao_overdue_handlers", "Handlers that ran longer than handler_warn_after."),
     _Figure("requests", "tao_replies", "Replies to requests of this side."),
-    _Figure("late_replies", "tao_late_replies", "Replies that nobody waited for any more."),
+    _Figure(
+        "late_replies", "tao_late_replies", "Replies that arrived after their request had ended."
+    ),
     _Figure("connections_total", "tao_connections", "Connections established."),
     _Figure("reconnects", "tao_reconnects", "Reconnections of clients."),
     _Figure("refused", "tao_refused_connections", "Connections refused."),

@@ -274,6 +274,6 @@ class LeaderFollowers:
     def _stumble(self, error: BaseException) -> None:
         """Log an unexpected error and pause before going on."""
         try:
-            logger.opt(exception=error).error("{} goes on after an error", self._name)
+            logger.opt(exception=error).error("{} continues after an error", self._name)
         finally:
             time.sleep(_PAUSE)

@@ -90,10 +90,10 @@ class ServerConn(Connection):
         return groups
 
     def identify(self, identity: str, *, replace: bool = False) -> None:
-        """Claim an identity for this connection, once its peer has proved it, by a login say.
+        """Claim an identity for this connection, after a login, say, has proved it.
 
-        One connection of the server at a time has an identity: of several that claim it at once,
-        one. `Server.find` returns it. It is given up when the connection is closed. A connection
+        At most one connection of a server holds an identity, even if several claim it at once.
+        `Server.find` returns it. It is given up when the connection is closed. A connection
         has one identity; claiming another gives up the former.
 
         Args:

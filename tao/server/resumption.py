@@ -1,4 +1,4 @@
-"""The sessions of a server: finding out who wants one, giving new ones, and resuming others.
+"""Server side of sessions: detect, create and resume them.
 
 With the option ``sessions``, the first bytes of each connection decide what it is: one without a
 session, the first of a new one, or another one of a session that exists. In the last case the
@@ -178,7 +178,7 @@ def join(core: SessionOwner, transport: Transport, reception: Reception) -> Tran
             raise ConnectionClosed("its transport belongs to another process")
         refusal = _resume(core, transport, reception, sessions, known)
         if not refusal:
-            raise ConnectionClosed("its transport belongs to a session that goes on")
+            raise ConnectionClosed("the transport was handed to a resumed session")
         core.error_reports.log().info("a session is not resumed: {}", refusal)
         _tell(transport, reception, Welcome(REFUSED, text=refusal))
         raise ConnectionClosed(refusal)

@@ -176,7 +176,7 @@ class Server:
         return self._core.listeners.addresses
 
     def stop_listening(self, address: Any = None) -> None:
-        """Accept no more connections; those that exist are served on.
+        """Stop accepting connections; existing ones continue to be served.
 
         So a server can leave a load balancer, and be stopped when its last peer has left.
         Connections that wait in the listen backlog are lost, unless the socket was handed in and
@@ -282,8 +282,8 @@ class Server:
     ) -> Broadcast:
         """Send a message to all connections, of all servers of the cluster; it is encoded once.
 
-        A connection that cannot take the message does not keep it from the others. In a cluster the
-        connections of this process get it in its turn among what the others publish.
+        A connection that cannot accept the message does not affect the others. In a cluster, local
+        connections receive it in publication order.
 
         Args:
             message: what `Connection.write` takes.

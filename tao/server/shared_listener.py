@@ -173,7 +173,9 @@ class SharedListener(Listener):
     def struck(self, error: BaseException) -> None:
         """See `Polled`: an error while an error was handled."""
         try:
-            logger.opt(exception=error).error("accepting at {} goes on", address_text(self.address))
+            logger.opt(exception=error).error(
+                "accepting at {} continues", address_text(self.address)
+            )
         finally:
             self._combiner.run(self._rest, _PAUSE)
 

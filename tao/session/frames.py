@@ -1,4 +1,4 @@
-"""What two taos tell each other about a session, in tao's own framing.
+"""What two tao peers tell each other about a session, in tao's own framing.
 
 Five reserved message numbers carry it, after those of ``wire/envelope.py``. Everything is
 little-endian::

@@ -1,4 +1,4 @@
-"""What of a session goes to another process, so that it goes on there.
+"""The session state that is transferred to another process.
 
 It is taken when the session rests: nothing is being received, everything that was received is
 handled, and nothing more is written.

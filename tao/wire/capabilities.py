@@ -1,7 +1,8 @@
-"""How two taos find each other, without disturbing a peer that is none.
+"""How two tao peers find each other, without disturbing other peers.
 
-The value of a heartbeat is a time of 8 bytes. The decoders of the Go original and of older taos
-ignore what follows it. So capabilities travel as a heartbeat of exactly 32 bytes, little-endian::
+The value of a heartbeat is a time of 8 bytes. The decoders of the Go original and of older tao
+peers ignore what follows it. So capabilities travel as a heartbeat of exactly 32 bytes,
+little-endian::
 
     time i64 | magic 93 54 41 4F 0D 0A 1A FF | version u8 = 1 | kind u8 | 0 u16 |
     capabilities u32 | nonce u64

@@ -1,4 +1,4 @@
-"""What two taos tell each other beside the application's messages, in tao's own framing.
+"""What two tao peers tell each other beside the application's messages, in tao's own framing.
 
 Requests and replies travel in an envelope of four reserved message numbers. A fifth one tells the
 peer to connect again, as this side is about to stop. Everything is little-endian; the value of the

@@ -178,7 +178,9 @@ def test_finding_work_fails(
         monkeypatch.setattr(work.turns, "provide", refuse)
         work.give(lambda: None)
         work.do()
-    assert [record["message"] for record in log_lines] == ["tao-leader goes on after an error"] * 3
+    assert [record["message"] for record in log_lines] == [
+        "tao-leader continues after an error"
+    ] * 3
 
 
 @pytest.mark.parametrize("raised", [MemoryError, RuntimeError, SystemExit])

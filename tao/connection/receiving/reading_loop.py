@@ -20,8 +20,8 @@ Guarantees:
   their share.
 - Whatever is raised in these threads, there is a leader until the loop is stopped.
 
-The watch looks at the leader only when a watchdog has barked, which the leader kicks between turns:
-a look takes the interpreter lock from it.
+The watch inspects the leader only after a watchdog, which the leader kicks between turns, reports
+no progress: each inspection takes the interpreter lock from it.
 """
 
 from __future__ import annotations
@@ -425,7 +425,7 @@ class ReadingLoop:
     def _stumble(self, me: _Member, error: BaseException) -> None:
         """End the connection whose turn has raised; go on after an error of the loop itself."""
         if not self._strike(me, error):
-            logger.opt(exception=error).error("{} goes on after an error", self._name)
+            logger.opt(exception=error).error("{} continues after an error", self._name)
             time.sleep(_PAUSE)
 
     def _strike(self, me: _Member, error: BaseException) -> bool:

@@ -17,7 +17,9 @@ _PACE = 2e-6
 
 
 class RequestClock:
-    """See above. All methods but `watch` need the turn of the requests.
+    """Rings when the first of a connection's requests is due.
+
+    All methods but `watch` need the turn of the requests.
 
     Args:
         host: the connection's core.

@@ -13,7 +13,7 @@ __all__ = ["RequestsHost"]
 
 
 class RequestsHost(Protocol):
-    """See above."""
+    """What the requests of a connection ask of its core."""
 
     lifecycle: Lifecycle
     send_queue: SendQueue
