@@ -20,6 +20,7 @@ from tao.server.server import Server
 from tao.transport.certificates import load_client_tls_config, self_signed_certificate
 from tao.wire.codec import TypeLengthValueCodec
 from tao.wire.message import Registry
+from tests.ends import Number
 
 SECONDS = ["handshake_timeout", "drain_timeout", "heartbeat", "idle_timeout", "write_timeout"]
 
@@ -177,3 +178,28 @@ def test_an_invalid_back_off_is_refused(name: str, wrong: float) -> None:
     """The error names the option of `Reconnect`."""
     with pytest.raises(ValueError, match=name):
         Reconnect(**{name: wrong})  # type: ignore[arg-type]
+
+
+def test_what_was_given_may_change_later() -> None:
+    """Options are copied, with what is inside, so that tao's threads do not see the change."""
+    level = bytearray(b"\1\0\0\0")
+    given: dict[str, Any] = {
+        "socket_options": [[1, 9, level]],
+        "login": [Number],
+        "cluster_key": [b"sixteen bytes..."],
+        "cpu_affinity": {0},
+    }
+    kinds = {"socket_options": ClientSettings}
+    made = {
+        name: make_settings(kinds.get(name, ServerSettings), "It", {name: value})
+        for name, value in given.items()
+    }
+    level[0] = 2
+    for value in given.values():
+        value.clear()
+    assert {name: getattr(each, name) for name, each in made.items()} == {
+        "socket_options": ((1, 9, b"\1\0\0\0"),),
+        "login": (Number,),
+        "cluster_key": (b"sixteen bytes...",),
+        "cpu_affinity": {0},
+    }

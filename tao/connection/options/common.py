@@ -9,7 +9,7 @@ import functools
 import os
 import ssl
 from collections.abc import Callable, Collection, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from tao.connection.correlation import Correlate, InOrder
@@ -41,6 +41,19 @@ OverRate = Literal["delay", "close"]
 Readers = Literal["own", "shared"]
 # Stands for a `ServerConn` or a `ClientConn`, which this module does not import.
 Conn = Any
+
+
+# What somebody may change who has it, or that may contain such a thing.
+_CHANGEABLE = (list, tuple, set, bytearray)
+
+
+def _frozen(value: Any) -> Any:
+    """Return a copy that nobody can change, of what is inside as well."""
+    if type(value) in (list, tuple):
+        return tuple(map(_frozen, value))
+    if type(value) is set:
+        return frozenset(value)
+    return bytes(value) if type(value) is bytearray else value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)  # quicker to import
@@ -264,6 +277,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_each(self)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if type(value) in _CHANGEABLE:  # its owner may change it later
+                object.__setattr__(self, each.name, _frozen(value))
         check_codec(self.codec, self.registry or default_registry)
 
     @functools.cached_property
