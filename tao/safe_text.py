@@ -6,6 +6,9 @@ these must not prevent the report.
 
 from __future__ import annotations
 
+# What the application's code may raise. Not KeyboardInterrupt: that is for the main thread.
+_RAISED = (Exception, SystemExit, GeneratorExit)
+
 __all__ = ["number_text", "number_value", "safe_repr", "safe_str"]
 
 # How much of a message number is shown, in characters: a peer may send one of any length.
@@ -16,7 +19,7 @@ def safe_str(value: object) -> str:
     """Return ``str(value)``, or a placeholder if that raises."""
     try:
         return str(value)
-    except Exception as error:
+    except _RAISED as error:
         return _unprintable(value, error)
 
 
@@ -24,7 +27,7 @@ def safe_repr(value: object) -> str:
     """Return ``repr(value)``, or a placeholder if that raises."""
     try:
         return repr(value)
-    except Exception as error:
+    except _RAISED as error:
         return _unprintable(value, error)
 
 
@@ -46,5 +49,8 @@ def number_value(number: object) -> int | str:
     return number if isinstance(number, int) else number_text(number)
 
 
-def _unprintable(value: object, error: Exception) -> str:
-    return f"<unprintable {type(value).__name__}: {type(error).__name__}>"
+def _unprintable(value: object, error: BaseException) -> str:
+    try:
+        return f"<unprintable {type(value).__name__}: {type(error).__name__}>"
+    except _RAISED:  # even its class has no name
+        return "<unprintable object>"

@@ -24,6 +24,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from functools import partial
 
 from tao.atomic import pop_and_call
@@ -38,10 +39,12 @@ __all__ = ["CancelScope"]
 class _Callback:
     """A callable to be called on cancellation."""
 
-    __slots__ = ("call",)
+    __slots__ = ("call", "callback")
 
     def __init__(self, call: Callable[[], object]) -> None:
-        self.call: Callable[[], object] = call
+        self.callback = call
+        # In the contextvars context of the code that adds it. All C, so that the call is one step.
+        self.call: Callable[[], object] = partial(copy_context().run, call)
 
 
 class CancelScope(threading.Event):
@@ -253,6 +256,6 @@ def _run_callback(scope: CancelScope, key: object) -> None:
     except BaseException as error:
         if key in scope.callbacks:
             raise  # not called: this thread was interrupted before the call
-        logger.exception("after_cancel callback {!r} raised", callback and callback.call)
+        logger.exception("after_cancel callback {!r} raised", callback and callback.callback)
         if isinstance(error, KeyboardInterrupt):
             raise

@@ -212,7 +212,8 @@ class Context(Generic[MessageT_co]):
         The callback runs on the thread that calls `cancel`, or on this one if the context is
         already cancelled. When tao cancels (a deadline expired, a connection closed, a server
         stops), callbacks run one after another on a separate thread, so they may block. Only a
-        stopping server waits for them, until its own deadline. Exceptions are logged.
+        stopping server waits for them, until its own deadline. Exceptions are logged. It sees the
+        ``contextvars`` of the code that calls this, as they are now.
 
         Returns:
             a function that removes the callback and returns whether it has prevented the call.

@@ -55,6 +55,27 @@ def test_context_variables_are_shared_within_a_connection(open_end: OpenEnd, dis
     assert user.get() == "nobody", "nothing leaks into the program"
 
 
+@pytest.mark.parametrize("of", ["the handler", "the connection"])
+def test_what_is_called_after_a_cancellation_sees_the_context_variables(
+    open_end: OpenEnd, of: str
+) -> None:
+    """It sees those of the code that has asked for it, as they were then."""
+    seen, registry = Seen(), Registry()
+
+    @registry.handler(Text)
+    def handle(ctx: Context, conn: Any) -> None:
+        user.set(ctx.message.text)
+        context = ctx if of == "the handler" else conn.context
+        context.after_cancel(lambda: seen.add(user.get()))
+
+    end = open_end(registry=registry)
+    end.send(text("alice"))
+    wait_until(lambda: end.conn._core.counts().handled == 1)
+    end.peer.close()
+    assert seen.wait() == ["alice"]
+    assert user.get() == "nobody"
+
+
 @pytest.mark.parametrize("dispatch", ["auto", "pool", "inline"])
 def test_on_error_sees_the_context_variables(open_end: OpenEnd, dispatch: str) -> None:
     """``on_error`` runs with the connection's variables, even if no handler is involved."""
