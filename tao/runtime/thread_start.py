@@ -75,14 +75,16 @@ class StartableThread(LateThread):
 
     def run(self) -> None:
         try:
-            self._perform()
+            try:
+                self._perform()
+            except BaseException as error:
+                self._perform(error)  # it has come between two attempts
         finally:
             self._done.set()
             self._work = self._failed = None  # break reference cycles with the owner
 
-    def _perform(self) -> None:
+    def _perform(self, error: BaseException | None = None) -> None:
         """Do the work unless it was withdrawn; if it fails, call ``failed`` until that succeeds."""
-        error: BaseException | None = None
         tries, began = 0, monotonic()
         while tries < _TRIES:
             tries += 1

@@ -166,7 +166,8 @@ def test_rates_and_sizes() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads can be pinned on Linux only")
 @pytest.mark.parametrize(
-    ("text", "value"), [("auto", "auto"), ("off", None), ("0", [0]), ("0-0,0", [0, 0])]
+    ("text", "value"),
+    [("auto", "auto"), ("off", None), ("0", (0,)), ("0-0,0", (0, 0))],
 )
 def test_cpus(text: str, value: object) -> None:
     """CPUs can be one, several, a range, or ``auto``."""
@@ -185,7 +186,7 @@ def test_the_interpreters_switch_interval() -> None:
 
 def test_load_balancers() -> None:
     """The networks of load balancers are separated by commas."""
-    assert served("--proxy-protocol 10.0.0.0/8,::1").proxy_protocol == ["10.0.0.0/8", "::1"]
+    assert served("--proxy-protocol 10.0.0.0/8,::1").proxy_protocol == ("10.0.0.0/8", "::1")
 
 
 OLD, NEW = b"old" * 9 + b"\n", b"new" * 9
@@ -195,8 +196,8 @@ OLD, NEW = b"old" * 9 + b"\n", b"new" * 9
     ("cluster", "arguments", "keys"),
     [
         ("local", "", NEW),
-        ("redis://:secret@there", "--cluster local --cluster-key-file old", [OLD]),
-        ("local", "--cluster-key-file old --cluster-key-file new", [OLD, NEW]),
+        ("redis://:secret@there", "--cluster local --cluster-key-file old", (OLD,)),
+        ("local", "--cluster-key-file old --cluster-key-file new", (OLD, NEW)),
     ],
 )
 def test_secrets(
