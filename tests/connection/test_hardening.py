@@ -578,7 +578,11 @@ reads = {"readers": READERS}
 server, fresh = tao.Server(**reads), tao.Server(workers=pool, dispatch="pool", **reads)
 echo(server), echo(fresh)
 address = server.start(("127.0.0.1", 0))
-client = tao.ClientConn(address, reconnect=True, registry=tao.Registry(), **reads).start()
+client = tao.ClientConn(address, reconnect=True, registry=tao.Registry(), **reads)
+read = threading.Event()  # set when the client is read, so its thread has made all it needs
+client.handler(Text)(lambda ctx, conn: read.set())
+client.start().write(Text("before"))
+assert read.wait(20)
 unstarted = tao.ClientConn(address, registry=tao.Registry(), **reads)
 sock = socket.create_connection(address)
 assert asks(sock, "before")
