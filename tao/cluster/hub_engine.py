@@ -2,8 +2,8 @@
 
 Two threads of each server: ``tao-hub-writer`` sends what waits, many publications at a time, and
 ``tao-hub-reader`` delivers. The hub decides the order. When the supervisor is gone, so is the
-cluster: the engine is closed. It is closed too if an exception that nobody expects strikes one of
-the threads, as a record may be cut off then.
+cluster: the engine is closed. An unexpected exception in one of the threads closes it as well, as a
+record may have been cut off.
 """
 
 from __future__ import annotations

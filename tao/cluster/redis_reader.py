@@ -11,8 +11,8 @@ of the connection; so nothing is missed that Redis still has. What Redis has no 
 A connection may seem alive and bring nothing, for instance from a former master. So the ends of the
 streams are looked for again every `_PROBE` seconds.
 
-If an exception strikes the thread that nobody expects, it goes on; the entry that it was taking in
-counts as missed.
+The thread continues after an unexpected exception; the entry that it was taking in counts as
+missed.
 """
 
 from __future__ import annotations

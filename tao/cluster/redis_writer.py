@@ -2,8 +2,8 @@
 
 What waits is bounded. A batch that fails, whatever the reason, is sent again until it succeeds: the
 script drops what it has added already. So every publication is added once, in the order of the
-calls, and the thread needs no more than one request under way. If an exception strikes the thread
-that nobody expects, it goes on.
+calls, and the thread needs no more than one request under way. It continues after an unexpected
+exception.
 """
 
 from __future__ import annotations

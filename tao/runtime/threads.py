@@ -86,7 +86,7 @@ def _died(failed: Callable[[BaseException], object] | None, error: BaseException
 def _free_what_it_holds(error: BaseException) -> None:
     """Drop the variables of the calls that an exception has ended, such as sockets.
 
-    The thread goes on for long, maybe, and keeps the exception.
+    The thread keeps the exception, and may continue for a long time.
     """
     one: BaseException | None = error
     for _ in range(_CHAIN):
