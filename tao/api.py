@@ -54,9 +54,9 @@ from tao.runtime.context import (
 from tao.runtime.log import log_to_stdlib
 from tao.runtime.timing_wheel import TimingWheel
 from tao.runtime.worker_pool import WorkerPool
-from tao.server.cluster_member import LocalConnections, open_clusters_with
 from tao.server.connection import ServerConn
-from tao.server.groups import Group
+from tao.server.membership.cluster_member import LocalConnections, open_clusters_with
+from tao.server.membership.groups import Group
 from tao.server.reports import Broadcast, StopReport
 from tao.server.server import Server, ServerOptions
 from tao.session.sessions import Sessions
@@ -84,7 +84,7 @@ from tao.wire.struct_message import StructMessage
 
 if TYPE_CHECKING:
     from tao.cluster.publisher import Publisher, PublisherGroup
-    from tao.server.cluster_member import ClusterPort
+    from tao.server.membership.cluster_member import ClusterPort
 
 #: Names whose modules are imported when they are first used, and where they are.
 LATE = {"Publisher": "tao.cluster.publisher", "PublisherGroup": "tao.cluster.publisher"}

@@ -34,9 +34,18 @@ BELOW["monitor"] = {*BELOW["cluster"], "cluster"}
 BELOW["testing"] = {*BELOW["monitor"], "monitor"}
 BELOW["cli"] = {*BELOW["testing"], "testing", "framing"}
 
-#: The rooms of the largest package, from the ground up: each imports only those before it. Modules
-#: that lie flat in the package, such as the core, may import any, and be imported by any.
-ROOMS = ("options", "sending", "handling", "reports", "receiving", "requests", "sessions")
+#: The rooms of packages that have some, from the ground up: each imports only those before it.
+#: Modules that lie flat in the package, such as the core, may import any, and be imported by any.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "connection": (
+        *("options", "sending", "handling", "reports", "receiving", "shared_reading"),
+        *("requests", "sessions"),
+    ),
+    "server": ("sessions", "membership", "listening"),
+    "cluster": ("redis", "hub", "sessions", "processes"),
+}
+#: How many modules may lie side by side in a folder.
+MOST_IN_A_ROOM = 25
 #: Packages without I/O, which take bytes and return bytes.
 PURE = {"wire", "framing", "session"}
 #: Modules for I/O, threads, clocks and logging, which the pure packages must not import.
@@ -111,9 +120,11 @@ def package_of(module: str) -> str:
 
 
 def room_of(module: str) -> str:
-    """Return the folder of ``tao.connection`` that a module is in, or an empty string."""
+    """Return the folder of a package that a module is in, or an empty string."""
+    path = MODULES[module]
     parts = module.split(".")
-    return parts[2] if parts[1:2] == ["connection"] and len(parts) > 3 else ""
+    inside = len(parts) - (path.name != "__init__.py")
+    return parts[2] if inside > 2 else ""
 
 
 def upward() -> Iterator[tuple[str, str]]:
@@ -316,15 +327,24 @@ def test_there_is_no_cycle_between_packages() -> None:
     assert not cycles(package_graph())
 
 
-def test_the_rooms_of_a_connection_import_downwards() -> None:
-    """Each room is listed, and imports only those below it."""
-    found = set()
-    for module in MODULES:
-        room = room_of(module)
-        for other in map(room_of, own_imports(module)):
-            found |= {room, other} - {""}
-            assert not room or not other or ROOMS.index(other) <= ROOMS.index(room), (module, other)
-    assert found == set(ROOMS)
+def test_rooms_import_downwards() -> None:
+    """Each room of a package is listed, and imports only those below it."""
+    found: dict[str, set[str]] = {}
+    for module in filter(room_of, MODULES):
+        package, room = package_of(module), room_of(module)
+        found.setdefault(package, set()).add(room)
+        for other in own_imports(module):
+            if package_of(other) == package and room_of(other):
+                order = ROOMS[package]
+                assert order.index(room_of(other)) <= order.index(room), (module, other)
+    assert found == {package: set(rooms) for package, rooms in ROOMS.items()}
+
+
+def test_no_room_is_a_corridor() -> None:
+    """Only so many modules lie side by side in a folder, as a reader can survey."""
+    folders = {path.parent for path in MODULES.values()}
+    counts = {folder: len(list(folder.glob("*.py"))) - 1 for folder in folders}
+    assert not {folder: count for folder, count in counts.items() if count > MOST_IN_A_ROOM}
 
 
 def test_there_is_no_cycle_between_modules() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from tao.cli.common import WrongCall, reason_of
 from tao.cli.serve import address_of
 from tao.cli.serving import supervise
-from tao.cluster.settings import SupervisorSettings
-from tao.cluster.systemd import sockets_of_systemd
+from tao.cluster.processes.settings import SupervisorSettings
+from tao.cluster.processes.systemd import sockets_of_systemd
 
 __all__ = ["run"]
 

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from tao.cluster.settings import SupervisorSettings
-    from tao.cluster.supervisor import Supervisor
+    from tao.cluster.processes.settings import SupervisorSettings
+    from tao.cluster.processes.supervisor import Supervisor
     from tao.transport.addresses import Address
 
 __all__ = ["LogLevel", "serve", "supervise"]
@@ -64,8 +64,8 @@ def serve(
         TypeError, ValueError: an argument is wrong; the text names it.
         RuntimeError: a worker has called this while it imports the module of the server.
     """
-    from tao.cluster.settings import SupervisorSettings, WorkerOrder
-    from tao.cluster.systemd import sockets_of_systemd
+    from tao.cluster.processes.settings import SupervisorSettings, WorkerOrder
+    from tao.cluster.processes.systemd import sockets_of_systemd
 
     if WorkerOrder.taken:
         raise RuntimeError(
@@ -103,7 +103,7 @@ def supervise(settings: SupervisorSettings, monitor: int | None, log_level: str)
         TypeError, ValueError: an address is none.
     """
     from tao.cli.common import log_to_stderr
-    from tao.cluster.supervisor import Supervisor
+    from tao.cluster.processes.supervisor import Supervisor
 
     def serving(addresses: list[Any], details: dict[str, Any]) -> None:
         _announce(settings, addresses, details)

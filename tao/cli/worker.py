@@ -6,8 +6,8 @@ import argparse
 
 from tao.cli.common import DONE, FAILED, WRONG_CALL, WrongCall, complain, leave, reason_of
 from tao.cli.serve import how_secured, prepare
-from tao.cluster.settings import WorkerOrder
-from tao.cluster.worker import Supervised
+from tao.cluster.processes.settings import WorkerOrder
+from tao.cluster.processes.worker import Supervised
 from tao.errors import TaoError
 from tao.monitor.workers import answer
 from tao.server.reports import StopReport

@@ -25,9 +25,9 @@ from tao.connection.core import ConnectionCore
 from tao.connection.handling.block_watch import watch_on
 from tao.connection.lifecycle import Event, Phase
 from tao.connection.options.definitions import ClientSettings, Reconnect
-from tao.connection.receiving.shared_reading import client_readers
 from tao.connection.reports.statistics import Snapshot, Statistics
-from tao.connection.shared_roles import SharedRoles
+from tao.connection.shared_reading.readers import client_readers
+from tao.connection.shared_reading.roles import SharedRoles
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.runtime.combining import in_a_turn
 from tao.runtime.context import Context, background

@@ -22,7 +22,7 @@ from tao.connection.receiving.reading import Reader
 from tao.connection.sessions.agreeing import converse, session_of
 from tao.connection.sessions.host import SessionHost
 from tao.connection.sessions.stream import SessionStream
-from tao.connection.shared_roles import SharedRoles
+from tao.connection.shared_reading.roles import SharedRoles
 from tao.errors import BadData, ConnectFailed, ConnectionClosed
 from tao.runtime.deadline import Deadline
 from tao.runtime.timing_wheel import TimingWheel

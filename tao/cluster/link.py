@@ -7,15 +7,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tao.cluster.engine import EVERYONE, Engine, EngineState, Publication, Target
-from tao.cluster.hub_engine import HubEngine
-from tao.cluster.hub_sockets import take_hub_socket
-from tao.cluster.settings import WorkerOrder
+from tao.cluster.hub.engine import HubEngine
+from tao.cluster.hub.sockets import take_hub_socket
+from tao.cluster.processes.settings import WorkerOrder
 from tao.errors import TaoError, WouldBlock
 from tao.runtime.log import logger
-from tao.server.cluster_member import LocalConnections, own_number
+from tao.server.membership.cluster_member import LocalConnections, own_number
 
 if TYPE_CHECKING:
-    from tao.cluster.redis_engine import RedisEngine
+    from tao.cluster.redis.engine import RedisEngine
 
 __all__ = ["ClusterLink", "open_cluster", "redis_engine"]
 
@@ -151,7 +151,7 @@ def redis_engine(url: str, keys: bytes | Sequence[bytes] | None) -> RedisEngine:
         ValueError: the URL is wrong, or redis-py is not installed.
     """
     try:
-        from tao.cluster.redis_engine import RedisEngine
+        from tao.cluster.redis.engine import RedisEngine
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "redis":
             raise

@@ -11,12 +11,12 @@ from tao.cluster.engine import EVERYONE, Publication, Target
 from tao.connection.options.fields import check_cluster, check_cluster_key
 from tao.errors import ClusterUnavailable
 from tao.runtime.forks import renew_after_fork
-from tao.server.names import check_group_name
+from tao.server.membership.names import check_group_name
 from tao.wire.codec import Codec, TypeLengthValueCodec
 from tao.wire.codec_checks import checked_encoder
 
 if TYPE_CHECKING:
-    from tao.cluster.redis_engine import RedisEngine
+    from tao.cluster.redis.engine import RedisEngine
 
 __all__ = ["Publisher", "PublisherGroup"]
 

@@ -1,11 +1,11 @@
 """One connection: what both ends share, from the socket to the handler and back.
 
 ``connection.py`` is what users hold, ``core.py`` what does the work, ``lifecycle.py`` its states,
-``roles.py`` its threads (``shared_roles.py`` where many connections share them, as ``assembly.py``
-chooses; ``shared_roles_host.py`` is what these ask of others), and ``application.py`` what the
+``roles.py`` its threads, which ``assembly.py`` gives to it, and ``application.py`` what the
 application has given. The rooms, in the order in which a message passes them:
 
 - ``receiving``: from the socket to batches, unless ``reading_gate.py`` is closed;
+- ``shared_reading``: the threads of connections that share theirs;
 - ``handling``: from batches to handlers, in order;
 - ``sending``: from what is written to the socket;
 - ``requests``: requests and replies over all that; ``correlation.py`` finds the request of a reply;

@@ -11,13 +11,13 @@ from tao.connection.handling.block_watch import watch_on
 from tao.connection.handling.dispatcher import Dispatcher, DispatchHost
 from tao.connection.handling.shared_dispatcher import SharedDispatcher
 from tao.connection.options.definitions import Settings
-from tao.connection.receiving.shared_reading import SharedReaders
 from tao.connection.reports.statistics import Statistics
 from tao.connection.roles import Roles, RolesHost
 from tao.connection.sending.send_queue import SendQueue
 from tao.connection.sending.transmitter import WriterFactory
-from tao.connection.shared_roles import SharedRoles
-from tao.connection.shared_roles_host import SharedRolesHost
+from tao.connection.shared_reading.host import SharedRolesHost
+from tao.connection.shared_reading.readers import SharedReaders
+from tao.connection.shared_reading.roles import SharedRoles
 from tao.runtime.timing_wheel import TimingWheel
 
 __all__ = ["Assembled", "new_dispatcher", "new_roles", "new_send_queue"]

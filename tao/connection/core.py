@@ -38,13 +38,13 @@ from tao.connection.lifecycle import Event, Lifecycle
 from tao.connection.options.definitions import Settings
 from tao.connection.readiness import HALF_CLOSED, Readiness
 from tao.connection.receiving.reading import Reader
-from tao.connection.receiving.shared_reading import SharedReaders
 from tao.connection.reports.error_reporting import ErrorReports
 from tao.connection.reports.statistics import Counts, Statistics
 from tao.connection.requests.exchange import Exchange
 from tao.connection.roles import Roles
 from tao.connection.sending.send_queue import SendQueue
-from tao.connection.shared_roles import SharedRoles
+from tao.connection.shared_reading.readers import SharedReaders
+from tao.connection.shared_reading.roles import SharedRoles
 from tao.connection.shutdown import ShutdownClock
 from tao.connection.teardown import Teardown
 from tao.connection.timers import TimerSet

@@ -33,7 +33,7 @@ from tao.monitor.live import PERIOD, Feed
 from tao.monitor.pages import page_at
 from tao.monitor.sources import OwnProcess, Source
 from tao.runtime.forks import renew_after_fork
-from tao.server.binding import listen
+from tao.server.listening.binding import listen
 from tao.transport.addresses import address_text
 
 __all__ = ["Monitor", "monitor_on"]

@@ -15,7 +15,7 @@ from tao.connection.core import ConnectionCore
 from tao.connection.lifecycle import Event
 from tao.connection.sessions.agreeing import session_of
 from tao.connection.sessions.stream import MOVED
-from tao.connection.shared_roles import SharedRoles
+from tao.connection.shared_reading.roles import SharedRoles
 from tao.connection.timers import ConnectionTimer
 from tao.errors import ConnectionClosed, HandshakeFailed, TooManyGroups
 from tao.runtime.context import Context
@@ -23,10 +23,10 @@ from tao.runtime.leader_followers import Run
 from tao.server.connection_owner import ConnectionOwner
 from tao.server.handshake import Handshake, PeerLeft
 from tao.server.login import LoginGate
-from tao.server.names import check_group_name, check_identity
-from tao.server.resumption import Beginning, join, revive
-from tao.server.session_links import PassedLink
-from tao.server.session_moves import Arrival, Parting, arrive
+from tao.server.membership.names import check_group_name, check_identity
+from tao.server.sessions.links import PassedLink
+from tao.server.sessions.moves import Arrival, Parting, arrive
+from tao.server.sessions.resumption import Beginning, join, revive
 from tao.session.agreement import Reception
 from tao.transport.stream import Transport
 from tao.transport.tls_stream import TlsTransport

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 from tao.connection.options.definitions import ServerSettings
 from tao.connection.reports.statistics import Statistics
 from tao.runtime.context import Context
-from tao.server.group_index import GroupIndex
-from tao.server.identities import Identities
+from tao.server.membership.group_index import GroupIndex
+from tao.server.membership.identities import Identities
 from tao.server.resources import Resources
-from tao.server.session_links import SessionPort
+from tao.server.sessions.links import SessionPort
 from tao.wire.message import Registry
 
 __all__ = ["ConnectionOwner"]

@@ -25,26 +25,26 @@ from tao.runtime.log import logger
 from tao.runtime.signals import SignalCatcher
 from tao.runtime.threads import Doorbell
 from tao.runtime.worker_pool import WorkerPool
-from tao.server.accepting import Acceptor
-from tao.server.admission import warn_of_few_descriptors
-from tao.server.binding import Bound, listen
-from tao.server.cluster_member import ClusterMember, own_number
 from tao.server.connection import ServerConn, ServerConnCore
-from tao.server.group_index import GroupIndex
-from tao.server.groups import Group
-from tao.server.identities import Identities
-from tao.server.listener import Listener
-from tao.server.listeners import Listeners
+from tao.server.listening.accepting import Acceptor
+from tao.server.listening.admission import warn_of_few_descriptors
+from tao.server.listening.binding import Bound, listen
+from tao.server.listening.listener import Listener
+from tao.server.listening.listeners import Listeners
+from tao.server.listening.shared_listener import SharedListener
+from tao.server.listening.threaded_listener import ThreadedListener
 from tao.server.login import check_login_handlers
-from tao.server.names import check_group_name, check_identity
+from tao.server.membership.cluster_member import ClusterMember, own_number
+from tao.server.membership.group_index import GroupIndex
+from tao.server.membership.groups import Group
+from tao.server.membership.identities import Identities
+from tao.server.membership.names import check_group_name, check_identity
 from tao.server.reports import Broadcast, StopReport
 from tao.server.resources import Resources
 from tao.server.schedules import Schedules
-from tao.server.session_links import SessionPort
-from tao.server.shared_listener import SharedListener
+from tao.server.sessions.links import SessionPort
 from tao.server.state import ServerState, state_of
 from tao.server.stopping import Parts, Stopping
-from tao.server.threaded_listener import ThreadedListener
 from tao.transport.addresses import Address, address_text
 from tao.transport.tls_credentials import Credentials
 from tao.wire.codec_checks import check_decoder, checked_encoder

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tao.connection.options.definitions import ServerSettings
-from tao.connection.receiving.shared_reading import SharedReaders
+from tao.connection.shared_reading.readers import SharedReaders
 from tao.runtime.rate_limits import TokenBucket
 from tao.runtime.timing_wheel import TimingWheel, shared_wheel
 from tao.runtime.worker_pool import WorkerPool

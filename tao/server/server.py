@@ -19,7 +19,7 @@ from tao.runtime.context import Context
 from tao.runtime.worker_pool import WorkerPool
 from tao.server.connection import ServerConn
 from tao.server.core import ServerCore
-from tao.server.groups import Group
+from tao.server.membership.groups import Group
 from tao.server.reports import Broadcast, StopReport
 from tao.server.state import ServerState
 from tao.server.tls_reload import reload_credentials, server_context

@@ -21,11 +21,11 @@ from tao.runtime.wakeup import Wakeup
 from tao.server.reports import StopReport
 
 if TYPE_CHECKING:
-    from tao.connection.receiving.shared_reading import SharedReaders
+    from tao.connection.shared_reading.readers import SharedReaders
     from tao.runtime.context import Context
     from tao.runtime.worker_pool import WorkerPool
     from tao.server.connection import ServerConn
-    from tao.server.listener import Listener
+    from tao.server.listening.listener import Listener
 
 __all__ = ["Parts", "Stopping"]
 

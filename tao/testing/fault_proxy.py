@@ -24,8 +24,8 @@ from typing import Any
 
 from tao.runtime.deadline import Deadline
 from tao.runtime.threads import gather, spawn
-from tao.server.binding import listen
-from tao.server.threaded_listener import ThreadedListener
+from tao.server.listening.binding import listen
+from tao.server.listening.threaded_listener import ThreadedListener
 from tao.transport.addresses import Address, Target, parse, resolve
 
 __all__ = ["FaultProxy", "Faults"]

@@ -12,8 +12,8 @@ import pytest
 
 import tao
 from tao.client import leaving
-from tao.cluster import draining
-from tao.cluster.draining import drain
+from tao.cluster.processes import draining
+from tao.cluster.processes.draining import drain
 from tao.connection.connection import core_of
 from tao.errors import ConnectionLost
 from tao.wire.capabilities import ANSWER, LEAVES, REQUESTS, capability_frame

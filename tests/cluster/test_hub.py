@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from tao.cluster.engine import EVERYONE, Publication, Target
-from tao.cluster.hub import Hub, HubMember
-from tao.cluster.hub_engine import HubEngine
-from tao.cluster.hub_wire import publish_record, read_publication, records
+from tao.cluster.hub.engine import HubEngine
+from tao.cluster.hub.hub import Hub, HubMember
+from tao.cluster.hub.wire import publish_record, read_publication, records
 from tao.errors import ClusterUnavailable
 from tests.support import PATIENCE, together, wait_until
 

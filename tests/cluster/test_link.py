@@ -11,8 +11,8 @@ import pytest
 import tao
 from tao.cluster.engine import EngineFigures, EngineState, Publication, Receiver, Target
 from tao.cluster.link import ClusterLink
-from tao.server import cluster_member
-from tao.server.cluster_member import LocalConnections
+from tao.server.membership import cluster_member
+from tao.server.membership.cluster_member import LocalConnections
 from tao.server.server import server_core_of
 from tests.ends import Text, text
 from tests.support import PATIENCE, recv_exactly, wait_until

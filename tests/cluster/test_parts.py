@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from tao.cluster.channel import Channel
-from tao.cluster.draining import drain
-from tao.cluster.load_table import LoadRow, LoadTable
-from tao.cluster.pid_file import PidFile
-from tao.cluster.restarts import Restarts
-from tao.cluster.slots import Slot
-from tao.cluster.systemd import notify, sockets_of_systemd
+from tao.cluster.processes.channel import Channel
+from tao.cluster.processes.draining import drain
+from tao.cluster.processes.load_table import LoadRow, LoadTable
+from tao.cluster.processes.pid_file import PidFile
+from tao.cluster.processes.restarts import Restarts
+from tao.cluster.processes.slots import Slot
+from tao.cluster.processes.systemd import notify, sockets_of_systemd
 from tao.server.server import Server, server_core_of
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Text, text
@@ -74,7 +74,7 @@ def test_a_crash_while_the_successor_boots() -> None:
 def test_waits_between_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     """They double with each crash of a slot, up to a bound, and old crashes are forgotten."""
     now = [0.0]
-    monkeypatch.setattr("tao.cluster.restarts.monotonic", lambda: now[0])
+    monkeypatch.setattr("tao.cluster.processes.restarts.monotonic", lambda: now[0])
     restarts = Restarts(10)
     assert [restarts.crashed(1) for _ in range(3)] == pytest.approx([0.1, 0.2, 0.4])
     assert restarts.crashed(2) == pytest.approx(0.1)
@@ -143,7 +143,7 @@ def test_a_worker_that_does_not_answer(
     rows[1].write(0)
     assert rows[0].exceeds(5)
     later = time.monotonic() + 2
-    monkeypatch.setattr("tao.cluster.load_table.time.monotonic", lambda: later)
+    monkeypatch.setattr("tao.cluster.processes.load_table.time.monotonic", lambda: later)
     assert not rows[0].exceeds(5)
 
 

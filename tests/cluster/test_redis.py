@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from tao.cluster import presence, redis_reader, redis_writer
 from tao.cluster.engine import EVERYONE, Publication, Target
-from tao.cluster.redis_engine import RedisEngine
-from tao.cluster.redis_scripts import PUBLISH
-from tao.cluster.redis_wire import Signer, draft_of
-from tao.cluster.redis_writer import stream_key
+from tao.cluster.redis import presence
+from tao.cluster.redis import reader as redis_reader
+from tao.cluster.redis import writer as redis_writer
+from tao.cluster.redis.engine import RedisEngine
+from tao.cluster.redis.scripts import PUBLISH
+from tao.cluster.redis.wire import Signer, draft_of
+from tao.cluster.redis.writer import stream_key
 from tao.errors import ClusterUnavailable
 from tao.testing import FaultProxy
 from tao.transport.certificates import DevelopmentCA

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import tao
-from tao.cluster import session_handover
-from tao.cluster.draining import drain
-from tao.cluster.session_sockets import SessionNames, SessionSockets
+from tao.cluster.processes.draining import drain
+from tao.cluster.sessions import handover as session_handover
+from tao.cluster.sessions.sockets import SessionNames, SessionSockets
 from tao.connection.connection import core_of
 from tao.server.server import server_core_of
 from tao.wire.message import Registry

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tao.cluster import session_relay
-from tao.cluster.session_relay import SessionRelay
+from tao.cluster.sessions import relay as session_relay
+from tao.cluster.sessions.relay import SessionRelay
 from tao.errors import ConnectionClosed
 from tests.injection import Interruption, opcodes, raise_in
 from tests.support import PATIENCE, ends, recv_exactly, together
@@ -126,7 +126,7 @@ def test_the_thread_is_interrupted(relay: SessionRelay, relayed: Relayed) -> Non
 @pytest.mark.interrupted
 def test_the_thread_is_interrupted_at_any_bytecode() -> None:
     """The same, whichever one an exception strikes."""
-    for moment in opcodes("tao.cluster.session_relay"):
+    for moment in opcodes("tao.cluster.sessions.relay"):
         with moment.raising(thread="tao-session-relay"):
             relay = SessionRelay()
             pair, other = Relayed(relay), Relayed(relay)

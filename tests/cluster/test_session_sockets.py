@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tao.cluster.session_sockets import SessionNames, SessionSockets
+from tao.cluster.sessions.sockets import SessionNames, SessionSockets
 from tao.errors import ConnectionClosed
-from tao.server.session_links import PassedLink
+from tao.server.sessions.links import PassedLink
 from tao.session.frames import ID_SIZE, Hello
 from tests.ends import Seen
 from tests.injection import Interruption, raise_in

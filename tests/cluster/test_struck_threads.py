@@ -19,8 +19,8 @@ import pytest
 
 import tao
 from tao.cluster.engine import EVERYONE, Publication
-from tao.cluster.hub_engine import HubEngine
-from tao.cluster.redis_engine import RedisEngine
+from tao.cluster.hub.engine import HubEngine
+from tao.cluster.redis.engine import RedisEngine
 from tests.cluster.redis_server import RedisServer, program
 from tests.injection import Interruption, Moment, opcodes, raise_in
 from tests.support import PATIENCE, wait_until
@@ -106,7 +106,11 @@ def check_what_came(node: Node, said: list[str]) -> None:
 @pytest.mark.parametrize("role", ["reader", "writer"])
 def test_a_thread_of_redis_goes_on_from_any_bytecode(redis_url: str, role: str) -> None:
     """After an exception at any of its bytecodes both ways work, and nothing comes twice."""
-    modules = (f"tao.cluster.redis_{role}", "tao.cluster.presence", "tao.cluster.redis_engine")
+    modules = (
+        f"tao.cluster.redis_{role}",
+        "tao.cluster.redis.presence",
+        "tao.cluster.redis.engine",
+    )
     for moment in opcodes(*modules, step=7, first=1):
         strike(moment, redis_url, role)
 

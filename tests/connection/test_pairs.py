@@ -37,8 +37,8 @@ from tao.runtime.threads import as_tao_thread
 from tao.runtime.timing_wheel import shared_wheel
 from tao.runtime.worker_pool import WorkerPool
 from tao.server.connection import ServerConn, ServerConnCore
+from tao.server.listening.threaded_listener import ThreadedListener
 from tao.server.server import Server, server_core_of
-from tao.server.threaded_listener import ThreadedListener
 from tao.wire.codec import TypeLengthValueCodec
 from tao.wire.message import HEARTBEAT, Registry
 from tests.ends import OWN_READERS, End, MakeServer, Number, Seen, Text, number, text

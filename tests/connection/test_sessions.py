@@ -17,9 +17,9 @@ import tao
 from tao.client import resuming
 from tao.connection.connection import core_of
 from tao.errors import ConnectionClosed, WouldBlock
-from tao.server import resumption
 from tao.server.handshake import Handshake
 from tao.server.server import server_core_of
+from tao.server.sessions import resumption
 from tao.session.agreement import Opening
 from tao.session.frames import Hello
 from tao.testing.fault_proxy import Faults

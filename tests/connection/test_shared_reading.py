@@ -17,8 +17,8 @@ import pytest
 import tao
 from tao.client.client import ClientConn
 from tao.connection.handling.block_watch import watch_on
-from tao.connection.receiving.reading_loop import ReadingLoop
-from tao.connection.shared_roles import SharedRoles
+from tao.connection.shared_reading.loop import ReadingLoop
+from tao.connection.shared_reading.roles import SharedRoles
 from tao.runtime.deadline import Deadline
 from tao.runtime.timing_wheel import TimingWheel
 from tao.server.server import server_core_of
@@ -363,7 +363,7 @@ def test_more_callbacks_block_than_there_are_helpers(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop in the meantime leaves no connection open that waits for a helper."""
-    monkeypatch.setattr("tao.connection.receiving.shared_reading._HELPERS", 1)
+    monkeypatch.setattr("tao.connection.shared_reading.readers._HELPERS", 1)
     certificate = tao.self_signed_certificate("localhost")
     leave = threading.Event()
     server, address = make_server(

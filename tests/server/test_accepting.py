@@ -16,10 +16,10 @@ from tao.runtime.context import Context
 from tao.runtime.deadline import Deadline
 from tao.runtime.leader_followers import Run
 from tao.runtime.thread_start import StartableThread
-from tao.server.binding import listen
 from tao.server.connection import ServerConn
+from tao.server.listening.binding import listen
+from tao.server.listening.threaded_listener import ThreadedListener
 from tao.server.server import Server, server_core_of
-from tao.server.threaded_listener import ThreadedListener
 from tests.ends import MakeServer, Seen, Text, text
 from tests.injection import Interruption, opcodes, raise_in
 from tests.support import PATIENCE, recv_exactly, wait_until
@@ -120,7 +120,7 @@ def test_an_error_while_error_handling_fails(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("tao.server.listener.explain", fail)
+        patch.setattr("tao.server.listening.listener.explain", fail)
         patch.setattr("tao.runtime.leader_followers.logger", None)
         patch.setattr("tao.runtime.leader_followers._PAUSE", 0.001)
         patch.setattr(listener, "_failed", fail)
@@ -145,7 +145,7 @@ def test_an_error_of_one_connection_delays_no_other(
         return server_core_of(server).listeners.all[0].local_address(*args)
 
     monkeypatch.setattr(server_core_of(server).listeners.all[0], "_back_off", None)
-    monkeypatch.setattr("tao.server.accepting.set_kernel_clocks", connect)
+    monkeypatch.setattr("tao.server.listening.accepting.set_kernel_clocks", connect)
     assert [asks(address) for _ in range(3)] == [False] * 3
     monkeypatch.undo()
     assert asks(address)
@@ -231,7 +231,7 @@ class Door:
 
 MODULES = (
     "tao.runtime.leader_followers",
-    "tao.server.listener",
+    "tao.server.listening.listener",
     "tao.runtime.threads",
     "tao.runtime.thread_start",
     "tao.runtime.wakeup",
@@ -265,8 +265,8 @@ def test_an_exception_at_each_bytecode_of_accepting(monkeypatch: pytest.MonkeyPa
 
 
 ADMITTING = (
-    "tao.server.accepting",
-    "tao.server.admission",
+    "tao.server.listening.accepting",
+    "tao.server.listening.admission",
     "tao.server.connection",
     "tao.server.schedules",
 )
@@ -277,7 +277,7 @@ ADMITTING = (
 def test_an_exception_at_each_bytecode_of_admitting(make_server: MakeServer, readers: Any) -> None:
     """It fails one connection, which is closed and not counted; the next one is served."""
     shared = readers == "shared"
-    modules = (*ADMITTING, "tao.server.shared_listener") if shared else ADMITTING
+    modules = (*ADMITTING, "tao.server.listening.shared_listener") if shared else ADMITTING
     for moment in opcodes(*modules):
         listening = socket.create_server(("127.0.0.1", 0))
         address = listening.getsockname()
@@ -353,7 +353,7 @@ def test_a_descriptor_that_was_reused(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, readers: Any
 ) -> None:
     """If a program closes all descriptors and opens others, the server does not touch those."""
-    monkeypatch.setattr("tao.server.listener._LOOK", 0.01)
+    monkeypatch.setattr("tao.server.listening.listener._LOOK", 0.01)
     server, _ = make_server(readers=readers)
     number = server_core_of(server).listeners.all[0]._sock.fileno()
     with open(os.devnull) as other:

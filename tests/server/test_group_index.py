@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tao.server.group_index import GroupIndex
-from tao.server.names import check_group_name
+from tao.server.membership.group_index import GroupIndex
+from tao.server.membership.names import check_group_name
 from tests.injection import opcodes
 from tests.support import together
 
-MODULES = ("tao.server.group_index", "tao.runtime.combining")
+MODULES = ("tao.server.membership.group_index", "tao.runtime.combining")
 
 
 class Peer:

@@ -10,7 +10,7 @@ import pytest
 
 import tao
 from tao.server.connection import ServerConn
-from tao.server.identities import Identities
+from tao.server.membership.identities import Identities
 from tao.server.server import Server, server_core_of
 from tests.ends import MakeServer, Seen
 from tests.injection import opcodes
@@ -103,7 +103,7 @@ class Peer:
 @pytest.mark.interrupted
 def test_an_exception_at_any_bytecode_of_a_claim() -> None:
     """It is made completely, and the replaced one is closed, or it is not begun."""
-    for moment in opcodes("tao.server.identities", "tao.runtime.combining"):
+    for moment in opcodes("tao.server.membership.identities", "tao.runtime.combining"):
         identities, first, second = Identities[Peer](), Peer(1), Peer(2)
         identities.claim(first, "a", replace=True)
         identities.claim(second, "b", replace=True)

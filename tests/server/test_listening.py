@@ -17,7 +17,7 @@ import pytest
 
 from tao.client.client import ClientConn
 from tao.monitor.connections import page_of_connections
-from tao.server.admission import Admission
+from tao.server.listening.admission import Admission
 from tao.server.server import Server, server_core_of
 from tao.transport.addresses import address_text, host_of, normalized, unix_address
 from tao.transport.unix_sockets import SocketFile, bind_unix

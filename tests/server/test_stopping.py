@@ -219,13 +219,13 @@ MODULES = (
     "tao.server.server",
     "tao.server.core",
     "tao.server.state",
-    "tao.server.accepting",
-    "tao.server.listeners",
+    "tao.server.listening.accepting",
+    "tao.server.listening.listeners",
     "tao.server.schedules",
     "tao.server.stopping",
     "tao.server.connection",
     "tao.server.resources",
-    "tao.server.listener",
+    "tao.server.listening.listener",
 )
 
 

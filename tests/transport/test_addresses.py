@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tao.client.client import ClientConn
 from tao.monitor.monitor import monitor_on
-from tao.server.binding import listen
+from tao.server.listening.binding import listen
 from tao.server.server import Server
 from tao.testing import FaultProxy, RecordingClient, serving
 from tao.transport.addresses import (

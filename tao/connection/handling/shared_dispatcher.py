@@ -1,4 +1,4 @@
-"""Dispatch for a connection whose reading role is shared, see ``reading_loop.py``.
+"""Dispatch for a connection whose reading role is shared, see ``shared_reading/loop.py``.
 
 As in ``dispatcher.py``, quick handlers run on the thread that reads, and messages are handled in
 order, one at a time. Three things differ, as the reading thread serves other connections too:

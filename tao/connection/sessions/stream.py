@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from tao.connection.sessions.host import LinkKeeper, SessionHost
 from tao.connection.sessions.sender import MOVED, SessionSender
-from tao.connection.shared_roles import SharedRoles
+from tao.connection.shared_reading.roles import SharedRoles
 from tao.errors import BadData, ConnectionClosed
 from tao.runtime.deadline import Deadline
 from tao.runtime.wakeup import Notifier

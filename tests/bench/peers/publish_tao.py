@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tao
 from tao.cluster.engine import Publication
-from tao.cluster.redis_engine import RedisEngine
+from tao.cluster.redis.engine import RedisEngine
 from tests.bench.peers.wire import HEADER, EchoMessage
 from tests.bench.publishing import repeat
 
