@@ -171,7 +171,7 @@ def test_where_a_publisher_cannot_publish(wrong: str) -> None:
 
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says how to install it."""
-    for name in [name for name in sys.modules if name.startswith("tao.cluster.redis_")]:
+    for name in [name for name in sys.modules if name.startswith("tao.cluster.redis")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis.backoff", None)
     with (
