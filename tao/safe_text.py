@@ -9,7 +9,7 @@ from __future__ import annotations
 # What the application's code may raise. Not KeyboardInterrupt: that is for the main thread.
 _RAISED = (Exception, SystemExit, GeneratorExit)
 
-__all__ = ["number_text", "number_value", "safe_repr", "safe_str"]
+__all__ = ["number_text", "number_value", "printable", "safe_repr", "safe_str"]
 
 # How much of a message number is shown, in characters: a peer may send one of any length.
 _LONGEST_NUMBER = 100
@@ -47,6 +47,15 @@ def number_text(number: object) -> str:
 def number_value(number: object) -> int | str:
     """Return a message number as JSON shows it: an int as it is, others as `number_text`."""
     return number if isinstance(number, int) else number_text(number)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` as one line, with characters escaped that are not printable."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def _unprintable(value: object, error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -78,6 +79,16 @@ def test_help_shows_type_unit_default_and_meaning(taker: Any, settings: type[Any
     assert "slow_consumer: Literal['raise', 'drop_newest', " in shown
     for option in options_of(settings):
         assert " ".join(option.meaning.replace("|", " ").split()) in shown, option.name
+
+
+@pytest.mark.parametrize("taker", [tao.Connection, tao.ClientConn])
+def test_help_shows_what_is_for_users(taker: type[Any]) -> None:
+    """``help()`` of a connection has its attributes, and nothing that is for tao alone."""
+    shown = pydoc.plain(pydoc.render_doc(taker))
+    names = set(re.findall(r"(?m)^ \|  (\w+)", shown))
+    assert {"remote_address", "name", "context", "net_id", "state", "write"} <= names
+    assert ("reconnects" in names) == (taker is tao.ClientConn)
+    assert names.isdisjoint({"report", "undefined", "start_handler", "counts", "core"})
 
 
 def test_the_types_have_the_options_of_the_settings() -> None:

@@ -129,6 +129,9 @@ class Number:
     def __init__(self, number: int) -> None:
         self.number = number
 
+    def serialize(self) -> bytes:
+        return bytes(self.number)
+
     @classmethod
     def deserialize(cls, data: bytes) -> Self:
         return cls(len(data))
@@ -210,6 +213,22 @@ def handlers() -> None:
     registry.register(2, Number.deserialize, take_any)
     registry.register(2, Number.deserialize, take_all)
     registry.register(2, Number.deserialize, 5)  # type: ignore[arg-type]
+
+
+# -- writing
+
+
+def writing(conn: tao.Connection, publisher: tao.Publisher) -> None:
+    for message in (Text("hi"), Number(1)):
+        conn.write(message)
+        conn.request(message, timeout=1)
+        server.broadcast(message)
+        server.unicast(conn.net_id, message)
+        server.group("all").broadcast(message)
+        publisher.broadcast(message)
+    conn.write(Nameless())  # type: ignore[arg-type]
+    server.broadcast("hi")  # type: ignore[arg-type]
+    publisher.broadcast(b"hi")  # type: ignore[arg-type]
 
 
 # -- declared values

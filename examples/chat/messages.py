@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import tao
+
 
 @dataclass(frozen=True)
 class ChatMessage:
@@ -18,4 +20,7 @@ class ChatMessage:
 
     @classmethod
     def deserialize(cls, data: bytes) -> ChatMessage:
-        return cls(data.decode())
+        try:
+            return cls(data.decode())
+        except UnicodeDecodeError as error:
+            raise tao.BadData(f"not UTF-8: {error}") from error

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from tao.connection.options.definitions import ClientSettings
 from tao.runtime.log import logger
-from tao.safe_text import safe_str
+from tao.safe_text import printable, safe_str
 from tao.transport.certificates import load_client_tls_config
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "WrongCall",
     "client_tls",
     "complain",
-    "harmless",
     "has_rich",
     "import_module",
     "leave",
@@ -87,7 +86,7 @@ def say(line: str) -> None:
 
 def complain(line: str) -> None:
     """Print a line about the command itself on stderr; text from a peer in it is escaped."""
-    print(f"tao: {harmless(line)}", file=sys.stderr, flush=True)
+    print(f"tao: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def log_to_stderr(level: str) -> None:
@@ -102,15 +101,6 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def harmless(text: str) -> str:
-    """Return ``text`` as one line, with control characters escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
 
 
 def size_text(count: float) -> str:

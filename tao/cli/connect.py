@@ -28,7 +28,6 @@ from tao.cli.common import (
     WrongCall,
     client_tls,
     complain,
-    harmless,
     import_module,
     parse_number,
     reason_of,
@@ -46,6 +45,7 @@ from tao.cli.values import (
 from tao.client.client import ClientConn
 from tao.errors import BadData, ConnectionClosed, ConnectionLost, RequestError, TaoError, WouldBlock
 from tao.runtime.deadline import Deadline
+from tao.safe_text import printable
 from tao.transport.addresses import address_text
 
 __all__ = ["run"]
@@ -214,11 +214,11 @@ class _Console:
         except ConnectionLost as error:
             raise _Lost from error
         except RequestError as error:
-            complain(harmless(str(error)))
+            complain(printable(str(error)))
         except BadData as error:
             complain(str(error).removeprefix("Raw has "))
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-            complain(harmless(str(error)))
+            complain(printable(str(error)))
         except WouldBlock:
             raise Failed(f"the server has not read anything for {_PATIENCE:g} s") from None
         except TaoError as error:

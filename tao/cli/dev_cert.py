@@ -7,7 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Final
 
-from tao.cli.common import DONE, Failed, WrongCall, harmless, reason_of, say
+from tao.cli.common import DONE, Failed, WrongCall, reason_of, say
+from tao.safe_text import printable
 from tao.transport.addresses import address_text
 from tao.transport.certificates import DevelopmentCA
 
@@ -46,7 +47,7 @@ def _explain(directory: Path, names: tuple[str, ...], days: float) -> None:
     paths = [str(directory / name) for name in _FILES]
     ca, server, server_key, client, client_key = (shlex.quote(path) for path in paths)
     address = address_text((names[0], 12345))
-    say(f"{harmless(str(directory))}: {', '.join(_FILES)}")
+    say(f"{printable(str(directory))}: {', '.join(_FILES)}")
     say(f"for a server named {', '.join(names)}; valid for {days:g} days")
     say("")
     say("a server, and a client that trusts it:")

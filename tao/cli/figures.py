@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from tao.cli.common import Failed, harmless, size_text
+from tao.cli.common import Failed, size_text
 from tao.cli.dialling import reach
 from tao.runtime.deadline import Deadline
+from tao.safe_text import printable
 from tao.transport.addresses import address_text
 from tao.transport.error_text import explain
 
@@ -293,7 +294,7 @@ def _text(value: Any) -> str:
     """Return a short, printable text for a cell."""
     if not isinstance(value, (str, int, float)) or value == "":
         return "-"
-    text = harmless(str(value))
+    text = printable(str(value))
     return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}..."
 
 

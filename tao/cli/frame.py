@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from tao.cli.codecs import find_codec
-from tao.cli.common import DONE, FAILED, WrongCall, harmless, quoted, say
+from tao.cli.common import DONE, FAILED, WrongCall, quoted, say
+from tao.safe_text import printable
 
 __all__ = ["run"]
 
@@ -23,5 +24,5 @@ def run(options: argparse.Namespace) -> int:
         raise WrongCall(f"HEX wants pairs of hexadecimal digits, not {quoted(text)}") from None
     dump = explain(data)
     for line in dump.splitlines():
-        say(harmless(line))
+        say(printable(line))
     return FAILED if "! " in dump else DONE

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from tao.cli.common import harmless, parse_number
+from tao.cli.common import parse_number
 from tao.errors import BadData
-from tao.safe_text import safe_str
+from tao.safe_text import printable, safe_str
 from tao.wire.capabilities import SIZE as CAPABILITIES_SIZE
 from tao.wire.codec import Batch, TypeLengthValueCodec
 from tao.wire.message import ANY, HEARTBEAT, Registration, Registry, default_registry
@@ -173,11 +173,11 @@ def value_text(raw: Raw, known: Deserializers, limit: int) -> str:
     """
     number, value, header = raw
     if not isinstance(value, bytes):
-        return f"{harmless(str(number))} {_made(lambda _: value, b'')}"
+        return f"{printable(str(number))} {_made(lambda _: value, b'')}"
     line = f"{number} ({len(value)} byte{'' if len(value) == 1 else 's'}) {_shown(value, limit)}"
     if header:
         line += (
-            f" {{{', '.join(f'{name}={harmless(repr(each))}' for name, each in header.items())}}}"
+            f" {{{', '.join(f'{name}={printable(repr(each))}' for name, each in header.items())}}}"
         )
     if number in known:
         line += f" = {_made(known[number], value)}"
@@ -193,7 +193,7 @@ def _shown(value: bytes, limit: int) -> str:
     except UnicodeDecodeError:
         text = "\0"
     if text.translate(_LAYOUT).isprintable():
-        shown = harmless(text)
+        shown = printable(text)
         if shown.startswith(_PREFIXES):
             shown = f"text:{shown}"
     else:
@@ -208,7 +208,7 @@ def _made(deserialize: Callable[[bytes], Any], value: bytes) -> str:
         text = _repr(message)
     except BaseException as error:  # no error of the application's may close the connection
         text = f"cannot be decoded: {type(error).__name__}: {safe_str(error)}"
-    text = harmless(text)
+    text = printable(text)
     return text if len(text) <= _LONGEST_REPR else f"{text[:_LONGEST_REPR]}..."
 
 

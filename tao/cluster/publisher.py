@@ -14,6 +14,7 @@ from tao.runtime.forks import renew_after_fork
 from tao.server.membership.names import check_group_name
 from tao.wire.codec import Codec, TypeLengthValueCodec
 from tao.wire.codec_checks import checked_encoder
+from tao.wire.message import AnyMessage
 
 if TYPE_CHECKING:
     from tao.cluster.redis.engine import RedisEngine
@@ -60,7 +61,7 @@ class Publisher:
         renew_after_fork(self, Publisher._after_fork)
 
     def broadcast(
-        self, message: Any, exclude: Collection[str] = (), *, confirm: float | None = None
+        self, message: AnyMessage, exclude: Collection[str] = (), *, confirm: float | None = None
     ) -> None:
         """Send a message to all connections of all servers; it is encoded once.
 
@@ -83,7 +84,9 @@ class Publisher:
         """
         return PublisherGroup(check_group_name(name), self)
 
-    def unicast(self, address_id: str, message: Any, *, confirm: float | None = None) -> None:
+    def unicast(
+        self, address_id: str, message: AnyMessage, *, confirm: float | None = None
+    ) -> None:
         """Send a message to one connection; if it is not there any more, nothing happens.
 
         Args:
@@ -164,7 +167,7 @@ class PublisherGroup:
         self._publisher = publisher
 
     def broadcast(
-        self, message: Any, exclude: Collection[str] = (), *, confirm: float | None = None
+        self, message: AnyMessage, exclude: Collection[str] = (), *, confirm: float | None = None
     ) -> None:
         """Send a message to all members; the arguments are those of `Publisher.broadcast`.
 

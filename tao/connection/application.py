@@ -25,7 +25,13 @@ from tao.wire.codec import Decoder, TypeLengthValueCodec
 from tao.wire.codec_checks import checked_decoder, checked_encoder, headed_frame
 from tao.wire.message import Message, Registration, Registry
 
-__all__ = ["Application", "ApplicationLink", "HandlerTable", "without_application"]
+__all__ = [
+    "Application",
+    "ApplicationLink",
+    "HandlerTable",
+    "is_heartbeat",
+    "without_application",
+]
 
 # The greatest id of a codec that does not say.
 _GREATEST_ID = 2**16 - 1
@@ -151,6 +157,17 @@ class ApplicationLink:
         if application is not None and conn is not None:
             application.find_conn = weakref.ref(conn)
             self.find = weakref.ref(application)
+
+
+def is_heartbeat(
+    application: Application, number: Any, report: Callable[[BaseException, str], object]
+) -> bool:
+    """Ask the codec whether a number is its heartbeat; if that raises, report it and say no."""
+    try:
+        return application.is_heartbeat(number)
+    except BaseException as error:
+        report(error, "in the codec's is_heartbeat")
+        return False
 
 
 def _never_a_heartbeat(number: Any) -> bool:

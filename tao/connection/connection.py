@@ -29,7 +29,7 @@ from tao.runtime.timing_wheel import delay_until
 from tao.safe_text import safe_str
 from tao.session.frames import is_one_frame
 from tao.transport.addresses import address_text
-from tao.wire.message import Message
+from tao.wire.message import AnyMessage
 
 __all__ = ["CLOSED", "Connection", "check_reason", "core_of"]
 
@@ -60,7 +60,7 @@ class Connection(HasTransport):
 
     def write(
         self,
-        message: Message,
+        message: AnyMessage,
         timeout: float | None = None,
         *,
         header: Mapping[str, Any] | None = None,
@@ -132,7 +132,7 @@ class Connection(HasTransport):
 
     def submit(
         self,
-        message: Message,
+        message: AnyMessage,
         timeout: float | None = None,
         *,
         header: Mapping[str, Any] | None = None,
@@ -154,7 +154,7 @@ class Connection(HasTransport):
 
     def request(
         self,
-        message: Message,
+        message: AnyMessage,
         timeout: float | None = DEFAULT_TIMEOUT,
         *,
         only_if_connected: bool = False,
@@ -195,7 +195,7 @@ class Connection(HasTransport):
 
     def request_async(
         self,
-        message: Message,
+        message: AnyMessage,
         timeout: float | None = DEFAULT_TIMEOUT,
         *,
         only_if_connected: bool = False,
@@ -223,7 +223,7 @@ class Connection(HasTransport):
     def _new_request(
         self,
         requests: Requests,
-        message: Message,
+        message: AnyMessage,
         timeout: float | None,
         only_if_connected: bool,
         header: Mapping[str, Any] | None,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from tao.connection.application import Application, ApplicationLink
+from tao.connection.application import ApplicationLink, is_heartbeat
 from tao.connection.handling.handler_runner import HandlerRunner
 from tao.connection.handling.inbox import CALL
 from tao.connection.lifecycle import Lifecycle
@@ -91,7 +91,7 @@ class LoginGate:
         if number is CALL or number in self._numbers:
             return entry
         application = self._host.application.find()
-        if application is None or self._is_heartbeat(application, number):
+        if application is None or is_heartbeat(application, number, self._host.report):
             return Registration(number, bytes)  # reaches no handler
         # Numbers that are not registered share one histogram: the peer chooses them.
         known = HEARTBEAT if entry is None else entry.number
@@ -101,13 +101,6 @@ class LoginGate:
             )
         on_unready = around(self._on_unready, application.registry.middleware)
         return Registration(known, bytes, self._judge(number, on_unready))
-
-    def _is_heartbeat(self, application: Application, number: Any) -> bool:
-        try:
-            return application.is_heartbeat(number)
-        except BaseException as error:
-            self._host.report(error, "in the codec's is_heartbeat")
-            return False
 
     def _judge(self, number: Any, refuse: Handler) -> Handler:
         """Return what handles a message that does not belong to a login."""

@@ -28,6 +28,7 @@ from tao.transport.addresses import Address
 from tao.transport.certificates import StrPath
 from tao.wire.codec_checks import restricted
 from tao.wire.message import (
+    AnyMessage,
     Dispatch,
     MiddlewareT,
     ReadableT,
@@ -278,7 +279,7 @@ class Server:
         return self._core.find(identity)
 
     def broadcast(
-        self, message: Any, exclude: Collection[Any] = (), *, confirm: float | None = None
+        self, message: AnyMessage, exclude: Collection[Any] = (), *, confirm: float | None = None
     ) -> Broadcast:
         """Send a message to all connections, of all servers of the cluster; it is encoded once.
 
@@ -309,7 +310,7 @@ class Server:
         """
         return self._core.group(name)
 
-    def unicast(self, address: int | str, message: Any) -> None:
+    def unicast(self, address: int | str, message: AnyMessage) -> None:
         """Send a message to one connection.
 
         Args:

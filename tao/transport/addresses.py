@@ -20,6 +20,8 @@ import socket
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
+from tao.safe_text import printable
+
 __all__ = [
     "Address",
     "Target",
@@ -244,13 +246,13 @@ def address_text(address: Any) -> str:
     try:
         if isinstance(address, tuple) and len(address) >= 2:
             host, port = str(address[0]) + _scope_text(address), address[1]
-            return _printable(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            return printable(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         if isinstance(address, (bytes, os.PathLike)):
             address = os.fsdecode(address)
         text = str(address or "-")
     except Exception:  # whatever an application may have set as the address of a peer
         return f"<{type(address).__name__}>"
-    return _printable(f"@{text[1:]}" if text.startswith("\0") else text)
+    return printable(f"@{text[1:]}" if text.startswith("\0") else text)
 
 
 def _scope_text(address: tuple[Any, ...]) -> str:
@@ -261,12 +263,3 @@ def _scope_text(address: tuple[Any, ...]) -> str:
         return f"%{socket.if_indextoname(address[3])}"
     except OSError:
         return f"%{address[3]}"
-
-
-def _printable(text: str) -> str:
-    """Escape characters that are not printable or would begin a new line in a log."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )

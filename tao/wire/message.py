@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANY",
     "HEARTBEAT",
+    "AnyMessage",
     "Deserializer",
     "Dispatch",
     "Handler",
@@ -89,6 +90,18 @@ class Message(Protocol):
     def serialize(self) -> bytes:
         """Return the value of the message on the wire, without any header."""
         ...
+
+
+class _MessageByClass(Protocol):
+    """The same with the number declared as a ``ClassVar``, which Pyright treats differently."""
+
+    message_number: ClassVar[Any]
+
+    def serialize(self) -> bytes: ...
+
+
+#: What can be written, as type checkers see it.
+AnyMessage = Message | _MessageByClass
 
 
 class _Readable(Protocol):

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 import tao
-from tao.cli.common import harmless, parse_address, parse_monitor, size_text
+from tao.cli.common import parse_address, parse_monitor, size_text
 from tao.cli.values import Raw, RawCodec, deserializers_of, parse_line, value_text
 from tao.errors import BadData
+from tao.safe_text import printable
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_the_address_of_a_monitor(text: str) -> None:
 
 def test_escaped_text_and_sizes() -> None:
     """Control characters are escaped; sizes have units."""
-    assert harmless("a\x1b[1mb\u202ec") == r"a\x1b[1mb\u202ec"
+    assert printable("a\x1b[1mb\u202ec") == r"a\x1b[1mb\u202ec"
     assert [size_text(count) for count in (0, 999, 1536, 5e12)] == [
         *("0 B", "999 B", "1.5 KiB", "4.5 TiB")
     ]

@@ -16,7 +16,7 @@ from threading import get_ident
 from time import monotonic
 from typing import Any, Protocol
 
-from tao.connection.application import Application
+from tao.connection.application import Application, is_heartbeat
 from tao.connection.handling.block_watch import BlockWatch
 from tao.connection.handling.handler_trust import (
     QUICK,
@@ -189,7 +189,7 @@ class HandlerRunner:
         handler = entry.handler
         if handler is None:
             on_message = application.on_message
-            if on_message is None or self._is_heartbeat(application, number):
+            if on_message is None or is_heartbeat(application, number, self._host.report):
                 return entry, None, True
             handler = around(
                 lambda context, conn: on_message(context.message, conn),
@@ -201,7 +201,7 @@ class HandlerRunner:
         self, application: Application, number: Any
     ) -> tuple[Registration | None, Handler | None, bool]:
         """Do the same for a number that is not registered."""
-        if self._is_heartbeat(application, number):
+        if is_heartbeat(application, number, self._host.report):
             return None, None, True
         entry = application.entries.get(ANY)
         if entry is None or entry.handler is None:
@@ -215,13 +215,6 @@ class HandlerRunner:
             handler(context, conn)
 
         return entry, handle, entry.trust >= TRUST_NEEDED[entry.dispatch or self._mode]
-
-    def _is_heartbeat(self, application: Application, number: Any) -> bool:
-        try:
-            return application.is_heartbeat(number)
-        except BaseException as error:
-            self._host.report(error, "in the codec's is_heartbeat")
-            return False
 
     @calls_handlers
     def run_alone(self, application: Application, batch: Batch) -> Batch:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tao.server.connection import ServerConn
 from tao.server.reports import Broadcast
+from tao.wire.message import AnyMessage
 
 __all__ = ["Group", "GroupOwner"]
 
@@ -61,7 +62,7 @@ class Group:
         return self._owner.group_count(self._name)
 
     def broadcast(
-        self, message: Any, exclude: Collection[Any] = (), *, confirm: float | None = None
+        self, message: AnyMessage, exclude: Collection[Any] = (), *, confirm: float | None = None
     ) -> Broadcast:
         """Send a message to all members, on all servers of the cluster; it is encoded once.
 
