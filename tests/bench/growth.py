@@ -14,7 +14,7 @@ from tests.bench.rows import growth_contestants, one_by_one
 from tests.bench.svg import Drawing
 from tests.bench.workloads import LoadWorkload
 
-CONNECTIONS = (1, 10, 100, 1000, 5000)
+CONNECTIONS = (1, 10, 100, 1000, 5000, 10_000)
 SIZES = (16, 256, 4096, 65_536, 1 << 20)
 BY_CONNECTIONS, BY_SIZE = "connections", "size"
 

@@ -44,8 +44,9 @@ class Target:
     """What must be reached.
 
     The subject's figure is divided by that of the opponent with the best median, round by round;
-    the median of these ratios counts. Without opponents it is divided by ``unit``. A target without
-    a bound is shown and not judged.
+    the median of these ratios counts. Without opponents it is divided by ``unit``. With ``detail``
+    the figure is not the main one but that detail, of which less is better. A target without a
+    bound is shown and not judged.
     """
 
     subject: str
@@ -54,6 +55,7 @@ class Target:
     at_most: float | None = None
     unit: float = 1.0
     unit_text: str = ""
+    detail: str | None = None
 
     @property
     def bounded(self) -> bool:
@@ -93,7 +95,11 @@ class Entry:
     @property
     def values(self) -> list[float]:
         """The figures, in the order of the rounds."""
-        return [run.value for run in self.runs]
+        return self.figures(None)
+
+    def figures(self, detail: str | None) -> list[float]:
+        """The main figures, or those of a detail, in the order of the rounds."""
+        return [run.value if detail is None else run.details[detail] for run in self.runs]
 
     @property
     def median(self) -> float:
@@ -159,19 +165,22 @@ class Outcome:
     def _judge(self, target: Target) -> Verdict:
         subject = self.entry(target.subject)
         opponents = [e for label in target.against if (e := self.entry(label))]
-        best = self._best(opponents)
+        best = self._best(opponents, target.detail)
         ratios: tuple[float, ...] = ()
         if subject and not target.against:
-            ratios = tuple(value / target.unit for value in subject.values)
+            ratios = tuple(value / target.unit for value in subject.figures(target.detail))
         elif subject and best:
-            pairs = zip(subject.values, best.values, strict=False)
+            figures = (entry.figures(target.detail) for entry in (subject, best))
+            pairs = zip(*figures, strict=False)
             ratios = tuple(ours / theirs for ours, theirs in pairs)
         text = _wording(target, best.label if best else None)
         return Verdict(text, ratios, target.at_least, target.at_most)
 
-    def _best(self, entries: Sequence[Entry]) -> Entry | None:
-        choose = max if self.row.workload.higher_is_better else min
-        return choose(entries, key=lambda entry: entry.median, default=None)
+    def _best(self, entries: Sequence[Entry], detail: str | None) -> Entry | None:
+        choose = max if self.row.workload.higher_is_better and detail is None else min
+        return choose(
+            entries, key=lambda entry: statistics.median(entry.figures(detail)), default=None
+        )
 
 
 def _wording(target: Target, best: str | None) -> str:
@@ -181,6 +190,8 @@ def _wording(target: Target, best: str | None) -> str:
         bound = f"at most {target.at_most:g} "
     if not target.against:
         return f"{target.subject}: {bound}{target.unit_text}".rstrip()
+    if target.detail is not None:
+        bound += f"{target.detail.removesuffix('_us')} "
     others = " and ".join(target.against)
     if len(target.against) > 3:
         others = "every peer"

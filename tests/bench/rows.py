@@ -58,8 +58,8 @@ def _field(*quick: Contestant) -> tuple[Contestant, ...]:
     return tuple(dataclasses.replace(c, quick=c in quick) for c in everyone)
 
 
-def _echo(connections: int, window: int, tls: bool = False) -> LoadWorkload:
-    return LoadWorkload(Load("echo", connections, window, tls=tls))
+def _echo(connections: int, window: int, size: int = 64, tls: bool = False) -> LoadWorkload:
+    return LoadWorkload(Load("echo", connections, window, size, tls=tls))
 
 
 def one_by_one(client_cpu: int) -> LoadWorkload:
@@ -116,6 +116,7 @@ def _single_rows() -> list[Row]:
         Target(SHARED.label, (SOCKETSERVER.label,), at_least=1.6),
         Target(TAO_PINNED.label, (ASYNCIO.label,), at_least=0.75),
     )
+    at_worst = Target(SHARED.label, (ASYNCIO.label,), at_most=1.5, detail="p99_us")
     return [
         Row(
             "echo-1x1",
@@ -140,9 +141,9 @@ def _single_rows() -> list[Row]:
                 f"Echo, {count} connections x 1 outstanding",
                 _echo(count, 1),
                 _field(*few),
-                one_at_a_time,
+                one_at_a_time + latency,
             )
-            for count in (10, 100)
+            for count, latency in ((10, ()), (100, (at_worst,)))
         ),
         *(
             Row(
@@ -154,6 +155,22 @@ def _single_rows() -> list[Row]:
             )
             for count in (1000, 4000)
         ),
+    ]
+
+
+def _large_rows() -> list[Row]:
+    return [
+        Row(
+            f"echo-10x4-{name}",
+            f"Echo, 10 connections x 4 outstanding, messages of {title}",
+            _echo(10, 4, size),
+            (TAO, SHARED, ASYNCIO, _resting(UVLOOP), _resting(SOCKETSERVER)),
+            (
+                Target(TAO.label, (ASYNCIO.label,), at_least=0.9),
+                Target(SHARED.label, (ASYNCIO.label,), at_least=1.0),
+            ),
+        )
+        for name, title, size in (("64k", "64 KiB", 65_536), ("1m", "1 MiB", 1 << 20))
     ]
 
 
@@ -396,8 +413,8 @@ def _request_rows() -> list[Row]:
 
 def all_rows(quick: bool = False) -> list[Row]:
     """Return every row in the order of the report; quick runs leave out what has no target."""
-    rows = [*_pipelined_rows(), *_single_rows(), *_server_rows(), *_deaf_rows(), *_garbage_rows()]
-    rows += [*_request_rows(), *_idle_rows(), *_departure_rows(), _timer_row()]
+    rows = [*_pipelined_rows(), *_single_rows(), *_large_rows(), *_server_rows(), *_deaf_rows()]
+    rows += [*_garbage_rows(), *_request_rows(), *_idle_rows(), *_departure_rows(), _timer_row()]
     return [row for row in rows if not quick or (row.quick and _judged(row))]
 
 
