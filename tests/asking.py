@@ -72,6 +72,11 @@ def agree(end: End) -> None:
     """Answer the question for capabilities, which is to come next."""
     number, value = read_other(end)
     assert (number, len(value), value[17]) == (0, 32, 1)
+    answer_question(end, value)
+
+
+def answer_question(end: End, value: bytes) -> None:
+    """Answer a question for capabilities, given as the value of its heartbeat."""
     end.send(capability_frame(0, ANSWER, REQUESTS, struct.unpack_from("<Q", value, 24)[0]))
 
 

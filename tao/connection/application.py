@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from tao.connection.context_variables import Variables
 from tao.connection.correlation import Correlate, Ids, InOrder
 from tao.connection.handling.request_context import context_of
-from tao.connection.options.definitions import Settings
+from tao.connection.options.definitions import ServerSettings, Settings
 from tao.runtime.context import Context, RequestContext
 from tao.wire.codec import Decoder, TypeLengthValueCodec
 from tao.wire.codec_checks import checked_decoder, checked_encoder, headed_frame
@@ -93,7 +93,10 @@ class Application:
         #: The ids of all frames, if a field of them has one.
         self.ids: Ids | None = None
         if getattr(settings.codec, "correlate", None) is not None and self.correlation is None:
-            self.ids = Ids(getattr(settings.codec, "greatest_id", _GREATEST_ID))
+            greatest = getattr(settings.codec, "greatest_id", _GREATEST_ID)
+            # A server begins in the middle, so its ids are seldom those of a client's requests.
+            serves = isinstance(settings, ServerSettings)
+            self.ids = Ids(greatest, greatest // 2 + 1 if serves else 0)
             self.encode = partial(_encode_with_id, settings.codec, self.ids)
         self.variables = Variables(context)
         self.on_connect = settings.on_connect
@@ -117,6 +120,10 @@ class Application:
 
     def encode_with(self, message: Message, header: Mapping[str, Any]) -> bytes:
         """Return the bytes of a message, with values of the other fields of its frame."""
+        if self.ids is not None:
+            field = getattr(self.codec, "correlate", "")
+            if field not in header:
+                header = {**header, field: self.ids.take()}
         return headed_frame(self.codec, message, header)
 
     def encode_as(self, message: Message, header: Mapping[str, Any] | None) -> bytes:

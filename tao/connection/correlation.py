@@ -35,11 +35,15 @@ Encode = Callable[[Any, Mapping[str, Any] | None], bytes]
 
 # Ids begin at a random number below this, so that what belongs to another connection fits none.
 _FIRST_ID = 2**62
-# How many ids of requests that were given up are remembered, and not used again.
+# How many ids of requests that were given up are not used again for now.
 _GIVEN_UP_MOST = 1024
+# Of requests that are over, at least so many ids are remembered, and at most twice as many.
+_OVER_LEAST = 256
 
 #: In place of an id: a reply that nobody waits for.
 LATE: Any = object()
+# In place of a message number: any number.
+_ANY: Any = object()
 
 
 class InOrder:
@@ -49,6 +53,9 @@ class InOrder:
     be told apart. On a server, replies leave in the order of the requests, whenever they are ready;
     a handler that raises closes the connection when its turn to reply comes, for the same reason.
     One that returns without a reply is taken to handle a message that needs none.
+
+    A client that makes requests takes every other message for a reply. One that comes while no
+    request is in flight, such as a second reply, is dropped and counted.
 
     Args:
         unsolicited: returns whether a message is no reply (on a server: no request), such as a
@@ -67,6 +74,9 @@ class InOrder:
 
 class Correlate:
     """Messages themselves tell which request they belong to: the option ``correlation``.
+
+    On a connection that makes requests, a reply whose request is not in flight is dropped and
+    counted: it comes too late, for the second time, or is to a message that was no request.
 
     Args:
         request: returns the id of a message that is asked.
@@ -110,8 +120,11 @@ class Correlation(Protocol):
     def cancellation(self, key: Any) -> bytes:
         """Return what tells the peer that nobody waits any more; b"" if there is no such thing."""
 
-    def forget(self, key: Any) -> None:
-        """Note that a request was given up after it was sent. In the turn of the table."""
+    def give_up(self, key: Any) -> None:
+        """Note that the reply to a request that was sent is not waited for any more.
+
+        In the turn of the table, and before the request is taken out of that.
+        """
 
     def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
         """Return the id of the request that a message replies to. By the reading role.
@@ -141,7 +154,7 @@ class EnvelopeCorrelation:
     def cancellation(self, key: Any) -> bytes:
         return cancel_frame(key)
 
-    def forget(self, key: Any) -> None:
+    def give_up(self, key: Any) -> None:
         pass
 
     def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
@@ -153,17 +166,22 @@ class Ids:
 
     Args:
         greatest: the greatest id; 0 is one, too.
+        first: the first one.
     """
 
-    __slots__ = ("_count", "_greatest", "given_up", "pending")
+    __slots__ = ("_count", "_given_up", "_greatest", "_over", "pending")
 
-    def __init__(self, greatest: int) -> None:
+    def __init__(self, greatest: int, first: int = 0) -> None:
         self._greatest = greatest
-        self._count = AtomicInt64()
+        self._count = AtomicInt64(first)
         #: The requests in flight, by their ids.
         self.pending: Pending = {}
-        #: The ids of requests that were given up lately, oldest first. Changed in a table's turn.
-        self.given_up: dict[int, None] = {}
+        # The two below are changed in single steps, and have the oldest first.
+        # Of the requests that were given up lately, so that a late reply meets no newer request.
+        self._given_up: dict[int, None] = {}
+        # Of requests that are over, with the number of the reply, as there may come another one. An
+        # id that is used anew is not in here.
+        self._over: dict[int, Any] = {}
 
     @property
     def most(self) -> int:
@@ -172,18 +190,40 @@ class Ids:
 
     def take(self) -> int:
         """Return an id that no request in flight has, and none that was given up lately."""
+        found = 0
         for _ in range(self._greatest + 1):
             found = self._count.get_and_increment() % (self._greatest + 1)
-            if found not in self.pending and found not in self.given_up:
-                return found
-        # For a plain write, while all are in use.
-        return self._count.get_and_increment() % (self._greatest + 1)
+            if found not in self.pending and found not in self._given_up:
+                break
+        # Else it is for a plain write, while all are in use.
+        self._over.pop(found, None)
+        return found
+
+    def answered(self, key: int, number: Any) -> None:
+        """Note that a reply has come, before its request is taken out. By the reading role."""
+        self._over[key] = number
+        if len(self._over) > 2 * _OVER_LEAST:
+            _drop_oldest(self._over, _OVER_LEAST)
 
     def give_up(self, key: int) -> None:
-        """Remember an id, so that a late reply is not matched to a newer request."""
-        self.given_up[key] = None
-        while len(self.given_up) > min(_GIVEN_UP_MOST, (self._greatest + 1) // 4):
-            self.given_up.pop(next(iter(self.given_up)), None)
+        """Note that a reply is not waited for any more. Needs the turn of the requests."""
+        self.answered(key, _ANY)
+        self._given_up[key] = None
+        most = min(_GIVEN_UP_MOST, (self._greatest + 1) // 4)
+        if len(self._given_up) > most:
+            _drop_oldest(self._given_up, most)
+
+    def is_late(self, key: int, number: Any) -> bool:
+        """Whether a message replies to a request that is over. By the reading role."""
+        known = self._over.get(key, LATE)
+        self._given_up.pop(key, None)
+        return known is _ANY or bool(known == number)
+
+
+def _drop_oldest(ids: dict[int, Any], most: int) -> None:
+    """Drop what there is above a number of ids."""
+    for key in list(ids)[:-most] if most else list(ids):
+        ids.pop(key, None)
 
 
 class FieldCorrelation:
@@ -193,7 +233,8 @@ class FieldCorrelation:
         ids: of the connection.
         field: its name.
         encode: makes frames.
-        reply_when: tells a reply by header and number; None: an id in flight does.
+        reply_when: tells a reply by header and number. None: a message is one if its id is in
+            flight, or was given up lately, or if a reply of its number to this id has just come.
     """
 
     __slots__ = ("_encode", "_field", "_ids", "_reply_when")
@@ -223,18 +264,18 @@ class FieldCorrelation:
     def cancellation(self, key: Any) -> bytes:
         return b""
 
-    def forget(self, key: Any) -> None:
+    def give_up(self, key: Any) -> None:
         self._ids.give_up(key)
 
     def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
         key: Any = getattr(header, self._field, None)
-        if self._reply_when is not None:
-            if header is None or not self._reply_when(header, number):
-                return None
-            return key if key in pending else LATE
+        told = self._reply_when
+        if told is not None and (header is None or not told(header, number)):
+            return None
         if key in pending:
+            self._ids.answered(key, number)
             return key
-        return LATE if self._ids.given_up.pop(key, key) is None else None
+        return LATE if self._ids.is_late(key, number) or told is not None else None
 
 
 class OrderCorrelation:
@@ -264,11 +305,17 @@ class OrderCorrelation:
     def cancellation(self, key: Any) -> bytes:
         return b""
 
-    def forget(self, key: Any) -> None:
+    def give_up(self, key: Any) -> None:
         pass  # the connection is closed
 
     def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
-        return None if self._order.pushes(message) else next(iter(pending), None)
+        if self._order.pushes(message):
+            return None
+        while True:
+            try:
+                return next(iter(pending), LATE)
+            except RuntimeError:
+                continue  # a request has been added at this very moment
 
 
 class MessageCorrelation:
@@ -279,7 +326,7 @@ class MessageCorrelation:
         encode: makes frames.
     """
 
-    __slots__ = ("_correlate", "_encode", "_given_up")
+    __slots__ = ("_correlate", "_encode")
 
     negotiates = False
     breaks = False
@@ -287,13 +334,11 @@ class MessageCorrelation:
     def __init__(self, correlate: Correlate, encode: Encode) -> None:
         self._correlate = correlate
         self._encode = encode
-        self._given_up: dict[Any, None] = {}  # oldest first
 
     def next_key(self, request: Request, pending: Pending) -> Any:
         key = self._correlate.request(request.message)
         if key in pending:
             raise ValueError(f"a request with the id {key!r} is in flight already")
-        self._given_up.pop(key, None)
         return key
 
     def frame(self, request: Request, key: Any) -> bytes:
@@ -302,15 +347,9 @@ class MessageCorrelation:
     def cancellation(self, key: Any) -> bytes:
         return b""
 
-    def forget(self, key: Any) -> None:
-        self._given_up[key] = None
-        while len(self._given_up) > _GIVEN_UP_MOST:
-            self._given_up.pop(next(iter(self._given_up)), None)
+    def give_up(self, key: Any) -> None:
+        pass  # a late reply fits none in flight, unless the application uses the id anew
 
     def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
-        if message is None:
-            return None
-        key = self._correlate.reply(message)
-        if key is None or key in pending:
-            return key
-        return LATE if self._given_up.pop(key, key) is None else None
+        key = None if message is None else self._correlate.reply(message)
+        return key if key is None or key in pending else LATE

@@ -393,25 +393,25 @@ class Requests:
             except ValueError:
                 pass  # it has failed
             return False, False
-        sent = not self._host.send_queue.withdraw(request.frame, wait=wait)
-        known = self._pending.pop(request.key, None) is not None
-        if known and sent:
-            self._correlation.forget(request.key)
-        return known, sent
+        sent, key = not self._host.send_queue.withdraw(request.frame, wait=wait), request.key
+        if self._pending.get(key) is not request:
+            return False, sent  # its reply has come
+        if sent and self._correlation.breaks:  # it stays, or another one would get its reply
+            request.due = math.inf
+            return True, True
+        if sent:
+            self._correlation.give_up(key)
+        return self._pending.pop(key, None) is not None, sent
 
     def _forgo_reply(self, request: Request) -> None:
-        """Do without the reply to a request that was sent."""
+        """Do without the reply to a request that was sent: tell the peer, or leave it."""
+        key = request.key
         if self._correlation.breaks:
-            if self._ended is None:
+            if self._ended is None and self._pending.get(key) is request:
                 self._host.drop("a reply was given up, so what follows could not be told apart")
             return
-        key, request.key = request.key, None
-        if key is not None:
-            self._cancel(key)
-
-    def _cancel(self, key: Any) -> None:
-        """Tell the peer that nobody waits for a reply any more."""
-        frame = self._correlation.cancellation(key)
+        request.key = None
+        frame = b"" if key is None else self._correlation.cancellation(key)
         try:
             if frame:
                 self._host.send_queue.write(frame)
@@ -426,15 +426,17 @@ class Requests:
     def _take_lost(self, reason: str) -> None:
         """Take out what fails with the transport. Needs the turn."""
         kept = []
-        taken = [self._pending.pop(key, None) for key in list(self._pending)]
-        for request in [each for each in taken if each is not None]:
+        for key, request in dict(self._pending).items():
             assert request.frame is not None
             sent = not self._host.send_queue.withdraw(request.frame)
             request.frame = None
+            if sent:
+                self._correlation.give_up(key)
             if sent or request.only_if_connected:
                 self._fail(request, ConnectionLost(reason, sent))
             else:
                 kept.append(request)
+            self._pending.pop(key, None)
         for request in [each for each in self._waiting if each.only_if_connected]:
             self._fail(request, ConnectionLost(reason))
             self._waiting.remove(request)
