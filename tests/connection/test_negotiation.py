@@ -14,6 +14,7 @@ import tao
 from tao.connection.connection import core_of
 from tao.connection.requests import negotiation
 from tao.errors import RequestsNotSupported, RequestTimeout
+from tao.testing import Clock
 from tao.testing.fault_proxy import FaultProxy, Faults
 from tao.wire.capabilities import ANSWER, ASK, REQUESTS, capability_frame
 from tao.wire.codec import TypeLengthValueCodec, TypeLengthValueDecoder
@@ -23,6 +24,7 @@ from tests.ends import End, Number, Seen, Text, frame, text
 from tests.support import PATIENCE, wait_until
 
 OpenEnd = Callable[..., End]
+READERS = pytest.mark.parametrize("readers", ["own", "shared"])
 
 
 @pytest.fixture
@@ -105,17 +107,21 @@ def test_a_late_answer_lifts_the_refusal(open_end: OpenEnd, impatient: None) -> 
     assert future.cancel()
 
 
-def test_a_refusal_is_forgotten_after_a_while(
-    open_end: OpenEnd, impatient: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Then the peer is asked again."""
-    end = open_end()
-    future = end.conn.request_async(Text("hi"))
-    end.read_frame()
-    assert isinstance(future.exception(PATIENCE), RequestsNotSupported)
-    monkeypatch.setattr(negotiation, "_MEMORY", 0.0)
+@pytest.mark.parametrize("answered", [0, -1])
+def test_a_refusal_is_forgotten_after_a_while(open_end: OpenEnd, answered: int) -> None:
+    """Then the peer is asked again; its answer to whichever question counts."""
+    nonces = []
+    with Clock() as clock:
+        end = open_end(heartbeat=None)
+        for _ in range(6):  # more than are answered
+            future = end.conn.request_async(Text("hi"), timeout=1000)
+            nonces.append(nonce_of(end.read_frame()[1]))
+            clock.advance(2)
+            assert isinstance(future.exception(PATIENCE), RequestsNotSupported)
+            clock.advance(30)
+    end.send(capability_frame(0, ANSWER, REQUESTS, nonces[answered]))
+    wait_until(lambda: core_of(end.conn).exchange.negotiation.supported)
     future = end.conn.request_async(Text("again"))
-    agree(end)
     assert read_asked(end).value == b"again"
     assert future.cancel()
 
@@ -171,6 +177,84 @@ def test_a_busy_server_answers() -> None:
         wait_until(lambda: core_of(peers.client).exchange.requests.in_flight)
         leave.set()
         assert isinstance(future.exception(PATIENCE), tao.NoHandler)
+
+
+class Busy:
+    """A server whose only worker is busy, whose inbox is full, and which therefore reads nothing.
+
+    Args:
+        readers: the option of both ends.
+    """
+
+    def __init__(self, readers: Any) -> None:
+        self.leave = threading.Event()
+        options: Any = {"readers": readers, "heartbeat": None}
+        server = {**options, "workers": 1, "queue_size": 2}
+        self.peers = Peers(**options, server=server)
+        self.peers.server.handler(Number)(echo)
+        self.peers.server.handler(Text, dispatch="pool")(
+            lambda ctx, conn: self.leave.wait(PATIENCE)
+        )
+        wait_until(
+            lambda: self.peers.client.write(Text("a")) or core_of(self.peers.conn).gate.paused
+        )
+
+    def ask(self) -> Any:
+        """Ask, and return when the question for capabilities has been sent."""
+        sent = core_of(self.peers.client).send_queue.frames_sent
+        future = self.peers.client.request_async(Number(1), timeout=1000)
+        wait_until(lambda: core_of(self.peers.client).send_queue.frames_sent > sent)
+        return future
+
+    def __enter__(self) -> Busy:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.leave.set()
+        self.peers.close()
+
+
+@READERS
+def test_a_server_with_a_full_inbox_is_waited_for(readers: Any) -> None:
+    """Its silence says nothing while it may still be busy with earlier messages."""
+    with Clock() as clock, Busy(readers) as busy:
+        future = busy.ask()
+        for _ in range(14):
+            clock.advance(2)
+        assert not future.done()
+        busy.leave.set()
+        assert future.result(PATIENCE).value == 1
+
+
+@READERS
+def test_a_server_that_is_busy_for_long_is_used_when_it_answers(readers: Any) -> None:
+    """Half a minute of silence is a refusal, and any later answer lifts it."""
+    with Clock() as clock, Busy(readers) as busy:
+        for _ in range(6):  # more than are answered
+            future = busy.ask()
+            for _ in range(16):
+                clock.advance(2)
+            assert isinstance(future.exception(PATIENCE), RequestsNotSupported)
+            clock.advance(30)
+        busy.leave.set()
+        wait_until(lambda: core_of(busy.peers.client).exchange.negotiation.supported)
+        assert busy.peers.client.request(Number(1)).value == 1
+
+
+def test_a_peer_that_has_replied_is_not_busy(open_end: OpenEnd) -> None:
+    """Two seconds are enough for one that has sent as many messages as it got."""
+    with Clock() as clock:
+        seen, registry = Seen(), known()
+        registry.handler(Text)(lambda ctx, conn: seen.add(ctx.message.text))
+        end = open_end(registry=registry, heartbeat=None)
+        for _ in range(3):
+            end.conn.write(Text("hi"))
+            end.send(frame(*end.read_frame()))
+        seen.wait(3)
+        future = end.conn.request_async(Text("hi"), timeout=1000)
+        end.read_frame()
+        clock.advance(2)
+        assert isinstance(future.exception(PATIENCE), RequestsNotSupported)
 
 
 def test_a_long_way_is_no_refusal(make_server: Any) -> None:

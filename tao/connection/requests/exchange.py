@@ -70,7 +70,10 @@ class Exchange:
         host: the connection's core.
     """
 
-    __slots__ = ("_answers", "_host", "_parts", "_replies_before", "responder", "spill")
+    __slots__ = (
+        "_answers", "_came_before", "_host", "_left_before", "_parts", "_replies_before",
+        "responder", "spill",
+    )  # fmt: skip
 
     def __init__(self, host: ExchangeHost) -> None:
         self._host = host
@@ -82,7 +85,11 @@ class Exchange:
         #: While a handler waits for a reply: whether reading goes on although the inbox is full.
         #: Set by the thread that handles.
         self.spill: Callable[[], bool] | None = None
-        self._replies_before: int = 0  # that came by earlier transports. By the one that connects
+        # By the thread that connects: how many replies and messages came by earlier transports, and
+        # how many messages left.
+        self._replies_before: int = 0
+        self._came_before: int = 0
+        self._left_before: int = 0
 
     @property
     def speaks_here(self) -> bool:
@@ -95,7 +102,8 @@ class Exchange:
         found: Negotiation | None = self._parts.get("negotiation")
         if found is None:
             found = self._parts.setdefault(
-                "negotiation", Negotiation(self._host, self._tell, self._proceed)
+                "negotiation",
+                Negotiation(self._host, self._tell, self._traffic, self._proceed),
             )
         return found
 
@@ -186,6 +194,11 @@ class Exchange:
         finally:
             speakers.discard(threading.get_ident())
 
+    def _traffic(self) -> tuple[int, int]:
+        """Return how many messages were written to the present transport, and came by it."""
+        queue, came = self._host.send_queue, self._host.reader.messages_in
+        return queue.frames_sent + queue.waiting - self._left_before, came - self._came_before
+
     def _proceed(self) -> None:
         """Send the requests that have waited for the peer's answer, or fail them."""
         requests = self.requests_so_far
@@ -210,6 +223,8 @@ class Exchange:
         """Begin with a new transport, whose decoder is made. By the thread that connects."""
         negotiation: Negotiation | None = self._parts.get("negotiation")
         requests = self.requests_so_far
+        self._came_before = self._host.reader.messages_in
+        self._left_before = self._host.send_queue.frames_sent
         if negotiation is not None:
             negotiation.begin()
         if requests is not None:

@@ -2,7 +2,9 @@
 
 Nobody is asked unasked: the question goes out with the first request, or at once for a client with
 ``requests=True``. Silence is an answer, too: after two seconds the peer counts as one that does not
-know requests. That is remembered for half a minute, and a late answer lifts it.
+know requests. That is remembered for half a minute, and a late answer lifts it. But a peer that may
+still be busy with earlier messages, as it has sent fewer than it got, has half a minute: its inbox
+may be full, and the question not be read.
 
 The reading role answers the questions of the peer, at most four of one connection, whatever its
 handlers do meanwhile.
@@ -26,9 +28,9 @@ from tao.wire.capabilities import ANSWER, ASK, LEAVES, REQUESTS, Capabilities, c
 
 __all__ = ["Negotiation", "NegotiationHost"]
 
-# How long silence is listened to, for how long it is remembered, and the pause before what finds
-# the send queue full is tried again; in seconds.
-_PATIENCE, _MEMORY, _AGAIN = 2.0, 30.0, 0.05
+# How long silence is listened to, also of a peer that may be busy, for how long it is remembered,
+# and the pause before what finds the send queue full is tried again; in seconds.
+_PATIENCE, _BUSY, _MEMORY, _AGAIN = 2.0, 30.0, 30.0, 0.05
 _ANSWERS_MOST = 4
 
 
@@ -49,22 +51,26 @@ class Negotiation:
     Args:
         host: the connection's core.
         write: sends a frame, also before a login; one thread at a time.
+        traffic: returns how many messages have left or wait to, and how many have come, by the
+            present transport.
         changed: called when something new is known, by the reading role or the timing wheel.
     """
 
     __slots__ = (
-        "_answers", "_asked", "_changed", "_host", "_nonce", "_owed", "_refused_at", "_write",
-        "capabilities", "told_to_leave",
+        "_answers", "_asked", "_asked_at", "_before", "_changed", "_host", "_nonce", "_owed",
+        "_refused_at", "_traffic", "_write", "capabilities", "told_to_leave",
     )  # fmt: skip
 
     def __init__(
         self,
         host: NegotiationHost,
         write: Callable[[bytes], object],
+        traffic: Callable[[], tuple[int, int]],
         changed: Callable[[], object],
     ) -> None:
         self._host = host
         self._write = write
+        self._traffic = traffic
         self._changed = changed
         self.begin()
 
@@ -72,8 +78,11 @@ class Negotiation:
         """Know nothing, as there is a new transport. By the thread that connects."""
         # Each field is changed in one step.
         self.capabilities: int | None = None  #: of the peer, as a sum; None: not known
-        self._nonce: int | None = None  # of the question
-        self._asked: TrackedFrame | None = None
+        # The same of each question, so that a late answer to an earlier one counts.
+        self._nonce: int = random.getrandbits(64)
+        self._asked: TrackedFrame | None = None  # the question; None: it is to be asked
+        self._asked_at: float = 0.0  # monotonic
+        self._before: int | None = None  # how many messages precede the first question
         self._refused_at: float | None = None  # when silence was taken for an answer
         #: Whether the peer has told this side to leave, and it does.
         self.told_to_leave: bool = False
@@ -98,38 +107,47 @@ class Negotiation:
             return None if self.supported else "the peer does not answer requests"
         at = self._refused_at
         if at is not None and self._host.wheel.since(at) < _MEMORY:
-            return f"the peer has not said within {_PATIENCE:g} s that it answers requests"
+            return "the peer has not said in time that it answers requests"
         return None
 
     def ask(self) -> None:
         """Ask the peer, unless it is asked already. One thread at a time may call it."""
         if self.capabilities is not None or self.refusal is not None:
             return
-        if self._nonce is not None and self._refused_at is None:
+        if self._asked is not None and self._refused_at is None:
             return
         self._refused_at = None
-        self._nonce = nonce = random.getrandbits(64)
-        frame = capability_frame(time.time_ns(), ASK, self._host.capabilities, nonce)
-        self._asked = asked = self._host.send_queue.tracked(frame)
+        host = self._host
+        frame = capability_frame(time.time_ns(), ASK, host.capabilities, self._nonce)
+        self._asked_at = time.monotonic()
+        if self._before is None:
+            self._before = self._traffic()[0]
+        self._asked = asked = host.send_queue.tracked(frame)
         try:
             self._write(asked)
-            self._host.timers.set_clock("capabilities", _PATIENCE, self._look)
+            host.timers.set_clock("capabilities", _PATIENCE, self._look)
         except WouldBlock:
-            self._nonce = None
-            self._host.timers.set_clock("capabilities", _AGAIN, self._changed)
+            self._asked = None
+            host.timers.set_clock("capabilities", _AGAIN, self._changed)
         except TaoError:
-            self._nonce = None  # the connection is over, or the next transport is asked
+            self._asked = None  # the connection is over, or the next transport is asked
 
     def _look(self) -> None:
         """Take silence for an answer, if the question was sent and an answer would be read."""
         host, asked = self._host, self._asked
-        if self.capabilities is not None or self._nonce is None or asked is None:
+        if self.capabilities is not None or asked is None:
             return
-        if not asked.sent or host.gate.paused or host.dispatcher.occupies_reader:
+        unread = not asked.sent or host.gate.paused or host.dispatcher.occupies_reader
+        if unread or (self._peer_is_behind and host.wheel.since(self._asked_at) < _BUSY):
             host.timers.set_clock("capabilities", _PATIENCE, self._look)
             return
         self._refused_at = time.monotonic()
         self._changed()
+
+    @property
+    def _peer_is_behind(self) -> bool:
+        """Whether the peer may be busy with what precedes the question: it has sent less."""
+        return self._traffic()[1] < (self._before or 0)
 
     def take(self, told: Capabilities) -> None:
         """Read what the peer tells. By the reading role."""
