@@ -265,6 +265,16 @@ def test_running_handlers_are_shown(page: Page, server: Server, clients: list[Cl
     go_on.set()
 
 
+def test_requests_are_shown(page: Page, server: Server, clients: list[ClientConn]) -> None:
+    """How many wait for a reply, and for how long the oldest has."""
+    assert "Requests" not in page.text("#figures dt")
+    server.handler(Number)(lambda ctx, conn: ctx.defer())
+    future = clients[0].request_async(Number(1), timeout=None)
+    page.wait_for("#figures div", "Requests\n1\n0 replies, 0 late")
+    wait_until(lambda: re.search(r"^1, [\d.]+ m?s$", page.text("#connections td"), re.MULTILINE))
+    assert future.cancel()
+
+
 def test_names_are_text(page: Page, server: Server) -> None:
     """A name chosen by a peer is not interpreted as HTML."""
     name = "<img src=x onerror=document.title='taken'>"
