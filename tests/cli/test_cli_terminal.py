@@ -86,6 +86,11 @@ class Terminal:
             assert re.search(pattern, self.text), self.text
 
     def type(self, keys: str) -> None:
+        """Type when the program reads a line: until then the terminal would interpret the keys.
+
+        It would turn Ctrl-D, for instance, into an end of input of which readline sees a zero.
+        """
+        wait_until(lambda: not termios.tcgetattr(self._screen)[3] & termios.ICANON)
         os.write(self._screen, keys.encode())
 
     def send(self, number: signal.Signals) -> None:
