@@ -133,6 +133,31 @@ def test_a_session_moves(move: Callable[..., Moving], readers: str) -> None:
 
 
 @READERS
+def test_a_session_that_is_just_beginning(move: Callable[..., Moving], readers: str) -> None:
+    """It moves, too, once on_connect has returned."""
+    begun, go_on = Seen(), threading.Event()
+
+    def connect(conn: tao.ServerConn) -> None:
+        begun.add(conn)
+        if conn.net_id > 1:
+            go_on.wait(PATIENCE)
+
+    it = move(readers, on_connect=connect)
+    other = tao.ClientConn(it.proxy.address, session=True, reconnect=True)
+    with other:
+        begun.wait(2)
+
+        def finish() -> None:
+            it.new.wait(1)  # the first session has moved
+            go_on.set()
+
+        together(it.drain, finish)
+        assert it.old.items == ["save", "save"]
+        assert it.new.items.count("load") == 2
+        assert other.session is not None
+
+
+@READERS
 def test_what_is_on_its_way(move: Callable[..., Moving], readers: str) -> None:
     """What the client has not received, and what it has written meanwhile, is not lost."""
     it = move(readers)
@@ -281,14 +306,14 @@ def test_a_process_that_refuses(move: Callable[..., Moving], readers: str, why: 
     port: Any = server_core_of(it.heir).session_port
     with tao.ClientConn(it.heir_address) as other:
         other.write(Number(1))
-        it.new.wait(1)
+        wait_until(lambda: it.heir.connections)
         it.heir.connections[0].identify("it")
         if why == "gone":
             port.close()
         it.drain()
         assert it.old.wait(4) == ["connect", "save", ("lost", []), "close"]
         assert set(it.new.items) == {"connect"}
-    assert it.client_events.wait(2)[:3] == ["connect", ("lost", []), "close"]
+    assert it.client_events.wait(3)[:3] == ["connect", ("lost", []), "close"]
 
 
 @READERS

@@ -13,7 +13,7 @@ from tao.connection.sessions.agreeing import session_of
 from tao.errors import TaoError
 from tao.runtime.deadline import Deadline
 from tao.server.server import Server, server_core_of
-from tao.server.sessions.moves import Move, moves
+from tao.server.sessions.moves import Move, gives_sessions, moves
 
 __all__ = ["drain"]
 
@@ -56,6 +56,7 @@ def drain(server: Server, spread: float) -> None:
 def _end_all(core: Any, spread: float) -> None:
     begun, order = monotonic(), itertools.count()
     end, known = Deadline(spread + _FRESH), 0
+    gives = gives_sessions(core.settings, core.session_port)
     left: list[tuple[float, int, _Departure]] = []
     looked = 0.0
     while not (end.expired or core.stopping.begun):
@@ -63,9 +64,10 @@ def _end_all(core: Any, spread: float) -> None:
             # Again, as sessions may come from a process that was replaced before.
             looked = monotonic()
             for net_id, conn in sorted(dict(core.acceptor.connections).items()):
-                if net_id > known and (spread > 0 or moves(core_of(conn), core.session_port)):
+                if net_id > known and (spread > 0 or gives):
                     due = begun + random.uniform(0, spread)
-                    heapq.heappush(left, (due, next(order), _Departure(core, core_of(conn))))
+                    departure = _Departure(core, core_of(conn), spread == 0)
+                    heapq.heappush(left, (due, next(order), departure))
                 known = max(known, net_id)
         if not left:
             return
@@ -85,11 +87,13 @@ class _Departure:
     Args:
         core: of the server.
         conn: the connection's core.
+        moves_only: whether it ends with the server unless it has a session that moves.
     """
 
-    def __init__(self, core: Any, conn: Any) -> None:
+    def __init__(self, core: Any, conn: Any, moves_only: bool) -> None:
         self._core = core
         self._conn = conn
+        self._moves_only = moves_only
         self._patience: Deadline | None = None  # with a peer that may leave by itself
         self._move: Move | None = None
         self._stays: bool = False  # whether its session does not move
@@ -103,8 +107,11 @@ class _Departure:
         conn = self._conn
         if conn.finished.is_set():
             return None
-        if self._move is None and not self._stays and moves(conn, self._core.session_port):
-            self._move = Move(conn)
+        if self._move is None and not self._stays:
+            if moves(conn, self._core.session_port):
+                self._move = Move(conn)
+            elif self._moves_only and conn.welcomed:
+                return None  # its session, if any, ends with the server
         if self._move is not None:
             wait = self._move.proceed()
             if wait is not None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from tao.connection.handling.slow_handlers import telling_if_long
+from tao.connection.options.definitions import ServerSettings
 from tao.connection.sessions.agreeing import session_of
 from tao.connection.sessions.stream import MOVED, SessionStream
 from tao.errors import TaoError
@@ -27,7 +28,7 @@ from tao.runtime.deadline import Deadline
 from tao.session.moved import SessionState, state_of
 from tao.transport.error_text import explain
 
-__all__ = ["Arrival", "Move", "MovedSession", "Parting", "arrive", "moves"]
+__all__ = ["Arrival", "Move", "MovedSession", "Parting", "arrive", "gives_sessions", "moves"]
 
 # How often to look whether a session rests, and whether it has moved, in seconds.
 _SOON, _AGAIN = 0.005, 0.1
@@ -92,12 +93,17 @@ class Port(Protocol):
 # -- in the old process
 
 
+def gives_sessions(settings: ServerSettings, port: Port | None) -> bool:
+    """Whether a server with these options can give its sessions to another process."""
+    sessions = settings.sessions
+    return port is not None and port.gives and sessions is not None and sessions.save is not None
+
+
 def moves(core: Any, port: Port | None) -> bool:
-    """Whether the session of a connection can move to another process."""
-    sessions = core.settings.sessions
-    if port is None or not port.gives or sessions is None or sessions.save is None:
+    """Whether a connection is established and has a session that can move to another process."""
+    if not (core.welcomed and gives_sessions(core.settings, port)):
         return False
-    return core.welcomed and session_of(core.transport) is not None
+    return session_of(core.transport) is not None
 
 
 class Move:
