@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Protocol
 
 from tao.connection.application import ApplicationLink
@@ -28,8 +28,9 @@ _RECV_LEAST, _RECV_MOST = 4 * 1024, 256 * 1024
 # It does not grow beyond what so many messages take: a batch keeps its replies waiting, and other
 # connections too, as it is long before a thread that computes gives the interpreter lock away.
 _BATCH_MOST = 1024
-# Nor does it, in shared reading, beyond what is handled in this time, in seconds.
-_TURN_MOST = 2e-3
+# Nor does it beyond what is handled in this time, in seconds. A thread that reads one connection
+# measures that where so much has come; less is handled soon enough.
+_TURN_MOST, _MUCH = 2e-3, 16 * 1024
 
 
 class ReadingHost(PeerLimitsHost, Protocol):
@@ -125,8 +126,16 @@ class Reader:
             if not data:
                 self._go_on_in_turn(self.take_end)
                 return False
-            if not take(data):
+            if not (take(data) if len(data) < _MUCH else self._take_much(data)):
                 return True
+
+    def _take_much(self, data: bytes) -> bool:
+        """Do as `take` does, and see how long that takes without the waits for other threads."""
+        started = thread_time()
+        reads_on = self.take(data)
+        if reads_on:
+            self.took(thread_time() - started)
+        return reads_on
 
     def _go_on_in_turn(self, go_on: Callable[[], None]) -> None:
         """Go on after the end of the stream, which that of many others may accompany."""

@@ -17,7 +17,7 @@ Guarantees:
 - If many connections end at once, the others are served meanwhile, and new ones.
 - A turn of one connection is bounded: one receive, of no more than what is handled in about 2 ms,
   see ``reading.py``. A connection whose turn took long is not read again before the others have had
-  their share.
+  their share, see ``breaks.py``.
 - Whatever is raised in these threads, there is a leader until the loop is stopped.
 
 The watch inspects the leader only after a watchdog, which the leader kicks between turns, reports
@@ -36,6 +36,7 @@ from time import monotonic
 from typing import Protocol
 
 from tao.connection.handling.block_watch import GRACE, BlockWatch
+from tao.connection.shared_reading.breaks import LONG, QUIET, Breaks, Resting
 from tao.runtime.deadline import Deadline
 from tao.runtime.log import logger
 from tao.runtime.threads import gather, spawn
@@ -48,9 +49,6 @@ __all__ = ["BlockedStay", "Polled", "ReadingLoop"]
 # How long a follower waits for the lead before it ends, in seconds, and the pause after an error
 # that the next round might meet too.
 _PATIENCE, _PAUSE = 10.0, 0.05
-# A turn that took longer than this, in seconds, is followed by a break until the others have had so
-# many times as long together.
-_LONG, _SHARE = 0.5e-3, 9
 # The watchdog barks when a turn has taken so long, in seconds, and is kicked twice as often.
 _WATCHDOG = GRACE / 2
 
@@ -61,17 +59,11 @@ _ENDS = 100
 _events_of = itemgetter(1)
 
 
-class Polled(Protocol):
+class Polled(Resting, Protocol):
     """What the loop plays a role of: one connection."""
-
-    #: When it may be served again, in the loop's time; owned by the leader.
-    not_before: float
 
     def turn(self, events: int) -> None:
         """Do what can be done without waiting, as the descriptor is ready for these events."""
-
-    def took(self, seconds: float) -> None:
-        """Note that a turn has taken long."""
 
     def struck(self, error: BaseException) -> object:
         """End, as this was raised in `turn`."""
@@ -146,7 +138,7 @@ class ReadingLoop:
         self._leading: Thread = current_thread()  # set by each leader
         self._latest = _Member()  # the one that leads, or led last; set by each leader
         # Owned by the leader.
-        self._time: float = 0.0  # seconds spent in turns, by which shares are measured
+        self._breaks = Breaks()
         self._kick_at: float = 0.0  # when the watchdog is to be kicked again
         # Made by `start`; has the watch look after the leader. None: where there are none.
         self._watchdog: Watchdog | None = None
@@ -366,9 +358,10 @@ class ReadingLoop:
 
     def _serve(self, me: _Member) -> None:
         watch, members, calls, poller = self._watch, self.members, self._calls, self._poller
+        breaks = self._breaks
         assert watch is not None and poller is not None
         while self._leader is me and not self._stopped:
-            ready = poller.wait(0 if calls else None)
+            ready = self._wait(poller)
             if self._leader is not me:
                 poller.wake()  # the leader, in case this thread was woken in its stead
                 return
@@ -378,7 +371,8 @@ class ReadingLoop:
             if len(ready) > _ENDS:
                 ready.sort(key=_events_of)  # the bits of an end are the highest, so they come last
             ends = 0
-            postponed: list[Polled] = []
+            long: list[tuple[Resting, float]] = []
+            shared = breaks.shared
             if calls and not self._make_calls(me):
                 return
             for descriptor, events in ready:
@@ -389,27 +383,33 @@ class ReadingLoop:
                     ends += 1
                     if ends > _ENDS:
                         break  # the rest are reported again
-                if each.not_before > self._time:
-                    postponed.append(each)
-                    continue
                 me.serving = each
                 each.turn(events)
                 if self._leader is not me:
                     return  # what else is ready is for the new leader
                 started, now = now, monotonic()
-                self._time += now - started
                 if now >= self._kick_at:
                     self._kick(now)
-                if now - started > _LONG:
-                    each.not_before = self._time + _SHARE * (now - started)
-                    each.took(now - started)
+                if now - started > LONG:
+                    long.append((each, now - started))
+                else:
+                    breaks.shared += now - started
                 if calls and not self._make_calls(me):
                     return
             me.serving = None
             watch.running.discard(self)
-            if postponed and len(postponed) == len(ready):
-                # No other connection wants its share.
-                self._time = min(each.not_before for each in postponed)
+            if long:
+                breaks.begin(long, contended=breaks.shared > shared)
+
+    def _wait(self, poller: Poller) -> list[tuple[int, int]]:
+        """Wait until something is ready; during breaks, for others, and for a while only."""
+        calls, breaks = self._calls, self._breaks
+        if not breaks:
+            return poller.wait(0 if calls else None)
+        began = monotonic()
+        ready = poller.wait(0 if calls else QUIET)
+        breaks.waited(monotonic() - began, quiet=not (ready or calls))
+        return ready
 
     def _make_calls(self, me: _Member) -> bool:
         """Make the calls that were asked for; return False if this thread has lost the lead."""

@@ -30,8 +30,9 @@ __all__ = ["SharedRoles"]
 
 # So many times the end of a connection is tried again when that raises, too.
 _TRIES = 3
-# Why reading pauses: a signal handler may have interrupted a thread that sends.
-_SENDING = "sending"
+# Why reading pauses: a signal handler may have interrupted a thread that sends; and others are to
+# have their share.
+_SENDING, _BREAK = "sending", "break"
 
 
 class SharedRoles:
@@ -47,7 +48,7 @@ class SharedRoles:
     __slots__ = (
         "_advance", "_blocked", "_buffering", "_combiner", "_descriptor", "_host", "_label",
         "_loan", "_loop", "_on_writable", "_open_up", "_readers", "_reading", "_receive",
-        "_registered", "_waiting", "_wanted", "gate", "not_before", "threads",
+        "_registered", "_waiting", "_wanted", "gate", "threads",
     )  # fmt: skip
 
     def __init__(
@@ -64,8 +65,6 @@ class SharedRoles:
         #: What runs on other threads for this connection, as long as it runs.
         self.threads: list[Joinable] = []
         self.gate = SharedGate(self)
-        #: See `Polled`.
-        self.not_before: float = 0.0
         # Changed in single steps; `sync` is called afterwards.
         self._wanted: int = 0  # the events that the handshake waits for
         self._reading: bool = False  # whether there is a transport that has not ended
@@ -203,6 +202,14 @@ class SharedRoles:
     def took(self, seconds: float) -> None:
         """See `Polled.took`."""
         self._host.reader.took(seconds)
+
+    def take_break(self) -> None:
+        """See `Polled.take_break`."""
+        self.gate.pause(_BREAK)
+
+    def end_break(self) -> None:
+        """See `Polled.end_break`."""
+        self.gate.resume(_BREAK)
 
     def _end_of_stream(self) -> None:
         self._reading = False

@@ -57,7 +57,6 @@ class SharedListener(Listener):
         super().__init__(bound, admit, failed, **options)
         self._loop = loop
         self._wheel = wheel.in_real_time
-        self.not_before: float = 0.0  #: see `Polled`
         self._started: bool = False
         self._descriptor: int = self._sock.fileno()
         # The timer that ends the last pause, and the last one that has rung. The first is set in
@@ -126,8 +125,13 @@ class SharedListener(Listener):
             self._combiner.run(self._accept)
 
     def took(self, seconds: float) -> None:
-        """See `Polled.took`: its turns are short by themselves, so there is no break after them."""
-        self.not_before = 0.0
+        """See `Polled.took`: its turns are short by themselves."""
+
+    def take_break(self) -> None:
+        """See `Polled.take_break`: there is none, so that connections are always accepted."""
+
+    def end_break(self) -> None:
+        """See `Polled.end_break`."""
 
     def _accept(self) -> None:
         end = time.monotonic() + _TURN
