@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 
 import tao
 from tao.connection.connection import core_of
+from tao.session.agreement import Opening
+from tao.session.frames import Hello
 from tao.testing.fault_proxy import FaultProxy
+from tao.wire.capabilities import REQUESTS
 from tao.wire.message import Registry
 from tests.ends import Number, Seen
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, recv_exactly, wait_until
 from tests.tls_pairs import CLIENT, SERVER
 
 READERS = pytest.mark.parametrize("readers", ["own", "shared"])
@@ -103,3 +107,34 @@ def values(messages: list[tao.UnknownMessage]) -> list[int]:
 def write_all(conn: Any, count: int) -> None:
     for value in range(count):
         conn.write(Number(value), timeout=PATIENCE)
+
+
+def open_session(address: Any, hello: Hello, secret: bytes = b"") -> tuple[socket.socket, Opening]:
+    """Agree on a session, as a client does."""
+    sock, opening = begin_session(address, hello, secret)
+    try:
+        finish_opening(sock, opening)
+    except BaseException:
+        sock.close()
+        raise
+    return sock, opening
+
+
+def begin_session(address: Any, hello: Hello, secret: bytes = b"") -> tuple[socket.socket, Opening]:
+    """Agree on a session, up to the HELLO, which is not sent yet."""
+    sock = socket.create_connection(address, PATIENCE)
+    opening = Opening(1, REQUESTS, 2, hello, secret)
+    sock.sendall(opening.output)
+    opening.output = b""
+    while not opening.output:
+        opening.feed(recv_exactly(sock, opening.wanted))
+    return sock, opening
+
+
+def finish_opening(sock: socket.socket, opening: Opening) -> None:
+    """Send the HELLO, and read the answer; an OSError if the server closes instead."""
+    sock.sendall(opening.output)
+    while not opening.over:
+        if not (data := recv_exactly(sock, opening.wanted)):
+            raise ConnectionAbortedError("the server has closed")
+        opening.feed(data)

@@ -105,7 +105,8 @@ class Sessions:
 
         A client asks again if it has not got an answer, so of several sessions for one wish it has
         the one that it asked for last. That may be another one than this, which is returned then:
-        the connections over which it has asked are served at the same time.
+        the connections over which it has asked are served at the same time, and what was said on
+        one of them may come once more.
         """
         outdated: list[Session] = []
         key = session.subject, session.wish
@@ -113,7 +114,7 @@ class Sessions:
         while session.wish and self._granted.setdefault(key, session) is not session:
             other = self._granted.pop(key, None)
             if other is not None:
-                if other.asked > session.asked:
+                if other.asked >= session.asked:
                     other, session = session, other
                 self._drop(other)
                 outdated.append(other)

@@ -20,7 +20,6 @@ from tao.errors import ConnectionClosed, WouldBlock
 from tao.server.handshake import Handshake
 from tao.server.server import server_core_of
 from tao.server.sessions import resumption
-from tao.session.agreement import Opening
 from tao.session.frames import Hello
 from tao.testing.fault_proxy import Faults
 from tao.transport.poller import READABLE
@@ -28,7 +27,7 @@ from tao.transport.stream import Transport
 from tao.wire.capabilities import ANSWER, REQUESTS, capability_frame
 from tao.wire.message import Registry
 from tests.ends import Number, Seen, Text, number, text
-from tests.session_pairs import READERS, Both, write_all
+from tests.session_pairs import READERS, Both, begin_session, open_session, write_all
 from tests.support import PATIENCE, recv_exactly, wait_until
 from tests.tls_pairs import SERVER
 
@@ -184,12 +183,12 @@ def test_a_session_that_its_client_never_got_is_replaced(make_server: Any, reade
         on_session_lost=lambda conn, lost: events.add(("lost", conn.net_id)),
         on_close=lambda conn: events.add(("close", conn.net_id)),
     )
-    hello = Hello(wish=b"w" * 16)
+    hello = Hello(wish=b"w" * 16, attempt=1)
     first, _ = open_session(address, hello)
     events.wait(1)
     others = [open_session(address, wish)[0] for wish in (Hello(), Hello(wish=b"v" * 16))]
     events.wait(3)
-    second, opening = open_session(address, hello)
+    second, opening = open_session(address, hello._replace(attempt=2))
     assert first.recv(1) == b"" and not opening.refusal
     seen = events.wait(6)
     assert set(seen[3:]) == {("lost", 1), ("close", 1), ("connect", 4)}
@@ -625,31 +624,6 @@ def test_clients_without_a_session(
             assert answer[25] == ANSWER and answer[-8:] == question[-8:]
         peer.sendall(text("hi")[1:] if first == "a byte" else text("hi"))
         seen.wait(2 if first == "a message" else 1)
-
-
-def open_session(address: Any, hello: Hello, secret: bytes = b"") -> tuple[socket.socket, Opening]:
-    """Agree on a session, as a client does."""
-    sock, opening = begin_session(address, hello, secret)
-    finish_opening(sock, opening)
-    return sock, opening
-
-
-def begin_session(address: Any, hello: Hello, secret: bytes = b"") -> tuple[socket.socket, Opening]:
-    """Agree on a session, up to the HELLO, which is not sent yet."""
-    sock = socket.create_connection(address, PATIENCE)
-    opening = Opening(1, REQUESTS, 2, hello, secret)
-    sock.sendall(opening.output)
-    opening.output = b""
-    while not opening.output:
-        opening.feed(recv_exactly(sock, opening.wanted))
-    return sock, opening
-
-
-def finish_opening(sock: socket.socket, opening: Opening) -> None:
-    """Send the HELLO, and read the answer."""
-    sock.sendall(opening.output)
-    while not opening.over:
-        opening.feed(recv_exactly(sock, opening.wanted))
 
 
 @READERS

@@ -1,8 +1,10 @@
-"""Both ends of a session over links that fail in any way, compared with lists."""
+"""Both ends of sessions over links that fail in any way, compared with lists; see ``side.py``."""
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,352 +13,212 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tao.session import frames
-from tao.session.agreement import Opening, Reception
-from tao.session.frames import Hello, Welcome, read_ack, welcome_frame
-from tao.session.session import Session
-from tao.session.sessions import Sessions
-from tao.wire.codec import Batch, TypeLengthValueCodec
-from tao.wire.message import Registry
-from tests.ends import Number, number
+from tests.session.world import ATTEMPTS, Skew, World
 
 SIDES = st.sampled_from(["client", "server"])
 # How many bytes go at once: messages have 16, and so have acknowledgements.
-SIZES = st.sampled_from([1, 7, 16, 24, 40, 1000])
-LIMIT = 200
+SIZES = (1, 7, 16, 24, 40, 1000)
+#: How much more is tried with ``make sessions``.
+MORE = 10 if "SESSION_MESSAGES" in os.environ else 1
 
 
-class Link:
-    """A transport: the bytes that are on their way, in each direction, until it is cut."""
+# -- what another version says, or what was tampered with
 
-    def __init__(self) -> None:
-        self.to = {"client": bytearray(), "server": bytearray()}
-        self.cut = False
-
-
-class Side:
-    """One end, with what a connection has besides: the frames that wait, a decoder, an inbox."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.link: Link | None = None
-        self.written: list[int] = []
-        self.waiting = b""  # frames that the send queue has
-        self.inbox: list[int] = []
-        self.handled: list[int] = []
-        self.read = 0  # messages, all in all
-        self.confirmed = 0  # how many of the peer's acknowledgements cover, by the model
-        self.sent = 0  # how many messages some link has taken completely
-        self.registry = Registry()
-        self.registry.register(2, Number.deserialize)
-        self.decoder: Any = None
-        self.renew_decoder()
-
-    def renew_decoder(self) -> None:
-        self.decoder = TypeLengthValueCodec().decoder(self.registry)
-        self.decoder.own = self.own
-
-    def own(self, kind: int, value: bytes, batch: Batch) -> None:
-        assert kind == frames.ACK
-        self.session.incoming.skip(8 + len(value))
-        position = read_ack(value)
-        assert self.session.outgoing.acknowledge(position)
-        assert position % 16 == 0  # the frames of the model are that long
-        self.confirmed = max(self.confirmed, position // 16)
-
-    def send(self, most: int) -> bytes:
-        """Return what the link gets, at most so many bytes, as the stream of a connection does."""
-        outgoing = self.session.outgoing
-        sent, fresh = b"", False
-        if outgoing.taken == outgoing.end and outgoing.has_room and self.waiting:
-            piece = bytes(outgoing.offer(self.waiting))
-            fresh = True
-        else:
-            piece = bytes(outgoing.next_piece())
-        while len(sent) < most and piece:
-            piece = piece[: most - len(sent)]
-            outgoing.note_sent(len(piece))
-            sent += piece
-            piece = bytes(outgoing.next_piece())
-        if fresh and outgoing.at < outgoing.end:
-            outgoing.take_back(self.waiting, 0)
-        self.waiting = self.waiting[outgoing.advance() :]
-        self.sent = outgoing.taken // 16
-        return sent
-
-    def receive(self, data: bytes) -> None:
-        batch: Batch = []
-        incoming = self.session.incoming
-        incoming.received += len(data)
-        self.decoder.feed(data, batch)
-        self.read += len(batch)
-        incoming.note_decoded(self.read, self.decoder.pending)
-        self.inbox += [message.value for _, message in batch]
-
-    def handle(self, count: int) -> None:
-        self.handled += self.inbox[:count]
-        del self.inbox[:count]
-        self.session.incoming.note_handled(len(self.handled))
-
-    def attach(self, link: Link, received: int) -> None:
-        assert self.session.outgoing.resume(received)
-        self.session.outgoing.due = self.session.incoming.acknowledged
-        self.link = link
+KINDS = ("hello", "welcome", "size of hello", "size of welcome")
+# Of a HELLO: version, kind, what is reserved, attempt, position. A WELCOME begins like that.
+PLACES = (0, 1, 2, 3, 4, 24)
 
 
-class Attempt:
-    """A client's attempt to resume, anywhere between its first byte and the last of the server."""
+def changing(place: int) -> Skew:
+    """Return what changes one byte."""
+    return lambda value: value[:place] + bytes([value[place] ^ 3]) + value[place + 1 :]
 
-    def __init__(self, machine: Ends, index: int) -> None:
-        session = machine.client.session
-        session.attempt += 1
-        hello = Hello(
-            session.session_id,
-            session.attempt,
-            session.incoming.restart(),
-            session.outgoing.acknowledged,
-        )
-        self.link = Link()
-        self.opening = Opening(index, 0, index, hello, session.secret)
-        self.reception = Reception(index, 0, bytes(16))
-        self.over = False
 
-    def step(self, machine: Ends, most: int) -> None:
-        """Bring some bytes to the other end, in either direction."""
-        client, server, to = self.opening, self.reception, self.link.to
-        for side in (client, server):
-            where = to["server" if side is client else "client"]
-            where += side.output
-            side.output = b""
-        for end, name in ((server, "server"), (client, "client")):
-            count = min(most, end.wanted, len(to[name]))
-            if count and not end.over:
-                data = bytes(to[name][:count])
-                del to[name][:count]
-                end.feed(data)
-        if server.over and server.hello is not None and not self.over:
-            self.over = True
-            self.link.to["client"] += welcome_frame(machine.resume_at_server(self))
-        if client.over and client.welcome is not None:
-            machine.resume_at_client(self)
+def extending(size: int) -> Skew:
+    """Return what appends bytes, or takes some away."""
+    return lambda value: value + bytes(size) if size > 0 else value[:size]
+
+
+def skews_of(kind: str, place: int, size: int) -> dict[int, Skew]:
+    """Return what happens to the frames of an attempt."""
+    if kind == "hello":
+        return {frames.HELLO: changing(place)}
+    if kind == "welcome":
+        return {frames.WELCOME: changing(place % 4)}
+    return {frames.HELLO if kind == "size of hello" else frames.WELCOME: extending(size)}
 
 
 class Ends(RuleBasedStateMachine):
     """Drives both ends."""
 
-    @initialize()
-    def begin(self) -> None:
-        self.table = Sessions(retain_bytes=LIMIT)
-        session = self.table.new()
-        mine = Session(session.session_id, session.secret, LIMIT)
-        self.client, self.server = Side(mine), Side(session)
-        self.attempts: list[Attempt] = []
-        self.count = 0
-        self.won = 0  # the number of the last attempt that has resumed the session
-        link = Link()
-        self.client.link = self.server.link = link
-
-    def pair(self, name: str) -> tuple[Side, Side]:
-        sides = self.client, self.server
-        return sides if name == "client" else sides[::-1]
+    @initialize(agreed=st.booleans())
+    def begin(self, agreed: bool) -> None:
+        self.world = World()
+        if agreed:
+            self.world.connect()
 
     @rule(name=SIDES, count=st.integers(1, 5))
     def write(self, name: str, count: int) -> None:
-        side, _ = self.pair(name)
         for _ in range(count):
-            value = len(side.written)
-            side.written.append(value)
-            side.waiting += number(value)
+            self.world.write(name)
 
-    @rule(name=SIDES, most=SIZES, least=SIZES)
+    @rule(name=SIDES, most=st.sampled_from(SIZES), least=st.sampled_from(SIZES))
     def carry(self, name: str, most: int, least: int) -> None:
         """What one end sends arrives at the other, or some of it."""
-        self.send(name, most)
-        self.receive("server" if name == "client" else "client", least)
+        self.world.send(name, most)
+        self.world.receive("server" if name == "client" else "client", least)
 
-    @rule(name=SIDES, most=SIZES)
-    def send(self, name: str, most: int) -> None:
-        """The kernel takes some bytes; those into a link that was cut are gone."""
-        side, _ = self.pair(name)
-        if side.link is not None:
-            data = side.send(most)
-            if not side.link.cut:
-                side.link.to["server" if name == "client" else "client"] += data
+    @rule(name=SIDES, most=st.sampled_from(SIZES), committed=st.sampled_from((0, 0, 1, 20, 1000)))
+    def send(self, name: str, most: int, committed: int) -> None:
+        self.world.send(name, most, committed)
 
-    @rule(name=SIDES, most=SIZES)
+    @rule(name=SIDES, most=st.sampled_from(SIZES))
     def receive(self, name: str, most: int) -> None:
-        side, _ = self.pair(name)
-        if side.link is not None:
-            data = bytes(side.link.to[name][:most])
-            del side.link.to[name][:most]
-            if data:
-                side.receive(data)
+        self.world.receive(name, most)
 
     @rule(name=SIDES, count=st.integers(1, 5))
     def handle(self, name: str, count: int) -> None:
-        self.pair(name)[0].handle(count)
+        if side := self.world.side(name):
+            side.handle(count)
 
     @rule(name=SIDES)
     def acknowledge(self, name: str) -> None:
-        side = self.pair(name)[0]
-        position = side.session.outgoing.due = side.session.incoming.tell(len(side.handled))
-        assert position <= 16 * len(side.handled)  # the frames of the model are that long
+        if side := self.world.side(name):
+            side.acknowledge()
 
     @rule(keep=st.integers(0, 100))
     def cut(self, keep: int) -> None:
-        """Only some of what is on its way arrives; neither end knows that yet."""
-        for side in (self.client, self.server):
-            if side.link is not None:
-                side.link.cut = True
-                for on_its_way in side.link.to.values():
-                    del on_its_way[keep:]
+        self.world.cut(keep)
 
     @rule(name=SIDES)
     def notice(self, name: str) -> None:
-        """One end notices that its link was cut; the other may never do."""
-        side, _ = self.pair(name)
-        if side.link is not None and side.link.cut and not side.link.to[name]:
-            self.lose_link(side)
+        self.world.notice(name)
 
-    def lose_link(self, side: Side) -> None:
-        side.link = None
-        side.session.incoming.restart()
-        side.renew_decoder()
+    # -- attempts to connect
 
-    @precondition(lambda self: len(self.attempts) < 3)
+    @precondition(lambda self: len(self.world.attempts) < ATTEMPTS)
     @rule()
     def dial(self) -> None:
         """The client begins an attempt; earlier ones may still be on their way."""
-        if self.client.link is not None:
-            self.lose_link(self.client)
-        self.count += 1
-        self.attempts.append(Attempt(self, self.count))
+        self.world.dial()
 
+    @precondition(lambda self: len(self.world.attempts) < ATTEMPTS)
     @rule()
-    def resume(self) -> None:
+    def connect(self) -> None:
         """An attempt that succeeds, unless one of the others is faster at the server."""
-        if len(self.attempts) < 3:
-            self.dial()
-            attempt = self.attempts[-1]
-            while attempt in self.attempts:
-                attempt.step(self, 1000)
+        self.world.connect()
 
-    @precondition(lambda self: self.attempts)
+    @precondition(lambda self: self.world.attempts)
     @rule(data=st.data(), most=st.sampled_from([8, 48, 1000]))
     def step(self, data: st.DataObject, most: int) -> None:
-        attempt = data.draw(st.sampled_from(self.attempts))
-        attempt.step(self, most)
+        self.world.step(data.draw(st.sampled_from(self.world.attempts)), most)
 
-    @precondition(lambda self: self.attempts)
+    @precondition(lambda self: self.world.attempts)
     @rule(data=st.data())
     def drop_attempt(self, data: st.DataObject) -> None:
-        self.attempts.remove(data.draw(st.sampled_from(self.attempts)))
+        self.world.drop(data.draw(st.sampled_from(self.world.attempts)))
 
-    def resume_at_server(self, attempt: Attempt) -> Welcome:
-        server, reception, hello = self.server, attempt.reception, attempt.reception.hello
-        assert hello is not None
-        session = self.table.find(hello.session_id)
-        assert session is server.session and reception.proves(session.secret)
-        if not session.claim(hello.attempt):
-            return Welcome(frames.REFUSED, text="another attempt was faster")
-        assert hello.attempt > self.won
-        self.won = hello.attempt
-        assert session.can_resume(hello.received, hello.first)
-        self.lose_link(server)
-        server.attach(attempt.link, hello.received)
-        return reception.resumed(session.secret, session.incoming.decoded, 60)
+    @precondition(lambda self: self.world.said)
+    @rule(data=st.data())
+    def replay(self, data: st.DataObject) -> None:
+        """A connection that was begun before arrives once more."""
+        self.world.replay(data.draw(st.sampled_from(self.world.said)))
 
-    def resume_at_client(self, attempt: Attempt) -> None:
-        welcome = attempt.opening.welcome
-        assert welcome is not None
-        self.attempts.remove(attempt)
-        current = self.client.session.attempt
-        if welcome.kind == frames.RESUMED and attempt.reception.hello.attempt == current:  # type: ignore[union-attr]
-            self.client.attach(attempt.link, welcome.received)
+    @rule(kind=st.sampled_from(KINDS), place=st.sampled_from(PLACES), size=st.integers(-3, 3))
+    def connect_skewed(self, kind: str, place: int, size: int) -> None:
+        """An attempt of another version, or one that was tampered with."""
+        self.world.connect(skews_of(kind, place, size))
+
+    # -- the end of a session, and its moves
+
+    @rule()
+    def client_gives_up(self) -> None:
+        if self.world.client is not None and self.world.client.link is None:
+            self.world.lose_client()
+
+    @rule()
+    def server_gives_up(self) -> None:
+        self.world.expire()
+
+    @rule(name=SIDES)
+    def refuse(self, name: str) -> None:
+        """The ``on_resume`` of one end refuses, as soon as a session is resumed."""
+        self.world.refuses.add(name)
+
+    @rule()
+    def restart(self) -> None:
+        self.world.restart()
+
+    @rule()
+    def move(self) -> None:
+        self.world.move()
 
     @invariant()
     def once_and_in_order(self) -> None:
-        if hasattr(self, "client"):
-            for name in ("client", "server"):
-                side, peer = self.pair(name)
-                assert peer.handled == side.written[: len(peer.handled)]
-                # What is uncertain lies between what is known to be handled and what was sent.
-                uncertain = [
-                    Number.deserialize(each.value).value for each in side.session.unacknowledged()
-                ]
-                assert uncertain == side.written[side.confirmed : side.sent]
-                assert side.confirmed <= len(peer.handled) <= side.sent
-
-    @invariant()
-    def counted_right(self) -> None:
-        """Each end knows which messages it has, to the byte; what it tells arrives."""
-        if hasattr(self, "client"):
-            for name in ("client", "server"):
-                side, peer = self.pair(name)
-                incoming, link = side.session.incoming, side.link
-                assert incoming.decoded == 16 * side.read
-                assert incoming.handled <= 16 * len(side.handled)
-                if link is peer.link is not None and not link.cut:
-                    all_there = side.session.outgoing.idle and not any(link.to.values())
-                    assert not all_there or 16 * peer.confirmed == incoming.acknowledged
+        if hasattr(self, "world"):
+            self.world.check()
 
     def teardown(self) -> None:
-        """With a last resume and a sound link, everything arrives."""
-        if not hasattr(self, "client"):
-            return
-        self.attempts.clear()
-        self.dial()
-        last = self.attempts[0]
-        while self.attempts:
-            last.step(self, 1000)
-        for _ in range(1000):
-            for name in ("client", "server"):
-                self.send(name, 1000)
-                self.receive("server" if name == "client" else "client", 1000)
-                self.handle(name, 1000)
-                self.acknowledge(name)
-            if all(
-                not side.waiting and side.session.outgoing.idle
-                for side in (self.client, self.server)
-            ):
-                break
-        self.once_and_in_order()
-        assert self.server.handled == self.client.written
-        assert self.client.handled == self.server.written
-        assert not self.client.session.unacknowledged() and not self.server.session.unacknowledged()
+        if hasattr(self, "world"):
+            self.world.settle()
 
 
 TestEnds = Ends.TestCase
 TestEnds.settings = settings(
-    max_examples=100,
+    max_examples=100 * MORE,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_long_life(seed: int) -> None:
-    """The same, in longer walks, chosen at random."""
-    chance, ends = random.Random(seed), Ends()
-    ends.begin()
-    sizes = (1, 7, 16, 24, 40, 1000)
+def step_at_random(world: World, chance: random.Random, calm: float) -> None:
+    """Take one step.
+
+    Args:
+        calm: how often it is none that may end a session.
+    """
+    name, other = chance.sample(("client", "server"), 2)
+    size, least = chance.sample(SIZES, 2)
+    side = world.side(name)
+    usual: list[Callable[[], Any]] = [
+        lambda: [world.write(name) for _ in range(chance.randint(1, 5))],
+        lambda: (world.send(name, size), world.receive(other, least)),
+        lambda: world.send(name, size, chance.choice((0, 1, 1000))),
+        lambda: world.receive(name, size),
+        lambda: side and side.handle(chance.choice((0, 1, 1, 2, 9))),
+        lambda: side and side.acknowledge(),
+        lambda: world.cut(least),
+        lambda: world.notice(name),
+        lambda: chance.random() < 0.5 and world.connect(),
+        lambda: (
+            world.dial()
+            if len(world.attempts) < ATTEMPTS
+            else world.drop(chance.choice(world.attempts))
+        ),
+        lambda: world.attempts and world.step(chance.choice(world.attempts), size),
+        lambda: world.said and world.replay(chance.choice(world.said)),
+    ]
+    rare: list[Callable[[], Any]] = [
+        lambda: world.client and not world.client.link and world.lose_client(),
+        world.expire,
+        lambda: world.refuses.add(name),
+        world.restart,
+        world.move,
+        lambda: world.connect(
+            skews_of(chance.choice(KINDS), chance.choice(PLACES), chance.randint(-3, 3))
+        ),
+    ]
+    chance.choice(usual if chance.random() < calm else rare)()
+
+
+@pytest.mark.parametrize("calm", [1.0, 0.99, 0.9])
+@pytest.mark.parametrize("seed", range(10 * MORE))
+def test_a_long_life(seed: int, calm: float) -> None:
+    """The same, in longer walks."""
+    chance, world = random.Random(f"{seed} {calm}"), World()
+    world.connect()
     for _ in range(400):
-        name, size, other = chance.choice(("client", "server")), *chance.sample(sizes, 2)
-        step: Any = chance.choice(
-            (
-                lambda name=name: ends.write(name, chance.randint(1, 5)),
-                lambda name=name, size=size, other=other: ends.carry(name, size, other),
-                lambda name=name, size=size: ends.receive(name, size),
-                lambda name=name: ends.handle(name, chance.choice((0, 1, 1, 2, 9))),
-                lambda name=name: ends.acknowledge(name),
-                lambda other=other: ends.cut(other),
-                lambda name=name: ends.notice(name),
-                lambda: ends.resume() if chance.random() < 0.5 else None,
-                lambda: ends.dial() if len(ends.attempts) < 3 else ends.attempts.pop(),
-                lambda size=size: ends.attempts and chance.choice(ends.attempts).step(ends, size),
-            )
-        )
-        step()
-        ends.once_and_in_order()
-        ends.counted_right()
-    ends.teardown()
+        step_at_random(world, chance, calm)
+        world.check()
+    world.settle()

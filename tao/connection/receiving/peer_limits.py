@@ -123,6 +123,10 @@ class PeerLimits:
             self._end_pause()
         return self.go_on()
 
+    def restart(self) -> None:
+        """Wait no longer for a message that has begun: it comes once more, from its beginning."""
+        self._begun, self._held = None, 0
+
     def go_on(self) -> bool:
         """Go on after a pause, if it is over; else as `take_in`."""
         if self._paused is not None and not self._rest(*self._paused):

@@ -32,6 +32,9 @@ _BATCH_MOST = 1024
 # measures that where so much has come; less is handled soon enough.
 _TURN_MOST, _MUCH = 2e-3, 16 * 1024
 
+#: Is called with a batch, and returns what is left of it.
+Look = Callable[[Batch], Batch]
+
 
 class ReadingHost(PeerLimitsHost, Protocol):
     """What this asks of a connection's core."""
@@ -58,8 +61,8 @@ class Reader:
 
     __slots__ = (
         "_application", "_broken", "_conn", "_dispatcher", "_fitting", "_lifecycle", "_looks",
-        "_recv_most", "_size", "bytes_in", "discarded", "early", "last_received", "limits",
-        "messages_in", "on_batch", "recv_size", "take_late",
+        "_recv_most", "_size", "_watching", "bytes_in", "discarded", "early", "last_received",
+        "limits", "messages_in", "on_batch", "recv_size", "take_late",
     )  # fmt: skip
 
     def __init__(self, conn: ReadingHost, settings: Settings) -> None:
@@ -80,10 +83,12 @@ class Reader:
         self._fitting: int = self._recv_most
         #: When something last came, monotonic.
         self.last_received: float = monotonic()
-        # What is called with each batch, one after another. Replaced in one step.
-        self._looks: tuple[Callable[[Batch], Batch], ...] = ()
+        # What is called with each batch, and whether after all others. Changed in single steps, by
+        # any thread, which then arranges the next two.
+        self._watching: dict[Look, bool] = {}
+        self._looks: tuple[Look, ...] = ()  # the same, in order
         #: Called with each batch, unless it is None; returns what is to be dispatched of it.
-        self.on_batch: Callable[[Batch], Batch] | None = None
+        self.on_batch: Look | None = None
         #: What came of the stream before it was read. Set before that.
         self.early: bytes = b""
         #: Called with what comes when the connection is ending, unless it is None.
@@ -92,17 +97,30 @@ class Reader:
         self.discarded: int = 0  #: bytes that came when the connection was ending
         self.messages_in: int = 0
 
-    def watch(self, look: Callable[[Batch], Batch]) -> None:
-        """Call a function with each batch, after those that are called already; see `on_batch`."""
-        self._set_looks((*self._looks, look))
+    def watch(self, look: Look, *, last: bool = False) -> None:
+        """Call a function with each batch, after those that are called already; see `on_batch`.
 
-    def unwatch(self, look: Callable[[Batch], Batch]) -> None:
+        Any thread may call this and `unwatch`.
+
+        Args:
+            last: also after those that are added later, so that it sees just what is dispatched.
+        """
+        self._watching[look] = last
+        self._arrange()
+
+    def unwatch(self, look: Look) -> None:
         """Call a function no more."""
-        self._set_looks(tuple(each for each in self._looks if each != look))
+        self._watching.pop(look, None)
+        self._arrange()
 
-    def _set_looks(self, looks: tuple[Callable[[Batch], Batch], ...]) -> None:
-        self._looks = looks
-        self.on_batch = None if not looks else looks[0] if len(looks) == 1 else self._look
+    def _arrange(self) -> None:
+        """Note what is called, in order; again if another thread has changed that meanwhile."""
+        while True:
+            watching = dict(self._watching)
+            self._looks = looks = tuple(sorted(watching, key=watching.__getitem__))
+            self.on_batch = None if not looks else looks[0] if len(looks) == 1 else self._look
+            if watching == dict(self._watching):
+                return
 
     def _look(self, batch: Batch) -> Batch:
         for look in self._looks:
@@ -151,6 +169,15 @@ class Reader:
         if self._broken is not None:
             self._break()  # the other thread has taken over in the midst of what came before
         return self.limits is None or self.limits.resume(transport)
+
+    def restart(self) -> None:
+        """Begin with another link of a session, while nothing is read.
+
+        What the last one had begun to bring comes again, and its silence does not count.
+        """
+        self.last_received = monotonic()
+        if self.limits is not None:
+            self.limits.restart()
 
     def take_early(self) -> bool:
         """Do as `take` does with what came before the stream was read."""

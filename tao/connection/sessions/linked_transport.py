@@ -44,6 +44,11 @@ class LinkedTransport(Transport):
         link = self._link
         return link is not None and link.end_waits
 
+    def wait_free(self) -> None:
+        link = self._link
+        if link is not None:
+            link.wait_free()
+
     def wait_hung_up(self, timeout: float | None) -> bool:
         link = self._link
         return link is None or link.wait_hung_up(timeout)

@@ -185,6 +185,7 @@ class SessionSender(LinkedTransport):
             raise BadData(f"the peer has received {received} bytes, which were not sent")
         outgoing.due = incoming.acknowledged
         self._flushing, self._full, self._broken = False, False, None
+        self._host.reader.restart()
         self._lasting = self._link = link
         self.session.resumes += 1
         self._host.statistics.session_resumed()

@@ -106,7 +106,7 @@ class SessionStream(SessionSender):
     def begin(self) -> None:
         reader, runner = self._host.reader, self._host.runner
         self._incoming.begin(reader.messages_in, runner.handled)
-        reader.watch(self._note_batch)
+        reader.watch(self._note_batch, last=True)
         reader.take_late = self._take_late
         self._host.statistics.sessions[self] = None
         self._hook_decoder()
@@ -361,7 +361,7 @@ class SessionStream(SessionSender):
                 self._hook_decoder()
             self._host.send_queue.in_turn(self._resume, link, received)
         self._host.gate.resume(_NO_LINK)
-        if self._aborted:  # looked at after the link was set, and set before the link is looked at
+        if self._aborted or self.over:  # looked at after the link was set; set before that is seen
             link.abort()
         if self._shared:
             self._host.gate.call_back(self._host.roles.listen)

@@ -197,8 +197,10 @@ class Acceptor:
     def count_link(self, net_id: int, address: Any, lost: bool) -> None:
         """Count a connection towards the limits, or no more, as its session is lost."""
         self.admission.release(net_id)
-        if not lost and net_id in self.connections:
+        if not lost:
             self.admission.readmit(net_id, host_of(address))
+            if net_id not in self.connections:  # removed first, and then released
+                self.admission.release(net_id)
 
     def remove(self, net_id: int) -> None:
         """Forget a connection."""

@@ -262,9 +262,9 @@ def _resume(
     if session.subject != _subject(transport):
         return "its client had another certificate"
     if not stream.claim(hello.attempt):
-        return "another attempt to resume it was faster"
-    received = stream.let_go()
+        return "it has ended" if stream.ended else "another attempt to resume it was faster"
     try:
+        received = stream.let_go()
         if not session.can_resume(hello.received, hello.first):
             stream.end("what the two sides keep of the session does not fit together")
             return "what the two sides keep does not fit together"
@@ -276,21 +276,16 @@ def _resume(
         core.given_away, core.transport = True, None
         _tell(transport, reception, reception.resumed(session.secret, received, session.linger))
         owner.remote_address, owner.local_address = core.remote_address, core.local_address
-        _regain(owner, session, sessions)
         if not stream.attach(transport, hello.received, hello.attempt):
             raise ConnectionClosed("it has ended meanwhile, or was resumed again")
     except (ConnectionClosed, BadData):
+        if not core.given_away:
+            raise
         transport.abort()
         transport.close()
-        if not stream.connected and stream.over is None:
-            _Links(owner, sessions).link_lost(stream, "the client has left")
+    finally:
+        _Links(owner, sessions).note_link(stream, "the client has left")
     return ""
-
-
-def _regain(owner: SessionOwner, session: Session, sessions: Sessions) -> None:
-    sessions.regain(session)
-    owner.timers.clear_clock(_CLOCK)
-    owner.count_link(False)
 
 
 class _Links:
@@ -304,21 +299,50 @@ class _Links:
 
     def link_lost(self, stream: SessionStream, why: str) -> None:
         """Wait for the client to come back."""
-        core, session, sessions = self._core, stream.session, self._sessions
+        core = self._core
         if not core.lifecycle.status.released:
             stream.end(why)
             return
         core.error_reports.log().info("connection lost: {}; its session can be resumed", why)
+        self.note_link(stream, why)
+
+    def note_link(self, stream: SessionStream, why: str) -> None:
+        """Count a session as lost, or not, as it is now. Called after each change of its link.
+
+        A client may be back before the thread that has noticed the loss gets here, or lose the next
+        link before the thread that has brought that does. So each looks again in the end; the last
+        one finds what holds.
+
+        Args:
+            why: the link is lost, if it is.
+        """
+        while not stream.ended:
+            connected = stream.connected
+            if connected:
+                self._regain(stream)
+            else:
+                self._lose(stream, why)
+            if stream.connected is connected:
+                return
+
+    def _regain(self, stream: SessionStream) -> None:
+        self._sessions.regain(stream.session)
+        self._core.timers.clear_clock(_CLOCK)
+        self._core.count_link(False)
+
+    def _lose(self, stream: SessionStream, why: str) -> None:
+        core, session, sessions = self._core, stream.session, self._sessions
         over = sessions.lose(session, host_of(core.remote_address))
         core.count_link(True)
         seconds = session.linger
         text = f"the session was not resumed within {seconds:g} s: {why}"
         core.timers.set_clock(_CLOCK, seconds, lambda: self._expire(stream, text))
-        if not core.serving:  # looked at last, as a stop looks for lost ones when it has begun
+        # Looked at last, as a stop looks for lost ones when it has begun.
+        if not (core.serving or stream.connected):
             stream.end("server stopping")
         for each in over:
             lost = session_of(each.owner.transport)
-            if lost is not None:
+            if lost is not None and not (lost.connected or lost.ended):
                 lost.end("too many sessions are lost")
 
     def _expire(self, stream: SessionStream, text: str) -> None:
