@@ -120,7 +120,8 @@ cluster: $(VENV)/.test ## replace processes TIMES=20 times under load; kill and 
 
 sessions: export SESSION_MESSAGES = $(or $(COUNT),100000)
 sessions: $(VENV)/.test ## send COUNT=100000 messages each way over connections that are cut
-	$(BIN)/python -m pytest $(PATIENT) tests/session tests/connection/test_sessions.py \
+	$(BIN)/python -m pytest $(PATIENT) tests/session tests/connection/test_session_mixes.py \
+		tests/connection/test_session_races.py tests/connection/test_sessions.py \
 		tests/cluster/test_passed_links.py tests/cluster/test_session_moves.py \
 		tests/cluster/test_moved_sessions.py $(ARGS)
 

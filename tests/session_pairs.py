@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,13 +23,24 @@ READERS = pytest.mark.parametrize("readers", ["own", "shared"])
 
 
 class Both:
-    """A server with sessions, a client with one, and a proxy between them."""
+    """A server with sessions, a client with one, and a proxy between them.
 
-    def __init__(self, *, server: Any = None, client: Any = None, **both: Any) -> None:
+    Args:
+        before: called by the handlers of both, with each number, before they note it.
+        server, client, both: their options.
+    """
+
+    def __init__(
+        self,
+        *,
+        server: Any = None,
+        client: Any = None,
+        before: Callable[[int], object] = bool,
+        **both: Any,
+    ) -> None:
         self.events = Seen()
         self.at_server, self.at_client = Seen(), Seen()
-        registry = Registry()
-        registry.handler(Number)(lambda ctx, conn: self.at_server.add(ctx.message.value))
+        registry = _noting(self.at_server, before)
         options = {
             "registry": registry,
             "sessions": tao.Sessions(),
@@ -43,8 +55,7 @@ class Both:
         self.address = self.server.start(("127.0.0.1", 0))
         self.proxy = FaultProxy(self.address)
         self.client_events = Seen()
-        mine = Registry()
-        mine.handler(Number)(lambda ctx, conn: self.at_client.add(ctx.message.value))
+        mine = _noting(self.at_client, before)
         options = {
             "registry": mine,
             "session": True,
@@ -92,6 +103,17 @@ class Both:
         self.client.close()
         self.server.stop()
         self.proxy.close()
+
+
+def _noting(seen: Seen, before: Callable[[int], object]) -> Registry:
+    registry = Registry()
+
+    @registry.handler(Number)
+    def note(ctx: Any, conn: Any) -> None:
+        before(ctx.message.value)
+        seen.add(ctx.message.value)
+
+    return registry
 
 
 def established(conn: Any) -> bool:

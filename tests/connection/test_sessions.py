@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import socket
 import struct
 import threading
@@ -29,65 +27,6 @@ from tao.wire.message import Registry
 from tests.ends import Number, Seen, Text, number, text
 from tests.session_pairs import READERS, Both, begin_session, open_session, write_all
 from tests.support import PATIENCE, recv_exactly, wait_until
-from tests.tls_pairs import SERVER
-
-#: How many messages go each way; more with ``make sessions``.
-COUNT = int(os.environ.get("SESSION_MESSAGES", "10000"))
-
-
-def cutting(seed: int) -> Callable[[int], tuple[Faults, Faults]]:
-    """Return a plan that ends each connection somewhere, many while they begin.
-
-    Some pass more than 16 KB, as nothing of a TLS record arrives unless all of it does.
-    """
-    chance = random.Random(seed)
-
-    def ending(index: int) -> Faults:
-        most = 300 if index > 1 and chance.random() < 0.3 else 40_000
-        kind = chance.choice(["cut_after", "reset_after"])
-        return Faults(**{kind: chance.randint(200 if index == 1 else 1, most)})
-
-    return lambda index: (ending(index), ending(index))
-
-
-MIXES = {
-    "own": {},
-    "shared": {"readers": "shared"},
-    "pool": {"dispatch": "pool"},
-    "shared, inline": {"readers": "shared", "dispatch": "inline"},
-    "TLS": {"tls": SERVER, "dispatch": "pool"},
-    "TLS, shared": {"tls": SERVER, "readers": "shared"},
-    "shared, pool": {"readers": "shared", "dispatch": "pool", "queue_size": 16},
-    "small": {"queue_size": 4, "queue_bytes": 100},
-}
-
-
-@pytest.mark.parametrize("mix", MIXES)
-def test_all_is_handled_once_and_in_order(mix: str) -> None:
-    """While the connection is cut at random bytes, also in the midst of resuming."""
-    both = Both(**MIXES[mix])
-    both.proxy.plan = cutting(len(mix))
-    try:
-        both.client.start(keep_trying=True)
-        wait_until(lambda: both.server.connections)
-        writer = threading.Thread(target=write_all, args=(both.conn, COUNT), name="test-writer")
-        writer.start()
-        write_all(both.client, COUNT)
-        writer.join()
-        assert both.at_server.wait(COUNT, 10 * PATIENCE) == list(range(COUNT))
-        assert both.at_client.wait(COUNT, 10 * PATIENCE) == list(range(COUNT))
-        assert both.client.reconnects > 3
-        both.proxy.plan, before = None, both.client.reconnects
-        both.proxy.reset()  # the last connection would be cut, too
-        wait_until(lambda: both.client.reconnects > before and both.client.connected)
-        wait_until(lambda: both.client.session.unacknowledged == 0)  # type: ignore[union-attr]
-        assert both.events.items.count("connect") == both.client_events.items.count("connect") == 1
-        assert both.client.session.resumes > 3  # type: ignore[union-attr]
-    finally:
-        both.proxy.plan = None
-        both.close()
-    assert both.events.items[-1] == both.client_events.items[-1] == "close"
-    assert not [each for each in both.events.items + both.client_events.items if "lost" in each]
 
 
 @READERS

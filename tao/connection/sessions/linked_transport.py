@@ -44,6 +44,12 @@ class LinkedTransport(Transport):
         link = self._link
         return link is not None and link.end_waits
 
+    def outlives(self, reason: str) -> bool:
+        link = self._link
+        if link is not None:
+            link.abort()  # which the reading role notices
+        return True
+
     def wait_free(self) -> None:
         link = self._link
         if link is not None:

@@ -162,6 +162,10 @@ class SessionSender(LinkedTransport):
         """Have the reading role notice that a link is lost."""
         raise NotImplementedError
 
+    def unacknowledged(self) -> int:
+        outgoing = self._outgoing
+        return outgoing.end - outgoing.acknowledged
+
     def shutdown_write(self) -> bool:
         outgoing = self._outgoing
         if self._keeping and self._host.lifecycle.close_reason is MOVED:

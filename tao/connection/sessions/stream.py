@@ -364,9 +364,15 @@ class SessionStream(SessionSender):
         if self._aborted or self.over:  # looked at after the link was set; set before that is seen
             link.abort()
         if self._shared:
-            self._host.gate.call_back(self._host.roles.listen)
+            self._host.gate.call_back(self._listen)
         self._go_on()
         return True
+
+    def _listen(self) -> None:
+        """Have the poller wait for the link, unless that is taken away again."""
+        with self._switching:
+            if self._link is not None:
+                self._host.roles.listen()
 
     # -- moving to another process
 
@@ -414,19 +420,10 @@ class SessionStream(SessionSender):
 
     # -- ending
 
-    def outlives(self, reason: str) -> bool:
-        link = self._link
-        if link is not None:
-            link.abort()  # which the reading role notices
-        return True
-
-    def unacknowledged(self) -> int:
-        outgoing = self._outgoing
-        return outgoing.end - outgoing.acknowledged
-
     def farewell(self) -> None:
-        if self._link is not None and self._incoming.ended:
-            self._host.send_queue.in_turn(self._say_farewell, self._link)
+        link = self._link
+        if link is not None and self._incoming.ended:
+            self._host.send_queue.in_turn(self._say_farewell, link)
 
     def lost_messages(self) -> list[UnknownMessage] | None:
         messages = self.session.unacknowledged()
@@ -469,6 +466,8 @@ class SessionStream(SessionSender):
         self._aborted = True
         with self._switching:
             link, self._link = self._link, None
+            if self._shared:
+                self._host.roles.leave()  # as `_listen` may have come since that was done
         if link is not None and self._incoming.ended and self._outgoing.ended:
             self._part_with(link)
         for each in (link, *self._old):
