@@ -33,6 +33,8 @@ from contextlib import contextmanager, suppress
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
+import pytest
+
 from tests.support import wait_until
 
 __all__ = ["Interruption", "Moment", "interrupting", "opcodes", "raise_in"]
@@ -233,7 +235,13 @@ def _codes_of(modules: tuple[str, ...]) -> list[CodeType]:
 
 
 def raise_in(thread: threading.Thread | None, error: type[BaseException]) -> None:
-    """Raise an exception in a thread asynchronously, as libraries for timeouts do."""
+    """Raise an exception in a thread asynchronously, as libraries for timeouts do.
+
+    It skips the test if coverage is measured: the exception could end coverage's own code in that
+    thread while it holds a lock that all threads need.
+    """
+    if sys.gettrace() is not None:
+        pytest.skip("no asynchronous exceptions while coverage is measured")
     if thread is not None and thread.ident is not None:
         number, kind = ctypes.c_ulong(thread.ident), ctypes.py_object(error)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(number, kind)

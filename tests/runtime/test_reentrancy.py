@@ -6,7 +6,6 @@ interrupted operation has either taken place or not.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import queue
 import socket
@@ -38,7 +37,7 @@ from tao.runtime.timing_wheel import SharedWheel, TimingWheel, shared_wheel
 from tao.runtime.wakeup import Wakeup
 from tao.wire.message import Registry
 from tests.ends import MakeServer
-from tests.injection import Interruption, opcodes
+from tests.injection import Interruption, opcodes, raise_in
 from tests.support import PATIENCE, ends, together, wait_until
 
 #: A delay longer than any test.
@@ -50,14 +49,6 @@ OF_THE_WHEEL = (
     "tao.atomic",
     "tao.runtime.wakeup",
 )
-
-
-def raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
-    """Raise an exception in another thread, as timeout libraries do."""
-    assert thread.ident is not None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident), ctypes.py_object(error)
-    )
 
 
 # -- the test tool
