@@ -24,7 +24,7 @@ from tao.errors import (
     WouldDeadlock,
 )
 from tao.wire.envelope import error_frame, reply_frame
-from tests.asking import Peers, agree, echo, in_thread, read_asked, read_other
+from tests.asking import Peers, agree, echo, in_thread, known, read_asked, read_other
 from tests.ends import End, Number, Seen, Text, text
 from tests.support import PATIENCE, together, wait_until
 
@@ -242,6 +242,38 @@ def test_a_request_that_nobody_waits_for_is_not_begun(peers: Peers) -> None:
     assert handled.items == ["first"]
 
 
+def test_a_cancelled_future_says_whether_it_was_sent(make_server: Any) -> None:
+    """In its result and in its exception, as every other error of a request does."""
+    begun = Seen()
+    server, address = make_server()
+    server.handler(Text)(lambda ctx, conn: ctx.defer() or begun.add(ctx))
+    client = tao.ClientConn(address, registry=server.registry)
+    unsent = client.request_async(Text("early"))
+    assert unsent.cancel()
+    with client:
+        sent = client.request_async(Text("on its way"))
+        begun.wait()
+        assert sent.cancel()
+    for future in (unsent, sent):
+        for wait in (future.result, future.exception):
+            with pytest.raises(RequestCancelled) as caught:
+                wait(PATIENCE)
+            assert caught.value.sent is (future is sent)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_request_that_cannot_be_sent_any_more_is_lost(peers: Peers, later: bool) -> None:
+    """As the connection is about to end: it was not sent, and never will be."""
+    peers.server.handler(Number)(echo)
+    assert peers.client.request(Number(1)).value == 1
+    core_of(peers.client).send_queue.seal("the end is near")
+    with pytest.raises(ConnectionLost, match="the end is near") as caught:
+        if later:
+            peers.client.request_async(Number(2)).result(PATIENCE)
+        peers.client.request(Number(2))
+    assert not caught.value.sent
+
+
 def test_what_is_not_sent_in_time_never_is(make_server: Any) -> None:
     """A client that is not connected yet gives a request up; the server never sees it."""
     handled = Seen()
@@ -328,6 +360,30 @@ def test_workers_that_wait_for_replies_do_not_count() -> None:
         leave.set()
         assert waiting.result(PATIENCE).value == 3
     assert prepared.items == ["prepared"] * 2
+
+
+def test_no_more_than_max_waiting_workers_are_replaced() -> None:
+    """One more that waits for a reply keeps its worker, so other handlers wait for that."""
+    asked, handled = Seen(), Seen()
+    options = {"workers": 1, "max_waiting_workers": 1}
+    with Peers(server=options) as peers, tao.connect(peers.address, registry=known()) as other:
+        peers.server.handler(Text)(lambda ctx, conn: ctx.reply(conn.request(Number(3))))
+        peers.server.handler(Number)(lambda ctx, conn: handled.add(ctx.message.value))
+        for conn in (peers.client, other):
+            conn.handler(Number)(lambda ctx, conn: ctx.defer() or asked.add(ctx))
+        waiting = []
+        for conn in (peers.client, other):
+            waiting.append(conn.request_async(Text("ask back")))
+            asked.wait(len(waiting))
+        with tao.connect(peers.address, registry=known()) as third:
+            third.write(Number(5))
+            conn = max(peers.server.connections, key=lambda conn: conn.net_id)
+            wait_until(lambda: core_of(conn).dispatcher.pending)
+            assert not handled.items
+            asked.items[1].reply(Number(4))
+            assert handled.wait() == [5]
+        asked.items[0].reply(Number(4))
+        assert [each.result(PATIENCE).value for each in waiting] == [4, 4]
 
 
 def test_a_timer_asks(asker: tuple[Any, Any]) -> None:

@@ -276,7 +276,7 @@ class Requests:
 
         Raises:
             WouldBlock: the send queue is full.
-            Exception: it cannot be sent.
+            Exception: it cannot be encoded, or sent any more.
         """
         correlation, send_queue = self._correlation, self._host.send_queue
         request.key = key = correlation.next_key(request, self._pending)
@@ -284,10 +284,10 @@ class Requests:
         request.frame, self._pending[key] = frame, request
         try:
             send_queue.write(frame)
-        except TaoError:
+        except TaoError as error:
             self._pending.pop(key, None)
             request.frame = None
-            raise
+            raise error if isinstance(error, WouldBlock) else ConnectionLost(str(error)) from None
 
     def _fail(self, request: Request, error: BaseException) -> None:
         """Have a request fail after the turn. Needs the turn."""

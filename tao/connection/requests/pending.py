@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from tao.connection.sending.backlog import TrackedFrame
 from tao.errors import RequestCancelled
@@ -20,6 +20,7 @@ __all__ = ["DEFAULT_TIMEOUT", "Outcome", "Request", "RequestFuture", "completes_
 DEFAULT_TIMEOUT = 30.0
 #: The reply, or None and the error.
 Outcome = tuple[Any, BaseException | None]
+T = TypeVar("T")
 
 # The threads that complete a future now, and may run its callbacks. Each adds and removes itself.
 _completing: set[int] = set()
@@ -37,6 +38,9 @@ class RequestFuture(Future[Any]):
         super().__init__()
         #: Gives the request up; returns whether that came before the reply. Set by the caller.
         self.give_up: Callable[[], bool] = bool
+        # Whether the kernel had all of the request that was cancelled. Set before it counts as
+        # cancelled.
+        self._sent: bool = False
 
     def cancel(self) -> bool:
         """Give the request up, unless its fate is known.
@@ -47,11 +51,18 @@ class RequestFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the reply, see `concurrent.futures.Future.result`."""
+        return self._with_its_error(super().result, timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the error, see `concurrent.futures.Future.exception`."""
+        return self._with_its_error(super().exception, timeout)
+
+    def _with_its_error(self, wait: Callable[[float | None], T], timeout: float | None) -> T:
         try:
-            return super().result(timeout)
+            return wait(timeout)
         except CancelledError:
             if self.cancelled():
-                raise RequestCancelled("the request was cancelled") from None
+                raise RequestCancelled("the request was cancelled", self._sent) from None
             raise
 
     def settle(self, outcome: Outcome) -> None:
@@ -63,6 +74,7 @@ class RequestFuture(Future[Any]):
             if error is None:
                 self.set_result(reply)
             elif isinstance(error, RequestCancelled):
+                self._sent = error.sent
                 super().cancel()
             else:
                 departures.leave()  # as callbacks may take long
