@@ -13,14 +13,17 @@ import tao
 from tao.errors import ConnectionClosed, ConnectionLost, RequestError, RequestTimeout
 from tao.testing.fault_proxy import FaultProxy, Faults
 from tests.asking import echo, known
+from tests.connection.test_correlation import framed
 from tests.ends import MakeServer, Number, Seen
 from tests.support import PATIENCE, together, wait_until
 
 AT_ONCE = tao.Reconnect(initial=0.001, maximum=0.005)
-# What a client sends until its first request has left: a question, and the request.
-_SENT = 40 + 24 + 8
-# ... and what it gets: an answer, and the reply.
-_RECEIVED = 40 + 20 + 8
+# By the protocol: options, how much a client sends until its first request has left, and how much
+# comes back. Between two taos, that is a question and the request; an answer and the reply.
+_PROTOCOLS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "envelope": ({}, 40 + 24 + 8, 40 + 20 + 8),
+    "field": ({"codec": framed("u8")}, 13, 13),
+}
 
 
 def counting(server: Any) -> Seen:
@@ -79,20 +82,22 @@ def test_a_handler_that_asks_when_its_connection_is_lost(
 @pytest.mark.parametrize("reconnect", [False, AT_ONCE], ids=["plain", "reconnect"])
 @pytest.mark.parametrize("back", [False, True], ids=["request", "reply"])
 @pytest.mark.parametrize("readers", ["own", "shared"])
+@pytest.mark.parametrize("protocol", _PROTOCOLS)
 def test_a_reset_at_each_byte(
-    make_server: MakeServer, readers: Any, reconnect: Any, back: bool
+    make_server: MakeServer, protocol: str, readers: Any, reconnect: Any, back: bool
 ) -> None:
     """The caller learns whether its request may have been executed; it is at most once."""
-    server, address = make_server(registry=known(), readers=readers)
+    options, sent, received = _PROTOCOLS[protocol]
+    server, address = make_server(registry=known(), readers=readers, **options)
     executed = counting(server)
     fates: dict[int, bool | None] = {}
-    for at in range(_RECEIVED if back else _SENT + 1):
+    for at in range(received if back else sent + 1):
         fault = Faults(reset_after=at)
         plans = [(Faults(), fault) if back else (fault, Faults())]
         plan = lambda n, plans=plans: plans.pop() if plans else (Faults(), Faults())  # noqa: E731
         with FaultProxy(address, plan=plan) as proxy:
             client = tao.ClientConn(
-                proxy.address, registry=known(), reconnect=reconnect, readers=readers
+                proxy.address, registry=known(), reconnect=reconnect, readers=readers, **options
             )
             try:
                 with client:
