@@ -53,14 +53,14 @@ class Asked:
             body: str = answer.read().decode()
             return body
 
-    def news(self) -> dict[str, Any]:
-        """What the live page gets of the client."""
+    def news(self, name: str) -> dict[str, Any]:
+        """What the live page gets of a client, or of everything."""
         with socket.create_connection(self.monitor.address, PATIENCE) as sock:
             sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             stream = sock.makefile("r", encoding="utf-8")
             events = (json.loads(line[5:]) for line in stream if line.startswith("data:"))
             ends = next(each["ends"] for each in events if "ends" in each)
-        return next(each for each in ends if each["name"] == self.name)
+        return next(each for each in ends if each["name"] == name)
 
 
 @pytest.fixture
@@ -107,7 +107,10 @@ def test_the_rows_of_connections(asked: Asked, key: str) -> None:
 
 def test_the_live_page(asked: Asked) -> None:
     """Its events have what the page shows of each end, and ``/connections`` the columns' keys."""
-    found = asked.news()
+    total = asked.news("everything")
+    found = asked.news(asked.name)
+    assert all(total[key] == found[key] for key in ("requests", "late_replies"))
+    assert total["requests_in_flight"] == 1 and total["oldest_request"] > 0
     assert (found["requests"], found["requests_in_flight"], found["late_replies"]) == (1, 1, 1)
     assert found["oldest_request"] > 0
     page = asked.fetched("/")

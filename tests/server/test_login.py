@@ -381,7 +381,7 @@ def test_a_login_comes_before_the_backlog_each_time(
 
     Many more of them are made by `make pairs`.
     """
-    times, log = (10 if tls else 50) * int(os.environ.get("PAIRS", "1")), Log()
+    times, log = (20 if tls else 200) * int(os.environ.get("PAIRS", "1")), Log()
     answered: set[int] = set()
     desk = Desk(make_server, tls=SERVER if tls else None, workers=2, readers=readers)
     registry = desk.server.registry
