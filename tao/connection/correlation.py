@@ -215,8 +215,11 @@ class Ids:
 
     def is_late(self, key: int, number: Any) -> bool:
         """Whether a message replies to a request that is over. By the reading role."""
+        if key in self._given_up:
+            self.answered(key, _ANY)  # first, as any thread may take an id that is free
+            self._given_up.pop(key, None)
+            return True
         known = self._over.get(key, LATE)
-        self._given_up.pop(key, None)
         return known is _ANY or bool(known == number)
 
 

@@ -220,6 +220,20 @@ def test_second_refusals() -> None:
         line.end.stop()
 
 
+def test_many_late_replies() -> None:
+    """To a thousand requests that were given up at once."""
+    line = Line("client", KINDS["field"])
+    try:
+        asked = [line.ask() for _ in range(1000)]
+        assert all(future.cancel() for future, _ in asked)
+        line.answer(*[key for _, key in asked])
+        line.check(late=1000)
+        line.answer(*[key for _, key in asked[-100:]])
+        line.check(late=1100)
+    finally:
+        line.end.stop()
+
+
 # -- ids that are used anew
 
 
