@@ -4,18 +4,28 @@ The check must know which arguments a callable really accepts. ``inspect.signatu
 it reports the signature that a decorator advertises by ``__wrapped__`` (set by ``functools.wraps``)
 or ``__signature__``. So the check finds the Python function that is called first, and reads the
 signature from its code object.
+
+`renamed` keeps the old spelling of an attribute.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from types import FunctionType, MethodType
 from typing import Any
 
 from tao.safe_text import safe_repr, safe_str
 
-__all__ = ["check_callable", "check_quickly", "checked_flag", "name_of", "takes_arguments"]
+__all__ = [
+    "check_callable",
+    "check_quickly",
+    "checked_flag",
+    "name_of",
+    "renamed",
+    "takes_arguments",
+]
 
 _NOTHING = object()
 # CPython 3.14 can leave gaps among the positional arguments of a partial.
@@ -180,3 +190,14 @@ def checked_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {value!r}")
     return value
+
+
+def renamed(old: str, new: str) -> Any:
+    """Return a property for the old spelling of an attribute, which gives a DeprecationWarning."""
+
+    def value(self: Any) -> Any:
+        text = f"{type(self).__name__}.{old} is called {new} now"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return getattr(self, new)
+
+    return property(value, doc=f"The old spelling of ``{new}``.")

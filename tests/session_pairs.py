@@ -126,9 +126,9 @@ def values(messages: list[tao.UnknownMessage]) -> list[int]:
     return [Number.deserialize(each.value).value for each in messages]
 
 
-def write_all(conn: Any, count: int) -> None:
+def write_all(conn: Any, count: int, timeout: float = PATIENCE) -> None:
     for value in range(count):
-        conn.write(Number(value), timeout=PATIENCE)
+        conn.write(Number(value), timeout=timeout)
 
 
 def open_session(address: Any, hello: Hello, secret: bytes = b"") -> tuple[socket.socket, Opening]:

@@ -54,6 +54,8 @@ class ClientOptions(CommonOptions, total=False):
     requests: bool
     reconnect: bool | Reconnect
     session: bool | Literal["required"]
+    retain: int
+    retain_bytes: int
     ready: Ready
     ready_timeout: float
     connect_timeout: float

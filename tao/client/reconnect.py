@@ -105,7 +105,7 @@ class ClientCore(ConnectionCore):
         if self._reconnects:
             self.capabilities = REQUESTS | LEAVES
         self.leaving = Leaving(self)
-        self.resuming = Resuming(self, settings.session)
+        self.resuming = Resuming(self, settings)
         self.back_off = BackOff(self, roles.end if isinstance(roles, SharedRoles) else None)
         #: How many times the client has reconnected.
         self.reconnects: int = 0

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from tao.connection.application import ApplicationLink
 from tao.connection.greetings import Greetings
 from tao.connection.lifecycle import Lifecycle
-from tao.connection.options.definitions import Settings
+from tao.connection.options.definitions import ClientSettings, Settings
 from tao.connection.receiving.reading import Reader
 from tao.connection.sessions.agreeing import converse, session_of
 from tao.connection.sessions.host import SessionHost
@@ -37,8 +37,6 @@ __all__ = ["Resuming", "ResumingHost"]
 
 # How long a server may be silent until it counts as one without sessions, in seconds.
 _PATIENCE = 2.0
-# How many bytes a client keeps until they are acknowledged.
-_RETAINED = 16 * 1024 * 1024
 
 
 class ResumingHost(SessionHost, Protocol):
@@ -67,17 +65,19 @@ class Resuming:
 
     Args:
         host: the client's core.
-        wanted: the option ``session``.
+        settings: the options, of which it wants those about sessions.
     """
 
     __slots__ = (
-        "_asked", "_attempt", "_host", "_hurry", "_lost_at", "_progress", "_shared", "_stream",
-        "_waits", "_why", "_wish", "wanted",
+        "_asked", "_attempt", "_host", "_hurry", "_limit", "_lost_at", "_most", "_progress",
+        "_shared", "_stream", "_waits", "_why", "_wish", "wanted",
     )  # fmt: skip
 
-    def __init__(self, host: ResumingHost, wanted: bool | Literal["required"]) -> None:
+    def __init__(self, host: ResumingHost, settings: ClientSettings) -> None:
         self._host = host
-        self.wanted: bool | Literal["required"] = wanted
+        self.wanted: bool | Literal["required"] = settings.session
+        # How many bytes, and messages, are kept until they are acknowledged.
+        self._limit, self._most = settings.retain_bytes, settings.retain
         self._shared: bool = isinstance(host.roles, SharedRoles)
         self._hurry = Wakeup()  # set when the client is closed; ends one wait
         # Holds one item while a timer runs that ends the wait before the next attempt. Whatever
@@ -116,7 +116,7 @@ class Resuming:
                 raise ConnectionClosed(f"the server gives no session: {opening.refusal}")
             self._host.reader.early = opening.early
             return transport
-        session = Session(welcome.session_id, welcome.secret, _RETAINED)
+        session = Session(welcome.session_id, welcome.secret, self._limit, most=self._most)
         session.linger = welcome.linger
         return SessionStream(self._host, session, transport, self, opening.told)
 

@@ -266,9 +266,10 @@ class ConnectionCore:
         return self.exchange.spill is not None
 
     def may_spill(self) -> bool:
-        """Whether reading goes on although the inbox is full, as a handler waits for a reply."""
-        spill = self.exchange.spill
-        return spill is not None and spill()
+        """Whether reading goes on although the inbox is full: what is waited for comes later."""
+        spill, transport = self.exchange.spill, self.transport
+        ahead = transport is not None and transport.reads_ahead(self.dispatcher.inbox.spilt)
+        return ahead or (spill is not None and spill())
 
     # -- the roles that its threads play
 

@@ -29,7 +29,8 @@ _LONGEST_NAME = 100
 _ADDED = (
     *("connections", "connections_total", "refused", "accept_errors", "accept_delays"),
     *("workers", "workers_busy", "timers", "reconnects", "requests_in_flight"),
-    *("sessions", "sessions_waiting", "session_resumes", "sessions_lost"),
+    *("sessions", "sessions_lingering", "session_resumes", "sessions_lost", "session_bytes"),
+    *("sessions_moved", "session_links_passed", "session_links_relayed"),
 )
 
 

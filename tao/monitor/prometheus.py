@@ -49,6 +49,17 @@ _COUNTERS: Final = (
     _Figure("refused", "tao_refused_connections", "Connections refused."),
     _Figure("session_resumes", "tao_session_resumes", "Times that a session was resumed."),
     _Figure("sessions_lost", "tao_sessions_lost", "Sessions that could not be resumed."),
+    _Figure("sessions_moved", "tao_sessions_moved", "Sessions given to the next process."),
+    _Figure(
+        "session_links_passed",
+        "tao_session_links_passed",
+        "Connections passed on to the process that has their session.",
+    ),
+    _Figure(
+        "session_links_relayed",
+        "tao_session_links_relayed",
+        "Connections with TLS relayed to the process that has their session.",
+    ),
     _Figure("accept_errors", "tao_accept_errors", "Failed attempts to accept a connection."),
     _Figure("accept_delays", "tao_accept_delays", "Pauses in accepting because of accept_rate."),
 )
@@ -59,7 +70,11 @@ _GAUGES: Final = (
     _Figure("workers_busy", "tao_workers_busy", "Workers that run a handler now."),
     _Figure("timers", "tao_timers", "Timers pending."),
     _Figure("sessions", "tao_sessions", "Connections with a session."),
-    _Figure("sessions_waiting", "tao_sessions_waiting", "Sessions that wait to be resumed."),
+    _Figure(
+        "sessions_lingering", "tao_sessions_lingering", "Sessions that wait to be resumed now."
+    ),
+    _Figure("sessions_lingering", "tao_sessions_waiting", "Deprecated: tao_sessions_lingering."),
+    _Figure("session_bytes", "tao_session_bytes", "Bytes sent in sessions, not acknowledged."),
     _Figure("requests_in_flight", "tao_requests_in_flight", "Requests that wait for a reply."),
     _Figure("oldest_request", "tao_oldest_request_seconds", "How long the oldest one waits."),
 )

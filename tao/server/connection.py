@@ -347,11 +347,13 @@ class ServerConnCore(ConnectionCore):
         link = PassedLink.of(self, transport, reception.nonce, hello)
         if isinstance(self.roles, SharedRoles):
             self.roles.leave()  # the poller would go on with the socket after this copy is closed
-        if isinstance(transport, TlsTransport):
+        relayed = isinstance(transport, TlsTransport)
+        if relayed:
             passed = self.given_away = port.relay(transport, link)
         else:
             passed = port.pass_on(sock, link, again=self._reception is not None)
         if passed:
+            self._owner.statistics.link_passed_on(relayed=relayed)
             self.transport = None  # so nothing is done to it but, of a passed one, the close
         return passed
 
@@ -371,9 +373,9 @@ class ServerConnCore(ConnectionCore):
         """Whether the server takes connections."""
         return self._owner.serving
 
-    def count_link(self, lost: bool) -> None:
-        """Count the connection towards the server's limits, or no more, as its session is lost."""
-        self._owner.count_link(self.net_id, self.remote_address, lost)
+    def count_link(self, lingers: bool) -> None:
+        """Count the connection towards the server's limits, or no more, as its session lingers."""
+        self._owner.count_link(self.net_id, self.remote_address, lingers)
 
     def begin_close(
         self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False

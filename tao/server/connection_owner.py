@@ -56,8 +56,8 @@ class ConnectionOwner(Protocol):
     def serving(self) -> bool:
         """Whether the server takes connections: it was started, and is not stopping."""
 
-    def count_link(self, net_id: int, address: Any, lost: bool) -> None:
-        """Count a connection towards the limits, or no more, as its session is lost."""
+    def count_link(self, net_id: int, address: Any, lingers: bool) -> None:
+        """Count a connection towards the limits, or no more, as its session lingers."""
 
     def has_schedule(self, schedule: int) -> bool:
         """Whether a timer that the server has for all connections is not cancelled."""

@@ -351,9 +351,9 @@ class ServerCore:
         """See `Acceptor.count_peer`."""
         return self.acceptor.count_peer(net_id, address)
 
-    def count_link(self, net_id: int, address: Any, lost: bool) -> None:
+    def count_link(self, net_id: int, address: Any, lingers: bool) -> None:
         """See `Acceptor.count_link`."""
-        self.acceptor.count_link(net_id, address, lost)
+        self.acceptor.count_link(net_id, address, lingers)
 
     def address_id(self, net_id: int) -> str:
         """See `ClusterMember.address_id`."""

@@ -16,13 +16,15 @@ one that the client keeps until it gets an answer, and all that follows it is ze
 WELCOME is 1 for a new session, whose id and secret it has, 2 for a resumed one, and 3 if there is
 none, as the text says. ``received`` and ``handled`` are positions in the stream of the other side,
 in bytes; its bytes before ``kept from`` are not kept any more. ``linger`` says for how many
-milliseconds a lost session can be resumed. ``attempt`` grows with each HELLO that has the same id.
+milliseconds a session can be resumed whose connection is lost. ``attempt`` grows with each HELLO
+that has the same id.
 """
 
 from __future__ import annotations
 
 import hmac
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tao.errors import BadData
@@ -47,6 +49,7 @@ __all__ = [
     "ack_frame",
     "answer_proof",
     "challenge_frame",
+    "frames_in",
     "hello_frame",
     "hello_proof",
     "is_one_frame",
@@ -103,7 +106,7 @@ class Welcome(NamedTuple):
 
     Attributes:
         kind: `NEW`, `RESUMED` or `REFUSED`.
-        linger: for how many seconds a lost session can be resumed.
+        linger: for how many seconds the session can be resumed when its connection is lost.
         session_id: of the session.
         received: how far the server has received the client's stream.
         secret: of a new session; of a resumed one the proof that the server knows it.
@@ -121,6 +124,16 @@ class Welcome(NamedTuple):
 def is_one_frame(data: bytes) -> bool:
     """Whether this is one whole frame, and nothing else."""
     return len(data) >= _HEADER.size and _HEADER.unpack_from(data)[1] == len(data) - _HEADER.size
+
+
+def frames_in(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the value of each frame; the last one may be incomplete, and is not."""
+    start = 0
+    while start + _HEADER.size <= len(data):
+        number, size = _HEADER.unpack_from(data, start)
+        value, start = start + _HEADER.size, start + _HEADER.size + size
+        if start <= len(data):
+            yield number, data[value:start]
 
 
 def challenge_frame(nonce: bytes) -> bytes:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tao.session.outgoing import RETAIN
 from tao.session.session import Session
+from tao.session.shared_room import SharedRoom
 
 __all__ = ["SessionState", "session_from", "state_of"]
 
@@ -18,7 +20,7 @@ class SessionState(NamedTuple):
 
     Attributes:
         session_id, secret, subject, wish, asked, attempt, resumes: of the session.
-        linger: for how many seconds it can be resumed when it is lost.
+        linger: for how many seconds it can be resumed when its connection is lost.
         handled: how far the peer's stream is handled.
         acknowledged: how far the peer has acknowledged this side's stream.
         sent: what this side has sent after that.
@@ -55,13 +57,16 @@ def state_of(session: Session) -> SessionState:
     )
 
 
-def session_from(state: SessionState, limit: int) -> Session:
+def session_from(
+    state: SessionState, limit: int, most: int = RETAIN, shared: SharedRoom | None = None
+) -> Session:
     """Return a session that goes on from a state.
 
     Args:
-        limit: how many bytes it may keep until they are acknowledged.
+        limit, most, shared: bound what it keeps, see `Session`.
     """
-    session = Session(state.session_id, state.secret, limit, state.subject, state.wish, state.asked)
+    known = state.session_id, state.secret, limit, state.subject, state.wish, state.asked
+    session = Session(*known, most, shared)
     session.attempt, session.resumes, session.linger = state.attempt, state.resumes, state.linger
     session.incoming.go_on_from(state.handled)
     session.outgoing.go_on_from(state.acknowledged, state.sent)

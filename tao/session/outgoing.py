@@ -8,18 +8,30 @@ frames that the link does not even begin to take are taken back. What is kept is
 by `Outgoing.next_piece` and `Outgoing.note_sent`. How much of it counts as sent, so that the send
 queue may forget it, is `Outgoing.taken`. After a link is lost, the next one begins with what the
 peer has not received.
+
+How much is kept is bounded in bytes and in messages, and in what all sessions share. Messages are
+counted by marks, each a position and how many precede it, of which there are only a few hundred.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
+from collections import deque
 
-from tao.session.frames import END_FRAME, ack_frame
+from tao.session.frames import END_FRAME, ack_frame, frames_in
 from tao.session.retained import Retained
+from tao.session.shared_room import SharedRoom
 
-__all__ = ["Outgoing"]
+__all__ = ["RETAIN", "RETAIN_BYTES", "Outgoing"]
+
+#: How many messages, and bytes, a session keeps until they are acknowledged, if nothing else is
+#: said.
+RETAIN, RETAIN_BYTES = 65536, 16 * 1024 * 1024
 
 _HEADER = struct.Struct("<iI")
+# Marks are so many times closer than the bound on messages.
+_MARKS = 256
 
 
 class Outgoing:
@@ -31,12 +43,34 @@ class Outgoing:
     Args:
         limit: how many bytes may be kept before no more are taken. A longer piece is taken if
             nothing is kept.
+        most: how many messages may be kept before no more are taken.
+        shared: bounds what all sessions keep; None: nothing does.
     """
 
-    __slots__ = ("_limit", "_rest", "_retained", "acknowledged", "at", "due", "ended", "taken")
+    __slots__ = (
+        "_base", "_counted", "_credited", "_grain", "_handled", "_marks", "_messages", "_rest",
+        "_retained", "_step", "acknowledged", "at", "due", "ended", "limit", "most", "next_mark",
+        "shared", "taken",
+    )  # fmt: skip
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, most: int = RETAIN, shared: SharedRoom | None = None) -> None:
+        self.limit: int = limit  #: in bytes
+        self.most: int = most  #: in messages
+        self._grain: int = max(1, most // _MARKS)
+        self._base: int = 0  # how many messages were sent before the session
+        #: At which message to call `mark` next.
+        self.next_mark: int = 0
+        self._messages: int = 0  # how many precede the last mark
+        # The marks beyond which nothing is acknowledged, and how many messages precede the last one
+        # before: all these are handled. Of the receiving thread, but for the append.
+        self._marks: deque[tuple[int, int]] = deque()
+        self._handled: int = 0
+        #: Set to None by `release`.
+        self.shared: SharedRoom | None = shared
+        # In steps of how many bytes the shared room counts what is kept; the position up to which
+        # that is done, and the one up to which it is taken back by the receiving thread.
+        self._step: int = sys.maxsize if shared is None else shared.step
+        self._counted = self._credited = 0
         self._retained = Retained()
         self.acknowledged: int = 0  #: how far the peer has handled it
         self.taken: int = 0  #: how far it counts as sent: some link has taken it
@@ -55,7 +89,12 @@ class Outgoing:
     @property
     def has_room(self) -> bool:
         """Whether more may be offered."""
-        return not self.ended and self._retained.end - self.acknowledged < self._limit
+        kept = self._retained.end - self.acknowledged
+        if self.ended or kept <= 0:
+            return not self.ended
+        if kept >= self.limit or self._messages - self._handled >= self.most:
+            return False
+        return self.shared is None or self.shared.has_room(kept)
 
     @property
     def uncertain(self) -> int:
@@ -67,6 +106,19 @@ class Outgoing:
     def idle(self) -> bool:
         """Whether the present link has taken everything."""
         return self.at == self._retained.end and not self._rest and self.due is None
+
+    def begin(self, messages: int) -> None:
+        """Begin after so many messages, which do not belong to the session."""
+        self._base = self.next_mark = messages
+
+    def mark(self, messages: int) -> None:
+        """Note how many messages have been sent so far, in all, before the next piece is offered.
+
+        To be called when they are `next_mark` or more.
+        """
+        self.next_mark = messages + self._grain
+        self._marks.append((self._retained.end, messages - self._base))
+        self._messages = messages - self._base
 
     def offer(self, data: bytes | memoryview) -> bytes | memoryview:
         """Add whole frames, behind an acknowledgement that is due if they can leave together.
@@ -107,8 +159,11 @@ class Outgoing:
         """
         self._retained = Retained(position)
         self._retained.append(data)
-        self.acknowledged, self.taken = position, self._retained.end
-        self.at = self.taken
+        self.acknowledged, self.at = position, self._retained.end
+        self.taken = self._counted = self._credited = position
+        self._handled = -sum(1 for _ in frames_in(data))
+        self._marks.append((self.at, 0))
+        self.advance()
 
     def disown(self) -> None:
         """Have nothing uncertain, as another process tells about it."""
@@ -156,15 +211,35 @@ class Outgoing:
     def advance(self) -> int:
         """Count what the links have taken as sent; return how much that is."""
         before = self.taken
-        self.taken = max(before, self.at)
-        return self.taken - before
+        self.taken = taken = max(before, self.at)
+        if taken - self._counted >= self._step:
+            self._count(taken)
+        return taken - before
+
+    def _count(self, taken: int) -> None:
+        more, self._counted = taken - self._counted, taken
+        if self.shared is not None:
+            self.shared.change(more)
 
     def acknowledge(self, position: int) -> bool:
         """Note how far the peer has handled it; return False if it cannot have."""
         if position > self._retained.end:
             return False
-        self.acknowledged = max(self.acknowledged, position)
+        if position > self.acknowledged:
+            self.acknowledged = position
+            marks = self._marks
+            while marks and marks[0][0] <= position:
+                self._handled = marks.popleft()[1]
+            if self.shared is not None:
+                self.shared.change(self._credited - position)
+                self._credited = position
         return True
+
+    def release(self) -> None:
+        """Take no shared room any more, as the session has ended. It may be called twice."""
+        shared, self.shared, self._step = self.shared, None, sys.maxsize
+        if shared is not None:
+            shared.change(self._credited - self._counted)
 
     def forget(self) -> None:
         """Keep what is acknowledged no longer."""

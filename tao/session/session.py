@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
-from tao.session.frames import ID_SIZE
+from tao.session.frames import ID_SIZE, frames_in
 from tao.session.incoming import Incoming
-from tao.session.outgoing import Outgoing
+from tao.session.outgoing import RETAIN, Outgoing
+from tao.session.shared_room import SharedRoom
 from tao.wire.message import UnknownMessage
 from tao.wire.numbers import HEARTBEAT, OWN_NUMBERS
 
 __all__ = ["Session", "messages_in"]
 
-_HEADER = struct.Struct("<iI")
 # How much of an id is shown: it is no secret, but long.
 _SHOWN = 8
 
@@ -28,6 +27,8 @@ class Session:
         subject: whom the peer's verified certificate names; None: there is none.
         wish: what the client has called its wish for it, at random.
         asked: how many times it has asked for it.
+        most: how many messages may be kept until they are acknowledged.
+        shared: bounds what all sessions keep; None: nothing does.
     """
 
     __slots__ = (
@@ -43,15 +44,17 @@ class Session:
         subject: object = None,
         wish: bytes = b"",
         asked: int = 0,
+        most: int = RETAIN,
+        shared: SharedRoom | None = None,
     ) -> None:
         self.session_id: bytes = session_id
         self.secret: bytes = secret
         self.subject: object = subject
         self.wish: bytes = wish
         self.asked: int = asked
-        #: For how many seconds it can be resumed when it is lost.
+        #: For how many seconds it lingers when its connection is lost: it can be resumed then.
         self.linger: float = 0.0
-        self.outgoing = Outgoing(limit)
+        self.outgoing = Outgoing(limit, most, shared)
         self.incoming = Incoming()
         #: The number of the last attempt to resume it.
         self.attempt: int = 0
@@ -89,10 +92,8 @@ class Session:
 
 def messages_in(data: bytes) -> list[UnknownMessage]:
     """Return the messages of the application in a series of frames; the last may be incomplete."""
-    found, start = [], 0
-    while start + _HEADER.size <= len(data):
-        number, size = _HEADER.unpack_from(data, start)
-        value, start = start + _HEADER.size, start + _HEADER.size + size
-        if start <= len(data) and number != HEARTBEAT and number not in OWN_NUMBERS:
-            found.append(UnknownMessage(number, data[value:start]))
-    return found
+    return [
+        UnknownMessage(number, value)
+        for number, value in frames_in(data)
+        if number != HEARTBEAT and number not in OWN_NUMBERS
+    ]

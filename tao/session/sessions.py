@@ -1,4 +1,8 @@
-"""The sessions of a server: the option ``sessions``."""
+"""The sessions of a server: the option ``sessions``.
+
+A session that waits for its client *lingers*. It is *lost* when it has ended because the client did
+not come back.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,34 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tao.callables import renamed
 from tao.session.frames import ID_SIZE, SECRET_SIZE
+from tao.session.moved import SessionState, session_from
+from tao.session.outgoing import RETAIN, RETAIN_BYTES
 from tao.session.session import Session
+from tao.session.shared_room import SharedRoom
 
 __all__ = ["Sessions"]
 
 
 class Sessions:
-    """The sessions that a server offers to its clients, and which of them are lost at the moment.
+    """The sessions that a server offers to its clients, and which of them linger.
 
     Any thread may call any method; each changes something in single steps.
 
     Args:
-        linger: for how many seconds a session whose connection is lost can be resumed.
-        maximum: how many may be lost at the same time; one more ends the one lost first. Lost
-            sessions do not count towards ``max_connections``.
-        per_host: how many of one address may be lost at the same time. None: any number.
-        retain_bytes: how many bytes each session keeps until the peer has acknowledged them. When
-            it is full, messages wait in the send queue.
+        linger: for how many seconds a session whose connection is lost waits for its client, which
+            can resume it.
+        maximum: how many may linger at the same time; one more ends the one that has lingered for
+            longest. These do not count towards ``max_connections``.
+        per_host: how many of one address may linger at the same time. None: any number.
+        retain: how many messages this side of each session keeps until the peer has acknowledged
+            them. When it keeps that many, further ones wait in the send queue, and a write to a
+            full queue raises `WouldBlock`. What is sent at once may exceed this and the next two.
+        retain_bytes: the same in bytes.
+        total_bytes: how many bytes all sessions keep together. Half of it belongs to whichever
+            sessions need it; of the other half, each may use an equal share. So a client that does
+            not read leaves room for the others.
         save: called as ``save(conn)`` in a process that a reload replaces, once nothing of the
             session is under way there any more; returns the bytes of what the application knows of
             it. It is the last that is called for the connection in that process.
@@ -42,7 +56,9 @@ class Sessions:
         linger: float = 60.0,
         maximum: int = 10_000,
         per_host: int | None = None,
-        retain_bytes: int = 16 * 1024 * 1024,
+        retain: int = RETAIN,
+        retain_bytes: int = RETAIN_BYTES,
+        total_bytes: int = 1024 * 1024 * 1024,
         save: Callable[[Any], bytes] | None = None,
         load: Callable[[Any, bytes], object] | None = None,
     ) -> None:
@@ -51,7 +67,9 @@ class Sessions:
         if not 0 < linger <= sys.float_info.max:
             raise ValueError(f"linger must be positive and finite, not {linger!r}")
         _check_count("maximum", maximum)
+        _check_count("retain", retain)
         _check_count("retain_bytes", retain_bytes)
+        _check_count("total_bytes", total_bytes)
         if per_host is not None:
             _check_count("per_host", per_host)
         for name, value in (("save", save), ("load", load)):
@@ -64,12 +82,16 @@ class Sessions:
         self.linger: float = linger
         self.maximum: int = maximum
         self.per_host: int | None = per_host
+        self.retain: int = retain
         self.retain_bytes: int = retain_bytes
+        self.total_bytes: int = total_bytes
         #: How the ids made here end, which tells other processes who has the session.
         self.mark: bytes = b""
-        # By their ids. Those that are lost, with their host, in the order in which they were lost.
+        # By their ids. Those that linger, with their host, in the order in which they began to.
         self._all: dict[bytes, Session] = {}
-        self._lost: dict[bytes, tuple[Session, str]] = {}
+        self._lingering: dict[bytes, tuple[Session, str]] = {}
+        #: For what all of them keep.
+        self.room = SharedRoom(total_bytes, self._all)
         # By the subjects and wishes that they were given for.
         self._granted: dict[tuple[object, bytes], Session] = {}
 
@@ -77,9 +99,16 @@ class Sessions:
         return len(self._all)
 
     @property
-    def lost_now(self) -> int:
-        """How many are lost at the moment."""
-        return len(self._lost)
+    def lingering(self) -> int:
+        """How many wait for their clients at the moment."""
+        return len(self._lingering)
+
+    lost_now = renamed("lost_now", "lingering")
+
+    @property
+    def retained_bytes(self) -> int:
+        """About how many bytes all of them keep at the moment."""
+        return self.room.kept
 
     def new(self, subject: object = None, wish: bytes = b"", asked: int = 0) -> Session:
         """Return a new session.
@@ -91,10 +120,15 @@ class Sessions:
         """
         session_id = secrets.token_bytes(ID_SIZE - len(self.mark)) + self.mark
         secret = secrets.token_bytes(SECRET_SIZE)
-        session = Session(session_id, secret, self.retain_bytes, subject, wish, asked)
+        limits = self.retain_bytes, subject, wish, asked, self.retain, self.room
+        session = Session(session_id, secret, *limits)
         session.linger = self.linger
         self._all[session_id] = session
         return session
+
+    def restored(self, state: SessionState) -> Session:
+        """Return a session that comes from another process; `adopt` adds it."""
+        return session_from(state, self.retain_bytes, self.retain, self.room)
 
     def adopt(self, session: Session) -> None:
         """Add a session that has come from another process."""
@@ -124,43 +158,45 @@ class Sessions:
         """Return a session by its id, None if it has ended or never was."""
         return self._all.get(session_id)
 
-    def lose(self, session: Session, host: str) -> list[Session]:
-        """Note that a session is lost; return those that end now, as too many are."""
+    def await_client(self, session: Session, host: str) -> list[Session]:
+        """Have a session linger; return those that end now, as too many do."""
         if session.session_id not in self._all:
             return [session]
-        self._lost[session.session_id] = session, host
-        lost, over = list(self._lost.values()), []
+        self._lingering[session.session_id] = session, host
+        lingering, over = list(self._lingering.values()), []
         if self.per_host is not None:
-            alike = [each for each, where in lost if where == host]
+            alike = [each for each, where in lingering if where == host]
             over += alike[: max(0, len(alike) - self.per_host)]
-        over += [each for each, _ in lost[: max(0, len(lost) - self.maximum)]]
+        over += [each for each, _ in lingering[: max(0, len(lingering) - self.maximum)]]
         return over
 
-    def regain(self, session: Session) -> None:
-        """Note that a session is not lost any more."""
-        self._lost.pop(session.session_id, None)
+    def resumed(self, session: Session) -> None:
+        """Note that a session lingers no more."""
+        self._lingering.pop(session.session_id, None)
 
     def forget(self, session: Session) -> None:
-        """Forget a session, which has ended."""
+        """Forget a session, which has ended. Not for a thread that sends."""
+        session.outgoing.release()
         self._drop(session)
         key = session.subject, session.wish
         if self._granted.get(key) is session:
             granted = self._granted.pop(key, None)
             if granted is not None and granted is not session:
                 self.grant(granted)  # it has been put there in between
+        self.room.make_way(everyone=True)
 
     def _drop(self, session: Session) -> None:
         self._all.pop(session.session_id, None)
-        self._lost.pop(session.session_id, None)
+        self._lingering.pop(session.session_id, None)
 
     def clear(self) -> None:
         """Forget all."""
         self._all.clear()
-        self._lost.clear()
+        self._lingering.clear()
         self._granted.clear()
 
     def __repr__(self) -> str:
-        return f"<Sessions: {len(self._all)}, of which {len(self._lost)} are lost>"
+        return f"<Sessions: {len(self._all)}, of which {len(self._lingering)} linger>"
 
 
 def _check_count(name: str, value: object) -> None:

@@ -138,6 +138,10 @@ class Transport:
     #: Whether the kernel tells when `send` can go on.
     polls_writable: bool = True
 
+    def reads_ahead(self, spilt: int) -> bool:
+        """Whether it has to be read, although so many messages wait above the usual limit."""
+        return False
+
     def push(self) -> bool:
         """Send what it keeps, without blocking; return whether all is sent."""
         return True

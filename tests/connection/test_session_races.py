@@ -150,7 +150,7 @@ class HeldUp:
 
 
 def test_a_client_that_is_back_before_its_loss_is_noted(make_server: Any) -> None:
-    """Its session does not count as lost, so it is not among those of which there are too many."""
+    """Its session does not linger, so it is not among those of which there are too many."""
     seen, registry = numbers()
     sessions = tao.Sessions(maximum=1)
     server, address = make_server(sessions=sessions, registry=registry, max_connections=5)
@@ -163,12 +163,12 @@ def test_a_client_that_is_back_before_its_loss_is_noted(make_server: Any) -> Non
         wait_until(lambda: conn.session.connected)
     second.sendall(number(1))
     assert seen.wait() == [1]  # the thread that has noticed the loss has read it
-    assert sessions.lost_now == 0
+    assert sessions.lingering == 0
     assert len(core_of(conn)._owner.acceptor.admission) == 1
     open_session(address, Hello())[0].close()
-    wait_until(lambda: sessions.lost_now == 1)
+    wait_until(lambda: sessions.lingering == 1)
     second.close()
-    wait_until(lambda: len(sessions) == 1)  # the first to be lost ends for the second
+    wait_until(lambda: len(sessions) == 1)  # the first to linger ends for the second
     assert conn.close_reason is None
 
 
@@ -215,7 +215,7 @@ def is_held(lock: Any) -> bool:
 def test_an_on_resume_that_is_interrupted(
     make_server: Any, readers: str, error: type[BaseException]
 ) -> None:
-    """The session is lost then, as long as any other one; the client may come again."""
+    """The session lingers then, as long as any other one; the client may come again."""
     errors = [error]
 
     def resume(conn: Any) -> None:
@@ -228,9 +228,9 @@ def test_an_on_resume_that_is_interrupted(
     conn = server.connections[0]
     with pytest.raises(OSError):
         open_session(address, Hello(session_id, 1), secret)
-    wait_until(lambda: sessions.lost_now == 1)
+    wait_until(lambda: sessions.lingering == 1)
     third, _ = open_session(address, Hello(session_id, 2), secret)
-    wait_until(lambda: conn.session.connected and sessions.lost_now == 0)
+    wait_until(lambda: conn.session.connected and sessions.lingering == 0)
     first.close()
     third.close()
 

@@ -14,11 +14,14 @@ import pytest
 import tao
 from tao.client import resuming
 from tao.connection.connection import core_of
+from tao.connection.sessions.stream import SessionStream
 from tao.errors import ConnectionClosed, WouldBlock
+from tao.runtime.combining import Busy, never_waiting
 from tao.server.handshake import Handshake
 from tao.server.server import server_core_of
 from tao.server.sessions import resumption
 from tao.session.frames import Hello
+from tao.session.session import Session
 from tao.testing.fault_proxy import Faults
 from tao.transport.poller import READABLE
 from tao.transport.stream import Transport
@@ -363,6 +366,32 @@ def test_a_client_that_cannot_hand_over_tells_what_is_uncertain(
     assert both.client_events.items == ["connect", ("lost", [1]), "close"]
 
 
+def test_a_link_is_freed_although_its_close_is_put_off(open_both: Callable[..., Both]) -> None:
+    """A thread that must not wait for another one leaves the close to a third one."""
+    core = core_of(open_both().client)
+    near, far = socket.socketpair()
+    link = Transport(near)
+    stream = SessionStream(core, Session(bytes(16), bytes(32), 1000), link, core.resuming)
+    held, may_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with link._closing:
+            held.set()
+            may_go.wait(PATIENCE)
+
+    holder = threading.Thread(target=hold, name="test-holder")
+    holder.start()
+    held.wait(PATIENCE)
+    with never_waiting(), pytest.raises(Busy):
+        stream.close()
+    may_go.set()
+    holder.join()
+    assert near.fileno() >= 0
+    stream.close()
+    assert near.fileno() < 0
+    far.close()
+
+
 def test_on_resume_may_refuse(open_both: Callable[..., Both]) -> None:
     """The session ends then, at both sides."""
     both = open_both(server={"on_resume": lambda conn: False})
@@ -377,14 +406,14 @@ def test_lost_sessions_do_not_count_as_connections(open_both: Callable[..., Both
     both = open_both(server={"sessions": sessions, "max_connections": 2})
     both.proxy.refuse()
     both.lose()
-    wait_until(lambda: sessions.lost_now == 1)
+    wait_until(lambda: sessions.lingering == 1)
     others = [tao.connect(both.address, registry=Registry()) for _ in range(2)]
     wait_until(lambda: len(both.server.connections) == 3)
     for each in others:
         each.close()
     with tao.connect(both.address, registry=Registry(), session=True, reconnect=True) as other:
         core_of(other).transport.outlives("the test says so")
-        wait_until(lambda: other.session.resumes or sessions.lost_now == 1)  # type: ignore[union-attr]
+        wait_until(lambda: other.session.resumes or sessions.lingering == 1)  # type: ignore[union-attr]
     both.proxy.accept()
 
 

@@ -347,11 +347,11 @@ def test_sessions_are_found_until_they_are_forgotten() -> None:
     one, other = table.new(), table.new("somebody")
     assert one.session_id != other.session_id and one.secret != other.secret
     assert table.find(one.session_id) is one and other.subject == "somebody"
-    table.lose(one, "host")
-    assert (len(table), table.lost_now) == (2, 1)
+    table.await_client(one, "host")
+    assert (len(table), table.lingering) == (2, 1)
     table.forget(one)
-    assert table.find(one.session_id) is None and table.lose(one, "host") == [one]
-    assert (len(table), table.lost_now) == (1, 0)
+    assert table.find(one.session_id) is None and table.await_client(one, "host") == [one]
+    assert (len(table), table.lingering) == (1, 0)
 
 
 def test_of_what_was_given_for_a_wish_the_last_asked_for_stays() -> None:
@@ -398,13 +398,13 @@ def test_too_many_lost_ones_end_those_lost_first() -> None:
     """In all, and of one host."""
     table = Sessions(maximum=3, per_host=2)
     sessions = [table.new() for _ in range(6)]
-    assert [table.lose(each, "a") for each in sessions[:3]] == [[], [], [sessions[0]]]
+    assert [table.await_client(each, "a") for each in sessions[:3]] == [[], [], [sessions[0]]]
     table.forget(sessions[0])
-    assert table.lose(sessions[3], "b") == []
-    assert table.lose(sessions[4], "c") == [sessions[1]]
-    table.regain(sessions[2])
+    assert table.await_client(sessions[3], "b") == []
+    assert table.await_client(sessions[4], "c") == [sessions[1]]
+    table.resumed(sessions[2])
     table.forget(sessions[1])
-    assert table.lose(sessions[5], "d") == []
+    assert table.await_client(sessions[5], "d") == []
 
 
 @pytest.mark.parametrize(

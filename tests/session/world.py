@@ -12,7 +12,7 @@ from tao.session.session import Session
 from tao.session.sessions import Sessions
 from tests.session.side import LIMIT, Link, Side
 
-#: How many attempts to connect, and how many lost sessions there may be.
+#: How many attempts to connect, and how many sessions may linger.
 ATTEMPTS, MOST_LOST = 3, 2
 
 #: Changes the value of a frame on its way.
@@ -221,18 +221,18 @@ class World:
             self.refuses.discard("server")
             self.end(session)
             return Welcome(frames.REFUSED, text="refused")
-        self.table.regain(session)
+        self.table.resumed(session)
         side.attach(link, hello.received)
         return reception.resumed(session.secret, session.incoming.decoded, 60)
 
     def lose_at_server(self, side: Side) -> None:
-        """The server notices that a link is lost; too many lost sessions end those lost first."""
+        """The server notices that a link is lost; if too many sessions linger, the first end."""
         side.lose_link()
-        for each in self.table.lose(side.session, "host"):
+        for each in self.table.await_client(side.session, "host"):
             self.end(each)
 
     def end(self, session: Session) -> None:
-        """A session ends at the server, as a lost one."""
+        """A session is lost at the server."""
         self.table.forget(session)
         side = self.living.pop(session.session_id, None)
         if side is not None:
@@ -256,7 +256,7 @@ class World:
             session = side.move()
             self.table.adopt(session)
             assert self.table.grant(session) == []
-            self.table.lose(session, "host")
+            self.table.await_client(session, "host")
 
     def replay(self, said: bytes) -> None:
         """A connection says what another has said before; nobody is at its other end."""
@@ -312,7 +312,7 @@ class World:
                 self.lose_at_server(side)
 
     def expire(self) -> None:
-        """The sessions that are lost at the server are not resumed in time."""
+        """The sessions that linger at the server are not resumed in time."""
         for side in list(self.living.values()):
             if side.link is None:
                 self.end(side.session)
@@ -327,7 +327,7 @@ class World:
             if server is not None:
                 server.check(client)
         assert len(self.table) == len(self.living)
-        assert self.table.lost_now == sum(side.link is None for side in self.living.values())
+        assert self.table.lingering == sum(side.link is None for side in self.living.values())
 
     def settle(self) -> None:
         """With a last attempt and a sound link, everything arrives."""

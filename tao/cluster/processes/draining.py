@@ -33,7 +33,7 @@ def drain(server: Server, spread: float) -> None:
     what is under way, so that nothing is lost. Other connections are closed while they are idle:
     nothing that was received waits to be handled, and nothing that was written waits to be sent.
     Neither happens before the first message was handled, or 5 seconds have passed since the
-    connection was made. A client whose session is lost can come back, and is told then. What is
+    connection was made. A client whose session lingers can come back, and is told then. What is
     still there after ``spread`` and 5 seconds more ends with the server.
 
     A session moves to the process that replaces this one, if there is such a process, and if the
@@ -132,7 +132,7 @@ class _Departure:
         return None
 
     def _waits_for_client(self) -> bool:
-        """Whether it has a session that is lost at the moment."""
+        """Whether it has a session that lingers."""
         stream = session_of(self._conn.transport)
         return stream is not None and not stream.connected
 

@@ -34,6 +34,7 @@ from tao.connection.options.fields import (
 )
 from tao.connection.options.reconnecting import Reconnect
 from tao.runtime.worker_pool import WorkerPool
+from tao.session.outgoing import RETAIN, RETAIN_BYTES
 from tao.session.sessions import Sessions
 from tao.wire.codec import TypeLengthValueCodec
 from tao.wire.proxy_protocol import Network, ProxyNetworks
@@ -213,6 +214,18 @@ class ClientSettings(Settings):
         and what is written is handled once: True, or ``"required"`` if a server without sessions
         is to be refused. Needs ``reconnect``, and tao's own framing.""",
         check=check_session,
+    )
+    retain: int = count(
+        RETAIN,
+        "messages",
+        """How many messages this side of a session keeps until the server has acknowledged them.
+        When it keeps that many, further ones wait in the send queue. What is sent at once may
+        exceed it. The server's bounds are those of its `Sessions`.""",
+    )
+    retain_bytes: int = count(
+        RETAIN_BYTES,
+        "bytes",
+        """How many bytes, in addition to ``retain``.""",
     )
     ready: Ready = choice(
         "auto",

@@ -15,6 +15,7 @@ from operator import add, attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from tao.atomic import AtomicInt64, AtomicReference
+from tao.callables import renamed
 from tao.connection.reports.recent_errors import Failures
 from tao.runtime.histogram import Latencies, summed
 from tao.runtime.rate_limits import FloodLog
@@ -89,9 +90,12 @@ class Snapshot(Counts):
         workers, workers_busy: of the pool. timers: pending on the timing wheel. reconnects: how
         many times a client came back. requests_in_flight: requests of this side without a reply;
         oldest_request: for how many seconds the first of them has waited; request_latency: how long
-        replies took, as ``latency``. sessions: connections that have one; sessions_waiting: those
+        replies took, as ``latency``. sessions: connections that have one; sessions_lingering: those
         of them that wait to be resumed; session_resumes: how often any was; sessions_lost: how many
-        have ended because they could not be. latency: how long handlers take, by message number, as
+        have ended because they could not be; session_bytes: sent in them and not acknowledged.
+        sessions_moved: given to the process that replaces this one; session_links_passed: accepted
+        here and passed on to the process that has the session; session_links_relayed: the same with
+        TLS. latency: how long handlers take, by message number, as
         `tao.runtime.histogram.Latency` tells. error_kinds: how many errors there were of each class
         of exceptions. cluster: of a server in a cluster, its ``state`` there (``"up"``,
         ``"down"``); how many publications it has passed on (``published``), got (``delivered``) and
@@ -116,13 +120,19 @@ class Snapshot(Counts):
     requests_in_flight: int = 0
     oldest_request: float = 0.0
     sessions: int = 0
-    sessions_waiting: int = 0
+    sessions_lingering: int = 0
     session_resumes: int = 0
     sessions_lost: int = 0
+    session_bytes: int = 0
+    sessions_moved: int = 0
+    session_links_passed: int = 0
+    session_links_relayed: int = 0
     request_latency: dict[str, dict[str, float]] = field(default_factory=dict)
     latency: dict[str, dict[str, float]] = field(default_factory=dict)
     error_kinds: dict[str, int] = field(default_factory=dict)
     cluster: dict[str, Any] = field(default_factory=dict)
+
+    sessions_waiting = renamed("sessions_waiting", "sessions_lingering")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -146,6 +156,9 @@ class WithLink(Protocol):
     @property
     def connected(self) -> bool:
         """Whether there is a link now."""
+
+    def unacknowledged(self) -> int:
+        """Return how many bytes the peer has not acknowledged."""
 
 
 class _Ended(NamedTuple):
@@ -198,6 +211,9 @@ class Statistics:
         self._accept_delays = AtomicInt64()
         self._session_resumes = AtomicInt64()
         self._sessions_lost = AtomicInt64()
+        self._sessions_moved = AtomicInt64()
+        self._links_passed = AtomicInt64()
+        self._links_relayed = AtomicInt64()
         #: The streams of the sessions that have not ended. Changed in single steps.
         self.sessions: dict[WithLink, None] = {}
 
@@ -226,6 +242,14 @@ class Statistics:
         """Count a session that has ended because it could not be resumed."""
         self._sessions_lost.increment_and_get()
 
+    def session_moved(self) -> None:
+        """Count a session that belongs to another process now."""
+        self._sessions_moved.increment_and_get()
+
+    def link_passed_on(self, *, relayed: bool) -> None:
+        """Count a connection whose session another process has."""
+        (self._links_relayed if relayed else self._links_passed).increment_and_get()
+
     def accept_delayed(self) -> None:
         """Count a pause in accepting."""
         self._accept_delays.increment_and_get()
@@ -253,9 +277,13 @@ class Statistics:
             accept_errors=self._accept_errors.get(),
             accept_delays=self._accept_delays.get(),
             sessions=len(streams := list(self.sessions)),
-            sessions_waiting=sum(not each.connected for each in streams),
+            sessions_lingering=sum(not each.connected for each in streams),
             session_resumes=self._session_resumes.get(),
             sessions_lost=self._sessions_lost.get(),
+            session_bytes=sum(each.unacknowledged() for each in streams),
+            sessions_moved=self._sessions_moved.get(),
+            session_links_passed=self._links_passed.get(),
+            session_links_relayed=self._links_relayed.get(),
         )
         for conn in living:  # should one end meanwhile, its last counts are still these
             result.add(conn.counts())

@@ -103,7 +103,7 @@ class SendQueue:
         self._open: bool = False  # whether there is a transport, after its preface, and no seal
         self._intake = Intake(limits, self.transmitter, keep=keep)
         self._frames = self._intake.frames
-        # What is to happen, maybe twice, and to which transport; None: the present one. See `_do`.
+        # What is to happen, maybe twice, and to which transport; None: the present one. See `note`.
         self._notes: list[tuple[Callable[[], object], Transport | None]] = []
         self._final: str | None = None  # the seal, if it holds for the next transport as well
         self._collecting: int = 0  # up to how many frames are collected now
@@ -343,7 +343,7 @@ class SendQueue:
 
         If a transport is given, nothing happens to the preface of another one that came after it.
         """
-        self._do(self._end_preface, transport)
+        self.note(self._end_preface, transport)
 
     def detach(self) -> int:
         """Take away an aborted transport; when this returns, no thread is in it.
@@ -364,8 +364,7 @@ class SendQueue:
 
     def seal(self, reason: str) -> None:
         """Refuse further writes; when everything is sent, tell the peer that no more follows."""
-        self._final = self.transmitter.seal or reason
-        self.transmitter.seal = self._final
+        self._final = self.transmitter.seal = self.transmitter.seal or reason
         self._collecting, self._open = 0, False
         self._combiner.settle()
 
@@ -383,16 +382,17 @@ class SendQueue:
 
         If a transport is given, nothing happens to another one that came after it.
         """
-        self._do(partial(self.transmitter.give_up, error), transport)
+        self.note(partial(self.transmitter.give_up, error), transport)
 
     def part(self, transport: Transport) -> None:
         """Send what waits, and then the end of the stream, into this transport.
 
         What is written afterwards waits for the next one. The peer may go on sending.
         """
-        self._do(self.transmitter.part, transport)
+        self.note(self.transmitter.part, transport)
 
-    def _do(self, act: Callable[[], object], transport: Transport | None) -> None:
+    def note(self, act: Callable[[], object], transport: Transport | None) -> None:
+        """Have something done in the turn, as long as a transport is in use. It does not wait."""
         self._notes.append((act, transport))
         self._combiner.settle()
 

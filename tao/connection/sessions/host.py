@@ -18,6 +18,7 @@ class SessionHost(AcknowledgingHost, Protocol):
     """What this asks of a connection's core."""
 
     application: ApplicationLink
+    dispatcher: Any
     exchange: Any
     gate: ReadingGate
     lifecycle: Lifecycle

@@ -5,17 +5,23 @@ The thread that has the turn of the send queue uses it.
 
 from __future__ import annotations
 
+from functools import partial
+
 from tao.connection.sessions.acknowledging import Acknowledger
 from tao.connection.sessions.host import SessionHost
 from tao.connection.sessions.linked_transport import LinkedTransport
 from tao.errors import BadData
+from tao.runtime.wakeup import Notifier
 from tao.session.frames import END_FRAME, ack_frame
+from tao.session.outgoing import RETAIN, RETAIN_BYTES
 from tao.session.session import Session
 from tao.transport.error_text import explain
 from tao.transport.stream import Transport
 
 __all__ = ["MOVED", "SessionSender"]
 
+# How much more may be read than this side keeps itself, as the peer's bounds may be others.
+_AHEAD = 2
 #: Why a connection is closed whose session goes on in another process.
 MOVED = "its session moves to another process"
 
@@ -30,8 +36,8 @@ class SessionSender(LinkedTransport):
     """
 
     __slots__ = (
-        "_acknowledger", "_broken", "_flushing", "_full", "_host", "_incoming", "_outgoing",
-        "_reported", "_runner", "_wants_room", "frozen", "session",
+        "_acknowledger", "_broken", "_changed", "_flushing", "_full", "_host", "_incoming",
+        "_outgoing", "_reported", "_runner", "_transmitter", "_wants_room", "frozen", "session",
     )  # fmt: skip
 
     def __init__(self, host: SessionHost, session: Session, link: Transport) -> None:
@@ -40,6 +46,7 @@ class SessionSender(LinkedTransport):
         self.session = session
         self._incoming, self._outgoing = session.incoming, session.outgoing
         self._runner = host.runner
+        self._transmitter = host.send_queue.transmitter
         self._acknowledger = Acknowledger(host, session, self)
         # The link that sending has found broken, whether a send is under way, and how much had been
         # reported to the send queue before it.
@@ -47,7 +54,8 @@ class SessionSender(LinkedTransport):
         self._flushing: bool = False
         self._full: bool = False  # whether the link did not take everything
         self._reported: int = 0
-        self._wants_room: bool = False  # whether it waits until more is acknowledged
+        self._wants_room: bool = False  # whether it waits until it may keep more
+        self._changed = Notifier()  # for the writer thread, and for one that brings a link
         #: Whether the session is on its way to another process, or from one: it cannot be resumed
         #: now. Changed where the link is.
         self.frozen: bool = False
@@ -63,10 +71,8 @@ class SessionSender(LinkedTransport):
         if taken == end:
             if outgoing.at < end and not self.push():
                 return 0
-            if not outgoing.has_room:
-                self._wants_room = True  # before this looks again, see `_take_acknowledgement`
-                if not outgoing.has_room:
-                    return 0
+            if not self._takes_more():
+                return 0
             if self._incoming.wants_to_tell(self._runner.handled):
                 self._acknowledger.note()
             if not self.push(outgoing.offer(data)):
@@ -77,6 +83,54 @@ class SessionSender(LinkedTransport):
             self.push()
         return outgoing.advance()
 
+    def _takes_more(self) -> bool:
+        """Whether there is room for more frames; if not, it is told when there is."""
+        outgoing, messages = self._outgoing, self._transmitter.frames_sent
+        if messages >= outgoing.next_mark:
+            outgoing.mark(messages)
+        if self.has_room:
+            return True
+        # Both before this looks again: whatever makes room looks at them afterwards.
+        self._wants_room = True
+        if outgoing.shared is not None:
+            outgoing.shared.wait(self)
+        self._host.dispatcher.note_spill()  # for `reads_ahead`
+        return self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more frames may be kept. A peer that has ended acknowledges nothing any more."""
+        outgoing = self._outgoing
+        return outgoing.has_room or (self._incoming.ended and not outgoing.ended)
+
+    def reads_ahead(self, spilt: int) -> bool:
+        """See `Transport.reads_ahead`.
+
+        When handlers wait until more is acknowledged, the acknowledgement may be behind messages
+        that wait for these handlers. The peer has sent no more of them than it may keep.
+        """
+        outgoing, incoming = self._outgoing, self._incoming
+        if not self._wants_room or self.has_room:
+            return False
+        ahead = incoming.decoded - incoming.acknowledged
+        most, limit = max(outgoing.most, RETAIN), max(outgoing.limit, RETAIN_BYTES)
+        return spilt < _AHEAD * most and ahead < _AHEAD * limit
+
+    def _take_acknowledgement(self, position: int) -> None:
+        outgoing = self._outgoing
+        if not outgoing.acknowledge(position):
+            raise BadData(f"the peer acknowledges {position} bytes, {outgoing.end} were sent")
+        if self._wants_room and self.has_room:
+            self._wants_room = False
+            self.go_on()
+        if outgoing.shared is not None:
+            outgoing.shared.make_way()
+
+    def go_on(self) -> None:
+        """Have the send queue try again, after whichever thread is sending. It does not wait."""
+        self._changed.notify_all()
+        self._host.send_queue.note(partial(self._transmitter.now_writable, self), self)
+
     @property
     def _keeping(self) -> bool:
         """Whether all that is written goes to what is kept, as another process will send it."""
@@ -85,7 +139,7 @@ class SessionSender(LinkedTransport):
     def _keep(self, data: bytes | memoryview) -> int:
         outgoing = self._outgoing
         if outgoing.taken == outgoing.end:
-            if not outgoing.has_room:
+            if not self._takes_more():
                 return 0
             outgoing.keep(data)
         else:

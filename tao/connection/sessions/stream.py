@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 from tao.connection.sessions.host import LinkKeeper, SessionHost
 from tao.connection.sessions.sender import MOVED, SessionSender
 from tao.connection.shared_reading.roles import SharedRoles
-from tao.errors import BadData, ConnectionClosed
+from tao.errors import ConnectionClosed
 from tao.runtime.deadline import Deadline
-from tao.runtime.wakeup import Notifier
 from tao.session.frames import ACK, END, read_ack
 from tao.session.session import Session
 from tao.transport.error_text import explain
@@ -72,7 +71,7 @@ class SessionStream(SessionSender):
     """
 
     __slots__ = (
-        "_aborted", "_changed", "_feeding", "_keeper", "_late", "_old", "_polled", "_shared",
+        "_aborted", "_feeding", "_keeper", "_late", "_old", "_polled", "_shared",
         "_switching", "_told", "_told_over", "over",
     )  # fmt: skip
 
@@ -95,17 +94,17 @@ class SessionStream(SessionSender):
         self._polled: Transport | None = None  # set by the writer thread while it is in there
         self._late: int = 0  # messages that came when the connection was ending; of that role
         self._feeding: bool = False  # set by the reading role until what it has got is decoded
-        # Each is changed in one step, by any thread; never taken back.
-        self.over: OSError | None = None  #: why the session is lost for good
+        # Each is changed in one step, by any thread, and told by `_changed`; never taken back.
+        self.over: OSError | None = None  #: why the session is lost
         self._aborted: bool = False
         self._told_over: dict[str, object] = {}  # under one key, what has told shared reading
-        self._changed = Notifier()  # of any of these
 
     # -- beginning, and receiving: the reading role
 
     def begin(self) -> None:
         reader, runner = self._host.reader, self._host.runner
         self._incoming.begin(reader.messages_in, runner.handled)
+        self._outgoing.begin(self._transmitter.frames_sent)
         reader.watch(self._note_batch, last=True)
         reader.take_late = self._take_late
         self._host.statistics.sessions[self] = None
@@ -175,7 +174,7 @@ class SessionStream(SessionSender):
 
     @property
     def ended(self) -> bool:
-        """Whether it does not go on: it is lost for good, or aborted."""
+        """Whether it does not go on: it is lost, or aborted."""
         return self._aborted or self.over is not None
 
     def _end(self) -> bytes:
@@ -234,25 +233,14 @@ class SessionStream(SessionSender):
             self._take_acknowledgement(read_ack(value))
         elif number == END:
             self._incoming.ended = True
+            if self._wants_room:
+                self.go_on()
             if self._shared:  # nothing else may come that would wake it
                 self._host.gate.call_back(partial(self._host.roles.turn, READABLE))
         elif not self._host.lifecycle.ended:
             self._host.exchange.take(number, value, batch)
 
-    def _take_acknowledgement(self, position: int) -> None:
-        outgoing = self._outgoing
-        if not outgoing.acknowledge(position):
-            raise BadData(f"the peer acknowledges {position} bytes, {outgoing.end} were sent")
-        if self._wants_room and outgoing.has_room:
-            self._wants_room = False
-            self._host.send_queue.in_turn(self._go_on)  # after what found that there was no room
-
     # -- sending: in the turn of the send queue
-
-    def _go_on(self) -> None:
-        """Have the send queue try again."""
-        self._changed.notify_all()
-        self._host.send_queue.transmitter.now_writable(self)
 
     def _lose_soon(self, link: Transport, why: str) -> None:
         if self._shared:  # it may not be read just now
@@ -274,7 +262,7 @@ class SessionStream(SessionSender):
         outgoing = self._outgoing
         if self.ended or (outgoing.ended and outgoing.idle):
             return True  # nothing more is sent, so nothing else would wake who waits here
-        room = self._full or self.keeps or outgoing.has_room
+        room = self._full or self.keeps or self.has_room
         return room and (self._keeping or self._usable() is not None)
 
     # -- changing the link
@@ -308,11 +296,18 @@ class SessionStream(SessionSender):
         self._feeding = False
         if self._changed.waiting:
             self._changed.notify_all()
-        while self._old:
-            link = self._old.popleft()
+        for link in list(self._old):
             self._host.send_queue.in_turn(bool)  # so the sender is out of it
             self._changed.wait_for(partial(self._is_not_polled, link))
-            link.close()
+            self._free(link)
+
+    def _free(self, link: Transport) -> None:
+        """Free a link that is not used any more. It may be called again, by other threads, too."""
+        link.close()
+        try:
+            self._old.remove(link)
+        except ValueError:
+            pass  # another thread has done it
 
     def _is_not_polled(self, link: Transport) -> bool:
         return self._polled is not link
@@ -365,7 +360,7 @@ class SessionStream(SessionSender):
             link.abort()
         if self._shared:
             self._host.gate.call_back(self._listen)
-        self._go_on()
+        self.go_on()
         return True
 
     def _listen(self) -> None:
@@ -380,7 +375,7 @@ class SessionStream(SessionSender):
         """Do without a link, and keep what is written; return False if the session ends.
 
         Raises:
-            ConnectionClosed: decoding takes too long; it goes on as a lost one.
+            ConnectionClosed: decoding takes too long; it lingers then.
         """
         with self._switching:
             if self.ended or self.frozen or self._incoming.ended or self._outgoing.ended:
@@ -393,7 +388,7 @@ class SessionStream(SessionSender):
             self.thaw()
             raise
         self._host.send_queue.in_turn(self._freeze)
-        self._go_on()
+        self.go_on()
         return True
 
     @property
@@ -404,7 +399,7 @@ class SessionStream(SessionSender):
         return not self._feeding and incoming.handled == incoming.decoded
 
     def thaw(self) -> None:
-        """Go on here as a lost session, after `freeze`."""
+        """Linger here, after `freeze`."""
         with self._switching:
             self.frozen = False
         self._keeper.link_lost(self, "it was not moved to another process")
@@ -465,19 +460,22 @@ class SessionStream(SessionSender):
     def close(self) -> None:
         self._aborted = True
         with self._switching:
-            link, self._link = self._link, None
             if self._shared:
                 self._host.roles.leave()  # as `_listen` may have come since that was done
+            link = self._link
+            if link is not None:
+                self._old.append(link)  # so that a second call frees it if this one cannot
+                self._link = None
         if link is not None and self._incoming.ended and self._outgoing.ended:
             self._part_with(link)
-        for each in (link, *self._old):
-            if each is not None:
-                each.close()
-        self._old.clear()
+        for each in list(self._old):
+            self._free(each)
         self._host.reader.unwatch(self._note_batch)
         self._host.reader.take_late = None
         self._host.statistics.sessions.pop(self, None)
         self._host.gate.resume(_NO_LINK)
+        if self._outgoing.shared is not None:
+            self._outgoing.shared.leave(self)
         self._keeper.closed(self)
 
     def _part_with(self, link: Transport) -> None:

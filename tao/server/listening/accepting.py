@@ -194,10 +194,10 @@ class Acceptor:
             self._refuse(address, refusal)
         return refusal
 
-    def count_link(self, net_id: int, address: Any, lost: bool) -> None:
-        """Count a connection towards the limits, or no more, as its session is lost."""
+    def count_link(self, net_id: int, address: Any, lingers: bool) -> None:
+        """Count a connection towards the limits, or no more, as its session lingers."""
         self.admission.release(net_id)
-        if not lost:
+        if not lingers:
             self.admission.readmit(net_id, host_of(address))
             if net_id not in self.connections:  # removed first, and then released
                 self.admission.release(net_id)

@@ -184,6 +184,8 @@ class Parting:
         if not (self._offered or self._decided):
             self._offered = True
             why = _hand_over(core, stream, port, self._decided)
+            if self._decided:
+                core.statistics.session_moved()
         if self._decided:
             core.greetings.forgo_on_close()
             return True

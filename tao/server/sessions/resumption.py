@@ -25,7 +25,6 @@ from tao.server.handshake import Handshake, PeerLeft
 from tao.server.sessions.moves import MovedSession
 from tao.session.agreement import Reception
 from tao.session.frames import NEW, NONCE_SIZE, REFUSED, Welcome, welcome_frame
-from tao.session.moved import session_from
 from tao.session.session import Session
 from tao.session.sessions import Sessions
 from tao.transport.addresses import host_of
@@ -37,7 +36,7 @@ __all__ = ["Beginning", "SessionOwner", "join", "revive"]
 
 # How long a client may be silent until it counts as one without a session, in seconds.
 _PATIENCE = 1.0
-_CLOCK = "session"  # the purpose of the clock that ends a lost session
+_CLOCK = "session"  # the purpose of the clock that ends a lingering session
 _UNKNOWN = "there is no such session, or not any more"
 
 
@@ -65,8 +64,8 @@ class SessionOwner(SessionHost, Protocol):
     def serving(self) -> bool:
         """Whether the server takes connections."""
 
-    def count_link(self, lost: bool) -> None:
-        """Count the connection towards the server's limits, or no more."""
+    def count_link(self, lingers: bool) -> None:
+        """Count the connection towards the server's limits, or no more, as its session lingers."""
 
 
 class Beginning:
@@ -205,7 +204,7 @@ def revive(core: SessionOwner, transport: Transport, moved: MovedSession) -> Tra
         ConnectionClosed: its client has asked for another session meanwhile.
     """
     sessions = core.settings.sessions
-    session = session_from(moved.state, sessions.retain_bytes)
+    session = sessions.restored(moved.state)
     stream = SessionStream(core, session, transport, _Links(core, sessions), moved.capabilities)
     stream.frozen = True  # until the first link, which leads nowhere, is lost
     session.owner = core
@@ -213,6 +212,7 @@ def revive(core: SessionOwner, transport: Transport, moved: MovedSession) -> Tra
     outdated = sessions.grant(session)
     _end_unheard([each for each in outdated if each is not session])
     if session in outdated:
+        sessions.forget(session)
         raise ConnectionClosed("its client has asked for the session again meanwhile")
     return stream
 
@@ -307,7 +307,7 @@ class _Links:
         self.note_link(stream, why)
 
     def note_link(self, stream: SessionStream, why: str) -> None:
-        """Count a session as lost, or not, as it is now. Called after each change of its link.
+        """Count a session as one that lingers, or not. Called after each change of its link.
 
         A client may be back before the thread that has noticed the loss gets here, or lose the next
         link before the thread that has brought that does. So each looks again in the end; the last
@@ -319,31 +319,31 @@ class _Links:
         while not stream.ended:
             connected = stream.connected
             if connected:
-                self._regain(stream)
+                self._note_resumed(stream)
             else:
-                self._lose(stream, why)
+                self._linger(stream, why)
             if stream.connected is connected:
                 return
 
-    def _regain(self, stream: SessionStream) -> None:
-        self._sessions.regain(stream.session)
+    def _note_resumed(self, stream: SessionStream) -> None:
+        self._sessions.resumed(stream.session)
         self._core.timers.clear_clock(_CLOCK)
         self._core.count_link(False)
 
-    def _lose(self, stream: SessionStream, why: str) -> None:
+    def _linger(self, stream: SessionStream, why: str) -> None:
         core, session, sessions = self._core, stream.session, self._sessions
-        over = sessions.lose(session, host_of(core.remote_address))
+        over = sessions.await_client(session, host_of(core.remote_address))
         core.count_link(True)
         seconds = session.linger
         text = f"the session was not resumed within {seconds:g} s: {why}"
         core.timers.set_clock(_CLOCK, seconds, lambda: self._expire(stream, text))
-        # Looked at last, as a stop looks for lost ones when it has begun.
+        # Looked at last, as a stop looks for lingering ones when it has begun.
         if not (core.serving or stream.connected):
             stream.end("server stopping")
         for each in over:
-            lost = session_of(each.owner.transport)
-            if lost is not None and not (lost.connected or lost.ended):
-                lost.end("too many sessions are lost")
+            other = session_of(each.owner.transport)
+            if other is not None and not (other.connected or other.ended):
+                other.end("too many sessions wait for their clients")
 
     def _expire(self, stream: SessionStream, text: str) -> None:
         if not stream.connected:
