@@ -451,17 +451,17 @@ class ConnectionCore:
 
     def counts(self) -> Counts:
         """Return the counts of this connection."""
-        reader, send_queue, reports = self.reader, self.send_queue, self.error_reports
+        reader, sent, reports = self.reader, self.send_queue.transmitter, self.error_reports
         return Counts(
             messages_in=reader.messages_in - self.dispatcher.too_late + self.exchange.replies,
             bytes_in=reader.bytes_in,
-            messages_out=send_queue.frames_sent,
-            bytes_out=send_queue.bytes_sent,
+            messages_out=sent.frames_sent,
+            bytes_out=sent.bytes_sent,
             handled=self.runner.handled,
             handle_time=self.runner.busy_time,
             errors=reports.errors,
             undefined=reports.undefined,
-            dropped=send_queue.dropped,
+            dropped=self.send_queue.dropped,
             unsent=self.unsent + self.left_over,
             over_rate=reader.over_rate,
             frame_timeouts=reader.frame_timeouts,

@@ -221,7 +221,8 @@ class Lifecycle:
         """Apply an event, and return the status before and after it; see `after`."""
         change = self._status.update(after, event, reason, link)
         status = change[1]
-        self.ended, self.open = status.ended, status.open
+        self.ended = status.close_reason is not None or status.ended
+        self.open = status.phase is Phase.OPEN
         while (now := self._status.get()) is not status:  # another thread has applied an event
             status = now
             self.ended, self.open = status.ended, status.open

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -36,9 +35,8 @@ class Busy(Exception):
     """The turn is taken, and may be for long: a signal handler may have interrupted it."""
 
 
-@contextmanager
-def never_waiting() -> Iterator[None]:
-    """Have the calling thread wait for no turn: `Combiner.run` raises `Busy` instead.
+def never_waiting(function: Callable[[], object]) -> None:
+    """Call a function that is to wait for no turn: `Combiner.run` raises `Busy` instead.
 
     It is for threads that serve other connections as well. A signal handler of the application may
     have interrupted a turn, and take as long as it likes.
@@ -46,7 +44,7 @@ def never_waiting() -> Iterator[None]:
     me = threading.get_ident()
     _hurried.add(me)
     try:
-        yield
+        function()
     finally:
         _hurried.discard(me)
 

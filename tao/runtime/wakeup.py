@@ -108,7 +108,8 @@ class ListenedNotifier(Notifier):
         self._listener = listener
 
     def notify_all(self) -> None:
-        super().notify_all()
+        if self._waiting:
+            super().notify_all()
         self._listener()
 
 

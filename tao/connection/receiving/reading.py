@@ -280,7 +280,7 @@ class Reader:
         """Have the decoder check that the stream may end here, unless this side has ended it."""
         conn, application = self._conn, self._application.find()
         end = None if application is None else getattr(application.decoder, "end", None)
-        if end is None or conn.lifecycle.status.ended or conn.send_queue.error is not None:
+        if end is None or self._lifecycle.ended or conn.send_queue.error is not None:
             return
         try:
             end()

@@ -64,13 +64,9 @@ class Counts:
         """Add another's counts to this one's."""
         self.__dict__.update(zip(_COUNTS, map(add, _values(self), _values(other)), strict=True))
 
-    def plus(self, other: Counts) -> Counts:
-        """Return the sum of both."""
-        return Counts(*map(add, _values(self), _values(other)))
-
 
 _COUNTS = tuple(field.name for field in fields(Counts))
-_values = attrgetter(*_COUNTS)
+_values: Callable[[Counts], tuple[Any, ...]] = attrgetter(*_COUNTS)
 
 
 @dataclass
@@ -165,18 +161,18 @@ class _Ended(NamedTuple):
     """What the connections that have ended counted. It is replaced, never changed.
 
     Attributes:
-        counts: of them all.
+        counts: of them all, in the order of the fields of `Counts`.
         leaving: those among them that are still listed as living.
     """
 
-    counts: Counts
+    counts: tuple[Any, ...]
     leaving: tuple[Counting, ...] = ()
 
-    def plus(self, conn: Counting, counts: Counts) -> _Ended:
-        return _Ended(self.counts.plus(counts), (*self.leaving, conn))
+    def plus(self, conn: Counting, counts: tuple[Any, ...]) -> _Ended:
+        return _Ended(tuple(map(add, self.counts, counts)), (*self.leaving, conn))
 
     def left(self, conn: Counting) -> _Ended:
-        return self._replace(leaving=tuple(each for each in self.leaving if each is not conn))
+        return _Ended(self.counts, tuple([each for each in self.leaving if each is not conn]))
 
 
 class Statistics:
@@ -204,7 +200,7 @@ class Statistics:
         self._started: float = time.monotonic()
         # The connections that have not ended, and since when they are established.
         self._living: dict[Counting, float] = {}
-        self._ended: AtomicReference[_Ended] = AtomicReference(_Ended(Counts()))
+        self._ended: AtomicReference[_Ended] = AtomicReference(_Ended(_values(Counts())))
         self._established = AtomicInt64()
         self._refused = AtomicInt64()
         self._accept_errors = AtomicInt64()
@@ -256,20 +252,20 @@ class Statistics:
 
     def ended(self, conn: Counting) -> None:
         """Keep the final counts of a connection. To be called once."""
-        counts = conn.counts()
+        counts = _values(conn.counts())
         try:
-            self._ended.update(lambda ended: ended.plus(conn, counts))
+            self._ended.update(_Ended.plus, conn, counts)
         finally:
             # Not if an exception came before it was counted.
-            if any(each is conn for each in self._ended.get().leaving):
+            if conn in self._ended.get().leaving:
                 self._living.pop(conn, None)
-                self._ended.update(lambda ended: ended.left(conn))
+                self._ended.update(_Ended.left, conn)
 
     def snapshot(self) -> Snapshot:
         """Return all counts as they are now. None is ever lower than it was before."""
         ended, living = self._ended_and_living()
         result = Snapshot(
-            **asdict(ended),
+            **dict(zip(_COUNTS, ended, strict=True)),
             name=self.name,
             uptime=time.monotonic() - self._started,
             connections_total=self._established.get(),
@@ -306,7 +302,7 @@ class Statistics:
         """Return the connections that have not ended, and since when each is established."""
         return dict(self._living)
 
-    def _ended_and_living(self) -> tuple[Counts, list[Counting]]:
+    def _ended_and_living(self) -> tuple[tuple[Any, ...], list[Counting]]:
         """Return the counts of those that have ended, and all others: each is in one of them."""
         while True:
             ended = self._ended.get()

@@ -208,13 +208,13 @@ class Exchange:
     @property
     def replies(self) -> int:
         """How many replies have come."""
-        requests = self.requests_so_far
+        requests = self._parts.get("requests")
         return 0 if requests is None else requests.replies
 
     @property
     def late_replies(self) -> int:
         """How many replies came when nobody waited for them any more."""
-        requests = self.requests_so_far
+        requests = self._parts.get("requests")
         return 0 if requests is None else requests.late_replies
 
     # -- told by the connection
@@ -257,7 +257,7 @@ class Exchange:
 
     def ended(self, reason: str) -> None:
         """Fail all requests. May be called again."""
-        requests = self.requests_so_far
+        requests = self._parts.get("requests")
         if requests is not None:
             requests.end(reason)
 

@@ -55,7 +55,7 @@ _WATCHDOG = GRACE / 2
 
 # Thousands of connections may end together. If more than so many are ready, those whose peers have
 # ended them are served last, and no more than so many before others are looked for.
-_ENDS = 100
+_ENDS = 200
 _events_of = itemgetter(1)
 
 

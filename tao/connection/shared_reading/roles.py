@@ -457,8 +457,7 @@ class SharedRoles:
                 return  # the lender goes on
         if self._host.ends_at_once:
             try:
-                with never_waiting():
-                    self._end()  # which calls `leave`
+                never_waiting(self._end)  # which calls `leave`
                 return
             except Busy:
                 pass  # a signal handler may have interrupted what the last steps would wait for
