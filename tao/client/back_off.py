@@ -17,6 +17,7 @@ from tao.connection.requests.exchange import Exchange
 from tao.errors import ConnectionClosed
 from tao.runtime.timing_wheel import TimingWheel
 from tao.runtime.wakeup import Wakeup
+from tao.transport.error_text import explain
 
 __all__ = ["BackOff", "BackOffHost"]
 
@@ -37,6 +38,9 @@ class BackOffHost(Protocol):
 
     def begin_close(self, reason: str, *, drain: bool) -> None:
         """Begin to close the client."""
+
+    def report(self, error: BaseException, doing: str) -> None:
+        """Tell log and application of an error."""
 
 
 class BackOff:
@@ -106,12 +110,20 @@ class BackOff:
             if host.lifecycle.close_reason is None:
                 host.error_reports.log().info("attempt {}: {}", self._attempt, error)
                 host.error_reports.tell(error)
-                self._why = str(error)
-                self._attempt += 1
+                self._note_failure(str(error))
+            return False
+        except BaseException as error:
+            # An exception that nobody expected costs the attempt, and not the client.
+            host.report(error, "while connecting")
+            self._note_failure(explain(error))
             return False
         host.reconnects += not self.first
         self.first = False
         return True
+
+    def _note_failure(self, why: str) -> None:
+        self._why = why
+        self._attempt += 1
 
     def _delay(self) -> float | None:
         """Return the seconds to wait before this attempt; None if it is one too many."""

@@ -71,7 +71,8 @@ class ClientConn(Connection):
     written meanwhile or not completely sent are kept, and are sent in order after those that
     ``on_connect`` writes. Timers and values are kept; each connection has a new ``context``. For
     the server each is a separate connection: it may still handle messages of the old one beside
-    those of the new one, as order is kept only within a connection.
+    those of the new one, as order is kept only within a connection. An unexpected exception in a
+    thread of the client, such as a MemoryError, costs the connection and not the client, too.
 
     Keep a reference to a client, and close it at the end. A client that nothing refers to except
     its own handlers, callbacks, timers and values is closed, with a `ResourceWarning`.

@@ -17,6 +17,7 @@ from tao.client.back_off import BackOff
 from tao.client.developer_warnings import warn_unclosed, warn_unheard
 from tao.client.dialling import Reached
 from tao.client.leaving import Leaving
+from tao.client.renewal import Renewal
 from tao.client.resuming import Resuming
 from tao.client.start_claim import StartClaim
 from tao.client.usefulness import Usefulness
@@ -35,6 +36,7 @@ from tao.runtime.forks import renew_after_fork
 from tao.runtime.threads import as_tao_thread, in_tao_thread
 from tao.runtime.timing_wheel import TimingWheel, shared_wheel
 from tao.runtime.wakeup import Wakeup
+from tao.transport.error_text import explain
 from tao.transport.stream import Transport
 from tao.wire.capabilities import LEAVES, REQUESTS
 
@@ -101,12 +103,12 @@ class ClientCore(ConnectionCore):
         # Owned by the reading thread, once there is one.
         self.usefulness = Usefulness(self)
         self._up = Wakeup()  # set while established
-        roles = self.roles
         if self._reconnects:
             self.capabilities = REQUESTS | LEAVES
         self.leaving = Leaving(self)
         self.resuming = Resuming(self, settings)
-        self.back_off = BackOff(self, roles.end if isinstance(roles, SharedRoles) else None)
+        self.back_off = BackOff(self, getattr(self.roles, "renew", None))
+        self.renewal = Renewal(self)
         #: How many times the client has reconnected.
         self.reconnects: int = 0
         renew_after_fork(self, ClientCore.renew_after_fork)
@@ -138,9 +140,11 @@ class ClientCore(ConnectionCore):
             raise RuntimeError("the client is started already")
         with as_tao_thread():  # a callback that closes must not wait for this thread
             if keep_trying:
-                self._launch(claim, self.roles.begin, self.back_off.go_on)
+                self.renewal.from_start = True
+                self._launch(claim, self.roles.begin, self.renew)
                 return
-            self._connect_first()
+            with self.renewal.by_this_thread():
+                self._connect_first()
             self.back_off.first = False
             closed = self.lifecycle.close_reason
             if self.readiness.has_lent_reading():
@@ -289,6 +293,8 @@ class ClientCore(ConnectionCore):
 
     def connect_once(self) -> None:
         """Dial and establish a connection, or restore the previous state."""
+        self.renewal.clear_doubt()
+        self._end_attempt(self.transport)  # again, as an exception may have interrupted that
         self._renew_context()
         self.lifecycle.advance(Event.DIAL)
         transport: Transport | None = None
@@ -297,12 +303,16 @@ class ClientCore(ConnectionCore):
             self.usefulness.begin()
             self.readiness.establish(transport)
         except BaseException:
-            if transport is not None:
-                self._take_down(transport)
-                self._tell_source(useful=False)
-            self.lifecycle.apply(Event.FAIL)
-            self.call_on_close()
+            self._end_attempt(transport)
             raise
+        self.renewal.drop_doubtful()
+
+    def _end_attempt(self, transport: Transport | None) -> None:
+        if transport is not None:
+            self.take_down(transport)
+            self._tell_source(useful=False)
+        self.lifecycle.apply(Event.FAIL)
+        self.call_on_close()
 
     def shake_hands(self, transport: Transport) -> Transport:
         return self.resuming.agree(super().shake_hands(transport))
@@ -317,7 +327,8 @@ class ClientCore(ConnectionCore):
         if not self.lifecycle.open and self.lifecycle.close_reason is None:  # lost meanwhile
             self._up.clear()
 
-    def _take_down(self, transport: Transport) -> None:
+    def take_down(self, transport: Transport) -> None:
+        """Do without a transport from now on, and close it."""
         try:
             self.readiness.take_reading_back(transport)
             count = self.send_queue.detach()
@@ -391,31 +402,22 @@ class ClientCore(ConnectionCore):
 
     @property
     def ends_at_once(self) -> bool:
-        lost = self.lifecycle.phase is Phase.LOST or self.back_off.paused
-        return not lost and super().ends_at_once
+        goes_on = self._reconnects and self.lifecycle.close_reason is None
+        return not goes_on and not self.back_off.paused and super().ends_at_once
 
     def renew(self) -> bool | None:
-        back: bool | None = False
-        if self.back_off.paused:
-            back = self.back_off.go_on()
-        elif self.lifecycle.phase is Phase.LOST:
-            self._leave()
-            self.back_off.begin()
-            back = self.back_off.go_on()
-        if back is False:
-            self.finish()
-        return back
+        return self.renewal.go_on() if self._reconnects else super().renew()
 
-    def _leave(self) -> None:
-        """Finish with a lost transport."""
-        why = self.lifecycle.status.disconnect_reason
-        self.error_reports.log().info("connection lost: {}; connecting again", why)
-        self.exchange.lost(why or "connection lost")
-        # Until the handler has returned, no message of a new connection could be handled anyway.
-        self.dispatcher.wait_idle()
-        self.call_on_close()
-        if self.transport is not None:
-            self._take_down(self.transport)
+    def collapse(self, error: BaseException, *, for_good: bool = False) -> None:
+        ends = self.new or self.lifecycle.close_reason is not None or not self._reconnects
+        if ends or for_good:
+            super().collapse(error)
+            return
+        self.renewal.doubt = f"error: {explain(error)}"
+        self.dispatcher.recover()
+        self.dispatcher.abandon(discard=False)
+        self.report(error, "which ends the connection")
+        self.drop(self.renewal.doubt)
 
     def _tell_source(self, *, useful: bool) -> None:
         """Report to the source whether the last connection was useful."""

@@ -66,9 +66,9 @@ def new_send_queue(core: Assembled, keep: bool) -> SendQueue:
     )
 
 
-def _start_writer(core: Assembled, roles: Roles) -> None:
+def _start_writer(core: Assembled, roles: Roles) -> object:
     """Start the third thread. Called by the send queue, in its turn."""
-    roles.start_writer(core.send_queue.run_writer)
+    return roles.start_writer(core.send_queue.run_writer)
 
 
 def new_dispatcher(core: Assembled, run: Callable[..., object] | None) -> Dispatcher:

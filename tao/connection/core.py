@@ -394,7 +394,7 @@ class ConnectionCore:
             self.dispatcher.finish(discard=True)
             self.drained()
 
-    def collapse(self, error: BaseException) -> None:
+    def collapse(self, error: BaseException, *, for_good: bool = False) -> None:
         """Abort because of an unforeseen error, or because no thread could be started."""
         self.dispatcher.recover()
         self.report(error, "which ends the connection")

@@ -31,6 +31,11 @@ class ReadingGate:
         """Take a reason back."""
         self._reasons.pop(reason, None)
 
+    def open(self) -> None:
+        """Take all reasons back."""
+        for reason in list(self._reasons):
+            self.resume(reason)
+
     def call_back(self, function: Callable[[], object]) -> None:
         """Have the reading thread call a function, where it may not wait."""
 

@@ -13,11 +13,13 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 from tao.connection.handling.dispatcher import Dispatcher
+from tao.connection.lifecycle import Lifecycle
 from tao.connection.reading_gate import ReadingGate
 from tao.connection.reading_loan import ReadingLoan
 from tao.connection.receiving.reading import Reader
 from tao.runtime.threads import Joinable, spawn
 from tao.runtime.wakeup import Wakeup
+from tao.transport.error_text import explain
 
 __all__ = ["Borrowed", "ConnectionRoles", "Roles", "RolesHost"]
 
@@ -48,6 +50,9 @@ class ConnectionRoles(Protocol):
 class Borrowed(Protocol):
     """What this asks of what calls ``on_connect``."""
 
+    def give_reading_back(self, reason: str) -> bool:
+        """Return the reading role if it is lent; return whether it was."""
+
     def has_lent_reading(self) -> bool:
         """Whether the calling thread has lent the reading role for good."""
 
@@ -57,14 +62,15 @@ class RolesHost(Protocol):
 
     dispatcher: Dispatcher
     finished: Wakeup
+    lifecycle: Lifecycle
     reader: Reader
 
     @property
     def readiness(self) -> Borrowed:
         """Knows whether a thread has lent the reading role."""
 
-    def collapse(self, error: BaseException) -> None:
-        """End at once, with this reason."""
+    def collapse(self, error: BaseException, *, for_good: bool = False) -> None:
+        """End at once, with this reason; or lose the transport, unless it is to end for good."""
 
     def finish(self) -> None:
         """Do the last steps, once."""
@@ -129,23 +135,29 @@ class Roles:
     def leave(self) -> None:
         """Have nothing to do with the transport any more, as it is about to be closed."""
 
-    def start_writer(self, write: Callable[[], object]) -> None:
-        """Start the writing thread.
+    def start_writer(self, write: Callable[[], object]) -> threading.Thread:
+        """Start the writing thread, and return it.
 
         Raises:
             OSError: no thread can be had, so the peer can be sent no more than the kernel takes.
         """
         try:
-            self.thread("writer", self._host.collapse, write).start()
+            thread = self.thread("writer", self._host.collapse, write)
+            thread.start()
         except RuntimeError as error:
             raise OSError(str(error)) from error
+        return thread
 
     def start_handler(self) -> None:
         """Start the handling thread; if that is impossible, the connection is aborted."""
         try:
-            self.thread("handler", self.struck, self.play, False).start()
+            self.thread("handler", self.struck, self._handle_if_wanted).start()
         except RuntimeError as error:
             self._host.collapse(error)
+
+    def _handle_if_wanted(self) -> None:
+        if self._host.dispatcher.take_role():
+            self.play(False)
 
     def begin(self, open_up: Callable[[], bool]) -> None:
         """Open the connection, then read it; or finish, if ``open_up`` returns False or raises."""
@@ -183,26 +195,28 @@ class Roles:
             loan: by which the thread has the reading role, to be returned perhaps.
         """
         host = self._host
-        failed: list[BaseException] = []
+        failed: list[BaseException] = []  # in a row
         try:
             while len(failed) <= _TRIES:
                 try:
+                    opened: bool | None = True
                     if failed:
-                        host.collapse(failed[-1])
-                    elif open_up is None or open_up():
-                        if open_up is None or not self._has_lent_reading():
-                            while (reads := self._take_role(reading, loan)) is not None:
-                                reading = reads
-                        return
-                    if reading:
+                        opened = self._go_on_after(failed[-1], reading or len(failed) > 1)
+                        reading, loan = reading or opened, None
+                    elif open_up is not None and (opened := open_up()) is False:
                         host.finish()
+                    if not opened or ((failed or open_up) and self._has_lent_reading()):
+                        return
+                    failed.clear()
+                    while (reads := self._take_role(reading, loan)) is not None:
+                        reading = reads
                     return
                 except BaseException as error:
                     failed.append(error)
-        except BaseException as error:  # another one, where the first was to be noted
-            host.collapse(error)
-            if reading:
-                host.finish()
+            self._give_up(failed[-1])
+        except BaseException as error:  # between the attempts
+            if self._go_on_after(error, reading):
+                self.play(True)
 
     def _take_role(self, reading: bool, loan: ReadingLoan | None) -> bool | None:
         """Read or handle; tell whether the thread is to read next. None: it is to end."""
@@ -230,8 +244,32 @@ class Roles:
         except ValueError:
             pass  # it belongs to the server's group
 
+    def _go_on_after(self, error: BaseException, ends_it: bool) -> bool:
+        """Return True if there is another transport, after this was raised in a role.
+
+        Args:
+            ends_it: whether this thread takes the last steps, if it comes to that.
+        """
+        host = self._host
+        host.collapse(error)
+        if host.lifecycle.close_reason is not None:
+            return ends_it and bool(host.renew())
+        return not host.readiness.give_reading_back(explain(error)) and bool(host.renew())
+
+    def _give_up(self, error: BaseException) -> None:
+        self._host.collapse(error, for_good=True)
+        self._host.finish()
+
+    def others(self) -> list[Joinable]:
+        """Return the other threads that read or handle."""
+        spared, me = self.name("writer"), threading.get_ident()
+        return [
+            each
+            for each in self.threads_now()
+            if each.name != spared and each.ident != me and each.is_alive()
+        ]
+
     def struck(self, error: BaseException) -> None:
         """End the connection, as an exception kept a thread from its role."""
-        if not self._host.finished.is_set():
-            self._host.collapse(error)
-            self._host.finish()
+        if not self._host.finished.is_set() and self._go_on_after(error, True):
+            self.play(True)

@@ -28,9 +28,9 @@ to be quick, and when one of them gets stuck after all, the collected replies le
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from threading import RLock, get_ident
 from typing import Any
 
 from tao.connection.application import ApplicationLink
@@ -103,10 +103,10 @@ class Dispatcher:
         self._due: bool = False  # whether there may be something to do
         # Its owner has the turn, and owns the fields below. It is reentrant only so that the owner
         # is known. It is waited for by the connection's own threads alone.
-        self._turn: Any = threading.RLock()
+        self._turn: Any = RLock()
         self._inbox: Inbox | None = None  # made when the handling thread is started
         self._pending: int = 0  # messages in the inbox, and those being run by the handling thread
-        self._inline: bool = False  # the reading thread runs a batch
+        self._inline: int = 0  # the ident of the reading thread while it runs a batch
         self._relieved: bool = False  # ... and the other thread has taken over the reading
         self.too_late: int = 0  #: messages that came when no more were taken
 
@@ -118,9 +118,7 @@ class Dispatcher:
     def dispatch(self, batch: Batch) -> bool:
         """Run a batch, or queue it. Blocks while the inbox is full.
 
-        Returns:
-            False if the other thread has taken over reading meanwhile; the caller must then call
-            `handle`.
+        False: the other thread has taken over reading meanwhile, so the caller must call `handle`.
         """
         application = self._application.find()
         if application is None:
@@ -146,14 +144,14 @@ class Dispatcher:
             self._pending += len(batch)
             self._enqueue(batch)
             return True
-        self._inline = True
+        self._inline = get_ident()
         turn.release()
         run = runner.run_alone if len(batch) == 1 else runner.run_inline
         # No callback of this connection runs now.
         rest = application.variables.enter(run, application, batch)
         turn.acquire()
         if not (rest or self._posted or self._relieved):
-            self._inline = False
+            self._inline = 0
             turn.release()
             if self._due or self._waiting or self._seal:
                 self._settle()
@@ -167,13 +165,13 @@ class Dispatcher:
             # The batch counted as pending from then on; what is left of it is to be run here,
             # before anything that waits in the inbox.
             self._pending += len(rest) - 1
-            self._inline = False
+            self._inline = 0
             self._handle_rest(rest)
             return False
         while self._posted:
             rest.append((CALL, self._posted.pop(0)))
         self._pending += len(rest)
-        self._inline = False
+        self._inline = 0
         if rest:
             self._enqueue(rest)
         else:
@@ -202,10 +200,7 @@ class Dispatcher:
         self._release()
 
     def _inbox_for_handler(self) -> tuple[Inbox, bool]:
-        """Return the inbox, and whether the caller is to start the thread that empties it.
-
-        Needs the turn.
-        """
+        """Return the inbox, and whether to start the thread that empties it. Needs the turn."""
         start = self._inbox is None
         if self._inbox is None:
             self._inbox = Inbox(self._limit, self._host.may_spill)
@@ -216,6 +211,10 @@ class Dispatcher:
         """What waits, once the handling thread was wanted."""
         assert self._inbox is not None
         return self._inbox
+
+    def take_role(self) -> bool:
+        """Return whether a thread that was started to handle is still wanted."""
+        return self._inbox is not None and self._inbox.take_role()
 
     def note_spill(self) -> None:
         """Have the reading role look again whether a full inbox holds it up."""
@@ -237,9 +236,8 @@ class Dispatcher:
     def finish(self, *, discard: bool = False) -> None:
         """Take no more batches. Any thread may call it, also again.
 
-        Args:
-            discard: forget what waits, and finish only the running handler. Otherwise, when all is
-                handled, `DispatchHost.drained` is called: by any thread, and maybe more than once.
+        With ``discard``, forget what waits, and finish only the running handler. Otherwise, when
+        all is handled, `DispatchHost.drained` is called: by any thread, and maybe more than once.
         """
         self._closed = True
         if discard:
@@ -255,19 +253,20 @@ class Dispatcher:
             self._wait_idle(None)
         return not self._busy
 
-    def abandon(self) -> None:
-        """Stop waiting for handlers that do not return. Any thread may call it."""
-        self._closed = self._discard = self._abandoned = True
+    def abandon(self, *, discard: bool = True) -> None:
+        """Run nothing more, and wait for no handler; with ``discard``, no callback waits either."""
+        self._closed = self._abandoned = True
+        self._discard = self._discard or discard
         self.runner.discard()
         self._settle()
 
-    def stop(self) -> None:
-        """End `handle`, when it gets there."""
-        self._discard = True
+    def stop(self, *, discard: bool = True) -> None:
+        """End `handle`, when it gets there, and unless ``discard`` is false, post nothing more."""
+        self._discard = self._discard or discard
         try:
             self._turn.acquire()
             if self._inbox is not None:
-                self._inbox.push([(STOP, None)])
+                self._inbox.end()
             self._turn.release()
         except BaseException:
             self.recover()
@@ -284,26 +283,38 @@ class Dispatcher:
     def _let_go(self) -> None:
         while self._turn._is_owned():
             self._turn.release()
+        if self._inline == get_ident():
+            self._inline = 0
         self.runner.recover(self._application.find())
+
+    def start_over(self, lost: int) -> None:
+        """Be as new, while no other thread is in here; so many messages are never handled."""
+        if self._inbox is not None:
+            self._posted[:0] = [call for number, call in self._inbox.take() if number is CALL]
+        self._inbox, self._pending, self._inline, self._relieved = None, 0, 0, False
+        self.too_late += lost
+        self.runner.start_over()
+        self._closed = self._discard = self._seal = self._abandoned = False
+        self._settle()
 
     def renew_turn(self) -> None:
         """In a child process: no thread has the turn."""
-        self._turn = threading.RLock()
+        self._turn = RLock()
 
     def after_fork(self) -> None:
         """In a child process: be the dispatcher of a connection that has ended."""
         self.renew_turn()
         self._closed = self._discard = self._abandoned = True
-        self._inline, self._pending, self._inbox = False, 0, None
+        self._inline, self._pending, self._inbox = 0, 0, None
         self._posted.clear()
+
+    def note_room(self) -> None:
+        """Note that the send queue may have room again; nothing here waits for it."""
 
     @property
     def interrupted_here(self) -> bool:
         """Whether the calling thread has interrupted itself in the midst of its turn."""
         return bool(self._turn._is_owned())
-
-    def note_room(self) -> None:
-        """Note that the send queue may have room again; nothing here waits for it."""
 
     @property
     def idle(self) -> bool:
@@ -313,18 +324,18 @@ class Dispatcher:
     @property
     def pending(self) -> int:
         """How many messages wait or are being handled."""
-        return self._pending + self._inline
+        return self._pending + bool(self._inline)
 
     @property
     def occupies_reader(self) -> bool:
         """Whether the reading thread runs handlers, so that nothing is read meanwhile."""
-        return self._inline and not self._relieved
+        return bool(self._inline) and not self._relieved
 
     # -- taking turns: as in the send queue, no call waits to have something done
 
     @property
     def _busy(self) -> bool:
-        return self._inline or self._pending > 0
+        return self._inline != 0 or self._pending > 0
 
     def _release(self) -> None:
         """Let go of the turn, and do what others have noted meanwhile."""
@@ -353,10 +364,7 @@ class Dispatcher:
             raise
 
     def _fail(self, error: BaseException) -> None:
-        """Let go of the turn, in which an exception has hit this thread, and end the connection.
-
-        Something may have been lost: a callback, or that the other thread is to be started.
-        """
+        """Let go of the turn, and end the connection, as something may have been lost."""
         try:
             self._give_up(error)
         except BaseException:
@@ -369,15 +377,11 @@ class Dispatcher:
             self._host.collapse(error)
 
     def _advance(self) -> tuple[bool, bool]:
-        """Do all that is due. Needs the turn.
-
-        Returns:
-            whether to start the handling thread, and whether to tell the host that all is handled.
-        """
+        """Do all that is due; tell whether to start a handler, and whether all is handled."""
         start = False
         if self._discard:
             self._posted.clear()
-        elif self._posted and (not self._inline or self._relieved):
+        elif self._posted and not self._abandoned and (not self._inline or self._relieved):
             inbox, start = self._inbox_for_handler()
             callbacks: Batch = [(CALL, self._posted.pop(0)) for _ in range(len(self._posted))]
             self._pending += len(callbacks)
@@ -397,8 +401,8 @@ class Dispatcher:
             idle.wait(timeout)
         try:
             self._waiting.remove(idle)
-        except ValueError:
-            pass  # it has been woken
+        except ValueError:  # it has been woken
+            pass
 
     # -- for the handling role
 
@@ -440,11 +444,7 @@ class Dispatcher:
                 return
 
     def _run_pending(self, batch: Batch, begun: list[bool] | None = None) -> Batch:
-        """Run a batch that counts as pending, and return what is left of it.
-
-        Args:
-            begun: becomes true when this has begun.
-        """
+        """Run a batch that counts as pending; return what is left. ``begun`` becomes true first."""
         rest: Batch = []
         if begun is not None:
             begun.append(True)

@@ -125,6 +125,10 @@ class HandlerRunner:
         self._discard = True
         deque(self._messages, maxlen=0)  # its iterator is used up
 
+    def start_over(self) -> None:
+        """Run handlers again, after `discard`."""
+        self._discard = self.stuck = self._halt = False
+
     def note_replies_wait(self) -> None:
         """Note that a handler's write has found the send queue more than half full."""
         self.replies_wait = self._halt = True

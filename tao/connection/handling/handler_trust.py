@@ -41,8 +41,8 @@ class DispatchHost(Watcher, Protocol):
     def start_handler(self) -> None:
         """Start the second thread, in the handling role; never raises."""
 
-    def collapse(self, error: BaseException) -> None:
-        """End at once, with this reason."""
+    def collapse(self, error: BaseException, *, for_good: bool = False) -> None:
+        """End at once, with this reason; or lose the transport, unless it is to end for good."""
 
     def drained(self) -> None:
         """Note that all is handled, after `Dispatcher.finish`; never raises."""

@@ -30,7 +30,10 @@ class Inbox:
         may_spill: returns whether it need not wait then, either. Called by the reading role.
     """
 
-    __slots__ = ("_batches", "_limit", "_may_spill", "_put", "_room", "_taken", "_unbound")
+    __slots__ = (
+        "_batches", "_ended", "_limit", "_may_spill", "_put", "_room", "_taken", "_unbound",
+        "_vacant",
+    )  # fmt: skip
 
     def __init__(self, limit: int, may_spill: Callable[[], bool] = bool) -> None:
         self._limit: int = limit
@@ -38,6 +41,9 @@ class Inbox:
         self._put: int = 0  # messages ever put; written by the thread that has the turn
         self._taken: int = 0  # messages ever taken; written by the handling thread
         self._unbound: bool = False
+        self._ended: bool = False  # nothing follows
+        # Holds one item while the thread that is to take the handling role has not begun.
+        self._vacant: list[None] = [None]
         self._may_spill = may_spill
         # Replaced by each thread that waits for room, which is one at a time.
         self._room = Wakeup()
@@ -46,6 +52,25 @@ class Inbox:
         """Put a batch, whether there is room or not. Needs the dispatcher's turn."""
         self._put += len(batch)
         self._batches.put(batch)
+
+    def offer_role(self) -> None:
+        """Let one thread take the handling role; at first one may. Needs the turn."""
+        self._vacant[:] = [None]
+
+    def take_role(self) -> bool:
+        """Return whether a thread that was started to handle may do that."""
+        try:
+            self._vacant.pop()
+        except IndexError:
+            return False
+        return True
+
+    def end(self) -> None:
+        """Have the thread that handles end, also one that has not begun. Needs the turn."""
+        self._vacant.clear()
+        if not self._ended:
+            self._ended = True
+            self.push([(STOP, None)])
 
     def get(self) -> Batch:
         """Wait for something, and return all that waits, as one batch. By the handling thread."""

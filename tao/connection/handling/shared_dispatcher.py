@@ -105,6 +105,7 @@ class SharedDispatcher(Dispatcher):
         if self._player is not None or self._stalled:
             return False
         self._player, self._at_work = object(), False
+        self.inbox.offer_role()
         return True
 
     def _handle_rest(self, rest: Batch) -> None:
@@ -121,8 +122,8 @@ class SharedDispatcher(Dispatcher):
 
     def handle(self) -> bool:
         """Play the handling role until nothing is left to do; always False."""
-        player = self._player
-        while batch := self._next(player):
+        player = self._player if self.take_role() else None
+        while player is not None and (batch := self._next(player)):
             rest = self._run_pending(batch)
             if rest:
                 self._turn.acquire()
@@ -194,15 +195,23 @@ class SharedDispatcher(Dispatcher):
             if start:
                 self._host.start_handler()
 
-    def stop(self) -> None:
-        """End `handle`, when it gets there."""
-        self._discard = True
+    def stop(self, *, discard: bool = True) -> None:
+        """See `Dispatcher.stop`."""
+        self._discard = self._discard or discard
+        if not discard:
+            self.take_role()  # from a worker that has not begun
 
-    def abandon(self) -> None:
+    def abandon(self, *, discard: bool = True) -> None:
         """See `Dispatcher.abandon`."""
-        super().abandon()
+        super().abandon(discard=discard)
         self._open_gate()
         self._roles.call_soon()
+
+    def start_over(self, lost: int) -> None:
+        """See `Dispatcher.start_over`."""
+        self._player, self._rest = None, []
+        self._at_work = self._stalled = self._lead_wanted = False
+        super().start_over(lost)
 
     def finish(self, *, discard: bool = False) -> None:
         """See `Dispatcher.finish`."""

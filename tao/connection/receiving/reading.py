@@ -164,6 +164,10 @@ class Reader:
         finally:
             departures.leave()
 
+    def start_over(self) -> None:
+        """Forget what came of a transport that is not read any more."""
+        self._broken, self.early = None, b""
+
     def go_on(self, transport: Transport) -> bool:
         """Begin with a transport, or go on where another thread was relieved; as `take`."""
         if self._broken is not None:

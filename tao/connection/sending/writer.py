@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
+from typing import Any
 
 from tao.runtime.wakeup import Notifier
 from tao.transport.stream import Transport
@@ -15,7 +16,8 @@ class Writer:
     """Waits for transports, one after another, on a thread that is started when first needed.
 
     Args:
-        start: starts the thread that calls `run`; called again only if it raised.
+        start: starts the thread that calls `run`, and returns it; called again only if it raised,
+            or if an exception has ended the thread.
         uses: returns whether a transport is the one in use; no other is waited for.
         on_writable: called by the writer thread when a transport may accept more.
         left: notified when the thread has left a transport.
@@ -27,13 +29,14 @@ class Writer:
         "_polling",
         "_start",
         "_started",
+        "_thread",
         "_uses",
         "_wanted",
     )
 
     def __init__(
         self,
-        start: Callable[[], object],
+        start: Callable[[], Any],
         uses: Callable[[Transport], bool],
         on_writable: Callable[[Transport], None],
         left: Notifier,
@@ -43,6 +46,7 @@ class Writer:
         self._on_writable = on_writable
         self._left = left
         self._started: bool = False
+        self._thread: Any = None  # what `start` has returned
         self._polling: bool = False  # whether the thread may be in a transport
         # A transport to wait for, or None for the end. It is a SimpleQueue because only that has a
         # put that a finalizer may call while it interrupts get.
@@ -50,8 +54,9 @@ class Writer:
 
     def start(self) -> None:
         """Start the thread, unless it has been started. If that fails, it can be tried again."""
-        if not self._started:
-            self._start()
+        thread = self._thread
+        if not self._started or (thread and not thread.is_alive()):
+            self._thread = self._start()
             self._started = True
 
     def wait_for(self, transport: Transport) -> None:
@@ -71,7 +76,7 @@ class Writer:
         try:
             self._run()
         except BaseException:
-            self._polling = False
+            self._polling = self._started = False
             self._left.notify_all()
             raise
 

@@ -32,14 +32,14 @@ class SharedRolesHost(Protocol):
     def ends_at_once(self) -> bool:
         """Whether the last steps need no waiting, and call nothing of the application's."""
 
-    def collapse(self, error: BaseException) -> None:
-        """End at once, with this reason."""
+    def collapse(self, error: BaseException, *, for_good: bool = False) -> None:
+        """End at once, with this reason; or lose the transport, unless it is to end for good."""
 
     def finish(self) -> None:
         """Do the last steps, once."""
 
     def renew(self) -> bool | None:
-        """Get another transport and return True, or finish; None: `SharedRoles.end` comes again."""
+        """Get another transport and return True, or finish; None: another thread does it."""
 
     def transport_failed(self, error: OSError) -> None:
         """Go on without the transport: receiving has raised this."""

@@ -23,6 +23,7 @@ from tao.runtime.combining import Busy, Combiner, never_waiting
 from tao.runtime.leader_followers import Run
 from tao.runtime.threads import Joinable
 from tao.runtime.worker_pool import WorkerPool
+from tao.transport.error_text import explain
 from tao.transport.poller import READABLE, WRITABLE
 from tao.transport.stream import Transport
 
@@ -443,9 +444,28 @@ class SharedRoles:
         blocked = self._blocked
         if blocked is not None and blocked.thread is threading.current_thread():
             self.unblocked()
-        if not self._host.finished.is_set():
-            self._host.collapse(error)
+        host = self._host
+        if host.finished.is_set():
+            return
+        host.collapse(error)
+        if host.lifecycle.close_reason is not None:
             self.end()
+        elif not host.readiness.give_reading_back(explain(error)):
+            self.call_back(self._end_lost) if self._reading else self.renew()
+
+    def _end_lost(self) -> None:
+        """Go on without the transport, unless that is replaced already; by the leader."""
+        if not self._host.lifecycle.status.talking:
+            (self.end if self._reading else self.renew)()
+
+    def renew(self) -> None:
+        """Renew a transport that is not read any more, on a thread that may wait."""
+        self._help("reader", self._end)
+
+    def others(self) -> list[Joinable]:
+        """See `Roles.others`; what has not begun is among them."""
+        me = threading.get_ident()
+        return [each for each in self.threads_now() if each.ident != me]
 
     def end(self) -> None:
         """Go on without the transport, which has ended: take the last steps, or renew it."""
@@ -465,7 +485,7 @@ class SharedRoles:
         self._help("reader", self._end)
 
     def _end(self) -> None:
-        for _ in range(_TRIES):
+        for tries in range(1, _TRIES + 1):
             try:
                 if self._host.renew():
                     self._listen_unless_lent()
@@ -474,5 +494,5 @@ class SharedRoles:
                 raise
             except BaseException as error:
                 self.sync()
-                self._host.collapse(error)
+                self._host.collapse(error, for_good=tries == _TRIES)
         self._host.finish()
