@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -113,6 +114,15 @@ def no_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]
 
     yield forbid
     monkeypatch.undo()
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Make threads switch a thousand times as often as usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture

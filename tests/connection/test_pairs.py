@@ -11,10 +11,9 @@ import os
 import random
 import socket
 import struct
-import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -76,15 +75,6 @@ class Gate:
             conn.write(ctx.message)
         except TaoError:
             pass
-
-
-@pytest.fixture
-def switching() -> Iterator[None]:
-    """Make threads switch a thousand times as often as usual."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(5e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def hang_up(end: End) -> None:

@@ -76,8 +76,8 @@ def test_replies_that_no_envelope_carries_are_acknowledged(
     both = open_both(readers=readers, client={"correlation": tao.InOrder()})
     both.server.handler(Text)(lambda ctx, conn: conn.write(ctx.message))
     both.client.registry.register(1, Text.deserialize)
-    for text in ("a", "b"):
-        assert both.client.request(Text(text), timeout=PATIENCE).text == text
+    for each in ("a", "b"):
+        assert both.client.request(Text(each), timeout=PATIENCE).text == each
     wait_until(lambda: both.conn.session.unacknowledged == 0)  # type: ignore[union-attr]
 
 
