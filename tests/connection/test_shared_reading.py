@@ -16,17 +16,20 @@ import pytest
 
 import tao
 from tao.client.client import ClientConn
+from tao.connection.connection import core_of
 from tao.connection.handling.block_watch import watch_on
 from tao.connection.shared_reading.loop import ReadingLoop
 from tao.connection.shared_reading.roles import SharedRoles
 from tao.runtime.deadline import Deadline
 from tao.runtime.timing_wheel import TimingWheel
+from tao.server.connection import ServerConn
 from tao.server.server import server_core_of
 from tao.transport.poller import READABLE
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Number, Seen, Text, number, text
 from tests.injection import Interruption
 from tests.support import PATIENCE, recv_exactly, wait_until
+from tests.tls_pairs import CLIENT, SERVER
 
 
 def readers() -> list[str]:
@@ -554,3 +557,32 @@ def test_those_that_end_are_served_last() -> None:
     for near, far in pairs:
         near.close()
         far.close()
+
+
+def test_what_came_with_a_handshake_is_read_in_spite_of_a_break(make_server: MakeServer) -> None:
+    """The poller cannot tell of it: the peer's first message may come with its Finished."""
+    handled = Seen()
+
+    def rest(conn: ServerConn) -> None:
+        core: Any = core_of(conn)
+        core.roles.take_break()  # as after a handshake that took long
+
+    server, address = make_server(readers="shared", tls=SERVER, on_connect=rest)
+    server.handler(Text)(lambda ctx, conn: handled.add(ctx.message.text))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = CLIENT.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection(address, PATIENCE) as sock:
+        while not _shakes_hands(client):
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(65536))
+        client.write(text("first"))
+        sock.sendall(outgoing.read())
+        assert handled.wait() == ["first"]
+
+
+def _shakes_hands(client: ssl.SSLObject) -> bool:
+    try:
+        client.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True

@@ -34,6 +34,8 @@ _TRIES = 3
 # Why reading pauses: a signal handler may have interrupted a thread that sends; and others are to
 # have their share.
 _SENDING, _BREAK = "sending", "break"
+# Beside the events of the poller: some of the stream may have been received before it is read.
+_BUFFERED = 1 << 30
 
 
 class SharedRoles:
@@ -109,7 +111,7 @@ class SharedRoles:
             return
         self._buffering = transport if transport.buffers else None
         if transport.buffers:  # the poller cannot see what it may have
-            self.call_back(partial(self.turn, READABLE))
+            self.call_back(partial(self.turn, READABLE | _BUFFERED))
 
     def _hold_descriptor(self) -> Transport:
         transport = self._host.transport
@@ -171,7 +173,7 @@ class SharedRoles:
             self._send()
         if events == WRITABLE or not self._reading:
             return
-        if not self._registered & READABLE and self.gate.paused:
+        if self.gate.paused and not (self._registered & READABLE or events & _BUFFERED):
             return  # else the thread that has the poller wait for this is about to note that
         reader = self._host.reader
         try:
