@@ -105,7 +105,7 @@ pairs: export PAIRS = $(or $(TIMES),20)
 pairs: $(VENV)/.test ## have events meet in pairs, TIMES=20 as often as in a test run
 	$(BIN)/python -m pytest $(PATIENT) tests/connection/test_pairs.py tests/connection/test_request_pairs.py \
 		tests/connection/test_request_matrix.py tests/connection/test_session_events.py \
-		tests/server/test_login.py $(ARGS)
+		tests/server/test_login.py tests/server/test_stops_under_load.py $(ARGS)
 
 crowd: export CROWD = $(or $(COUNT),10000)
 crowd: $(VENV)/.test ## connect COUNT=10000 peers to one server that shares its reading
