@@ -19,6 +19,7 @@ from tao.wire.envelope import cancel_frame, request_frame
 
 __all__ = [
     "LATE",
+    "UNKNOWN",
     "Correlate",
     "Correlation",
     "EnvelopeCorrelation",
@@ -40,8 +41,9 @@ _GIVEN_UP_MOST = 1024
 # Of requests that are over, at least so many ids are remembered, and at most twice as many.
 _OVER_LEAST = 256
 
-#: In place of an id: a reply that nobody waits for.
+#: In place of an id: a reply that nobody waits for any more, or one to no request that is known.
 LATE: Any = object()
+UNKNOWN: Any = object()
 # In place of a message number: any number.
 _ANY: Any = object()
 
@@ -130,7 +132,7 @@ class Correlation(Protocol):
         """Return the id of the request that a message replies to. By the reading role.
 
         Returns:
-            `LATE` if it is a reply that nobody waits for, None if it is none.
+            `LATE` or `UNKNOWN` if it is a reply that nobody waits for, None if it is none.
         """
 
 
@@ -278,7 +280,9 @@ class FieldCorrelation:
         if key in pending:
             self._ids.answered(key, number)
             return key
-        return LATE if self._ids.is_late(key, number) or told is not None else None
+        if self._ids.is_late(key, number):
+            return LATE
+        return None if told is None else UNKNOWN
 
 
 class OrderCorrelation:
@@ -316,7 +320,7 @@ class OrderCorrelation:
             return None
         while True:
             try:
-                return next(iter(pending), LATE)
+                return next(iter(pending), UNKNOWN)
             except RuntimeError:
                 continue  # a request has been added at this very moment
 
@@ -355,4 +359,4 @@ class MessageCorrelation:
 
     def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
         key = None if message is None else self._correlate.reply(message)
-        return key if key is None or key in pending else LATE
+        return key if key is None or key in pending else UNKNOWN

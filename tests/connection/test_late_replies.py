@@ -317,16 +317,17 @@ def test_a_write_with_a_header_has_an_id_of_its_own() -> None:
 
 # -- in order
 
+IN_ORDER = Kind(
+    lambda: {"codec": Lines(), "correlation": InOrder(lambda it: it.text == "push")},
+    lambda end: end.read(10),
+    lambda key: b"1re\n",
+    None,
+)
+
 
 def test_a_second_reply_in_order() -> None:
     """With nothing in flight it is dropped; what is said to be no reply reaches its handler."""
-    kind = Kind(
-        lambda: {"codec": Lines(), "correlation": InOrder(lambda it: it.text == "push")},
-        lambda end: end.read(10),
-        lambda key: b"1re\n",
-        None,
-    )
-    line = Line("client", kind)
+    line = Line("client", IN_ORDER)
     try:
         future, _ = line.ask()
         line.end.send(b"1re\n1re\n1push\n1re\n")
@@ -335,6 +336,44 @@ def test_a_second_reply_in_order() -> None:
         line.check(late=2, seen=1)
     finally:
         line.end.stop()
+
+
+@pytest.mark.parametrize("readers", ["own", "shared"])
+@pytest.mark.parametrize("kind", ["reply_when", "messages", "in order"])
+def test_the_answer_to_a_login_that_is_written_plainly(kind: str, readers: Any) -> None:
+    """Its handler gets it on each connection, whatever was asked on earlier ones."""
+    it = IN_ORDER if kind == "in order" else KINDS[kind]
+    registry, seen = known(), Seen()
+
+    @registry.handler(Text)
+    def log_in(ctx: Any, conn: Any) -> None:
+        seen.add(ctx.message.text)
+        conn.ready()
+
+    end = End(
+        "client" if readers == "own" else "client-shared",
+        registry=registry,
+        ready="manual",
+        on_connect=lambda conn: conn.write(Number(7)),
+        reconnect=AT_ONCE,
+        heartbeat=None,
+        **it.options(),
+    )
+    try:
+        for turn in range(1, 4):
+            end.send(it.reply(it.read(end)))
+            seen.wait(turn)
+            assert end.conn.wait_connected(PATIENCE)
+            asked = in_thread(lambda: end.conn.request(Number(0)))
+            it.read(end)
+            end.peer.close()
+            with pytest.raises(ConnectionLost):
+                asked()
+            assert end.listener is not None
+            end.peer, _ = end.listener.accept()
+            end.peer.settimeout(PATIENCE)
+    finally:
+        end.stop()
 
 
 def test_a_client_that_never_asks_gets_all_messages() -> None:

@@ -26,7 +26,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
-from tao.connection.correlation import LATE, Correlation
+from tao.connection.correlation import LATE, UNKNOWN, Correlation
 from tao.connection.requests.clock import RequestClock
 from tao.connection.requests.host import RequestsHost
 from tao.connection.requests.negotiation import Negotiation
@@ -319,15 +319,16 @@ class Requests:
         return True
 
     def take(self, number: Any, message: Any, header: Any) -> bool:
-        """Complete the request that a message replies to, if any. By the reading role.
+        """Complete the request that a message replies to, if any; return whether it is a reply.
 
-        Returns:
-            whether it is a reply.
+        By the reading role.
         """
         key = self._correlation.find(number, message, header, self._pending)
+        if key is UNKNOWN and (now := self._host.lifecycle.status).talking and not now.open:
+            key = None  # it may answer a login that was written plainly
         if key is None:
             return False
-        if key is LATE:
+        if key is LATE or key is UNKNOWN:
             self.late_replies += 1
         elif message is None:
             text = f"the reply's message number {number!r} is not registered on this side"
