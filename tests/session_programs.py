@@ -33,6 +33,7 @@ def client(port: str) -> None:
     it = tao.ClientConn(("127.0.0.1", int(port)), session="required", reconnect=True)
     it.handler(Number)(lambda ctx, conn: tell("handled", ctx.message.value))
     it.start()
+    tell("connected")
     sys.stdin.read()
 
 

@@ -123,6 +123,7 @@ def test_a_server_is_told_that_the_client_was_killed(make_server: Any, readers: 
         on_close=lambda conn: events.add("close"),
     )
     with Program("tests.session_programs", "client", port) as killed:
+        killed.prints("connected")
         events.wait()
         wait_until(lambda: server.connections)
         conn = server.connections[0]

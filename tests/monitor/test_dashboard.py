@@ -15,6 +15,7 @@ import pytest
 from tao.client.client import ClientConn
 from tao.monitor.monitor import monitor_on
 from tao.server.server import Server
+from tao.session.sessions import Sessions
 from tao.wire.message import Registry
 from tests.ends import Number, Text
 from tests.support import PATIENCE, recv_exactly, wait_until
@@ -275,6 +276,16 @@ def test_requests_are_shown(page: Page, server: Server, clients: list[ClientConn
     page.wait_for("#figures div", "Requests\n1\n0 replies, 0 late")
     wait_until(lambda: re.search(r"^1, [\d.]+ m?s$", page.text("#connections td"), re.MULTILINE))
     assert future.cancel()
+
+
+def test_sessions_are_shown(page: Page, server: Server) -> None:
+    """How many there are, of which how many linger, and what became of the others."""
+    assert "Sessions" not in page.text("#figures dt")
+    with Server(registry=Registry(), sessions=Sessions()) as other:
+        address = other.start(("127.0.0.1", 0))
+        with ClientConn(address, registry=Registry(), session=True, reconnect=True):
+            page.wait_for("#figures div", "0 lingering, 0 resumes, 0 lost")
+            wait_until(lambda: re.search(r"0 resumed, 0 B / 0 B", page.text("#connections td")))
 
 
 def test_names_are_text(page: Page, server: Server) -> None:

@@ -264,11 +264,11 @@ def test_metrics(server: Server, get: Get) -> None:
 
 
 def test_every_statistic_has_a_metric() -> None:
-    """Every field of a snapshot has a metric."""
+    """Every field of a snapshot has a metric; one has an old name as well."""
     words = {"name", "kind", "state", "address", "latency", "error_kinds", "cluster"}
     words.add("request_latency")  # it has several
     figures = (*monitor_metrics._COUNTERS, *monitor_metrics._GAUGES)
-    shown = [figure.field for figure in figures]
+    shown = [each.field for each in figures if each.name != "tao_sessions_waiting"]
     assert sorted(shown) == sorted({field.name for field in fields(Snapshot)} - words)
 
 

@@ -17,11 +17,14 @@ import pytest
 from tao.client.client import ClientConn
 from tao.connection.connection import core_of
 from tao.connection.handling.slow_handlers import current_frames
+from tao.connection.options.reconnecting import Reconnect
 from tao.monitor import http as module
 from tao.monitor import live as monitor_live
 from tao.monitor.monitor import Monitor, monitor_on
 from tao.server.server import Server, server_core_of
+from tao.session.frames import ID_SIZE
 from tao.session.sessions import Sessions
+from tao.testing import FaultProxy
 from tao.wire.message import Registry, UnknownMessage
 from tests.connection.test_numbers import Verbal
 from tests.ends import Number, Text
@@ -197,6 +200,76 @@ def test_the_session_of_a_connection(monitor: Monitor) -> None:
             wait_until(lambda: client.connected)
             _, text = ask(monitor, "/metrics")
             assert f'tao_session_resumes_total{{name="{server.snapshot().name}"}} 1.0' in text
+
+
+def test_a_session_that_lingers(monitor: Monitor) -> None:
+    """Its row has what either side has not acknowledged, and its server counts it."""
+    may_handle = threading.Event()
+    server = Server(registry=Registry(), sessions=Sessions(), queue_size=4)
+    with server, FaultProxy(server.start(("127.0.0.1", 0))) as proxy:
+        client = ClientConn(
+            proxy.address, registry=Registry(), session=True, reconnect=Reconnect(initial=60)
+        )
+        for each in (server, client):
+            each.handler(Number)(lambda ctx, conn: may_handle.wait(PATIENCE))
+        with client:
+            wait_until(lambda: server.connections)
+            conn = server.connections[0]
+            for value in range(3):
+                client.write(Number(value))
+            conn.write(Number(9))
+            wait_until(lambda: conn.session.unhandled == 48 and client.session.unhandled == 16)
+
+            def row() -> Any:
+                rows = connections(monitor, f"?server={server.snapshot().name}")["connections"]
+                return rows[0]["session"]
+
+            assert row() == {
+                "id": conn.session.id,
+                "connected": True,
+                "resumes": 0,
+                "unacknowledged": 16,
+                "unhandled": 48,
+            }
+            assert len(row()["id"]) == 16 < 2 * ID_SIZE  # in hexadecimal digits
+            proxy.refuse()
+            proxy.reset()
+            wait_until(lambda: not row()["connected"])
+            shown = end(monitor_live.Feed().news(), server.snapshot().name)
+            names = ("sessions", "sessions_lingering", "sessions_lost", "session_bytes")
+            assert [shown[name] for name in names] == [1, 1, 0, 16]
+            may_handle.set()
+            client.abort()
+            conn.abort()
+            conn.wait_closed(PATIENCE)
+        shown = end(monitor_live.Feed().news(), server.snapshot().name)
+        assert [shown[name] for name in names] == [0, 0, 0, 0]
+
+
+def test_figures_of_sessions(monitor: Monitor) -> None:
+    """Each has its name in ``/metrics``; the old name of one is still there."""
+    lost = threading.Event()
+    options: dict[str, Any] = {"on_session_lost": lambda conn, messages: lost.set()}
+    server = Server(registry=Registry(), sessions=Sessions(linger=0.05), **options)
+    with server, FaultProxy(server.start(("127.0.0.1", 0))) as proxy:
+        with ClientConn(
+            proxy.address, registry=Registry(), session=True, reconnect=Reconnect(initial=60)
+        ):
+            wait_until(lambda: server.connections)
+            proxy.refuse()
+            proxy.reset()
+            assert lost.wait(PATIENCE)
+            _, text = ask(monitor, "/metrics")
+        label = f'{{name="{server.snapshot().name}"}}'
+        assert f"tao_sessions_lost_total{label} 1.0" in text
+        for name in (
+            *("tao_sessions", "tao_sessions_lingering", "tao_sessions_waiting"),
+            *("tao_session_bytes", "tao_session_resumes_total", "tao_sessions_moved_total"),
+            *("tao_session_links_passed_total", "tao_session_links_relayed_total"),
+        ):
+            assert f"{name}{label}" in text
+        with pytest.warns(DeprecationWarning, match="sessions_lingering"):
+            assert server.snapshot().sessions_waiting == server.snapshot().sessions_lingering
 
 
 def test_pages_of_connections(monitor: Monitor, server: Server) -> None:
