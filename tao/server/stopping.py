@@ -200,6 +200,8 @@ class Stopping:
             threads += parts.readers.stop(end, threads)
         if parts.pool is not None:
             threads += parts.pool.stop(self._left())
+        # These have run since the beginning: they get a moment only if the stop is shorter.
+        end = Deadline(max(self._left(), self._began + _MOMENT - monotonic()))
         threads += gather(parts.context.callback_threads(), end)
         parts.release()
         report.threads = [thread.name for thread in threads if thread.is_alive()]
