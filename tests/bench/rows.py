@@ -12,6 +12,7 @@ from tests.bench.departure import DepartureWorkload
 from tests.bench.load import Load
 from tests.bench.model import Contestant, Disturbance, Row, Target
 from tests.bench.processes import first_cpu, last_cpu
+from tests.bench.sessions import SessionWorkload
 from tests.bench.workloads import (
     DisturbedWorkload,
     IdleWorkload,
@@ -387,6 +388,17 @@ def _timer_row() -> Row:
     )
 
 
+def _session_row() -> Row:
+    sessions = _with(dataclasses.replace(TAO, label="tao, sessions"), "--sessions")
+    return Row(
+        "session-10x64",
+        "Echo between two processes of tao, 10 connections x 64 outstanding, with sessions",
+        SessionWorkload(),
+        (TAO, sessions),
+        (Target(sessions.label, (TAO.label,), at_most=1.15),),
+    )
+
+
 def _request_rows() -> list[Row]:
     contestants = (
         Contestant("tao", "requests_tao", package="tao"),
@@ -415,6 +427,7 @@ def all_rows(quick: bool = False) -> list[Row]:
     """Return every row in the order of the report; quick runs leave out what has no target."""
     rows = [*_pipelined_rows(), *_single_rows(), *_large_rows(), *_server_rows(), *_deaf_rows()]
     rows += [*_garbage_rows(), *_request_rows(), *_idle_rows(), *_departure_rows(), _timer_row()]
+    rows += [_session_row()]
     return [row for row in rows if not quick or (row.quick and _judged(row))]
 
 

@@ -29,6 +29,8 @@ def make_server(options: argparse.Namespace) -> tao.Server:
         chosen["readers"] = options.readers
     if options.declared:
         chosen["codec"] = declared_tlv()
+    if options.sessions:
+        chosen["sessions"] = tao.Sessions()
     if options.tls:
         chosen["tls"] = tao.load_tls_config(*options.tls)
     server = tao.Server(registry=tao.Registry(), **chosen)
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, help="seconds to wait for room for a reply")
     parser.add_argument("--broadcast", action="store_true")
     parser.add_argument("--switch-interval", type=float, help="seconds, of the interpreter")
+    parser.add_argument("--sessions", action="store_true", help="offer sessions")
     parser.add_argument("--declared", action="store_true", help="declare the frame")
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     options = parser.parse_args()
