@@ -73,9 +73,8 @@ class HandlerRunner:
 
     __slots__ = (
         "_cells", "_discard", "_find", "_halt", "_host", "_latencies", "_messages", "_mode",
-        "_owner", "_runs", "_seen", "_seen_since", "_send_queue", "_watch", "_watch_inline",
-        "_wrap", "busy_time",
-        "handled", "replies_wait", "stuck",
+        "_owner", "_running", "_runs", "_seen", "_seen_since", "_send_queue", "_watch",
+        "_watch_inline", "_wrap", "busy_time", "handled", "replies_wait", "stuck",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +113,8 @@ class HandlerRunner:
         # Whether to stop and look after the present handler: it was stuck, or replies wait. Set by
         # any thread.
         self._halt: bool = False
+        # Whether a batch is run, and not only about to be: until then nothing can be stuck.
+        self._running: bool = False
         # Owned by the watch: the last state it saw, as (_runs, messages left), and since when.
         self._seen: tuple[int, int] = (0, 0)
         self._seen_since: float = 0.0
@@ -235,6 +236,7 @@ class HandlerRunner:
         conn = application.find_conn()
         self.stuck = self._halt = False
         self._runs += 1
+        self._running = True
         variables.thread = get_ident()
         if self._watch_inline:
             watch.running.add(self)
@@ -247,6 +249,7 @@ class HandlerRunner:
             handler(handling, conn)
         except BaseException as error:
             host.report(error, doing(number), handling)
+        self._running = False
         watch.running.discard(self)
         variables.thread = None
         self._account(entry, started, 1, number)
@@ -282,9 +285,7 @@ class HandlerRunner:
         collecting, count = False, 0
         handling: Context | None = None
         rest: Batch = []
-        self.stuck = self._halt = False
-        self._runs += 1
-        self._messages = messages = iter(batch)
+        messages = self._begin(batch)
         watch, variables, conn = self._watch, application.variables, application.find_conn()
         make_context = application.make_context
         variables.thread = get_ident()
@@ -319,10 +320,19 @@ class HandlerRunner:
                         rest = list(messages)
                         break
         finally:
+            self._running = False
             watch.running.discard(self)
         if count:
             self._account(entry, started, count, group)
         return [] if self._discard else rest
+
+    def _begin(self, batch: Batch) -> Iterator[Any]:
+        """Note that a batch is run from now on; return its messages."""
+        self.stuck = self._halt = False
+        self._runs += 1
+        self._messages = messages = iter(batch)
+        self._running = True
+        return messages
 
     def _account(
         self, entry: Registration | None, started: float, count: int, number: object
@@ -388,6 +398,8 @@ class HandlerRunner:
 
     def look(self, now: float, grace: float) -> None:
         """Check the batch that was running at the last check, see `Watched`."""
+        if not self._running:
+            return
         seen = self.progress
         before, self._seen = self._seen, seen
         if before != seen:
