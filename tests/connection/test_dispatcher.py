@@ -247,11 +247,26 @@ def test_order_during_a_blocked_handler(open_end: OpenEnd) -> None:
     assert gate.entered.wait(PATIENCE)
     for i in range(1, 50):
         end.send(number(i))
-    wait_until(lambda: end.conn._core.dispatcher.pending >= 40)
+    dispatcher = end.conn._core.dispatcher
+    wait_until(lambda: dispatcher.pending >= 50 and dispatcher.inbox.waiting >= 49)
     end.conn.run_after(0, lambda due, conn: gate.seen.add("timer"))
-    wait_until(lambda: end.conn._core.dispatcher.pending >= 41)
+    wait_until(lambda: dispatcher.pending >= 51)
     gate.leave.set()
     assert gate.seen.wait(52) == ["gate", *range(50), "timer"]
+
+
+def test_nothing_is_stuck_before_a_handler_runs(open_end: OpenEnd) -> None:
+    """A thread that had no turn before its first handler is still looked after in that."""
+    gate = Gate()
+    end = open_end(registry=gate.registry)
+    runner = end.conn._core.runner
+    for now in (1e9, 2e9):
+        runner.look(now, 0.0)
+    assert not runner.stuck
+    end.send(text("gate"))
+    assert gate.entered.wait(PATIENCE)
+    wait_until(lambda: runner.stuck)
+    gate.leave.set()
 
 
 def test_other_connections_continue_while_one_blocks() -> None:
@@ -280,12 +295,15 @@ def test_a_full_inbox_pauses_reading(open_end: OpenEnd) -> None:
     end.peer.settimeout(1)
     sent = 0
     block = number(7) * 1000
-    with pytest.raises(TimeoutError):
-        while True:
-            sent += end.peer.send(block)
+    for _ in range(int(PATIENCE)):
+        with pytest.raises(TimeoutError):
+            while True:
+                sent += end.peer.send(block)
+        if end.conn._core.gate.paused:
+            break  # else the reader has had no turn
     end.peer.settimeout(PATIENCE)
-    assert end.conn._core.dispatcher.pending < sent / 16
     assert end.conn._core.gate.paused
+    assert end.conn._core.dispatcher.pending < sent / 16
     gate.leave.set()
     end.peer.close()
 
@@ -297,16 +315,18 @@ def test_a_full_inbox_pauses_reading(open_end: OpenEnd) -> None:
 def test_a_blocking_run_is_measured_separately(open_end: OpenEnd, mode: str) -> None:
     """In the latencies it counts by itself, even within a batch of quick runs."""
     registry = Registry()
-    gate = threading.Event()
+    entered, gate = threading.Event(), threading.Event()
 
     @registry.handler(Number)
     def one_blocks(ctx: Context, conn: Any) -> None:
         if ctx.message.value == 10:
+            entered.set()
             assert gate.wait(PATIENCE)
 
     end = open_end(registry=registry, dispatch=mode)
     end.send(b"".join(number(i) for i in range(20)))
     dispatcher = end.conn._core.dispatcher
+    assert entered.wait(PATIENCE)
     wait_until(lambda: dispatcher.runner.stuck)
     gate.wait(0.1)
     gate.set()

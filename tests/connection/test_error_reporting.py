@@ -128,11 +128,13 @@ def test_an_error_in_on_error_is_counted(open_end: OpenEnd, log_lines: list[Any]
     registry = Registry()
     registry.handler(Text)(lambda ctx, conn: 1 / 0)
     end = open_end(registry=registry, on_error=lambda conn, error: [].pop())
+    kinds = end.conn._core.statistics.failures.kinds
     end.send(text("x"))
-    wait_until(lambda: end.conn._core.counts().errors == 2)
+    wait_until(lambda: kinds() == {"ZeroDivisionError": 1, "IndexError": 1})
+    assert end.conn._core.counts().errors == 2
+    wait_until(lambda: "on_error raised" in [each["message"] for each in log_lines])
     (line,) = [each for each in log_lines if each["message"] == "on_error raised"]
     assert line["level"].name == "ERROR" and line["exception"].type is IndexError
-    assert end.conn._core.statistics.failures.kinds() == {"ZeroDivisionError": 1, "IndexError": 1}
 
 
 def test_an_oserror_with_unusual_arguments_is_reported(open_end: OpenEnd) -> None:

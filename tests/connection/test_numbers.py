@@ -13,6 +13,7 @@ from tao import framing as f
 from tao.framing.decoder import Found
 from tao.wire.codec import Batch
 from tests.ends import End, Seen, frame
+from tests.support import wait_until
 
 OpenEnd = Callable[..., End]
 KINDS: list[Any] = [0, 2**40, "GET", b"\x07", ("a", 1)]
@@ -82,6 +83,7 @@ def test_numbers_of_all_kinds(open_end: OpenEnd, number: Any) -> None:
     assert seen.wait(2) == [b"once", b"again"]
     line = b"%a\tback\n" % (number,)
     assert end.read(len(line)) == line and errors.wait(2) == ["handled"] * 2
+    wait_until(lambda: end.conn._core.counts().handled == 2)
     assert list(end.conn._core.statistics.snapshot().latency) == [repr(number)]
 
 

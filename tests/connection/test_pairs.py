@@ -139,7 +139,8 @@ def test_a_timer_and_close(open_end: OpenEnd, seed: int) -> None:
 
     together(make, end.conn.close, lambda: hang_up(end))
     over(end.conn, closed)
-    assert not end.conn._core.timers and end.conn._core.dispatcher.pending == 0
+    assert not end.conn._core.timers
+    wait_until(lambda: end.conn._core.dispatcher.pending == 0)  # the last one has just returned
 
 
 @pytest.mark.parametrize("seed", seeds(40))
@@ -169,10 +170,10 @@ def test_close_drops_waiting_messages(open_end: OpenEnd) -> None:
     end = open_end(registry=gate.registry)
     end.send(text("a") + text("b") + text("c"))
     assert gate.entered.wait(PATIENCE)
-    end.peer.shutdown(socket.SHUT_WR)
     closing = threading.Thread(target=end.conn.close, name="test-close")
     closing.start()
     wait_until(lambda: end.conn.closed)
+    end.peer.shutdown(socket.SHUT_WR)  # not before, as all is handled if the peer ends first
     gate.leave.set()
     closing.join()
     assert end.conn.wait_closed(PATIENCE)

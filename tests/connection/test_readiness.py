@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -126,7 +127,8 @@ def test_nothing_else_goes_out_before(line: MakeLine) -> None:
         peer.sendall(number(8))
         expected = b"".join(map(text, ("write", "frame", "submit", "thread", "timer")))
         assert it.read(len(expected)) == expected
-        clock.advance(1)
+        # Its clock is set once the connection is open, which may be after any one second.
+        wait_until(lambda: clock.advance(1) or select.select([peer], [], [], 0)[0])
         assert it.read(8) == frame(0, b"x" * 8)[:8]
 
 
@@ -352,6 +354,7 @@ def test_on_connect_may_wait_for_an_answer(
         assert it.read(16 + len(text("waits"))) == number(8) + text("waits")
         it.peers[-1].sendall(text("more"))
         assert it.heard.wait(2 * count)[-1] == "more"
+        assert it.client.wait_connected(PATIENCE)
         it.peers[-1].close()
         wait_until(lambda: not it.client.connected)
         it.client.write(Text("waits"))

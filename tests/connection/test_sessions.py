@@ -744,7 +744,8 @@ def test_a_silent_client_with_a_session_is_no_stranger(
         "on_error": lambda conn, error: errors.add(str(error)),
     }
     both = open_both(readers=readers, server=options)
+    both.proxy.to_client.swallow = True
+    write_all(both.conn, 5)
     both.proxy.refuse()
     both.lose()
-    write_all(both.conn, 5)
     assert "5 messages" in errors.wait()[0]

@@ -190,8 +190,8 @@ def test_a_listener_survives_a_thread_that_fails_to_start(
 ) -> None:
     """The connection for that thread is closed, and the next one is served."""
     _, address = echoing
-    monkeypatch.setattr("tao.runtime.leader_followers._BIRTH", 0.01)
     with monkeypatch.context() as patch:
+        patch.setattr("tao.runtime.leader_followers._BIRTH", 0.01)
         patch.setattr(
             "tao.runtime.leader_followers.LeaderFollowers._take_turns", lambda turns, follows: None
         )

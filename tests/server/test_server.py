@@ -460,7 +460,7 @@ def test_statistics(make_server: MakeServer, dial: Dial) -> None:
     first.close()
     wait_until(lambda: server.connection_count == 0)
     assert asks(dial(address), "two")
-    wait_until(lambda: server.snapshot().messages_out == 2)
+    wait_until(lambda: (server.snapshot().messages_out, server.snapshot().handled) == (2, 2))
     found = server.snapshot()
     assert (found.messages_in, found.handled, found.connections_total) == (2, 2, 2)
     assert found.bytes_in == found.bytes_out == 22
