@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable
 from time import thread_time
@@ -102,6 +103,45 @@ def test_a_handler_that_blocks_holds_up_its_own_connection_only(make_server: Mak
     assert seen.wait(3) == ["block", "next", "last"]
     assert answered(blocked, 7)
     for sock in (blocked, *others):
+        sock.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the watchdog's timers")
+def test_a_handler_that_blocks_after_its_thread_had_no_turn(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog may bark when the thread has not got to the connection yet."""
+    barks, entered, leave, left = Seen(), threading.Event(), threading.Event(), threading.Event()
+    bark, kick = ReadingLoop._look_after_leader, ReadingLoop._kick
+
+    def note_bark(loop: ReadingLoop) -> None:
+        bark(loop)
+        barks.add(loop)
+
+    def kick_and_lose_the_turn(loop: ReadingLoop, now: float) -> None:
+        before = len(barks.items)
+        kick(loop, now)
+        barks.wait(before + 1)
+
+    monkeypatch.setattr(ReadingLoop, "_look_after_leader", note_bark)
+    monkeypatch.setattr(ReadingLoop, "_kick", kick_and_lose_the_turn)
+    registry = echoing()
+
+    @registry.handler(Text, dispatch="inline")
+    def block(ctx: Any, conn: Any) -> None:
+        entered.set()
+        leave.wait(PATIENCE)
+        left.set()
+
+    _, address = make_server(registry=registry, readers="shared")
+    blocked, other = connected(address, 2)
+    assert answered(blocked, 1) and answered(other, 1)
+    blocked.sendall(text("x"))
+    assert entered.wait(PATIENCE)
+    assert answered(other, 2) and not left.is_set()
+    leave.set()
+    assert answered(blocked, 3)
+    for sock in (blocked, other):
         sock.close()
 
 

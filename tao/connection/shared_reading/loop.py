@@ -102,10 +102,13 @@ class BlockedStay:
 class _Member:
     """A thread of the loop, which leads, follows, or is blocked in a handler."""
 
-    __slots__ = ("called", "serving")
+    __slots__ = ("awake", "called", "serving")
 
     def __init__(self) -> None:
         self.called = Wakeup()  # to lead
+        #: Whether it leads and may serve. Set *before* it looks whether to kick the watchdog, so
+        #: that this finds it set, however late the thread gets to the first connection.
+        self.awake: bool = False
         #: The connection whose turn it is in. Owned by the thread, read by the watch.
         self.serving: Polled | None = None
 
@@ -346,7 +349,7 @@ class ReadingLoop:
 
     def _lead(self, me: _Member) -> None:
         """Serve what is ready, until another thread has the lead."""
-        self._latest, me.serving = me, None
+        self._latest, me.awake, me.serving = me, False, None
         while me in self._followers:
             self._followers.remove(me)  # it was interrupted while it followed
         while self._leader is me and not self._stopped:
@@ -365,6 +368,7 @@ class ReadingLoop:
             if self._leader is not me:
                 poller.wake()  # the leader, in case this thread was woken in its stead
                 return
+            me.awake = True
             now = monotonic()
             if now >= self._kick_at:
                 self._kick(now)
@@ -396,7 +400,7 @@ class ReadingLoop:
                     breaks.shared += now - started
                 if calls and not self._make_calls(me):
                     return
-            me.serving = None
+            me.awake, me.serving = False, None
             watch.running.discard(self)
             if long:
                 breaks.begin(long, contended=breaks.shared > shared)
@@ -455,8 +459,8 @@ class ReadingLoop:
             self._kick_at = now + _WATCHDOG / 2
 
     def _look_after_leader(self) -> None:
-        """Have the watch look at the leader if it is in a turn. By the watchdog."""
-        if self._latest.serving is not None:
+        """Have the watch look at the leader unless it waits. By the watchdog."""
+        if self._latest.awake:
             self._watch_leader()
 
     def _watch_leader(self) -> None:
