@@ -334,15 +334,27 @@ def test_what_keep_alive_cannot_be(open_end: OpenEnd, wrong: float) -> None:
 
 def test_a_heartbeat_keeps_a_connection_alive(open_end: OpenEnd) -> None:
     """A peer that sends only heartbeats is not idle."""
-    end = open_end(idle_timeout=0.5, registry=echo_registry())
-    beat = frame(0, struct.pack("<q", 0))
-    started = time.monotonic()
-    never = threading.Event()
-    while time.monotonic() - started < 1.2:
-        end.send(beat)
-        never.wait(0.02)
-    end.send(text("here"))
-    assert end.read_text() == "here"
+    with Clock() as clock:
+        end = open_end(idle_timeout=60, heartbeat=None, registry=echo_registry())
+        for _ in range(3):
+            clock.advance(50)
+            beat(end)
+        end.send(text("here"))
+        assert end.read_text() == "here"
+
+
+def beat(end: End) -> None:
+    """Send a heartbeat, and wait until it is received."""
+    reader = end.conn._core.reader
+    before = reader.last_received
+    end.send(frame(0, struct.pack("<q", 0)))
+    wait_until(lambda: reader.last_received > before)
+
+
+def test_when_the_last_heartbeat_came(open_end: OpenEnd) -> None:
+    """It is told as a time of day."""
+    end = open_end()
+    beat(end)
     assert abs(end.conn.last_heartbeat - time.time()) < PATIENCE
 
 
@@ -374,15 +386,15 @@ def test_a_slow_handler_does_not_make_a_peer_idle(open_end: OpenEnd) -> None:
         leave.wait(PATIENCE)
         conn.write(Text("alive"))  # type: ignore[attr-defined]
 
-    end = open_end(registry=registry, idle_timeout=0.5)
-    end.send(text("x"))
-    assert entered.wait(PATIENCE)
-    started = time.monotonic()
-    while time.monotonic() - started < 1.2:
-        end.send(frame(0, struct.pack("<q", 0)))
-        leave.wait(0.02)
-    leave.set()
-    assert end.read_text() == "alive"
+    with Clock() as clock:
+        end = open_end(registry=registry, idle_timeout=60, heartbeat=None)
+        end.send(text("x"))
+        assert entered.wait(PATIENCE)
+        for _ in range(3):
+            clock.advance(50)
+            beat(end)
+        leave.set()
+        assert end.read_text() == "alive"
 
 
 def test_a_long_batch_does_not_make_a_peer_idle(open_end: OpenEnd) -> None:

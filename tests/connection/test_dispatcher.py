@@ -289,13 +289,13 @@ def test_other_connections_continue_while_one_blocks() -> None:
 def test_a_full_inbox_pauses_reading(open_end: OpenEnd) -> None:
     """While a handler blocks, at most ``queue_size`` messages and one batch are read."""
     gate = Gate()
-    end = open_end(registry=gate.registry, queue_size=10, idle_timeout=0.5)
+    end = open_end(registry=gate.registry, queue_size=10)
     end.send(text("gate"))
     assert gate.entered.wait(PATIENCE)
-    end.peer.settimeout(1)
+    end.peer.settimeout(0.5)
     sent = 0
     block = number(7) * 1000
-    for _ in range(int(PATIENCE)):
+    for _ in range(int(2 * PATIENCE)):
         with pytest.raises(TimeoutError):
             while True:
                 sent += end.peer.send(block)
@@ -304,6 +304,11 @@ def test_a_full_inbox_pauses_reading(open_end: OpenEnd) -> None:
     end.peer.settimeout(PATIENCE)
     assert end.conn._core.gate.paused
     assert end.conn._core.dispatcher.pending < sent / 16
+    reader = end.conn._core.reader
+    before = reader.last_received
+    end.conn.set_keepalive(idle_timeout=0.01)
+    wait_until(lambda: reader.last_received > before)  # nothing came, but that is no silence
+    assert not end.conn.closed
     gate.leave.set()
     end.peer.close()
 

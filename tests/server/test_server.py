@@ -376,9 +376,14 @@ def test_a_full_connection_does_not_delay_a_broadcast(make_server: MakeServer, d
     dial(address)
     wait_until(lambda: server.connection_count == 1)
     (full,) = server.connections
-    with pytest.raises(WouldBlock):
-        while True:
-            full.write(Text("x" * 100_000))
+
+    def filled() -> bool:
+        with pytest.raises(WouldBlock):
+            while True:
+                full.write(Text("x" * 100_000))
+        return full._core.send_queue.blocked  # else only its writer has had no turn
+
+    wait_until(filled)
     other = dial(address)
     wait_until(lambda: server.connection_count == 2)
     result = server.broadcast(Text("all"))
