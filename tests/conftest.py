@@ -12,12 +12,14 @@ import hypothesis
 import loguru
 import pytest
 
+from tao.client import resuming
 from tao.server.server import Server
+from tao.server.sessions import resumption
 from tao.testing.pytest_plugin import open_sockets
 from tao.wire.message import Registry
 from tests.ends import End, MakeServer
 from tests.session_pairs import Both
-from tests.support import wait_until
+from tests.support import PATIENCE, wait_until
 
 # pytest captures what a test prints. loguru's own handler for stderr is of no use here, and tests
 # of the bridge to stdlib logging could not restore it.
@@ -126,7 +128,14 @@ def switching() -> Iterator[None]:
 
 
 @pytest.fixture
-def open_both() -> Iterator[Callable[..., Both]]:
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have neither end take a peer for one without sessions that is only slow to speak."""
+    monkeypatch.setattr(resumption, "_PATIENCE", PATIENCE)
+    monkeypatch.setattr(resuming, "_PATIENCE", PATIENCE / 2)
+
+
+@pytest.fixture
+def open_both(patient: None) -> Iterator[Callable[..., Both]]:
     """A function that makes and starts `Both`."""
     opened: list[Both] = []
 

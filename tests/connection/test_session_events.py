@@ -20,6 +20,8 @@ from tests.ends import Number, Seen, number
 from tests.session_pairs import READERS, Both, begin_session, finish_opening, open_session
 from tests.support import PATIENCE, together, wait_until
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 #: How many messages are written from each end meanwhile.
 COUNT = 200
 #: How many times each pair meets; more with ``make pairs``.

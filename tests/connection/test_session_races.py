@@ -19,6 +19,8 @@ from tests.ends import Number, Seen, Text, number
 from tests.session_pairs import READERS, Both, open_session
 from tests.support import PATIENCE, wait_until
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 OpenBoth = Callable[..., Both]
 SIDES = pytest.mark.parametrize("side", ["client", "server"])
 

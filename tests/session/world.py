@@ -33,15 +33,16 @@ class Attempt:
         self.opening = Opening(count, 0, count, hello, secret)
         self.reception = Reception(count, 0, count.to_bytes(16, "little"))
         self.skews = skews
-        self.said = b""  # by the client, all of it
+        self.said = b""  # to the server, all of it
         self.answered = False
         self.over = False  # nothing more comes of it, at one end or the other
 
     def step(self, world: World, most: int) -> None:
         """Bring some bytes to the other end, in either direction."""
         client, server, to = self.opening, self.reception, self.link.to
-        self.said += client.output
-        to["server"] += self._skewed(frames.HELLO, client.output)
+        said = self._skewed(frames.HELLO, client.output)
+        self.said += said
+        to["server"] += said
         to["client"] += server.output
         client.output = server.output = b""
         try:
@@ -263,10 +264,13 @@ class World:
         self.count += 1
         reception = Reception(self.count, 0, self.count.to_bytes(16, "little"))
         link = Link()
-        while said and not reception.over:
-            count = reception.wanted
-            reception.feed(said[:count])
-            said = said[count:]
+        try:
+            while said and not reception.over:
+                count = reception.wanted
+                reception.feed(said[:count])
+                said = said[count:]
+        except BadData:
+            pass  # it was skewed
         if reception.hello is not None:
             welcome = self.join(reception, link)
             assert welcome is None or welcome.kind != frames.RESUMED
@@ -329,18 +333,24 @@ class World:
         assert len(self.table) == len(self.living)
         assert self.table.lingering == sum(side.link is None for side in self.living.values())
 
+    @property
+    def joined(self) -> bool:
+        """Whether a sound link joins both ends."""
+        client, server = self.side("client"), self.side("server")
+        if client is None or server is None or client.link is None:
+            return False
+        return client.link is server.link and not client.link.cut
+
     def settle(self) -> None:
         """With a last attempt and a sound link, everything arrives."""
         self.refuses.clear()
         for attempt in list(self.attempts):
             self.drop(attempt)
-        for _ in range(3):  # the session may not be there any more
-            if self.client is None or self.client.link is None or self.client.link.cut:
+        for _ in range(3):  # the session may not be there any more, which the client has to learn
+            if not self.joined:
                 self.connect()
         client, server = self.side("client"), self.side("server")
-        assert client is not None and server is not None
-        if client.link is not server.link:
-            self.connect()
+        assert client is not None and server is not None and self.joined
         for _ in range(1000):
             for name in ("client", "server"):
                 self.send(name, 1000)
