@@ -15,20 +15,21 @@ import socket
 import sys
 from collections.abc import Callable
 from itertools import starmap
+from typing import Any
 
-__all__ = ["end_writing_now", "send_now", "wait_for"]
+__all__ = ["QuickSend", "end_writing_now", "quick_send", "send_now", "wait_for"]
 
-_SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0))
 # A send that fails with one of these accepted nothing, and the connection is fine.
 _NOTHING_ACCEPTED = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
-# Larger sends release the interpreter lock, see _keeping_the_lock.
+# Larger sends release the interpreter lock, see _c_library.
 _QUICK_SEND = 256 * 1024
 # The longest timeout that poll() accepts, in milliseconds.
 _MAX_POLL = 2**31 - 1
 
 
-def _keeping_the_lock(name: str) -> Callable[..., int] | None:
-    """Return a function of the C library that is called without releasing the interpreter lock.
+def _c_library() -> Any:
+    """Return the C library, whose functions are called without releasing the interpreter lock.
 
     The methods of a socket release it, as they must where they may block. Taking it back is
     expensive when other threads want it too: a wait, and two thread switches. A send that does not
@@ -36,24 +37,47 @@ def _keeping_the_lock(name: str) -> Callable[..., int] | None:
     server with many connections answer a third more messages.
 
     Returns:
-        None if the function cannot be called that way, or if there is no interpreter lock.
+        None if functions cannot be called that way, or if there is no interpreter lock.
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return None
     try:
-        # No argument types are declared: checking them takes as long as the call. The arguments are
-        # passed as C ints, which libffi extends to the width of a size_t.
-        function: Callable[..., int] = getattr(ctypes.PyDLL(None, use_errno=True), name)
+        library = ctypes.PyDLL(None, use_errno=True)
+        _ = library.send, library.shutdown
     except (AttributeError, OSError, TypeError):
         return None
-    return function
+    return library
 
 
-_quick_send, _quick_shutdown = _keeping_the_lock("send"), _keeping_the_lock("shutdown")
+_library = _c_library()
+_send_address = _library and ctypes.cast(_library.send, ctypes.c_void_p).value
+
+#: Sends without releasing the interpreter lock, see `quick_send`.
+QuickSend = Callable[[int, bytes, int, int], object]
 
 
-def send_now(sock: socket.socket, data: bytes | memoryview, answers: list[int]) -> int:
+def quick_send(answers: list[int]) -> QuickSend | None:
+    """Return the C library's ``send``, which appends what the kernel answers to a list.
+
+    Returns:
+        None where it cannot be called without releasing the interpreter lock.
+    """
+    if _library is None:
+        return None
+    # No argument types are declared: checking them takes as long as the call. The arguments are
+    # passed as C ints, which libffi extends to the width of a size_t.
+    send = type(_library.send)(_send_address)  # another object than that of the library
+    send.restype = answers.append  # called with the result, before the call returns
+    return send  # type: ignore[no-any-return]
+
+
+def send_now(
+    sock: socket.socket, data: bytes | memoryview, answers: list[int], quick: QuickSend | None
+) -> int:
     """Send without blocking, and append the kernel's answer to ``answers``.
+
+    Args:
+        quick: what `quick_send` has returned for this list.
 
     Returns:
         how many bytes the kernel accepted. If it accepted none, a number that is not positive has
@@ -62,20 +86,23 @@ def send_now(sock: socket.socket, data: bytes | memoryview, answers: list[int]) 
     Raises:
         OSError: the connection is broken.
     """
-    if _quick_send is not None and type(data) is bytes and len(data) <= _QUICK_SEND:
-        call = sock.fileno(), data, len(data), _SEND_FLAGS
-        answers.extend(starmap(_quick_send, (call,)))
-        if answers[-1] > 0:
-            return answers[-1]
-        number = ctypes.get_errno()
-        if number in _NOTHING_ACCEPTED:
-            return 0
-        raise OSError(number, os.strerror(number))
+    if quick is not None and type(data) is bytes and (size := len(data)) <= _QUICK_SEND:
+        quick(sock.fileno(), data, size, _SEND_FLAGS)
+        accepted = answers[-1]
+        return accepted if accepted > 0 else _refused()
     try:
         answers.extend(starmap(sock.send, ((data, _SEND_FLAGS),)))
     except BlockingIOError:
         return 0
     return answers[-1]
+
+
+def _refused() -> int:
+    """Return 0 if the kernel accepts nothing for now, or raise what is wrong."""
+    number = ctypes.get_errno()
+    if number in _NOTHING_ACCEPTED:
+        return 0
+    raise OSError(number, os.strerror(number))
 
 
 def end_writing_now(sock: socket.socket) -> None:
@@ -84,9 +111,9 @@ def end_writing_now(sock: socket.socket) -> None:
     Raises:
         OSError: the connection is broken.
     """
-    if _quick_shutdown is None:
+    if _library is None:
         sock.shutdown(socket.SHUT_WR)
-    elif _quick_shutdown(sock.fileno(), socket.SHUT_WR):
+    elif _library.shutdown(sock.fileno(), socket.SHUT_WR):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

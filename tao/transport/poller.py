@@ -89,8 +89,8 @@ class EpollPoller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._bell = _Bell()
-        self._bell_descriptor: int = self._bell.near.fileno()
-        self._epoll.register(self._bell_descriptor, READABLE)
+        self._ringing = (self._bell.near.fileno(), READABLE)  # what is reported when it rings
+        self._epoll.register(*self._ringing)
 
     def change(self, descriptor: int, before: int, now: int) -> None:
         if now & READABLE:
@@ -110,11 +110,9 @@ class EpollPoller:
 
     def wait(self, timeout: float | None) -> list[tuple[int, int]]:
         ready: list[tuple[int, int]] = self._epoll.poll(timeout, _MOST)
-        for index, (descriptor, _) in enumerate(ready):
-            if descriptor == self._bell_descriptor:
-                self._bell.silence()
-                del ready[index]
-                break
+        if self._ringing in ready:
+            self._bell.silence()
+            ready.remove(self._ringing)
         return ready
 
     def wake(self) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from tao.errors import ConnectionClosed
 from tao.runtime.combining import acquired
 from tao.runtime.greenlets import GreenSocket, adapted
-from tao.transport.nonblocking import end_writing_now, send_now, wait_for
+from tao.transport.nonblocking import end_writing_now, quick_send, send_now, wait_for
 
 __all__ = ["Transport"]
 
@@ -42,7 +42,7 @@ class Transport:
         sock: connected and blocking; the transport owns it from now on.
     """
 
-    __slots__ = ("_aborts", "_closed", "_closing", "_sock", "answers")
+    __slots__ = ("_aborts", "_closed", "_closing", "_quick_send", "_sock", "answers")
 
     #: The kernel's answer to the last `send`. The send queue clears it before each one.
     answers: list[int]
@@ -58,6 +58,7 @@ class Transport:
         # of _closing removes.
         self._aborts: list[bool] = []
         self.answers = []
+        self._quick_send = quick_send(self.answers)
         if sock.family in _TCP:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -173,7 +174,7 @@ class Transport:
         Raises:
             OSError: the connection is broken.
         """
-        return send_now(self._sock, data, self.answers)
+        return send_now(self._sock, data, self.answers, self._quick_send)
 
     def settle(self) -> int | None:
         """Find out what the kernel accepted in a `send` that an exception interrupted.

@@ -22,7 +22,7 @@ from tao.errors import ConnectionClosed, HandshakeFailed
 from tao.runtime.combining import Busy
 from tao.runtime.deadline import Deadline
 from tao.transport.error_text import NOT_TLS_REASONS, explain
-from tao.transport.nonblocking import send_now, wait_for
+from tao.transport.nonblocking import quick_send, send_now, wait_for
 from tao.transport.stream import Transport
 
 __all__ = ["TlsTransport"]
@@ -58,7 +58,8 @@ class TlsTransport(Transport):
 
     __slots__ = (
         "_certificate", "_ciphertext", "_end_seen", "_failure", "_finished", "_incoming", "_lock",
-        "_machine", "_outgoing", "_progress", "_raw_answers", "_server_side", "_version",
+        "_machine", "_outgoing", "_progress", "_quick_raw", "_raw_answers", "_server_side",
+        "_version",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +83,7 @@ class TlsTransport(Transport):
         )
         self._ciphertext: list[bytes | memoryview] = []  # encrypted, not accepted by the kernel yet
         self._raw_answers: list[int] = []  # the kernel's answer to the last send of _ciphertext
+        self._quick_raw = quick_send(self._raw_answers)
         # How many plain bytes of the current send are in records that are wholly sent, and how many
         # in the record that _ciphertext still has a part of. It is one tuple, so that one step
         # moves a record from the second number to the first.
@@ -364,7 +366,7 @@ class TlsTransport(Transport):
         while True:
             while waiting:
                 self._raw_answers.clear()
-                sent = send_now(self._sock, waiting[0], self._raw_answers)
+                sent = send_now(self._sock, waiting[0], self._raw_answers, self._quick_raw)
                 if not sent:
                     return False
                 rest = memoryview(waiting[0])[sent:]
