@@ -524,7 +524,7 @@ class Turns:
         self.loop = loop
         self.errors = Seen()
 
-    def turn(self, events: int = 0) -> None:
+    def turn(self, events: int = 0, now: float = 0.0) -> None:
         self.loop.vacate_lead()
         self.loop.pass_lead()
         raise Interruption
@@ -560,7 +560,7 @@ class Guest:
         loop.members[sock.fileno()] = self
         loop.change(sock.fileno(), 0, READABLE)
 
-    def turn(self, events: int) -> None:
+    def turn(self, events: int, now: float = 0.0) -> None:
         self.loop.change(self.sock.fileno(), READABLE, 0)
         self.turns.add(self)
 

@@ -147,8 +147,8 @@ class Dispatcher:
         self._inline = get_ident()
         turn.release()
         run = runner.run_alone if len(batch) == 1 else runner.run_inline
-        # No callback of this connection runs now.
-        rest = application.variables.enter(run, application, batch)
+        enter = application.variables.enter  # no callback of this connection runs now
+        rest = enter(run, application, batch)
         turn.acquire()
         if not (rest or self._posted or self._relieved):
             self._inline = 0

@@ -73,8 +73,8 @@ class HandlerRunner:
 
     __slots__ = (
         "_cells", "_discard", "_find", "_halt", "_host", "_latencies", "_messages", "_mode",
-        "_owner", "_running", "_runs", "_seen", "_seen_since", "_send_queue", "_watch",
-        "_watch_inline", "_wrap", "busy_time", "handled", "replies_wait", "stuck",
+        "_owner", "_running", "_runs", "_seen", "_seen_since", "_send_queue", "_transmitter",
+        "_watch", "_watch_inline", "_wrap", "busy_time", "handled", "replies_wait", "stuck",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,7 @@ class HandlerRunner:
         self._host = host
         self._owner = owner
         self._send_queue = send_queue
+        self._transmitter = send_queue.transmitter
         self._watch = watch
         self._watch_inline: bool = watch_inline
         self._mode: str = mode
@@ -232,27 +233,34 @@ class HandlerRunner:
             handler = self._wrap(handler, True)
         if entry.trust < TRUST_NEEDED[entry.dispatch or self._mode]:
             return batch
-        host, watch, variables = self._host, self._watch, application.variables
-        conn = application.find_conn()
+        host, watch, transmitter = self._host, self._watch, self._transmitter
+        variables, make_context = application.variables, application.make_context
+        find_conn = application.find_conn  # is found faster when it is not called at once
+        conn = find_conn()
         self.stuck = self._halt = False
         self._runs += 1
         self._running = True
         variables.thread = get_ident()
         if self._watch_inline:
-            watch.running.add(self)
-            if not watch.armed:
-                watch.arm()
-        started = monotonic() - self._send_queue.transmitter.send_time
+            watch.enter(self)
+        started = monotonic() - transmitter.send_time
         handling: Context | None = None
         try:
-            handling = application.make_context(host.context, message)
+            handling = make_context(host.context, message)
             handler(handling, conn)
         except BaseException as error:
             host.report(error, doing(number), handling)
+        elapsed = monotonic() - transmitter.send_time - started
         self._running = False
         watch.running.discard(self)
         variables.thread = None
-        self._account(entry, started, 1, number)
+        cells = self._cells.get(number)
+        if cells and entry.trust == TRUST_MOST and not self.stuck and 0.0 <= elapsed <= QUICK:
+            cells[NEAR[floor(elapsed * NEAR_PER_SECOND)]] += 1  # as nearly always
+            self.busy_time += elapsed
+            self.handled += 1
+        else:
+            self._note_run(entry, elapsed, 1, number)
         return []
 
     def run_inline(self, application: Application, batch: Batch) -> Batch:
@@ -289,7 +297,7 @@ class HandlerRunner:
         watch, variables, conn = self._watch, application.variables, application.find_conn()
         make_context = application.make_context
         variables.thread = get_ident()
-        started = monotonic() - send_queue.transmitter.send_time
+        started = monotonic() - self._transmitter.send_time
         try:
             for number, message in messages:
                 if number != group:
@@ -337,14 +345,23 @@ class HandlerRunner:
     def _account(
         self, entry: Registration | None, started: float, count: int, number: object
     ) -> float:
-        """Learn from a group that was run; return the time now.
+        """Note a group that was run; return the time now.
 
         Time spent sending does not count, as other threads may have taken the interpreter lock
-        then. In the histogram each message of the group counts with the mean of all, except one
-        that blocks: the watch knows its start to a few milliseconds.
+        then.
         """
-        now = monotonic() - self._send_queue.transmitter.send_time
-        elapsed = now - started
+        now = monotonic() - self._transmitter.send_time
+        self._note_run(entry, now - started, count, number)
+        return now
+
+    def _note_run(
+        self, entry: Registration | None, elapsed: float, count: int, number: object
+    ) -> None:
+        """Count messages that were handled, and learn from how long that took.
+
+        In the histogram each message of a group counts with the mean of all, except one that
+        blocks: the watch knows its start to a few milliseconds.
+        """
         self.busy_time += elapsed
         stuck, self.stuck = self.stuck, False
         if entry is not None:
@@ -353,7 +370,7 @@ class HandlerRunner:
                 try:
                     self._cells[entry.number][NEAR[floor(mean * NEAR_PER_SECOND)]] += count
                     self.handled += count
-                    return now
+                    return
                 except KeyError:
                     pass  # the first of its number here
             blocked = monotonic() - self._seen_since if stuck else None
@@ -361,7 +378,6 @@ class HandlerRunner:
             learn(entry, mean, stuck, self._watch.lateness)
         if number is not CALL:
             self.handled += count  # last, so that a reader of it finds the rest updated
-        return now
 
     # -- for the watch
 

@@ -188,14 +188,17 @@ class Reader:
         data, self.early = self.early, b""
         return self.take(data)
 
-    def take(self, data: bytes) -> bool:
+    def take(self, data: bytes, now: float = 0.0) -> bool:
         """Decode and dispatch what was received.
+
+        Args:
+            now: the time, monotonic, if it is known.
 
         Returns:
             False if another thread has taken over the reading; the caller must then call
             `Dispatcher.handle`.
         """
-        self.last_received, size = monotonic(), len(data)
+        self.last_received, size = now or monotonic(), len(data)
         self.bytes_in += size
         if self._lifecycle.ended:
             self.discarded += size
@@ -204,7 +207,8 @@ class Reader:
             return True  # only waiting for the end
         batch: Batch = []
         broken: BaseException | None = None
-        application = self._application.find()
+        find = self._application.find  # is found faster when it is not called at once
+        application = find()
         if application is not None:
             try:
                 application.decoder.feed(data, batch)

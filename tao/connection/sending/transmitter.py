@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from tao.connection.sending.backlog import Backlog
 from tao.runtime.wakeup import Notifier
@@ -148,8 +148,8 @@ class Transmitter:
         Returns:
             whether the kernel accepted all of it. If not, ``failure`` may be set.
         """
-        backlog, transport = self.backlog, self.transport
-        assert transport is not None
+        backlog, frames = self.backlog, self.backlog.frames
+        transport: Any = self.transport  # there is one
         backlog.size = size = len(data)
         transport.answers.clear()
         started = monotonic()
@@ -163,8 +163,8 @@ class Transmitter:
         if accepted == size:
             if backlog.tracked:
                 backlog.mark_sent()
-            count = len(backlog.frames)
-            backlog.frames.clear()
+            count = len(frames)
+            frames.clear()
             backlog.size = 0
             backlog.journal = None
             self.last_sent = now = monotonic()

@@ -42,7 +42,7 @@ from tao.runtime.log import logger
 from tao.runtime.threads import gather, spawn
 from tao.runtime.wakeup import Wakeup
 from tao.runtime.watchdog import Watchdog, new_watchdog
-from tao.transport.poller import ENDED, Poller, new_poller
+from tao.transport.poller import ENDED, READABLE, Poller, new_poller
 
 __all__ = ["BlockedStay", "Polled", "ReadingLoop"]
 
@@ -62,8 +62,12 @@ _events_of = itemgetter(1)
 class Polled(Resting, Protocol):
     """What the loop plays a role of: one connection."""
 
-    def turn(self, events: int) -> None:
-        """Do what can be done without waiting, as the descriptor is ready for these events."""
+    def turn(self, events: int, now: float = 0.0) -> None:
+        """Do what can be done without waiting, as the descriptor is ready for these events.
+
+        Args:
+            now: the time, monotonic, if it is known.
+        """
 
     def struck(self, error: BaseException) -> object:
         """End, as this was raised in `turn`."""
@@ -374,21 +378,20 @@ class ReadingLoop:
                 self._kick(now)
             if len(ready) > _ENDS:
                 ready.sort(key=_events_of)  # the bits of an end are the highest, so they come last
-            ends = 0
+            ends, began = 0, now
             long: list[tuple[Resting, float]] = []
-            shared = breaks.shared
             if calls and not self._make_calls(me):
                 return
             for descriptor, events in ready:
                 each = members.get(descriptor)
                 if each is None:
                     continue
-                if events & ENDED:
+                if events != READABLE and events & ENDED:
                     ends += 1
                     if ends > _ENDS:
                         break  # the rest are reported again
                 me.serving = each
-                each.turn(events)
+                each.turn(events, now)
                 if self._leader is not me:
                     return  # what else is ready is for the new leader
                 started, now = now, monotonic()
@@ -396,14 +399,14 @@ class ReadingLoop:
                     self._kick(now)
                 if now - started > LONG:
                     long.append((each, now - started))
-                else:
-                    breaks.shared += now - started
+                    began += now - started
                 if calls and not self._make_calls(me):
                     return
             me.awake, me.serving = False, None
             watch.running.discard(self)
+            breaks.shared += now - began
             if long:
-                breaks.begin(long, contended=breaks.shared > shared)
+                breaks.begin(long, contended=len(ready) > len(long))
 
     def _wait(self, poller: Poller) -> list[tuple[int, int]]:
         """Wait until something is ready; during breaks, for others, and for a while only."""

@@ -2,8 +2,7 @@
 
 There is no thread per connection. The leader of a loop reads, and sends what the kernel did not
 accept at once, whenever the poller says that it can be done without waiting. Workers handle. What
-may take long otherwise (``on_connect`` after a handshake, the last steps, dialling again) runs on
-the helper threads of the loops.
+may take long (``on_connect`` after a handshake, the last steps, dialling) runs on helper threads.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ __all__ = ["SharedRoles"]
 
 # So many times the end of a connection is tried again when that raises, too.
 _TRIES = 3
-# Why reading pauses: a signal handler may have interrupted a thread that sends; and others are to
-# have their share.
+_NOW = int(socket.MSG_DONTWAIT)  # a plain int costs less than a flag
+# Why reading pauses: a signal handler may have interrupted a sender; others are to have a share.
 _SENDING, _BREAK = "sending", "break"
 # Beside the events of the poller: some of the stream may have been received before it is read.
 _BUFFERED = 1 << 30
@@ -163,21 +162,22 @@ class SharedRoles:
 
     # -- the reading role, on the leader
 
-    def turn(self, events: int) -> None:
+    def turn(self, events: int, now: float = 0.0) -> None:
         """Send and receive what is possible without waiting, and dispatch that."""
-        if self._advance is not None:
-            if self._wanted:  # else the thread that began is in there, and the event is outdated
-                self._go_on_opening()
-            return
-        if events & WRITABLE:
-            self._send()
-        if events == WRITABLE or not self._reading:
-            return
-        if self.gate.paused and not (self._registered & READABLE or events & _BUFFERED):
-            return  # else the thread that has the poller wait for this is about to note that
-        reader = self._host.reader
+        if not (events == READABLE == self._registered and self._reading):  # unusual
+            if self._advance is not None:
+                if self._wanted:  # else the thread that began is in there; the event is outdated
+                    self._go_on_opening()
+                return
+            if events & WRITABLE:
+                self._send()
+            if events == WRITABLE or not self._reading:
+                return
+            if self.gate.paused and not (self._registered & READABLE or events & _BUFFERED):
+                return  # else the thread that has the poller wait for this is about to note that
+        reader, receive = self._host.reader, self._receive
         try:
-            data = self._receive(reader.recv_size, socket.MSG_DONTWAIT)
+            data = receive(reader.recv_size, _NOW)
         except BlockingIOError:
             return
         except OSError as error:
@@ -191,7 +191,7 @@ class SharedRoles:
         if not data:
             self._end_of_stream()
             return
-        reader.take(data)
+        reader.take(data, now)
         if self._buffering is not None and self._buffering.end_waits:
             self.call_back(partial(self.turn, READABLE))
 

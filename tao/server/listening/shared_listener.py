@@ -119,7 +119,7 @@ class SharedListener(Listener):
 
     # -- by the leader
 
-    def turn(self, events: int) -> None:
+    def turn(self, events: int, now: float = 0.0) -> None:
         """Accept what has come, for as long as a turn may take."""
         if not self._combiner.interrupted_here:
             self._combiner.run(self._accept)
