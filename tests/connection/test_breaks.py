@@ -8,12 +8,13 @@ from tao.connection.shared_reading.breaks import Breaks
 class Member:
     """A connection that notes whether it has a break, and the turns that took long."""
 
-    def __init__(self) -> None:
-        self.rests = False
+    def __init__(self, sends_more: bool = True) -> None:
+        self.rests, self.sends_more = False, sends_more
         self.long: list[float] = []
 
-    def took(self, seconds: float) -> None:
+    def took(self, seconds: float) -> bool:
         self.long.append(seconds)
+        return self.sends_more
 
     def take_break(self) -> None:
         self.rests = True
@@ -60,6 +61,13 @@ def test_those_that_are_alone_have_no_break() -> None:
     breaks, floods = Breaks(), [Member(), Member()]
     breaks.begin([(each, 0.001) for each in floods], contended=False)
     assert not any(each.rests for each in floods)
+
+
+def test_one_of_which_nothing_waits_has_no_break() -> None:
+    """What it sends next is not delayed: its turn was long for another reason."""
+    breaks, member = Breaks(), Member(sends_more=False)
+    breaks.begin([(member, 0.001)], contended=True)
+    assert not member.rests and not breaks and member.long == [0.001]
 
 
 def test_others_are_remembered_over_a_break() -> None:

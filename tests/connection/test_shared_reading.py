@@ -564,8 +564,8 @@ class Guest:
         self.loop.change(self.sock.fileno(), READABLE, 0)
         self.turns.add(self)
 
-    def took(self, seconds: float) -> None:
-        pass
+    def took(self, seconds: float) -> bool:
+        return False
 
     take_break = end_break = bool
 

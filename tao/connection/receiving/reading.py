@@ -60,9 +60,9 @@ class Reader:
     """
 
     __slots__ = (
-        "_application", "_broken", "_conn", "_dispatcher", "_fitting", "_lifecycle", "_looks",
-        "_recv_most", "_size", "_watching", "bytes_in", "discarded", "early", "last_received",
-        "limits", "messages_in", "on_batch", "recv_size", "take_late",
+        "_application", "_broken", "_conn", "_dispatcher", "_filled_at", "_fitting", "_lifecycle",
+        "_looks", "_recv_most", "_size", "_watching", "bytes_in", "discarded", "early",
+        "last_received", "limits", "messages_in", "on_batch", "recv_size", "take_late",
     )  # fmt: skip
 
     def __init__(self, conn: ReadingHost, settings: Settings) -> None:
@@ -80,6 +80,8 @@ class Reader:
         self.recv_size: int = min(_RECV_LEAST, self._recv_most)
         # How much came last when that was much, and how much is handled within a turn.
         self._size: int = 0
+        # How much had come by the last receive that brought as much as was asked for, or much.
+        self._filled_at: int = -1
         self._fitting: int = self._recv_most
         #: When something last came, monotonic.
         self.last_received: float = monotonic()
@@ -257,6 +259,8 @@ class Reader:
     def _adapt(self, size: int, count: int) -> None:
         """Choose how much to ask for, after so many bytes with so many messages arrived."""
         self._size = size
+        if size == self.recv_size or size >= _MUCH:
+            self._filled_at = self.bytes_in
         if size == self.recv_size or count > _BATCH_MOST:
             enough = max(_RECV_LEAST, size * _BATCH_MOST // (count or 1))
             self.recv_size = min(4 * size, enough, self._fitting)
@@ -265,13 +269,18 @@ class Reader:
         elif 4 * size < self.recv_size > _RECV_LEAST:
             self.recv_size //= 2
 
-    def took(self, seconds: float) -> None:
-        """Ask for less if it took long to handle what came last, as others have to wait."""
+    def took(self, seconds: float) -> bool:
+        """Ask for less if it took long to handle what came last, as others have to wait.
+
+        Returns:
+            whether that was so much that probably more waits to be received.
+        """
         if seconds > _TURN_MOST:
             self._fitting = max(
                 min(_RECV_LEAST, self._recv_most), int(self._size * _TURN_MOST / seconds)
             )
             self.recv_size = min(self.recv_size, self._fitting)
+        return self._filled_at == self.bytes_in
 
     def _break(self) -> None:
         """Report what the decoder raised, once the messages before it are dispatched."""

@@ -1,9 +1,10 @@
 """Breaks: after a turn that took long, a connection lets the others have their share.
 
-Only turns that take long matter: a peer that sends without a pause fills them, whatever the others
-do. Such a connection is not read again before the others have had nine times as long. Time that is
-spent waiting for them counts as theirs, as they may be about to answer; but if nothing at all comes
-for a millisecond, there is nobody to wait for. Where none but such peers send, there are no breaks.
+It concerns peers that have sent more than one turn takes: a peer that sends without a pause fills
+its turns, whatever the others do. It is not read again before the others have had nine times as
+long. Time that is spent waiting for them counts as theirs, as they may be about to answer; but if
+nothing at all comes for a millisecond, there is nobody to wait for. Where none but such peers send,
+there are no breaks.
 
 No I/O, no threads, no clock. The leader of a loop owns it.
 """
@@ -27,8 +28,8 @@ _SHARE, _COUNTED = 9, 2e-3
 class Resting(Protocol):
     """A connection that can have a break."""
 
-    def took(self, seconds: float) -> None:
-        """Note that a turn has taken long."""
+    def took(self, seconds: float) -> bool:
+        """Note that a turn has taken long; return whether more waits to be received."""
 
     def take_break(self) -> None:
         """Receive nothing until `end_break` is called."""
@@ -61,8 +62,7 @@ class Breaks:
         """
         self._contended = self._contended or contended
         for each, seconds in long:
-            each.took(seconds)
-            if self._contended:
+            if each.took(seconds) and self._contended:
                 self._until[each] = self.shared + _SHARE * min(seconds, _COUNTED)
                 each.take_break()
 

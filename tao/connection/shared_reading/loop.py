@@ -16,8 +16,8 @@ Guarantees:
   2000).
 - If many connections end at once, the others are served meanwhile, and new ones.
 - A turn of one connection is bounded: one receive, of no more than what is handled in about 2 ms,
-  see ``reading.py``. A connection whose turn took long is not read again before the others have had
-  their share, see ``breaks.py``.
+  see ``reading.py``. A connection whose turn took long, and of which more waits, is not read again
+  before the others have had their share, see ``breaks.py``.
 - Whatever is raised in these threads, there is a leader until the loop is stopped.
 
 The watch inspects the leader only after a watchdog, which the leader kicks between turns, reports

@@ -202,16 +202,16 @@ class SharedRoles:
         self.gate.resume(_SENDING)
         self.call_back(partial(self.turn, READABLE))
 
-    def took(self, seconds: float) -> None:
-        """See `Polled.took`."""
-        self._host.reader.took(seconds)
+    def took(self, seconds: float) -> bool:
+        """See `Resting.took`."""
+        return self._host.reader.took(seconds)
 
     def take_break(self) -> None:
-        """See `Polled.take_break`."""
+        """See `Resting.take_break`."""
         self.gate.pause(_BREAK)
 
     def end_break(self) -> None:
-        """See `Polled.end_break`."""
+        """See `Resting.end_break`."""
         self.gate.resume(_BREAK)
 
     def _end_of_stream(self) -> None:

@@ -124,14 +124,15 @@ class SharedListener(Listener):
         if not self._combiner.interrupted_here:
             self._combiner.run(self._accept)
 
-    def took(self, seconds: float) -> None:
-        """See `Polled.took`: its turns are short by themselves."""
+    def took(self, seconds: float) -> bool:
+        """See `Resting.took`: its turns are short by themselves."""
+        return False
 
     def take_break(self) -> None:
-        """See `Polled.take_break`: there is none, so that connections are always accepted."""
+        """See `Resting.take_break`: there is none, so that connections are always accepted."""
 
     def end_break(self) -> None:
-        """See `Polled.end_break`."""
+        """See `Resting.end_break`."""
 
     def _accept(self) -> None:
         end = time.monotonic() + _TURN
