@@ -22,6 +22,7 @@ from tao.server.server import server_core_of
 from tao.server.sessions import resumption
 from tao.session.frames import Hello
 from tao.session.session import Session
+from tao.testing import Clock
 from tao.testing.fault_proxy import Faults
 from tao.transport.poller import READABLE
 from tao.transport.stream import Transport
@@ -734,18 +735,18 @@ def test_on_resume_does_not_wait_for_a_reply(
 
 
 @READERS
-def test_a_silent_client_with_a_session_is_no_stranger(
-    open_both: Callable[..., Both], readers: str
-) -> None:
+def test_a_silent_client_with_a_session_is_no_stranger(readers: str) -> None:
     """What it was to get is reported as unsent when its session ends, though it never sent."""
     errors = Seen()
-    options = {
-        "sessions": tao.Sessions(linger=0.1),
-        "on_error": lambda conn, error: errors.add(str(error)),
-    }
-    both = open_both(readers=readers, server=options)
-    both.proxy.to_client.swallow = True
-    write_all(both.conn, 5)
-    both.proxy.refuse()
-    both.lose()
-    assert "5 messages" in errors.wait()[0]
+    options = {"on_error": lambda conn, error: errors.add(str(error))}
+    with Clock() as clock:
+        both = Both(readers=readers, server=options).start()
+        try:
+            both.proxy.refuse()
+            both.lose()
+            wait_until(lambda: not both.conn.session.connected)  # type: ignore[union-attr]
+            write_all(both.conn, 5)
+            clock.advance(86_400)
+            assert "5 messages" in errors.wait()[0]
+        finally:
+            both.close()
