@@ -140,18 +140,23 @@ class BackOff:
 
     def end_wait(self) -> None:
         """Have the attempts go on, if a timer was to do that. Any thread may call it."""
+        assert self._resume is not None
         try:
             self.waits.pop()
+            self._resume()
         except IndexError:
-            return
-        assert self._resume is not None
-        self._resume()
+            pass  # that is done
+        except BaseException:
+            self._resume()  # maybe again, which does no harm
+            raise
 
     def hurry(self) -> None:
         """End the wait, as the client is closed. Any thread may call it."""
         self._hurry.set()
         if self.waits:
             self.end_wait()
+        elif self.paused and self._resume is not None:
+            self._resume()  # again, as an exception may have interrupted the first call
 
     def after_fork(self) -> None:
         """In a child process: there are no waits."""

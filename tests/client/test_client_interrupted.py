@@ -12,6 +12,7 @@ import pytest
 
 from tao.client.client import ClientConn, connect
 from tao.client.start_claim import StartClaim
+from tao.connection.shared_reading.readers import client_readers
 from tao.connection.teardown import Teardown
 from tao.errors import ConnectionClosed
 from tao.server.server import Server
@@ -253,3 +254,12 @@ def test_a_finalizer_that_finds_a_forgotten_client(server: Server) -> None:
         forgotten.clear()
         assert core.wait_closed(PATIENCE), moment
     wait_until(lambda: threading.active_count() < 50)
+
+
+def test_an_exception_while_it_gets_shared_readers() -> None:
+    """At many bytecodes with which a client is made: its readers are given back."""
+    for moment in opcodes("tao.connection.shared_reading.readers", step=3):
+        with moment.raising():
+            ClientConn(("127.0.0.1", 1), registry=Registry(), readers="shared")
+        gc.collect()
+        assert not any(each.users for each in client_readers._current.values()), moment

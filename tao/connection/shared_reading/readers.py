@@ -121,17 +121,24 @@ class ClientReaders:
         """
         if not threads:
             return None, bool
-        user = object()
-        readers = self.acquire(user, threads, wheel)
-        give_back = weakref.finalize(owner, self.release, user, readers)
+        user, used = object(), list[SharedReaders]()
+        # First, so that they are given back if an exception interrupts the next step.
+        give_back = weakref.finalize(owner, self._give_back, user, used)
         give_back.atexit = False
-        return readers, give_back
+        return self._acquire(user, used, threads, wheel), give_back
 
-    def acquire(self, user: Hashable, threads: int, wheel: TimingWheel) -> SharedReaders:
-        """Return readers that exist at least until `release` is called for this user."""
+    def _give_back(self, user: Hashable, used: list[SharedReaders]) -> None:
+        for readers in used:
+            self.release(user, readers)
+
+    def _acquire(
+        self, user: Hashable, used: list[SharedReaders], threads: int, wheel: TimingWheel
+    ) -> SharedReaders:
+        """Return readers that exist at least until they are given back."""
         while True:
             new = SharedReaders(threads, wheel, None, kind="client")
             readers = self._current.setdefault(_CURRENT, new)
+            used.append(readers)
             readers.users[user] = None
             if self._current.get(_CURRENT) is readers:
                 return readers

@@ -299,8 +299,7 @@ class SharedRoles:
         """See `Writer.start`; ``on_connect`` may write before anything is read.
 
         Raises:
-            OSError: nothing can be waited for, so the peer can be sent no more than the kernel
-                takes.
+            OSError: nothing can be waited for, so that no more is sent than the kernel takes.
         """
         if self._descriptor < 0:
             try:
@@ -370,7 +369,8 @@ class SharedRoles:
         try:
             pool.submit(self._perform, run, pool)
         except BaseException:
-            self.threads.remove(run)
+            if run in self.threads:  # else it has run nevertheless
+                self.threads.remove(run)
             raise
 
     def _perform(self, run: Run, pool: WorkerPool) -> None:
