@@ -40,6 +40,7 @@ server = tao.Server(registry=tao.Registry(), drain_timeout=5, idle_timeout=None)
 @server.handler(Ask)
 def answer(ctx, conn):
     if ctx.message.text == "hang":
+        conn.write(Ask("0"))
         ctypes.PyDLL(None).sleep(1000)  # holds the interpreter lock
     elif ctx.message.text == "crash":
         os._exit(3)

@@ -163,7 +163,7 @@ def test_a_worker_that_hangs_at_the_end(tmp_path: Path) -> None:
     """It is killed too, and the status tells that not all could finish."""
     with Fleet(tmp_path, 2, "--worker-timeout", 1.5) as fleet:
         hung, _ = fleet.workers(2)
-        fleet.connect_to(hung).sendall(frame(1, b"hang"))
+        ask(fleet.connect_to(hung), "hang")
         fleet.send(signal.SIGTERM)
         assert fleet.status() == 1
         assert fleet.lines(rf"\(process {hung}\) has not answered for .*: killing it")
@@ -173,7 +173,7 @@ def test_a_second_interrupt(tmp_path: Path) -> None:
     """It ends all workers at once, whatever they are doing."""
     with Fleet(tmp_path, 1) as fleet:
         (worker,) = fleet.workers(1)
-        fleet.connect().sendall(frame(1, b"hang"))
+        ask(fleet.connect(), "hang")
         fleet.send(signal.SIGINT)
         fleet.prints("tao: stopping")
         fleet.send(signal.SIGINT)

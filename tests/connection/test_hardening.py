@@ -251,13 +251,14 @@ def test_a_hanging_callback_is_logged(
     """Meanwhile its connection is not read, or does not end."""
     blocker = Blocker("pool")
     options: dict[str, Any] = {what: lambda conn: blocker.wait()}
-    server, address = make_server(handler_warn_after=0.02, **options)
+    # So long that the thread gets to the callback before.
+    server, address = make_server(handler_warn_after=0.5, **options)
     with socket.create_connection(address, PATIENCE):
         wait_until(lambda: server.snapshot().connections_total or blocker.entered.items)
     blocker.entered.wait()
     wait_until(lambda: told(log_lines))
     (line,) = told(log_lines)
-    assert line.startswith(f"{what} has been running for 0.0 s on connection 1 from 127.0.0.1:")
+    assert line.startswith(f"{what} has been running for 0.5 s on connection 1 from 127.0.0.1:")
     assert "in wait\n" in line and "in _call\n" not in line and "contextlib" not in line
     blocker.leave.release()
     wait_until(lambda: not server_core_of(server).acceptor.connections)
