@@ -272,6 +272,7 @@ def test_a_close_while_a_handler_keeps_a_struck_client_from_reconnecting(
 
     one.client.start().run_after(0.0, block)
     assert entered.wait(PATIENCE)
+    wait_until(lambda: one.server.connections)
     strikes.to_come.append(MemoryError)
     one.server.broadcast(Text("x"))
     wait_until(lambda: not (strikes.to_come or one.client.connected))
@@ -285,6 +286,7 @@ def test_a_server_connection_ends_with_the_reason(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(HandlerRunner, "run_alone", _raise)
     with Life() as one:
         one.client.start()
+        wait_until(lambda: one.server.connections)
         (conn,) = one.server.connections
         one.client.write(Text("x"))
         assert conn.wait_closed(PATIENCE) and "raised by a test" in (conn.close_reason or "")
