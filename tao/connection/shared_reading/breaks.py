@@ -75,7 +75,7 @@ class Breaks:
         """
         self.shared += seconds
         self._contended = self._contended and not quiet
-        for each, until in list(self._until.items()):
+        for each, until in dict(self._until).items():
             if quiet or until <= self.shared:
                 each.end_break()
                 self._until.pop(each, None)
