@@ -412,6 +412,7 @@ def test_lost_sessions_do_not_count_as_connections(open_both: Callable[..., Both
     wait_until(lambda: len(both.server.connections) == 3)
     for each in others:
         each.close()
+    wait_until(lambda: not len(server_core_of(both.server).acceptor.admission))  # there is room
     with tao.connect(both.address, registry=Registry(), session=True, reconnect=True) as other:
         core_of(other).transport.outlives("the test says so")
         wait_until(lambda: other.session.resumes or sessions.lingering == 1)  # type: ignore[union-attr]
