@@ -34,7 +34,7 @@ class Fates:
     def __init__(self, readers: str) -> None:
         self.both = Both(
             readers=readers,
-            server={"sessions": tao.Sessions(retain_bytes=1600)},
+            server={"sessions": tao.Sessions(retain_bytes=1600), "drain_timeout": 2.0},
             client={"drain_timeout": 0.5},
         )
         self.both.start()
