@@ -241,7 +241,8 @@ def test_a_long_stop(
 def test_flushed_data(server: RedisServer, nodes: list[Node]) -> None:
     """Every node is told of a gap of unknown size, and the next publications arrive."""
     nodes[0].say("before", confirm=PATIENCE)
-    nodes[1].hears("before")
+    for node in nodes:
+        node.hears("before")
     server.client.flushall()
     nodes[2].say("after", confirm=PATIENCE)
     for node in nodes:
