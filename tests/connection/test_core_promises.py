@@ -342,6 +342,32 @@ def test_finalizers_may_write_anywhere(make_server: MakeServer, dispatch: str) -
         gc.set_threshold(*before)
 
 
+def test_a_stop_that_interrupts_a_stop_meets_its_timeout(make_server: MakeServer) -> None:
+    """It returns although a handler does not, and the first one ends as well."""
+    leave, entered = threading.Event(), threading.Event()
+    registry, interrupted = Registry(), Seen()
+    registry.handler(Text)(lambda ctx, conn: entered.set() or leave.wait(PATIENCE))
+    server, address = make_server(registry=registry, drain_timeout=PATIENCE)
+    assert isinstance(server, Server)
+
+    def handle(signum: int, frame: object) -> None:
+        interrupted.add((server.stop(0.1).clean, leave.is_set()))
+        leave.set()
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with socket.create_connection(address, PATIENCE) as sock:
+            sock.sendall(text("stay"))
+            assert entered.wait(PATIENCE)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            server.stop(PATIENCE)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        leave.set()
+    assert interrupted.items == [(False, False)]
+
+
 def test_two_stops_in_a_signal_handler(make_server: MakeServer) -> None:
     """A stop that interrupts a stop ends in order, and the first one continues."""
     server, address = make_server(registry=Registry(), drain_timeout=5)

@@ -63,12 +63,13 @@ def pairwise() -> Iterator[tuple[str, ...]]:
 def cutting(seed: str) -> Callable[[int], tuple[Faults, Faults]]:
     """Return a plan that ends each connection somewhere, many while they begin.
 
-    Some pass more than 16 KB, as nothing of a TLS record arrives unless all of it does.
+    Some pass more than 16 KB, as nothing of a TLS record arrives unless all of it does. None passes
+    more than a fifth of what 10 000 messages take, so there are at least four resumes.
     """
     chance = random.Random(seed)
 
     def ending(index: int) -> Faults:
-        most = 300 if index > 1 and chance.random() < 0.3 else 40_000
+        most = 300 if index > 1 and chance.random() < 0.3 else 32_000
         kind = chance.choice(["cut_after", "reset_after"])
         return Faults(**{kind: chance.randint(200 if index == 1 else 1, most)})
 
@@ -154,7 +155,7 @@ def test_all_is_handled_once_and_in_order(mix: tuple[str, ...]) -> None:
         settle(both)
         check_handled(both.at_server, both.client, queue)
         check_handled(both.at_client, both.server, queue)
-        assert both.client.session.resumes > (0 if queue.startswith("drop") else 2)  # type: ignore[union-attr]
+        assert both.client.session.resumes > (0 if queue.startswith("drop") else 3)  # type: ignore[union-attr]
         assert queue == "WouldBlock" or not refused
         assert both.events.items.count("connect") == both.client_events.items.count("connect") == 1
     finally:
