@@ -1,4 +1,4 @@
-"""Check callbacks of every kind, and flags, where they are given.
+"""Check callbacks of every kind, flags and counts, where they are given.
 
 The check must know which arguments a callable really accepts. ``inspect.signature`` does not tell:
 it reports the signature that a decorator advertises by ``__wrapped__`` (set by ``functools.wraps``)
@@ -20,6 +20,7 @@ from tao.safe_text import safe_repr, safe_str
 
 __all__ = [
     "check_callable",
+    "check_count",
     "check_quickly",
     "checked_flag",
     "name_of",
@@ -201,3 +202,11 @@ def renamed(old: str, new: str) -> Any:
         return getattr(self, new)
 
     return property(value, doc=f"The old spelling of ``{new}``.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Check the number of things that an option or an argument gives."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tao.callables import renamed
+from tao.callables import check_count, renamed
 from tao.session.frames import ID_SIZE, SECRET_SIZE
 from tao.session.moved import SessionState, session_from
 from tao.session.outgoing import RETAIN, RETAIN_BYTES
@@ -66,12 +66,12 @@ class Sessions:
             raise TypeError(f"linger must be a number, not {linger!r}")
         if not 0 < linger <= sys.float_info.max:
             raise ValueError(f"linger must be positive and finite, not {linger!r}")
-        _check_count("maximum", maximum)
-        _check_count("retain", retain)
-        _check_count("retain_bytes", retain_bytes)
-        _check_count("total_bytes", total_bytes)
+        check_count("maximum", maximum)
+        check_count("retain", retain)
+        check_count("retain_bytes", retain_bytes)
+        check_count("total_bytes", total_bytes)
         if per_host is not None:
-            _check_count("per_host", per_host)
+            check_count("per_host", per_host)
         for name, value in (("save", save), ("load", load)):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable, not {value!r}")
@@ -197,10 +197,3 @@ class Sessions:
 
     def __repr__(self) -> str:
         return f"<Sessions: {len(self._all)}, of which {len(self._lingering)} linger>"
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")

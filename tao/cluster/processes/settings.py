@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Final
 
-from tao.connection.options.fields import check_count, check_number
+from tao.callables import check_count
+from tao.connection.options.fields import check_number
 
 __all__ = ["SUPERVISED", "SupervisorSettings", "WorkerOrder"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import Field, field, fields
 from typing import Any, TypeVar, get_args
 
-from tao.callables import check_callable, takes_arguments
+from tao.callables import check_callable, check_count, takes_arguments
 from tao.connection.options.cluster_url import parse_cluster_url
 from tao.runtime.context import Context
 from tao.runtime.deadline import is_finite
@@ -26,7 +26,6 @@ __all__ = [
     "callback",
     "check_cluster",
     "check_cluster_key",
-    "check_count",
     "check_cpus",
     "check_each",
     "check_login",
@@ -157,14 +156,6 @@ def _metadata(
 
 
 # -- checks
-
-
-def check_count(name: str, value: object) -> None:
-    """Check a number of things."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def check_number(name: str, value: object) -> None:
