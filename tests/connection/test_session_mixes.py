@@ -64,7 +64,8 @@ def cutting(seed: str) -> Callable[[int], tuple[Faults, Faults]]:
     """Return a plan that ends each connection somewhere, many while they begin.
 
     Some pass more than 16 KB, as nothing of a TLS record arrives unless all of it does. None passes
-    more than a fifth of what 10 000 messages take, so there are at least four resumes.
+    more than a fifth of what 10 000 messages take, so there are at least four resumes until all
+    of them are handled.
     """
     chance = random.Random(seed)
 
@@ -108,7 +109,11 @@ def write_in_bursts(conn: Any) -> int:
 
 
 def exchange(both: Both, write: Callable[[Any], int]) -> int:
-    """Write from both ends while connections are cut; return how many writes were refused."""
+    """Write from both ends, and cut connections until all is handled.
+
+    Returns:
+        How many writes were refused at first.
+    """
     both.client.start(keep_trying=True)
     wait_until(lambda: both.server.connections)
     refused = Seen()
@@ -116,7 +121,14 @@ def exchange(both: Both, write: Callable[[Any], int]) -> int:
     writer.start()
     refused.add(write(both.client))
     writer.join()
+    wait_handled(both.at_server, both.client)
+    wait_handled(both.at_client, both.server)
     return sum(refused.wait(2))
+
+
+def wait_handled(seen: Seen, sender: Any) -> list[int]:
+    """Wait until what was not dropped is handled."""
+    return seen.wait(COUNT - sender.snapshot().dropped, 10 * PATIENCE)
 
 
 def settle(both: Both) -> None:
@@ -130,8 +142,7 @@ def settle(both: Both) -> None:
 
 def check_handled(seen: Seen, sender: Any, queue: str) -> None:
     """Check that what was written was handled once, in order, except for what was dropped."""
-    dropped = sender.snapshot().dropped
-    handled = seen.wait(COUNT - dropped, 10 * PATIENCE)
+    dropped, handled = sender.snapshot().dropped, wait_handled(seen, sender)
     if queue.startswith("drop"):
         assert all(one < other for one, other in itertools.pairwise(handled))
         kept = 0 if queue == "drop_newest" else COUNT - 1
