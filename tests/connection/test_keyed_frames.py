@@ -99,7 +99,7 @@ def test_many_threads(line: MakeLine) -> None:
 def test_an_exception_at_any_bytecode(line: MakeLine) -> None:
     """Either frame waits, whole and in its place, and what is counted is right."""
     modules = (
-        "tao.connection.sending.intake",
+        "tao.connection.sending.admission",
         "tao.connection.sending.backlog",
         "tao.connection.sending.send_queue",
     )

@@ -680,7 +680,7 @@ def test_collected_frames_count_too(line: MakeLine) -> None:
     it.box.collect()
     for _ in range(10):
         it.box.write(b"x" * 1000)
-    assert len(it.box._intake.frames) <= 2
+    assert len(it.box._admission.frames) <= 2
     it.box.release()
     assert recv_exactly(it.peer, 10_000) == b"x" * 10_000
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.interrupted
 
 MODULES = (
     "tao.connection.sending.send_queue",
-    "tao.connection.sending.intake",
+    "tao.connection.sending.admission",
     "tao.connection.sending.transmitter",
     "tao.runtime.combining",
 )

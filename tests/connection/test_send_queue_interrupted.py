@@ -26,7 +26,7 @@ pytestmark = pytest.mark.interrupted
 
 MODULES = (
     "tao.connection.sending.send_queue",
-    "tao.connection.sending.intake",
+    "tao.connection.sending.admission",
     "tao.connection.sending.send_limits",
     "tao.connection.sending.transmitter",
     "tao.connection.sending.writer",

@@ -53,7 +53,7 @@ OF_CLIENT: dict[str, tuple[str, Call]] = {
         "connection.requests",
         lambda peers: peers.client.request_async(Number(1)).cancel(),
     ),
-    "submit": ("connection.intake", lambda peers: peers.client.submit(Number(1)).withdraw()),
+    "submit": ("connection.admission", lambda peers: peers.client.submit(Number(1)).withdraw()),
 }
 OF_SERVER: dict[str, tuple[str, Call]] = {
     "join": ("server.group_index", lambda peers: server_end(peers).join("group")),

@@ -1,6 +1,6 @@
 """Sending: from a frame that is written to the kernel.
 
-``send_queue.py`` joins the parts: ``intake.py`` and ``send_limits.py`` let frames into
+``send_queue.py`` joins the parts: ``admission.py`` and ``send_limits.py`` let frames into
 ``backlog.py``, ``transmitter.py`` and ``writer.py`` empty it; ``waiting_writes.py`` waits for room,
 ``keyed_frames.py`` replaces what is outdated, and ``ticket.py`` tracks one submitted message.
 """

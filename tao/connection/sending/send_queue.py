@@ -16,13 +16,13 @@ Guarantees:
   is queued or sent as a whole, or not at all, or the connection is aborted with that as its reason.
 
 Mechanism: flat combining, see ``runtime/combining.py``. What a thread wants is noted in one step: a
-frame in the intake, the seal, a failure or the end of a preface in ``_notes``. Then the thread
+frame in `Admission.frames`, the seal, a failure or the end of a preface in ``_notes``. Then it
 tries to get the turn, and `_advance` does whatever is due.
 
 A thread that writes while nothing waits sends at once, without blocking. Only what the kernel does
 not accept is left to the writer thread, which waits for the socket outside of any turn; from then
-on all frames queue up. While a batch of messages is handled, small frames are only collected in
-the intake, so that the replies are sent together.
+on all frames queue up. While a batch of messages is handled, small frames are only collected there,
+so that the replies are sent together.
 
 What an exception interrupted is repaired by the thread that it hit or, if not even that is possible
 because the stack is full, by the next thread that has the turn: the backlog's journal says what was
@@ -34,8 +34,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from tao.connection.sending.admission import Admission
 from tao.connection.sending.backlog import UNCOUNTED, TrackedFrame, move
-from tao.connection.sending.intake import Intake
 from tao.connection.sending.keyed_frames import KeyedFrame
 from tao.connection.sending.send_limits import COLLECTED_FRAME, send_limits
 from tao.connection.sending.transmitter import Transmitter, WriterFactory
@@ -70,7 +70,7 @@ class SendQueue:
     """
 
     __slots__ = (
-        "_backlog", "_collect_most", "_collecting", "_combiner", "_final", "_frames", "_intake",
+        "_admission", "_backlog", "_collect_most", "_collecting", "_combiner", "_final", "_frames",
         "_keep", "_limit", "_notes", "_open", "_room", "transmitter",
     )  # fmt: skip
 
@@ -101,8 +101,8 @@ class SendQueue:
         )
         self._backlog = self.transmitter.backlog
         self._open: bool = False  # whether there is a transport, after its preface, and no seal
-        self._intake = Intake(limits, self.transmitter, keep=keep)
-        self._frames = self._intake.frames
+        self._admission = Admission(limits, self.transmitter, keep=keep)
+        self._frames = self._admission.frames
         # What is to happen, maybe twice, and to which transport; None: the present one. See `note`.
         self._notes: list[tuple[Callable[[], object], Transport | None]] = []
         self._final: str | None = None  # the seal, if it holds for the next transport as well
@@ -128,7 +128,7 @@ class SendQueue:
                 self._frames.append(frame)
                 if not self._collecting or self.transmitter.seal is not None:
                     # It ended meanwhile, and the frame may have been overlooked.
-                    self._intake.check_sealed(frame, self._frames)
+                    self._admission.check_sealed(frame, self._frames)
                     self._combiner.settle()
             except BaseException:
                 self._combiner.settle()  # the end of the stream may have waited for this frame
@@ -140,7 +140,7 @@ class SendQueue:
         combiner = self._combiner
         turn = combiner.turn
         if turn._is_owned():  # by a write that this call has interrupted, and that will continue
-            self._intake.hand_in(frame)
+            self._admission.hand_in(frame)
             combiner.due = True
             return
         try:
@@ -151,14 +151,14 @@ class SendQueue:
                     backlog.frames.append(frame)
                     if not self.transmitter.send_all(frame):
                         self._send_rest()
-                        self._intake.check_broken(frame)
+                        self._admission.check_broken(frame)
                 else:
-                    self._intake.write(frame)
+                    self._admission.write(frame)
                 turn.release()
                 if not (combiner.due or self._frames or self._notes):
                     return
             else:
-                self._intake.hand_in(frame)
+                self._admission.hand_in(frame)
             combiner.settle()
         except BaseException:
             try:
@@ -178,7 +178,7 @@ class SendQueue:
         if timeout or self._combiner.interrupted_here:
             self.write(frame, timeout)
         else:
-            self._combiner.run(self._intake.write, frame)
+            self._combiner.run(self._admission.write, frame)
 
     def reply(self, frame: bytes, timeout: float) -> None:
         """Write for a handler: wait for room, but only as long as there is a transport.
@@ -205,14 +205,14 @@ class SendQueue:
         return self._combiner.attempt(self._withdraw, frame)
 
     def _withdraw(self, frame: TrackedFrame) -> bool:
-        withdrawn = self._intake.withdraw(frame)
+        withdrawn = self._admission.withdraw(frame)
         self._room.notify_all()
         return withdrawn
 
     @property
     def waiting(self) -> int:
         """How many frames wait."""
-        return self._intake.waiting
+        return self._admission.waiting
 
     @property
     def bytes_waiting(self) -> int:
@@ -225,7 +225,7 @@ class SendQueue:
 
         Always false if a full queue drops frames or closes the connection.
         """
-        return bool(self._backlog.size or self._frames) and self._intake.crowded
+        return bool(self._backlog.size or self._frames) and self._admission.crowded
 
     @property
     def interrupted_here(self) -> bool:
@@ -256,7 +256,7 @@ class SendQueue:
 
     def when_crowded(self, function: Callable[[], object]) -> None:
         """Have any thread call a function when the queue is `crowded`. It may only note that."""
-        self._intake.on_crowded = function
+        self._admission.on_crowded = function
 
     @property
     def error(self) -> OSError | None:
@@ -296,7 +296,7 @@ class SendQueue:
     @property
     def dropped(self) -> int:
         """How many frames the policy has dropped."""
-        return self._intake.dropped
+        return self._admission.dropped
 
     # -- for the thread that handles a batch
 
@@ -335,7 +335,7 @@ class SendQueue:
         self._combiner.run(self._attach, transport, in_preface, withheld)
 
     def _attach(self, transport: Transport, in_preface: Callable[[], bool], withheld: bool) -> None:
-        self._intake.in_preface = in_preface
+        self._admission.in_preface = in_preface
         self.transmitter.attach(transport, withheld=withheld)
 
     def open(self, transport: Transport | None = None) -> None:
@@ -419,7 +419,7 @@ class SendQueue:
         self._collecting, self._open = 0, False
         self.transmitter.seal = self._final = self.transmitter.seal or reason
         self._notes.clear()
-        self._intake.clear()
+        self._admission.clear()
         self.transmitter.let_go()
         self._backlog.clear()
 
@@ -435,9 +435,9 @@ class SendQueue:
             if not sent:
                 self._send_rest()
             self._room.notify_all()  # for threads that found all these frames waiting
-            if sent and not (self._notes or self._intake.noted or transmitter.busy):
+            if sent and not (self._notes or self._admission.noted or transmitter.busy):
                 return  # as nearly always
-        self._intake.take_in()
+        self._admission.take_in()
         while self._notes:
             act, transport = self._notes[0]
             if transport is None or transport is transmitter.transport:
@@ -457,20 +457,20 @@ class SendQueue:
         if sealed:
             self._collecting, self._open = 0, False  # a preface may have ended at the same time
             self._room.notify_all()
-        if not self._intake.noted:  # else their threads have this done again
+        if not self._admission.noted:  # else their threads have this done again
             self.transmitter.send_end(final=sealed)
 
     def _end_preface(self) -> None:
         """Let all frames be sent from now on. Needs the turn."""
         transmitter = self.transmitter
-        self._intake.in_preface = None
+        self._admission.in_preface = None
         transmitter.preface_only = False
         self._open = transmitter.transport is not None and transmitter.seal is None
 
     def _send_rest(self) -> None:
         """Go on after `Transmitter.send_all` did not send everything. Needs the turn."""
         self.transmitter.send_rest()
-        self._intake.check_crowded()
+        self._admission.check_crowded()
 
     def _stopped(self, error: OSError | None) -> None:
         """Note that nothing can be sent for now or, with an error, on this transport."""
@@ -487,14 +487,14 @@ class SendQueue:
     def _let_go(self) -> None:
         self._collecting, self._open = 0, False
         self.transmitter.let_go()
-        self._intake.in_preface = None
-        self._intake.take_in()
+        self._admission.in_preface = None
+        self._admission.take_in()
         self._room.notify_all()
 
     def _write_patiently(
         self, frame: bytes, deadline: Deadline, hopeful: Callable[[], bool] = lambda: True
     ) -> None:
         """Write as soon as there is room; at the deadline, or without hope, as `write` does."""
-        write = partial(self._intake.write, frame, True)
+        write = partial(self._admission.write, frame, True)
         if not written_in_time(write, self._combiner, self._room, deadline, hopeful):
             self.write(frame)

@@ -1,6 +1,6 @@
 """The way of a frame into the backlog: noted by any thread, then admitted, refused or dropped.
 
-Any thread may call `Intake.hand_in` and `Intake.check_sealed`; the other methods that change
+Any thread may call `Admission.hand_in` and `Admission.check_sealed`; the other methods that change
 something need the turn of the send queue.
 """
 
@@ -14,10 +14,10 @@ from tao.connection.sending.send_limits import SendLimits
 from tao.connection.sending.transmitter import Transmitter
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
 
-__all__ = ["Intake"]
+__all__ = ["Admission"]
 
 
-class Intake:
+class Admission:
     """Lets frames into the backlog of a transmitter, or refuses or drops them.
 
     Args:
