@@ -37,7 +37,7 @@ import pytest
 
 from tests.support import wait_until
 
-__all__ = ["Interruption", "Moment", "interrupting", "opcodes", "raise_in"]
+__all__ = ["Interruption", "Moment", "interrupting", "opcodes", "raise_in", "skip_if_traced"]
 
 Step = Callable[[CodeType, int], bool]
 
@@ -234,14 +234,18 @@ def _codes_of(modules: tuple[str, ...]) -> list[CodeType]:
     return codes
 
 
-def raise_in(thread: threading.Thread | None, error: type[BaseException]) -> None:
-    """Raise an exception in a thread asynchronously, as libraries for timeouts do.
+def skip_if_traced() -> None:
+    """Skip a test that raises exceptions asynchronously if coverage is measured.
 
-    It skips the test if coverage is measured: the exception could end coverage's own code in that
-    thread while it holds a lock that all threads need.
+    They could end coverage's own code while it holds a lock that all threads need.
     """
     if sys.gettrace() is not None:
         pytest.skip("no asynchronous exceptions while coverage is measured")
+
+
+def raise_in(thread: threading.Thread | None, error: type[BaseException]) -> None:
+    """Raise an exception in a thread asynchronously, as libraries for timeouts do."""
+    skip_if_traced()
     if thread is not None and thread.ident is not None:
         number, kind = ctypes.c_ulong(thread.ident), ctypes.py_object(error)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(number, kind)

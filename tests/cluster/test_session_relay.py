@@ -11,7 +11,7 @@ import pytest
 from tao.cluster.sessions import relay as session_relay
 from tao.cluster.sessions.relay import SessionRelay
 from tao.errors import ConnectionClosed
-from tests.injection import Interruption, opcodes, raise_in
+from tests.injection import Interruption, opcodes, raise_in, skip_if_traced
 from tests.support import PATIENCE, ends, recv_exactly, together
 from tests.tls_pairs import tls_pair
 
@@ -115,6 +115,7 @@ def test_a_client_that_stays(relayed: Relayed, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_thread_is_interrupted(relay: SessionRelay, relayed: Relayed) -> None:
     """A connection that was being copied arrives whole or ends; others and new ones go on."""
+    skip_if_traced()
     for _ in range(12):  # a series of twenty would end it
         struck = Relayed(relay)
         raise_in(relay._thread, Interruption)

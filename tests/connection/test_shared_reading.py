@@ -608,7 +608,13 @@ def test_what_came_with_a_handshake_is_read_in_spite_of_a_break(make_server: Mak
         core.roles.take_break()  # as after a handshake that took long
 
     server, address = make_server(readers="shared", tls=SERVER, on_connect=rest)
-    server.handler(Text)(lambda ctx, conn: handled.add(ctx.message.text))
+
+    @server.handler(Text, dispatch="inline")
+    def note(ctx: Any, conn: ServerConn) -> None:
+        core: Any = core_of(conn)
+        core.roles.end_break()
+        handled.add(ctx.message.text)
+
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = CLIENT.wrap_bio(incoming, outgoing, server_hostname="localhost")
     with socket.create_connection(address, PATIENCE) as sock:
