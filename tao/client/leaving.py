@@ -9,7 +9,7 @@ connects again at once. What is written meanwhile waits for the next connection.
 from __future__ import annotations
 
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from tao.connection.lifecycle import Lifecycle
 from tao.connection.options.definitions import Settings
@@ -27,6 +27,7 @@ _AGAIN: Final = 0.02
 class LeavingHost(Protocol):
     """What this asks of a client's core."""
 
+    error_reports: Any
     exchange: Exchange
     lifecycle: Lifecycle
     send_queue: SendQueue
@@ -47,8 +48,9 @@ class Leaving:
     def __init__(self, host: LeavingHost) -> None:
         self._host = host
 
-    def begin(self) -> None:
+    def begin(self, why: str) -> None:
         """Leave the present server as soon as nothing is under way. By the reading role."""
+        self._host.error_reports.log().info("{}; connecting again", why)
         transport = self._host.transport
         if transport is not None:
             self._host.timers.set_clock("leave", 0.0, partial(self._look, transport))

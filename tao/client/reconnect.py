@@ -94,8 +94,7 @@ class ClientCore(ConnectionCore):
             readers=readers,
         )
         self.remote_address = source.address
-        self._where = str(source)  # for display
-        self._made_at = made_at
+        self._where, self._made_at = str(source), made_at  # to be shown
         self._forgotten: bool = False  # the application has dropped it; never reset
         # Under one key, the claim of the thread that starts the client, reads and finishes it; or
         # that only finishes a client that was never started.
@@ -165,8 +164,7 @@ class ClientCore(ConnectionCore):
             self._see_off()
 
     def _raise_if_closed(self) -> None:
-        reason = self.lifecycle.close_reason
-        if reason is not None:
+        if (reason := self.lifecycle.close_reason) is not None:
             raise ConnectionClosed(reason)
 
     def close_and_wait(self, reason: str) -> None:
@@ -322,6 +320,7 @@ class ClientCore(ConnectionCore):
 
     def open_up(self, transport: Transport) -> None:
         super().open_up(transport)
+        self.resuming.opened()
         self.usefulness.note_open()  # one that had to be declared ready has proved itself
         self._up.set()
         if not self.lifecycle.open and self.lifecycle.close_reason is None:  # lost meanwhile
@@ -380,10 +379,9 @@ class ClientCore(ConnectionCore):
         if now.close_reason is not None:
             super().drop(reason, ended=ended)
 
-    def leave_peer(self) -> bool:
+    def leave_peer(self, why: str) -> bool:
         if self._reconnects:
-            self.error_reports.log().info("the server is about to stop; connecting again")
-            self.leaving.begin()
+            self.leaving.begin(why)
         return self._reconnects
 
     def _leave_off(self, reason: str, context: Context, transport: Transport | None) -> None:
@@ -429,8 +427,7 @@ class ClientCore(ConnectionCore):
         """Make a new context for the next transport, unless the current one is unused."""
         if self.lifecycle.close_reason is None and self.context.cancelled:
             self.context = self.new_context()
-        reason = self.lifecycle.close_reason
-        if reason is not None:  # meanwhile
+        if (reason := self.lifecycle.close_reason) is not None:  # meanwhile
             self.context.cancel(reason)
 
     def ask_on_connect(self) -> bool:

@@ -32,6 +32,7 @@ from tao.session.frames import ID_SIZE, Hello
 from tao.session.session import Session
 from tao.transport.error_text import explain
 from tao.transport.stream import Transport
+from tao.wire.capabilities import OFFERS_SESSIONS, SESSIONS
 
 __all__ = ["Resuming", "ResumingHost"]
 
@@ -59,6 +60,16 @@ class ResumingHost(SessionHost, Protocol):
     def note_link(self, up: bool) -> None:
         """Note that there is a link now, or none."""
 
+    def leave_peer(self, why: str) -> bool:
+        """Leave the peer when nothing is under way, and connect again; return whether it does."""
+
+
+def _why_none(opening: Opening) -> str:
+    """Return why there is no session, although the server has refused none."""
+    return (
+        "the question came too late" if opening.came_late else "the server does not know sessions"
+    )
+
 
 class Resuming:
     """The sessions of one client, one after another.
@@ -69,8 +80,8 @@ class Resuming:
     """
 
     __slots__ = (
-        "_asked", "_attempt", "_host", "_hurry", "_limit", "_lost_at", "_most", "_progress",
-        "_shared", "_stream", "_waits", "_why", "_wish", "wanted",
+        "_asked", "_attempt", "_came_again", "_host", "_hurry", "_limit", "_lost_at", "_missed",
+        "_most", "_next", "_progress", "_shared", "_stream", "_waits", "_why", "_wish", "wanted",
     )  # fmt: skip
 
     def __init__(self, host: ResumingHost, settings: ClientSettings) -> None:
@@ -86,7 +97,12 @@ class Resuming:
         # Owned by the thread that connects, and that gets the next link.
         self._wish: bytes = b""  # see `Hello`
         self._asked: int = 0  # how many times it was asked for
+        # What has agreed on no session, if one is wanted; and whether the client has come again for
+        # one.
+        self._missed: Opening | None = None
+        self._came_again: bool = False
         self._stream: SessionStream | None = None
+        self._next: Transport | None = None  # what it is to be resumed over
         self._attempt: int = 0  # how many have failed since the session made progress
         self._why: str = ""
         self._lost_at: float = 0.0  # when the link was lost, monotonic
@@ -110,15 +126,41 @@ class Resuming:
         welcome, self._wish = opening.welcome, b""
         if welcome is None or opening.refusal:
             if self.wanted == "required":
-                why = opening.refusal or "the server does not know sessions"
+                why = opening.refusal or _why_none(opening)
                 raise ConnectionClosed(f'session="required": {why}')
             if opening.refusal:
                 raise ConnectionClosed(f"the server gives no session: {opening.refusal}")
             self._host.reader.early = opening.early
+            self._note_missed(opening)
             return transport
+        self._missed, self._came_again = None, False
         session = Session(welcome.session_id, welcome.secret, self._limit, most=self._most)
         session.linger = welcome.linger
         return SessionStream(self._host, session, transport, self, opening.told)
+
+    def _note_missed(self, opening: Opening) -> None:
+        """Look for an answer that comes later than it was waited for."""
+        exchange, self._missed = self._host.exchange, opening
+        exchange.negotiation.question = opening.nonce
+        exchange.on_capabilities = self._learned
+
+    def opened(self) -> None:
+        """Note that a connection is open, with a session or without."""
+        if self._missed is not None and self._missed.told is not None:
+            self._learned(self._missed.told)
+
+    def _learned(self, capabilities: int) -> None:
+        """Come again for a session if the server has some, and only one of both was too slow.
+
+        Once, as it may be too slow each time. Nothing is lost by that, see ``leaving.py``.
+        """
+        if self._missed is None or not capabilities & (SESSIONS | OFFERS_SESSIONS):
+            return
+        self._missed = None
+        if not self._came_again:
+            self._came_again = True
+            why = "the server has sessions, but had not got the question in time"
+            self._host.exchange.negotiation.told_to_leave = self._host.leave_peer(why)
 
     def _converse(self, transport: Transport, hello: Hello, secret: bytes = b"") -> Opening:
         host, nonce = self._host, random.getrandbits(64)
@@ -183,6 +225,9 @@ class Resuming:
         application = self._host.application.find()
         if application is not None and self._host.lifecycle.close_reason is not None:
             application.source.close()
+        transport = self._next
+        if transport is not None:
+            transport.abort()
 
     def _end_wait(self) -> None:
         """Have the attempts go on, if a timer was to do that. Any thread may call it."""
@@ -252,18 +297,30 @@ class Resuming:
         transport: Transport | None = None
         try:
             received = stream.let_go()
-            transport = self._host.dial()
+            self._next = transport = self._host.dial()
+            if stream.ended:  # looked at after the line before, as that is before this is told
+                transport.abort()
             transport.handshake(self._host.settings.handshake_timeout)
             if self._resume(stream, transport, received):
                 return True
-        except (OSError, BadData) as error:
-            self._why = explain(error)
-            if not isinstance(error, ConnectFailed):
-                self._host.error_reports.log().info("attempt to resume: {}", self._why)
+        except Exception as error:
+            self._note_failure(error)
+        finally:
+            self._next = None
+        if stream.connected:
+            return True
         if transport is not None:
             transport.abort()
             transport.close()
         return stream.ended
+
+    def _note_failure(self, error: Exception) -> None:
+        """Note why an attempt has failed. One that nobody expected costs no more than that."""
+        self._why = explain(error)
+        if not isinstance(error, (OSError, BadData)):
+            self._host.report(error, "while resuming the session")
+        elif not isinstance(error, ConnectFailed):
+            self._host.error_reports.log().info("attempt to resume: {}", self._why)
 
     def _resume(self, stream: SessionStream, transport: Transport, received: int) -> bool:
         """Resume a session over a new connection; return whether it goes on with that."""
@@ -274,7 +331,7 @@ class Resuming:
         opening = self._converse(transport, hello, session.secret)
         welcome = opening.welcome
         if welcome is None:
-            raise ConnectionClosed("the server does not know sessions")
+            raise ConnectionClosed(_why_none(opening))
         if opening.refusal:
             stream.end(f"the server does not resume the session: {opening.refusal}")
             return False

@@ -248,8 +248,8 @@ class ConnectionCore:
         self.exchange.opened()
         self.keep_alive.start()
 
-    def leave_peer(self) -> bool:
-        """Leave the peer, which is about to stop; return whether this side does that."""
+    def leave_peer(self, why: str) -> bool:
+        """Leave the peer when nothing is under way, and connect again; return whether it does."""
         return False
 
     def call_on_close(self) -> None:

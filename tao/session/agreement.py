@@ -43,6 +43,7 @@ from tao.session.frames import (
 from tao.wire.capabilities import (
     ANSWER,
     ASK,
+    OFFERS_SESSIONS,
     SESSIONS,
     SIZE,
     capability_frame,
@@ -143,13 +144,13 @@ class Opening(Agreement):
         secret: of the session to resume.
     """
 
-    __slots__ = ("_challenge", "_hello", "_nonce", "_secret", "welcome")
+    __slots__ = ("_challenge", "_hello", "_secret", "nonce", "welcome")
 
     def __init__(
         self, nanoseconds: int, capabilities: int, nonce: int, hello: Hello, secret: bytes = b""
     ) -> None:
         super().__init__(nanoseconds, capabilities)
-        self._nonce = nonce
+        self.nonce: int = nonce
         self._hello = hello
         self._secret = secret
         self._challenge: bytes = b""
@@ -168,7 +169,7 @@ class Opening(Agreement):
     def _take(self, number: int, value: bytes) -> bool:
         if number == HEARTBEAT:
             told = read_capabilities(value)
-            if told is None or told.kind != ANSWER or told.nonce != self._nonce:
+            if told is None or told.kind != ANSWER or told.nonce != self.nonce:
                 return False
             self.told = told.capabilities
             self.agreed = bool(told.capabilities & SESSIONS)
@@ -197,6 +198,11 @@ class Opening(Agreement):
         elif welcome.kind == NEW and hello.session_id:
             raise BadData("the server has a new session in place of the one to resume")
         self.welcome, self.over, self.wanted = welcome, True, 0
+
+    @property
+    def came_late(self) -> bool:
+        """Whether the server gives no session only as it had waited for the question too long."""
+        return self.told is not None and self.told & (SESSIONS | OFFERS_SESSIONS) == OFFERS_SESSIONS
 
     @property
     def refusal(self) -> str:

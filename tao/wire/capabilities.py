@@ -20,6 +20,7 @@ __all__ = [
     "ANSWER",
     "ASK",
     "LEAVES",
+    "OFFERS_SESSIONS",
     "REQUESTS",
     "SESSIONS",
     "SIZE",
@@ -36,6 +37,8 @@ REQUESTS = 1
 SESSIONS = 2
 #: The capability to leave when told so: to finish what is under way, and to connect again.
 LEAVES = 4
+#: The server has sessions, for clients that ask in time: `SESSIONS` says that this one did.
+OFFERS_SESSIONS = 8
 #: How many bytes the value has.
 SIZE = 32
 

@@ -38,6 +38,7 @@ from tao.connection.requests.responding import (
     answering_handler,
 )
 from tao.errors import BadData, ConnectionLost, NoHandler, RemoteError, RequestsNotSupported
+from tao.session.frames import CHALLENGE
 from tao.wire import capabilities, envelope
 from tao.wire.arrival import Arrival
 from tao.wire.codec import Batch, TypeLengthValueCodec, not_deserialized
@@ -59,8 +60,8 @@ class ExchangeHost(NegotiationHost, RequestsHost, ResponderHost, Protocol):
     def report(self, error: BaseException, doing: str) -> None:
         """Tell log and application of an error."""
 
-    def leave_peer(self) -> bool:
-        """Leave the peer, which is about to stop; return whether this side does that."""
+    def leave_peer(self, why: str) -> bool:
+        """Leave the peer when nothing is under way, and connect again; return whether it does."""
 
 
 class Exchange:
@@ -72,7 +73,7 @@ class Exchange:
 
     __slots__ = (
         "_answers", "_came_before", "_host", "_left_before", "_parts", "_replies_before",
-        "responder", "spill",
+        "on_capabilities", "responder", "spill",
     )  # fmt: skip
 
     def __init__(self, host: ExchangeHost) -> None:
@@ -82,6 +83,8 @@ class Exchange:
         # Made when first needed, by any thread; the first one counts.
         self._parts: dict[str, Any] = {}
         self._answers: bool = False  # whether handlers see requests answered. By the reading role
+        #: Called with what the peer can, once that has come, by the reading role; None: nothing is.
+        self.on_capabilities: Callable[[int], object] | None = None
         #: While a handler waits for a reply: whether reading goes on although the inbox is full.
         #: Set by the thread that handles.
         self.spill: Callable[[], bool] | None = None
@@ -322,6 +325,8 @@ class Exchange:
             told = capabilities.read(value)
             if told is not None:
                 self.negotiation.take(told)
+                if self.on_capabilities is not None and self.negotiation.capabilities is not None:
+                    self.on_capabilities(self.negotiation.capabilities)
         elif number == envelope.REPLY:
             self._take_reply(envelope.read_reply(value), batch)
         elif number == envelope.REQUEST:
@@ -336,7 +341,9 @@ class Exchange:
             self.responder.cancel(envelope.read_cancel(value))
             batch.append((HEARTBEAT, None))
         elif number == envelope.LEAVE:
-            self.negotiation.told_to_leave = self._host.leave_peer()
+            self.negotiation.told_to_leave = self._host.leave_peer("the server is about to stop")
+            batch.append((HEARTBEAT, None))
+        elif number == CHALLENGE:  # this side has not waited for it
             batch.append((HEARTBEAT, None))
         else:
             batch.append((number, None))

@@ -18,13 +18,22 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tao.connection.handling.dispatcher import Dispatcher
+from tao.connection.options.definitions import Settings
 from tao.connection.reading_gate import ReadingGate
 from tao.connection.sending.backlog import TrackedFrame
 from tao.connection.sending.send_queue import SendQueue
 from tao.connection.timers import TimerSet
 from tao.errors import TaoError, WouldBlock
 from tao.runtime.timing_wheel import TimingWheel
-from tao.wire.capabilities import ANSWER, ASK, LEAVES, REQUESTS, Capabilities, capability_frame
+from tao.wire.capabilities import (
+    ANSWER,
+    ASK,
+    LEAVES,
+    OFFERS_SESSIONS,
+    REQUESTS,
+    Capabilities,
+    capability_frame,
+)
 
 __all__ = ["Negotiation", "NegotiationHost"]
 
@@ -40,6 +49,7 @@ class NegotiationHost(Protocol):
     capabilities: int  #: of this side, as a sum
     dispatcher: Dispatcher
     gate: ReadingGate
+    settings: Settings
     send_queue: SendQueue
     timers: TimerSet
     wheel: TimingWheel
@@ -58,7 +68,7 @@ class Negotiation:
 
     __slots__ = (
         "_answers", "_asked", "_asked_at", "_before", "_changed", "_host", "_nonce", "_owed",
-        "_refused_at", "_traffic", "_write", "capabilities", "told_to_leave",
+        "_refused_at", "_traffic", "_write", "capabilities", "question", "told_to_leave",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +82,8 @@ class Negotiation:
         self._write = write
         self._traffic = traffic
         self._changed = changed
+        #: The nonce of what was asked before the first message; None: nothing was.
+        self.question: int | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -151,7 +163,7 @@ class Negotiation:
 
     def take(self, told: Capabilities) -> None:
         """Read what the peer tells. By the reading role."""
-        mine = told.nonce == self._nonce
+        mine = told.nonce in (self._nonce, self.question)
         if told.kind == ASK:
             if mine:
                 return  # the peer echoes heartbeats
@@ -171,7 +183,10 @@ class Negotiation:
         if nonce is None:
             return
         try:
-            self._write(capability_frame(time.time_ns(), ANSWER, host.capabilities, nonce))
+            has_some = getattr(host.settings, "sessions", None) is not None
+            offers = OFFERS_SESSIONS if has_some else 0
+            mine = host.capabilities | offers
+            self._write(capability_frame(time.time_ns(), ANSWER, mine, nonce))
         except WouldBlock:
             host.timers.set_clock("capability answer", _AGAIN, self._answer)
             return

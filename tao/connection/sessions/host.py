@@ -29,6 +29,9 @@ class SessionHost(AcknowledgingHost, Protocol):
     def roles(self) -> Any:
         """The roles that its threads play."""
 
+    def report(self, error: BaseException, doing: str) -> None:
+        """Tell log and application of an error."""
+
     def transport_failed(self, error: OSError) -> None:
         """Go on without the transport: receiving has raised this."""
 
