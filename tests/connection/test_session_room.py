@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import tao
+from tao.connection.sessions import acknowledging
 from tao.errors import WouldBlock
 from tao.session.frames import END_FRAME, Hello, frames_in
 from tao.testing import FaultProxy
@@ -99,12 +100,18 @@ def crowd(count: int, sessions: tao.Sessions, **both: Any) -> Iterator[Crowd]:
         it.close()
 
 
+@pytest.fixture
+def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what was handled be acknowledged sooner, where a test waits for that many times."""
+    monkeypatch.setattr(acknowledging, "_DELAY", 0.01)
+
+
 # -- each session
 
 
 @READERS
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_so_many_messages_are_kept(readers: str, side: str) -> None:
+def test_so_many_messages_are_kept(prompt: None, readers: str, side: str) -> None:
     """Then writes to a full queue raise `WouldBlock`, until the peer has handled some of them."""
     retain, queue = 20, 4
     sessions = tao.Sessions(retain=retain if side == "server" else 10**6)
@@ -139,7 +146,7 @@ def test_so_many_messages_are_kept(readers: str, side: str) -> None:
 
 @pytest.mark.parametrize("options", [{"retain": 1}, {"retain_bytes": 1}, {"retain": 3}])
 def test_the_smallest_bounds_still_pass_everything(
-    open_both: Callable[..., Both], options: dict[str, Any]
+    prompt: None, open_both: Callable[..., Both], options: dict[str, Any]
 ) -> None:
     """One message at a time then, over lost connections as well."""
     both = open_both(server={"sessions": tao.Sessions(**options)}, client=options, queue_size=4)
@@ -155,7 +162,9 @@ def test_the_smallest_bounds_still_pass_everything(
 
 @READERS
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_acknowledgements_behind_many_messages_are_read(readers: str, side: str) -> None:
+def test_acknowledgements_behind_many_messages_are_read(
+    prompt: None, readers: str, side: str
+) -> None:
     """Handlers that wait for room to reply do not keep them from being read."""
     count, options = 3000, {"retain_bytes": 1000, "retain": 50}
     both = Both(

@@ -18,25 +18,21 @@ An exception that strikes in the midst of sending costs the link, not the sessio
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from tao.connection.sessions.host import LinkKeeper, SessionHost
-from tao.connection.sessions.sender import MOVED, SessionSender
-from tao.connection.shared_reading.roles import SharedRoles
+from tao.connection.sessions.receiver import SessionReceiver
+from tao.connection.sessions.sender import MOVED
 from tao.errors import ConnectionClosed
 from tao.runtime.deadline import Deadline
-from tao.session.frames import ACK, END, read_ack
 from tao.session.session import Session
 from tao.transport.error_text import explain
 from tao.transport.poller import READABLE
 from tao.transport.stream import Transport
-from tao.wire.codec import Batch
 from tao.wire.message import UnknownMessage
 
-__all__ = ["MOVED", "SessionFigures", "SessionStream"]
+__all__ = ["MOVED", "Overtaken", "SessionFigures", "SessionStream"]
 
 # Why reading pauses.
 _NO_LINK = "no link"
@@ -45,8 +41,10 @@ _DECODING = 10.0
 # How long the peer may take to close when both have ended the session, in seconds, and how much is
 # read meanwhile at once.
 _PARTING, _LATE_BYTES = 1.0, 4096
-# The size of an acknowledgement's frame.
-_ACK_SIZE = 16
+
+
+class Overtaken(ConnectionClosed):
+    """Another attempt to resume a session was faster."""
 
 
 class SessionFigures(NamedTuple):
@@ -59,7 +57,7 @@ class SessionFigures(NamedTuple):
     unhandled: int  #: how many bytes of the peer this side has read and not handled
 
 
-class SessionStream(SessionSender):
+class SessionStream(SessionReceiver):
     """The stream of one session at one end. See `Transport` for which thread calls what.
 
     Args:
@@ -70,10 +68,7 @@ class SessionStream(SessionSender):
         told: the peer's capabilities, if it has told them.
     """
 
-    __slots__ = (
-        "_aborted", "_feeding", "_keeper", "_late", "_old", "_polled", "_shared",
-        "_switching", "_told", "_told_over", "over",
-    )  # fmt: skip
+    __slots__ = ("_awaited", "_keeper", "_polled", "_switching", "_told_over")
 
     def __init__(
         self,
@@ -83,168 +78,28 @@ class SessionStream(SessionSender):
         keeper: LinkKeeper,
         told: int | None = None,
     ) -> None:
-        super().__init__(host, session, link)
+        super().__init__(host, session, link, told)
         self._keeper = keeper
-        self._told = told
-        self._shared: bool = isinstance(host.roles, SharedRoles)
         # Serialises the changes of `_link` to and from None. It is not held while anything waits
         # for another thread, except for the turn of the send queue, in which it is never taken.
         self._switching: Any = threading.RLock()
-        self._old: deque[Transport] = deque()  # to be freed; any thread appends
         self._polled: Transport | None = None  # set by the writer thread while it is in there
-        self._late: int = 0  # messages that came when the connection was ending; of that role
-        self._feeding: bool = False  # set by the reading role until what it has got is decoded
-        # Each is changed in one step, by any thread, and told by `_changed`; never taken back.
-        self.over: OSError | None = None  #: why the session is lost
-        self._aborted: bool = False
+        self._awaited: Transport | None = None  # the same by the reading role, at the peer's end
         self._told_over: dict[str, object] = {}  # under one key, what has told shared reading
-
-    # -- beginning, and receiving: the reading role
-
-    def begin(self) -> None:
-        reader, runner = self._host.reader, self._host.runner
-        self._incoming.begin(reader.messages_in, runner.handled)
-        self._outgoing.begin(self._transmitter.frames_sent)
-        reader.watch(self._note_batch, last=True)
-        reader.take_late = self._take_late
-        self._host.statistics.sessions[self] = None
-        self._hook_decoder()
-        if self._told is not None:
-            self._host.exchange.negotiation.capabilities = self._told
-
-    def _hook_decoder(self) -> None:
-        application = self._host.application.find()
-        if application is not None:
-            decoder: Any = application.decoder
-            decoder.own = self._take_own
-
-    @property
-    def recv(self) -> Callable[[int], bytes]:
-        return self._recv
-
-    def _recv(self, size: int) -> bytes:
-        while True:
-            if self._old or self._feeding:
-                self._leave_old()
-            if self._incoming.ended:
-                return b""
-            if self._link is None:
-                self._changed.wait_for(lambda: self._link is not None or self.ended)
-            link = self._link
-            if link is None:
-                return self._end()
-            try:
-                data = link.recv(size)
-            except OSError as error:
-                self._lose(link, explain(error))
-                continue
-            if data:
-                if self._takes(link, data):
-                    return data
-            elif self._aborted:
-                return b""
-            else:
-                self._lose(link, "peer closed")
-
-    @property
-    def receive_now(self) -> Callable[[int, int], bytes]:
-        return self._receive_now
-
-    def _receive_now(self, size: int, flags: int) -> bytes:
-        self._feeding = False
-        link = self._link
-        if self._incoming.ended:
-            return b""
-        if link is None:
-            raise BlockingIOError("there is no link now")
-        why = "peer closed"
-        try:
-            data = link.receive_now(size, flags)
-            if data and self._takes(link, data):
-                return data
-            if not data and self._aborted:
-                return b""
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            data, why = b"", explain(error)
-        if not data:
-            self._lose(link, why)
-        raise BlockingIOError("there is nothing now")
-
-    @property
-    def ended(self) -> bool:
-        """Whether it does not go on: it is lost, or aborted."""
-        return self._aborted or self.over is not None
-
-    def _end(self) -> bytes:
-        """Return the end of the stream, or raise why it is lost."""
-        if self.over is not None:
-            raise self.over
-        return b""
-
-    def _takes(self, link: Transport, data: bytes) -> bool:
-        """Note received data that is about to be decoded; False: it came too late."""
-        self._feeding = True  # before this looks: whoever takes the link away looks after that
-        if self._link is not link:
-            self._feeding = False
-            self._changed.notify_all()
-            return False
-        self._incoming.received += len(data)
-        return True
-
-    def _note_batch(self, batch: Batch) -> Batch:
-        """Note that what was received is decoded; see `Reader.watch`."""
-        acknowledger = self._acknowledger
-        if self._note_decoded(len(batch)):
-            self._host.send_queue.in_turn(acknowledger.acknowledge)
-        if not acknowledger.clock_set:
-            acknowledger.set_clock()
-        return batch
-
-    def _note_decoded(self, count: int) -> bool:
-        host, pending = self._host, 0
-        application = host.application.find()
-        if application is not None:
-            decoder: Any = application.decoder
-            pending = decoder.pending
-        much = self._incoming.note_decoded(host.reader.messages_in + count, pending)
-        self._feeding = False
-        if self._changed.waiting:
-            self._changed.notify_all()
-        return much
-
-    def _take_late(self, data: bytes) -> None:
-        """Look for what the peer acknowledges, and for its end; the messages are dropped."""
-        batch: Batch = []
-        application = self._host.application.find()
-        if application is not None:
-            try:
-                application.decoder.feed(data, batch)
-            except Exception:
-                self._aborted = True  # it will not be told from the end of the stream
-        self._late += len(batch)
-        self._note_decoded(self._late)
-
-    def _take_own(self, number: int, value: bytes, batch: Batch) -> None:
-        """Take a message of tao's own; see `Exchange.take`."""
-        if number == ACK:
-            self._incoming.skip(_ACK_SIZE)
-            self._take_acknowledgement(read_ack(value))
-        elif number == END:
-            self._incoming.ended = True
-            if self._wants_room:
-                self.go_on()
-            if self._shared:  # nothing else may come that would wake it
-                self._host.gate.call_back(partial(self._host.roles.turn, READABLE))
-        elif not self._host.lifecycle.ended:
-            self._host.exchange.take(number, value, batch)
 
     # -- sending: in the turn of the send queue
 
     def _lose_soon(self, link: Transport, why: str) -> None:
         if self._shared:  # it may not be read just now
             self._host.gate.call_back(lambda: self._lose(link, why))
+        elif self._incoming.ended:  # nothing is read any more, so nobody would notice
+            try:
+                self._host.roles.launch(self._struck, self._lose, link, why)
+            except (RuntimeError, MemoryError) as error:
+                self._struck(error)
+
+    def _struck(self, error: BaseException) -> None:
+        self.end(f"its link could not be replaced: {explain(error)}")
 
     def wait_writable(self) -> None:
         self._changed.wait_for(self._can_go_on)
@@ -310,19 +165,30 @@ class SessionStream(SessionSender):
             pass  # another thread has done it
 
     def _is_not_polled(self, link: Transport) -> bool:
-        return self._polled is not link
+        return self._polled is not link is not self._awaited
 
-    def let_go(self) -> int:
+    def let_go(self, attempt: int | None = None) -> int:
         """Take the present link away; return how far the peer's stream has been decoded.
 
+        Args:
+            attempt: of the client's to resume it, for which that is done.
+
         Raises:
+            Overtaken: a later attempt has come; the present link may be that one's.
             ConnectionClosed: decoding takes too long.
         """
         with self._switching:
+            self._check_latest(attempt)
             self._part()
         if not self._changed.wait_for(lambda: not self._feeding, _DECODING):
             raise ConnectionClosed("what was received before is still being decoded")
-        return self._incoming.restart()
+        with self._switching:  # as the next link must not bring anything in between
+            self._check_latest(attempt)
+            return self._incoming.restart()
+
+    def _check_latest(self, attempt: int | None) -> None:
+        if attempt is not None and attempt != self.session.attempt:
+            raise Overtaken("another attempt to resume it was faster")
 
     def claim(self, attempt: int) -> bool:
         """Let an attempt of the client's resume it, and no earlier one any more.
@@ -366,8 +232,11 @@ class SessionStream(SessionSender):
     def _listen(self) -> None:
         """Have the poller wait for the link, unless that is taken away again."""
         with self._switching:
-            if self._link is not None:
-                self._host.roles.listen()
+            if self._link is None or self._end_told:
+                return
+            self._host.roles.listen()
+        if self._incoming.ended:  # nothing else may come that would wake it
+            self._host.gate.call_back(partial(self._host.roles.turn, READABLE))
 
     # -- moving to another process
 
@@ -415,6 +284,35 @@ class SessionStream(SessionSender):
 
     # -- ending
 
+    def wait_hung_up(self, timeout: float | None) -> bool:
+        """Wait until this side ends the session as well; links that are lost are replaced."""
+        deadline, outgoing = Deadline(timeout), self._outgoing
+        while not (self.ended or outgoing.ended):
+            link = self._link
+            if link is None:
+                back = self._changed.wait_for(self._goes_on, deadline.remaining())
+            elif (back := self._wait_hung_up(link, deadline)) and not outgoing.ended:
+                self._lose(link, "peer closed")
+            if not back:
+                return False
+        return True
+
+    def _wait_hung_up(self, link: Transport, deadline: Deadline) -> bool:
+        """Wait for the end of one link, unless that is not the present one any more."""
+        back, self._awaited = True, link
+        try:
+            # Looked at after the line before, and changed before that is looked at.
+            if self._link is link and not self._aborted:
+                back = link.wait_hung_up(deadline.remaining())
+        finally:
+            self._awaited = None
+            self._changed.notify_all()
+        return back
+
+    def _goes_on(self) -> bool:
+        """Whether there is a link, or none is waited for."""
+        return self._link is not None or self.ended or self._outgoing.ended
+
     def farewell(self) -> None:
         link = self._link
         if link is not None and self._incoming.ended:
@@ -429,6 +327,8 @@ class SessionStream(SessionSender):
         if self.over is None:
             self.over = ConnectionClosed(why)
             self._host.statistics.session_lost()
+            if self._incoming.ended:  # nothing is read any more that would tell the send queue
+                self._host.send_queue.give_up(self.over)
         self._stop()
 
     def abort(self, *, reset: bool = False) -> None:
@@ -439,7 +339,8 @@ class SessionStream(SessionSender):
     def _stop(self, *, reset: bool = False) -> None:
         link = self._link
         if link is not None:
-            if reset or self._polled is not None or not self._incoming.ended:
+            waiting = self._polled is not None or self._awaited is not None
+            if reset or waiting or not self._incoming.ended:
                 link.abort(reset=reset)  # else nothing waits for it, and `farewell` may use it
         elif self._shared:
             self._host.gate.call_back(self._tell_over)

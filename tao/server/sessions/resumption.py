@@ -17,7 +17,7 @@ from tao.connection.lifecycle import Lifecycle
 from tao.connection.options.definitions import ServerSettings
 from tao.connection.sessions.agreeing import converse, say, session_of
 from tao.connection.sessions.host import SessionHost
-from tao.connection.sessions.stream import SessionStream
+from tao.connection.sessions.stream import Overtaken, SessionStream
 from tao.connection.shared_reading.roles import SharedRoles
 from tao.errors import BadData, ConnectionClosed, HandshakeFailed, TaoError
 from tao.runtime.deadline import Deadline
@@ -38,6 +38,7 @@ __all__ = ["Beginning", "SessionOwner", "join", "revive"]
 _PATIENCE = 1.0
 _CLOCK = "session"  # the purpose of the clock that ends a lingering session
 _UNKNOWN = "there is no such session, or not any more"
+_OVERTAKEN = "another attempt to resume it was faster"
 
 
 class SessionOwner(SessionHost, Protocol):
@@ -262,10 +263,13 @@ def _resume(
     if session.subject != _subject(transport):
         return "its client had another certificate"
     if not stream.claim(hello.attempt):
-        return "it has ended" if stream.ended else "another attempt to resume it was faster"
+        return "it has ended" if stream.ended else _OVERTAKEN
     try:
-        received = stream.let_go()
-        if not session.can_resume(hello.received, hello.first):
+        received = stream.let_go(hello.attempt)
+        fits = session.can_resume(hello.received, hello.first)
+        if hello.attempt != session.attempt:  # looked at after a later one may have gone on
+            return _OVERTAKEN
+        if not fits:
             stream.end("what the two sides keep of the session does not fit together")
             return "what the two sides keep does not fit together"
         if not owner.greetings.call("on_resume"):
@@ -278,6 +282,8 @@ def _resume(
         owner.remote_address, owner.local_address = core.remote_address, core.local_address
         if not stream.attach(transport, hello.received, hello.attempt):
             raise ConnectionClosed("it has ended meanwhile, or was resumed again")
+    except Overtaken:
+        return _OVERTAKEN
     except (ConnectionClosed, BadData):
         if not core.given_away:
             raise
