@@ -17,22 +17,26 @@ from tests.session_pairs import READERS
 from tests.support import PATIENCE, wait_until
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a server soon take a silent client for one that wants no session."""
-    monkeypatch.setattr(resumption, "_PATIENCE", 0.02)
-    monkeypatch.setattr(resuming, "_PATIENCE", PATIENCE)
-
-
 class Late:
     """A server with sessions, and a client whose first connections are slow to speak.
 
     Args:
+        patch: the test's.
         slow: how many of its connections.
         server, client, both: their options.
     """
 
-    def __init__(self, *, slow: int = 1, server: Any = None, client: Any = None, **both: Any):
+    def __init__(
+        self,
+        patch: pytest.MonkeyPatch,
+        *,
+        slow: int = 1,
+        server: Any = None,
+        client: Any = None,
+        **both: Any,
+    ) -> None:
+        self.patch = patch
+        patch.setattr(resuming, "_PATIENCE", PATIENCE)
         self.seen, self.greeted, self.events = Seen(), Seen(), Seen()
         registry = tao.Registry()
         registry.handler(Number)(lambda ctx, conn: self.seen.add(ctx.message.value))
@@ -58,9 +62,11 @@ class Late:
     def dial(self) -> socket.socket:
         """Connect; a slow one goes on when the server has taken it for one without a session."""
         before = {each.net_id for each in self.server.connections}
+        slow = self.dialled < self.slow
+        self.patch.setattr(resumption, "_PATIENCE", 0.02 if slow else PATIENCE)
         sock = socket.create_connection(self.address, PATIENCE)
         self.dialled += 1
-        if self.dialled <= self.slow:
+        if slow:
             wait_until(lambda: {each.net_id for each in self.server.connections} - before)
         return sock
 
@@ -70,12 +76,12 @@ class Late:
 
 
 @pytest.fixture
-def late() -> Iterator[Callable[..., Late]]:
+def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Late]]:
     """A function that makes `Late`."""
     made: list[Late] = []
 
     def make(**options: Any) -> Late:
-        made.append(Late(**options))
+        made.append(Late(monkeypatch, **options))
         return made[-1]
 
     yield make
@@ -125,9 +131,9 @@ def test_one_that_is_always_too_late_goes_on_without(
     both.client.write(Number(1))
     assert both.seen.wait() == [1]
     assert both.client.session is None and both.dialled == 2
+    both.slow = 0
     for each in both.server.connections:
         each.close()
-    both.slow = 0
     wait_until(lambda: both.client.session is not None)
 
 
@@ -166,7 +172,6 @@ def test_a_server_that_answers_too_late(
     late: Callable[..., Late], monkeypatch: pytest.MonkeyPatch, readers: str
 ) -> None:
     """The client has gone on without; when the answer comes, it comes again."""
-    monkeypatch.setattr(resumption, "_PATIENCE", PATIENCE)
     may_listen = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     both = late(readers=readers, slow=0)
