@@ -25,6 +25,7 @@ import ctypes
 import dis
 import functools
 import gc
+import importlib
 import signal
 import sys
 import threading
@@ -152,6 +153,8 @@ def opcodes(*modules: str, first: int = 0, most: int = 20_000, step: int = 1) ->
         most: the maximum number of bytecodes, so that a test cannot run forever.
         step: try only every ``step``-th bytecode, for tests that would take too long.
     """
+    for name in modules:
+        importlib.import_module(name)  # a wrong name would interrupt nothing
     for number in range(first, first + most, step):
         moment = Moment(number, modules)
         yield moment

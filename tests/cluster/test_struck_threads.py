@@ -107,7 +107,7 @@ def check_what_came(node: Node, said: list[str]) -> None:
 def test_a_thread_of_redis_goes_on_from_any_bytecode(redis_url: str, role: str) -> None:
     """After an exception at any of its bytecodes both ways work, and nothing comes twice."""
     modules = (
-        f"tao.cluster.redis_{role}",
+        f"tao.cluster.redis.{role}",
         "tao.cluster.redis.presence",
         "tao.cluster.redis.engine",
     )
