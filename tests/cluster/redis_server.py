@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ class RedisServer:
         Raises:
             RuntimeError: it has ended, because it does not know an option for instance.
         """
-        self._check_data()
+        if self.version < 7:
+            self._check_data()
         with (self._folder / "log").open("ab") as log:
             process = self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         wait_until(lambda: self._answers() or process.poll() is not None)
@@ -61,11 +64,11 @@ class RedisServer:
     def _check_data(self) -> None:
         """Remove a transaction that was half written when Redis was killed, as the guide advises.
 
-        Redis itself cuts only the command that is incomplete off. What it writes from then on would
-        belong to the transaction that has begun, and would be lost in part when it is read again.
+        Redis before 7.0 writes what a script does as a transaction, and itself cuts only the
+        command that is incomplete off. What it writes from then on would belong to the transaction
+        that has begun, and would be lost in part when it is read again.
         """
-        folder = self._folder / "appendonlydir"
-        for file in (*folder.glob("*.manifest"), *self._folder.glob("appendonly.aof")):
+        for file in self._folder.glob("appendonly.aof"):
             with (self._folder / "log").open("ab") as log:
                 subprocess.run(  # the server's program, by the name of its tool
                     ["redis-check-aof", "--fix", str(file)],
@@ -76,6 +79,20 @@ class RedisServer:
                     check=False,
                     timeout=PATIENCE,
                 )
+
+    @cached_property
+    def version(self) -> int:
+        """The first number of its version."""
+        shown = subprocess.run([self._command[0], "--version"], capture_output=True, check=True)
+        found = re.search(rb"v=(\d+)", shown.stdout)
+        assert found, shown.stdout
+        return int(found[1])
+
+    @property
+    def log_of_writes(self) -> Path:
+        """The file to which it appends what it writes; from Redis 7.0 on."""
+        (path,) = (self._folder / "appendonlydir").glob("*.incr.aof")
+        return path
 
     def _answers(self) -> bool:
         try:

@@ -264,21 +264,130 @@ def test_an_empty_redis_after_a_restart(folder: Path, make: Callable[..., Node])
         node.hears("before", "after")
 
 
+def records(count: int) -> list[bytes]:
+    """Return so many publications of a node of their own, which say their places from 0."""
+    frames = [f"{number}".encode() for number in range(count)]
+    drafts = [draft_of(Publication(EVERYONE, frame)) for frame in frames]
+    return [Signer("tao").record("f" * 12, 0, place + 1, each) for place, each in enumerate(drafts)]
+
+
 def test_trimming(server: RedisServer, nodes: list[Node]) -> None:
     """A node that reads too late is told how many publications are missing."""
-    signer, frames = Signer("tao"), [f"{number}".encode() for number in range(10)]
-    drafts = [draft_of(Publication(EVERYONE, frame)) for frame in frames]
-    records = [signer.record("f" * 12, 0, number + 1, each) for number, each in enumerate(drafts)]
     with server.client.pipeline() as transaction:
-        transaction.eval(PUBLISH.text, 2, STREAM, "other", 0, 0, 1000, 1, *records)
-        transaction.xtrim(STREAM, 3, approximate=False)
+        for first in range(0, 10, 2):  # two in each entry
+            pair = records(10)[first : first + 2]
+            transaction.eval(PUBLISH.text, 1, STREAM, 0, 0, 1000, "", *pair)
+        transaction.xtrim(STREAM, 2, approximate=False)
         transaction.execute()
     for node in nodes:
-        node.hears("7", "8", "9")
+        node.hears("6", "7", "8", "9")
         ((partition, missing),) = node.gaps
         assert partition == 0
         assert missing == node.engine.figures.missing
-        assert missing in (7, 8, 9)  # some of them what a node told of itself
+        assert missing in (6, 7, 8)  # some of them what a node told of itself
+
+
+def test_what_is_kept(server: RedisServer) -> None:
+    """As many publications as were asked for, however many an entry has, of the latest epochs."""
+    call = server.client.register_script(PUBLISH.text)
+    for _ in range(100):
+        call([STREAM], [0, 0, 2000, "", *records(100)])
+    epoch, offset = call([STREAM], [0, 0, 2000, "", *records(1)])
+    kept = server.client.xlen(STREAM)
+    assert 20 <= kept < 60
+    call([STREAM], [epoch, offset + 1, 2000, "", *records(1)])
+    assert server.client.xlen(STREAM) == kept + 1  # a new epoch leaves what was before
+
+
+def test_a_second_attempt(server: RedisServer) -> None:
+    """It adds a batch only if the first one has not: behind others too, or in an earlier epoch."""
+    call = server.client.register_script(PUBLISH.text)
+    mine, others = records(30)[:3], records(30)[3:]
+    epoch, before = call([STREAM], [0, 0, 1000, "", *records(1)])
+    place = f"{epoch}-{before}"
+    _, offset = call([STREAM], [epoch, before, 1000, place, *mine])
+    assert offset == before + 3
+    for each in others:
+        call([STREAM], [0, 0, 1000, "", each])
+    assert call([STREAM], [epoch, before, 1000, place, *mine]) == [epoch, offset + 27]
+    length = server.client.xlen(STREAM)
+    later, offset = call([STREAM], [epoch, 1000, 1000, place, *mine])  # data has gone back
+    assert (later > epoch, offset, server.client.xlen(STREAM)) == (True, 1, length + 1)
+    server.client.delete(STREAM)
+    later, offset = call([STREAM], [later, 1, 1000, place, *mine])
+    assert offset == 4  # with the mark of a new epoch
+    assert call([STREAM], [later, 1, 1000, place, *mine]) == [later, offset]
+    assert server.client.xlen(STREAM) == 1
+
+
+def test_an_answer_that_is_lost(server: RedisServer) -> None:
+    """The publications are in the stream once, in their order."""
+    with FaultProxy(str(server.socket)) as proxy:
+        engine = RedisEngine("redis://{}:{}".format(*proxy.address))
+        engine.start("f" * 12, None)
+
+        def say(text: str, confirm: float | None = None) -> None:
+            engine.publish(Publication(EVERYONE, text.encode()), confirm)
+
+        say("one", PATIENCE)
+        entries = server.client.xlen(STREAM)
+        proxy.to_client.swallow = True
+        say("two")
+        wait_until(lambda: server.client.xlen(STREAM) > entries)
+        proxy.to_client.swallow = False
+        server.client.client_kill_filter(_type="normal", skipme=True)
+        say("three", PATIENCE)
+        engine.close(PATIENCE)
+    found = [fields.get(b"p", b"")[-3:] for _, fields in server.client.xrange(STREAM)]
+    assert found == [b"", b"one", b"two", b"ree"]
+
+
+def test_an_attempt_that_redis_carries_out_late(server: RedisServer, nodes: list[Node]) -> None:
+    """If it comes after the second one, the readers drop it."""
+    call = server.client.register_script(PUBLISH.text)
+    for batch in (records(2), records(3)[2:], records(2)):
+        call([STREAM], [0, 0, 1000, "", *batch])
+    nodes[0].say("end", confirm=PATIENCE)
+    for node in nodes:
+        node.hears("0", "1", "2", "end")
+        assert (len(node.delivered), node.gaps) == (4, [])
+
+
+def test_one_write_for_each_call(server: RedisServer, make: Callable[..., Node]) -> None:
+    """Redis never writes a transaction, of which it might lose the end.
+
+    It is killed within the write of a batch, at many places. Nothing that it acknowledges
+    afterwards is lost.
+    """
+    if server.version < 7:
+        pytest.skip("Redis 6 writes a transaction for each script")
+    node = make(server.url)
+    node.engine.set_count("room", 1)
+    node.say("one", confirm=PATIENCE)
+    server.client.flushall()
+    node.say("two", confirm=PATIENCE)  # in a new epoch
+    before = server.log_of_writes.stat().st_size
+    publish(node, 100)
+    node.say("three", confirm=PATIENCE)
+    node.engine.close(PATIENCE)
+    server.kill()
+    written = server.log_of_writes.read_bytes()
+    assert b"XADD" in written
+    assert b"MULTI" not in written.upper()
+    for length in range(before + 1, len(written), (len(written) - before) // 8):
+        server.log_of_writes.write_bytes(written[:length])
+        server.start()
+        publisher, text = make(server.url), f"after {length}"
+        publisher.say(text, confirm=PATIENCE)
+        server.kill()
+        server.start()
+        kept = str(server.client.xrevrange(STREAM))
+        assert text in kept
+        publisher.say("end", confirm=PATIENCE)
+        publisher.hears(text, "end")
+        assert publisher.gaps == []
+        publisher.engine.close(PATIENCE)
+        server.kill()
 
 
 def test_a_promoted_replica(folder: Path, make: Callable[..., Node]) -> None:

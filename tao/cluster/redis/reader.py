@@ -3,16 +3,16 @@
 It finds the ends of the streams once, and then asks for what follows concrete ids, over all breaks
 of the connection; so nothing is missed that Redis still has. What Redis has no more is noticed:
 
-- The offset jumps: Redis has trimmed the stream, and the jump says how many entries are missing.
+- The offset jumps: Redis has trimmed the stream, and the jump says how many records are missing.
 - A new epoch begins: the data was flushed or has gone back in time; how much is missing is unknown.
-- The entry that was read last is another one now: a replica was promoted that had not got it, and
+- The record that was read last is another one now: a replica was promoted that had not got it, and
   others have published there since.
 
 A connection may seem alive and bring nothing, for instance from a former master. So the ends of the
 streams are looked for again every `_PROBE` seconds.
 
-The thread continues after an unexpected exception; the entry that it was taking in counts as
-missed.
+The thread continues after an unexpected exception; the record that it was taking in counts as
+missed. The next XREAD brings the rest of its entry again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from tao.runtime.wakeup import Notifier
 
 __all__ = ["ReaderSide", "RedisReader"]
 
-# How many entries are read at once, from each stream. They may be large.
-_TOGETHER: Final = 128
+# How many entries are read at once, from each stream. Most have up to 1 MiB, some are larger.
+_TOGETHER: Final = 16
 # How long one XREAD waits, and how much later its answer may come, in seconds.
 _BLOCK, _GRACE = 3.0, 3.0
 # Seconds between two looks for the ends of the streams.
@@ -91,7 +91,7 @@ class RedisReader:
         self._cursors: list[Position] = [(0, 0)] * url.partitions
         self._heads: list[bytes] = [b""] * url.partitions
         self._numbers: dict[tuple[int, str], int] = {}
-        # The partition of the entry that is being taken in.
+        # The partition of the record that is being taken in.
         self._taking: int | None = None
         self._floods = FloodLog()  # for entries that are refused
         self._wake = Notifier()
@@ -169,7 +169,7 @@ class RedisReader:
                 partition = self._partitions[key]
                 for name, fields in entries:
                     self._taking = partition
-                    self._take(partition, name, fields)
+                    self._take_entry(partition, name, fields)
                     self._taking = None
             self._side.looked()
 
@@ -189,41 +189,58 @@ class RedisReader:
         cursor = self._cursors[partition]
         epoch, offset = max(cursor, self._acknowledged(partition))
         name = f"{cursor[0]}-{cursor[1]}"
-        found = conn.run(RESOLVE, [stream], epoch, offset, name if cursor[0] else "0-1")
+        found = conn.run(RESOLVE, [stream], epoch, offset, name if cursor[0] else "+")
         if not cursor[0]:  # for the first time
             self._cursors[partition] = (int(found[0]), int(found[1]))
         elif found[2] and self._heads[partition]:
-            fields = found[2][0][1]
-            if fields[1][:HEAD_SIZE] != self._heads[partition]:
+            head = _head_at(cursor, *found[2][0])
+            if head is not None and head != self._heads[partition]:
                 self._heads[partition] = b""
                 self._side.missed(partition, None)
 
-    def _take(self, partition: int, name: bytes, fields: list[bytes]) -> None:
-        """Take in an entry."""
-        first, _, second = name.partition(b"-")
-        place = int(first), int(second)
-        epoch, offset = self._cursors[partition]
-        self._cursors[partition] = place
-        self._heads[partition] = fields[1][:HEAD_SIZE]
-        if place[0] != epoch:
-            self._side.missed(partition, None)
-        elif place[1] > offset + 1:
-            self._side.missed(partition, place[1] - offset - 1)
-        if fields[0] == b"p":
-            try:
-                record = self._signer.read(partition, fields[1])
-                if self._is_new(partition, record):
-                    self._side.take(partition, record)
-            except ValueError as error:
-                text = "an entry of stream {} is refused: {}"
-                self._floods.warn(logger, text, partition, error)
+    def _take_entry(self, partition: int, name: bytes, fields: list[bytes]) -> None:
+        """Take in what follows the cursor of an entry."""
+        epoch, first, last = _span(name, fields)
+        before, offset = self._cursors[partition]
+        if before != epoch or offset < first - 1:
+            self._cursors[partition] = epoch, first - 1
+            self._side.missed(partition, first - 1 - offset if before == epoch else None)
+            offset = first - 1
+        for place in range(offset + 1, last + 1):
+            data = fields[2 * (place - first) + 1]
+            self._cursors[partition] = epoch, place
+            self._heads[partition] = data[:HEAD_SIZE]
+            if fields[2 * (place - first)] == b"p":
+                self._take(partition, data)
+
+    def _take(self, partition: int, data: bytes) -> None:
+        try:
+            record = self._signer.read(partition, data)
+            if self._is_new(partition, record):
+                self._side.take(partition, record)
+        except ValueError as error:
+            text = "an entry of stream {} is refused: {}"
+            self._floods.warn(logger, text, partition, error)
 
     def _is_new(self, partition: int, record: Record) -> bool:
         """Whether a record is not the repetition of an earlier one."""
         key = partition, record.node
-        if record.number <= self._numbers.get(key, 0):
-            return False
-        self._numbers[key] = record.number
+        last = self._numbers.pop(key, 0)  # the node moves to the end
+        self._numbers[key] = max(last, record.number)
         if len(self._numbers) > _MOST_NODES:
             del self._numbers[next(iter(self._numbers))]
-        return True
+        return record.number > last
+
+
+def _span(name: bytes, fields: list[bytes]) -> tuple[int, int, int]:
+    """Return the epoch of an entry, and the offsets of its first and its last field."""
+    epoch, _, last = name.partition(b"-")
+    return int(epoch), int(last) + 1 - len(fields) // 2, int(last)
+
+
+def _head_at(place: Position, name: bytes, fields: list[bytes]) -> bytes | None:
+    """Return how the record at that place begins; None if the entry does not have it."""
+    epoch, first, last = _span(name, fields)
+    if place[0] != epoch or not first <= place[1] <= last:
+        return None
+    return fields[2 * (place[1] - first) + 1][:HEAD_SIZE]

@@ -1,12 +1,18 @@
 """What Redis itself runs: the scripts that keep the order of a partition.
 
-A partition is a stream. The id of an entry is its epoch and its offset: ``1732662000000-7``.
-Offsets count up from 1 without holes; an epoch is the time at which it began, in ms, and later ones
-are greater, so that ids always grow and a reader need only ask for what follows its last one.
+A partition is a stream, and each field of its entries has an offset there: ``p`` is a publication,
+a record of ``wire.py``, and ``e`` the mark with which an epoch begins. Offsets count up from 1
+without holes. What is published together is one entry, whose id is the epoch and the offset of the
+last field: the three fields of ``1732662000000-7`` have the offsets 5, 6 and 7. An epoch is the
+time at which it began, in ms, and later ones are greater, so that ids always grow and a reader need
+only ask for what follows its last one.
 
 A script that finds the stream behind what its caller has seen already (the data was flushed, or a
-replica was promoted that had not got all) begins a new epoch. Its first entry is a mark, with the
-field ``e``; a publication has one field, ``p``, with a record of ``wire.py``.
+replica was promoted that had not got all) begins a new epoch.
+
+Each script writes once at most. Redis wraps several writes of a script in MULTI and EXEC in its
+append-only file; if it is killed meanwhile, it later removes only a command that is incomplete, and
+what follows is in a transaction without an end, which the start after that ignores.
 """
 
 from __future__ import annotations
@@ -31,10 +37,11 @@ class Script:
 
 
 # KEYS[1]: the stream. ARGV[1], ARGV[2]: the highest epoch and offset that the caller has seen.
+# Sets the last epoch and offset, and what is to be added: the mark of a new epoch, or nothing.
 _BEGIN: Final = """
 if redis.replicate_commands then redis.replicate_commands() end  -- before Redis 7
 local stream = KEYS[1]
-local epoch, offset = 0, 0
+local epoch, offset, fields = 0, 0, {}
 if redis.call('EXISTS', stream) == 1 then
     local info = redis.call('XINFO', 'STREAM', stream)
     for i = 1, #info, 2 do
@@ -44,41 +51,60 @@ if redis.call('EXISTS', stream) == 1 then
         end
     end
 end
-local function id() return string.format('%.0f-%.0f', epoch, offset) end
+local function id(place) return string.format('%.0f-%.0f', epoch, place) end
 local seen_epoch, seen_offset = tonumber(ARGV[1]), tonumber(ARGV[2])
 if epoch == 0 or epoch < seen_epoch or (epoch == seen_epoch and offset < seen_offset) then
     local now = redis.call('TIME')
     local time = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
-    epoch, offset = math.max(time, seen_epoch + 1, epoch + 1), 1
-    redis.call('XADD', stream, id(), 'e', '')
+    epoch, offset = math.max(time, seen_epoch + 1, epoch + 1), 0
+    fields = {'e', ''}
 end
 """
 
-#: Return epoch and offset of the last entry, and the entry ARGV[3] if it is still there.
+#: Return the last epoch and offset, and the first entry from the id ARGV[3] on, if there is one.
 RESOLVE: Final = Script(
     _BEGIN
     + """
-return {epoch, offset, redis.call('XRANGE', stream, ARGV[3], ARGV[3])}
+if #fields > 0 then
+    offset = 1
+    redis.call('XADD', stream, id(offset), 'e', '')
+end
+return {epoch, offset, redis.call('XRANGE', stream, ARGV[3], '+', 'COUNT', 1)}
 """
 )
 
-#: Add publications, and return epoch and offset of the last one. KEYS[2]: holds the number of the
-#: publisher's last publication, so that those of a repeated call are added once. ARGV[3]: how many
-#: entries the stream keeps. ARGV[4]: the number of the first publication; the others follow.
+#: Add publications, and return the last epoch and offset. ARGV[3]: how many publications the stream
+#: keeps. ARGV[4]: empty, or, as they may have been added already, the id after which they would be:
+#: then they are not added again. ARGV[5] and so on: the publications.
 PUBLISH: Final = Script(
     _BEGIN
     + """
-local last = tonumber(redis.call('GET', KEYS[2]) or '0')
-local number = tonumber(ARGV[4])
-for i = 5, #ARGV do
-    if number > last then
-        offset = offset + 1
-        redis.call('XADD', stream, 'MAXLEN', '~', ARGV[3], id(), 'p', ARGV[i])
-        last = number
+local function added()
+    local highest = '+'
+    while ARGV[4] ~= '' do
+        local page = redis.call('XREVRANGE', stream, highest, '(' .. ARGV[4], 'COUNT', 16)
+        for _, entry in ipairs(page) do
+            local found = entry[2]
+            if found[found[1] == 'e' and 4 or 2] == ARGV[5] then return true end
+            highest = '(' .. entry[1]
+        end
+        if #page < 16 then break end
     end
-    number = number + 1
+    return false
 end
-redis.call('SET', KEYS[2], string.format('%.0f', last), 'EX', 86400)
+if not added() then
+    for i = 5, #ARGV do
+        fields[#fields + 1] = 'p'
+        fields[#fields + 1] = ARGV[i]
+    end
+end
+if #fields > 0 then
+    offset = offset + #fields / 2
+    local retain = tonumber(ARGV[3])
+    local keep, limit = 'MINID', id(offset - retain)
+    if offset <= retain then keep, limit = 'MAXLEN', ARGV[3] end  -- and earlier epochs
+    redis.call('XADD', stream, keep, '~', limit, id(offset), unpack(fields))
+end
 return {epoch, offset}
 """
 )

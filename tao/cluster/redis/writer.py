@@ -1,9 +1,9 @@
 """Publishes to Redis: the thread ``tao-redis-writer``, which sends together what waits.
 
-What waits is bounded. A batch that fails, whatever the reason, is sent again until it succeeds: the
-script drops what it has added already. So every publication is added once, in the order of the
-calls, and the thread needs no more than one request under way. It continues after an unexpected
-exception.
+What waits is bounded. A batch that fails, whatever the reason, is sent again until it succeeds, and
+the script then looks whether it has been added already; the readers drop it if the lost attempt is
+carried out later still. So every publication counts once, in the order of the calls, and the thread
+needs no more than one request under way. It continues after an unexpected exception.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import random
 import zlib
 from collections import deque
+from dataclasses import dataclass, field
 from time import monotonic
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from tao.atomic import AtomicInt64
 from tao.cluster.engine import Publication
 from tao.cluster.redis.client import FAILURES, RedisConnection
-from tao.cluster.redis.scripts import PUBLISH
+from tao.cluster.redis.scripts import PUBLISH, RESOLVE
 from tao.cluster.redis.wire import Draft, Signer, draft_of
 from tao.connection.options.cluster_url import ClusterUrl
 from tao.errors import ClusterUnavailable
@@ -94,13 +95,20 @@ class _Item(NamedTuple):
     published: list[bool]
 
 
-class _Batch(NamedTuple):
-    """What is sent together: the records of a partition, with consecutive numbers."""
+@dataclass
+class _Batch:
+    """What is sent together and becomes one entry: the records of a partition.
+
+    Attributes:
+        size: of the records, in bytes.
+        before: how far the stream had got before the first attempt; None: there was none yet.
+    """
 
     partition: int
-    first: int
-    records: list[bytes]
-    items: list[_Item]
+    records: list[bytes] = field(default_factory=list)
+    items: list[_Item] = field(default_factory=list)
+    size: int = 0
+    before: Position | None = None
 
 
 class RedisWriter:
@@ -269,12 +277,18 @@ class RedisWriter:
 
     def _batches(self) -> list[_Batch]:
         """Return what waits, or as much of it as is sent together, by partition."""
-        parts: dict[int, _Batch] = {}
+        batches: list[_Batch] = []
+        latest: dict[int, _Batch] = {}
 
         def add(partition: int, draft: Draft) -> _Batch:
             number = self._numbers[partition] = self._numbers[partition] + 1
-            batch = parts.setdefault(partition, _Batch(partition, number, [], []))
-            batch.records.append(self._signer.record(self._node, partition, number, draft))
+            batch = latest.get(partition)
+            if batch is None or batch.size >= _PIECE:
+                batch = latest[partition] = _Batch(partition)
+                batches.append(batch)
+            record = self._signer.record(self._node, partition, number, draft)
+            batch.records.append(record)
+            batch.size += len(record)
             return batch
 
         for draft in self._sides.drafts():
@@ -287,7 +301,7 @@ class RedisWriter:
             size += len(item.draft.rest)
             if size >= _PIECE:
                 break
-        return list(parts.values())
+        return batches
 
     def _drop_taken(self) -> None:
         """Take what is under way out of the queue."""
@@ -296,13 +310,18 @@ class RedisWriter:
             self._bytes.add_and_get(-len(self._queue.popleft().draft.rest))
 
     def _send(self, conn: RedisConnection, batch: _Batch) -> None:
-        partition = batch.partition
-        stream = stream_key(self._url.prefix, partition)
-        epoch, offset = max(self._sides.seen(partition), self._acknowledged[partition])
-        keys = [stream, f"{stream}:{self._node}"]
-        words = (epoch, offset, self._url.retain, batch.first, *batch.records)
-        found = conn.run(PUBLISH, keys, *words)
-        self._acknowledged[partition] = (int(found[0]), int(found[1]))
+        partition, stream = batch.partition, stream_key(self._url.prefix, batch.partition)
+        seen = max(self._sides.seen(partition), self._acknowledged[partition])
+        if not seen[0]:  # without a reader: a second attempt must know where to look for the first
+            seen = self._advance(partition, conn.run(RESOLVE, [stream], 0, 0, "+"))
+        before, batch.before = batch.before, batch.before or seen
+        after = "" if before is None else f"{before[0]}-{before[1]}"
+        words = (*seen, self._url.retain, after, *batch.records)
+        self._advance(partition, conn.run(PUBLISH, [stream], *words))
+
+    def _advance(self, partition: int, found: list[Any]) -> Position:
+        place = self._acknowledged[partition] = (int(found[0]), int(found[1]))
+        return place
 
     def _settle(self, batch: _Batch) -> None:
         self.published += len(batch.items)
