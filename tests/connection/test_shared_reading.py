@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import select
 import socket
 import ssl
@@ -550,6 +552,30 @@ def test_who_was_relieved_still_answers_for_its_connection() -> None:
     assert all(len(member.errors.wait(2)) == 2 for member in members)
     assert not loop.stop(Deadline(PATIENCE))
     wheel.stop()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the watchdog's timers")
+def test_a_start_that_fails_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, no_thread: Callable[[str], None]
+) -> None:
+    """Neither a watchdog nor a poller, whichever of the two cannot be had; it can be repeated."""
+    wheel, loop = TimingWheel(), ReadingLoop("tao-reader-test")
+    with monkeypatch.context() as patch:
+        patch.setattr("tao.connection.shared_reading.loop.new_poller", _no_descriptor)
+        with pytest.raises(OSError, match="files"):
+            loop.start(watch_on(wheel))
+    assert not [each for each in threading.enumerate() if each.name == "tao-watchdog-test"]
+    no_thread("tao-watchdog")
+    with pytest.raises(RuntimeError, match="new thread"):
+        loop.start(watch_on(wheel))
+    monkeypatch.undo()
+    loop.start(watch_on(wheel))
+    assert not loop.stop(Deadline(PATIENCE))
+    wheel.stop()
+
+
+def _no_descriptor() -> Any:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 class Guest:

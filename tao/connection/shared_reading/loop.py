@@ -165,9 +165,13 @@ class ReadingLoop:
         """
         with self._starting:
             if self._poller is None:
-                self._watch = watch
-                self._watchdog = self._start_watchdog()
-                self._poller = new_poller()
+                poller = new_poller()
+                try:
+                    self._watchdog = self._start_watchdog()
+                except BaseException:
+                    poller.close()
+                    raise
+                self._watch, self._poller = watch, poller
             if not self._stopped:
                 self.pass_lead()
 
