@@ -85,6 +85,7 @@ class BackOff:
         """
         host = self._host
         waited, self.paused = self.paused, False
+        self.waits.clear()  # an exception may have kept the timer of one from being set
         while host.lifecycle.close_reason is None:
             delay = 0.0 if waited else self._delay()  # asked once for each attempt
             if delay is None:

@@ -411,11 +411,12 @@ class ClientCore(ConnectionCore):
         if ends or for_good:
             super().collapse(error)
             return
-        self.renewal.doubt = f"error: {explain(error)}"
+        self.renewal.doubt = doubt = f"error: {explain(error)}"
         self.dispatcher.recover()
         self.dispatcher.abandon(discard=False)
+        self.renewal.doubt = doubt  # again, as the thread that connects may have cleared it before
         self.report(error, "which ends the connection")
-        self.drop(self.renewal.doubt)
+        self.drop(doubt)
 
     def _tell_source(self, *, useful: bool) -> None:
         """Report to the source whether the last connection was useful."""

@@ -114,6 +114,7 @@ class Renewal:
                 break  # it is over, or a timer has not ended the wait yet
             if back and self._wanted:  # it was lost before this thread was ready to read
                 self._host.readiness.has_lent_reading()  # which does not count any more
+                back = None  # whichever thread gets the next one reads that
         return back
 
     @contextmanager

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,16 +20,20 @@ import tao
 from tao.client.back_off import BackOff
 from tao.client.client import ClientConn
 from tao.client.dialling import Dialler
+from tao.client.renewal import Renewal
 from tao.connection.connection import core_of
 from tao.connection.handling.dispatcher import Dispatcher
 from tao.connection.handling.handler_runner import HandlerRunner
+from tao.connection.handling.shared_dispatcher import SharedDispatcher
 from tao.connection.options.definitions import Reconnect
+from tao.connection.readiness import Readiness
 from tao.connection.receiving.reading import Reader
 from tao.errors import TaoError
+from tao.runtime.timing_wheel import TimingWheel
 from tao.server.server import Server
 from tao.transport.stream import Transport
 from tao.wire.message import Registry
-from tests.ends import Seen, Text
+from tests.ends import MakeServer, Seen, Text
 from tests.injection import Interruption, Moment, opcodes, raise_in
 from tests.support import PATIENCE, wait_until
 from tests.tls_pairs import CLIENT, SERVER
@@ -279,6 +285,135 @@ def test_a_close_while_a_handler_keeps_a_struck_client_from_reconnecting(
     one.client.close()
     assert one.client.closed and core_of(one.client).finished.wait(PATIENCE)
     leave.set()
+
+
+def test_a_connection_that_is_lost_before_it_is_read(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the borrower of the reading role has got the next one, the lender does not read it."""
+    registry, dials = Registry(), list[int]()
+    registry.handler(Text)(lambda ctx, conn: ctx.reply(ctx.message))
+    server, address = make_server(registry=registry)
+    lost, looked, lenders, reading = threading.Event(), threading.Event(), Seen(), set[int]()
+    leave, has_lent, read = Renewal._leave_work, Readiness.has_lent_reading, Reader.read
+
+    def dial() -> socket.socket:
+        dials.append(len(dials))
+        assert len(dials) < 3 or looked.wait(PATIENCE)
+        return socket.create_connection(address)
+
+    def lose(renewal: Renewal) -> None:
+        leave(renewal)
+        if len(dials) == 2 and not lost.is_set():
+            lost.set()
+            lenders.add(threading.current_thread())
+            wait_until(lambda: server.connections)
+            server.connections[0].abort()
+            wait_until(lambda: not core.lifecycle.status.talking)
+
+    def look(readiness: Readiness) -> bool:
+        lent = has_lent(readiness)
+        if lost.is_set() and not looked.is_set():
+            looked.set()
+            wait_until(lambda: core.reconnects == 2)
+        return lent
+
+    def note(reader: Reader) -> bool:
+        reading.add(threading.get_ident())
+        try:
+            return read(reader)
+        finally:
+            reading.discard(threading.get_ident())
+
+    monkeypatch.setattr(Renewal, "_leave_work", lose)
+    monkeypatch.setattr(Readiness, "has_lent_reading", look)
+    monkeypatch.setattr(Reader, "read", note)
+    client = ClientConn(
+        dial,
+        registry=registry,
+        reconnect=AT_ONCE,
+        on_connect=lambda conn: len(dials) != 2 or conn.request(Text("login"), timeout=PATIENCE),
+    )
+    core = core_of(client)
+    with client:
+        wait_until(lambda: server.connections)
+        server.connections[0].abort()
+        lender = lenders.wait(1)[0]
+        wait_until(lambda: not lender.is_alive() or lender.ident in reading)
+        assert lender.ident not in reading
+        assert client.request(Text("x"), timeout=PATIENCE).text == "x"
+
+
+def test_a_thread_is_struck_that_the_connecting_one_does_not_wait_for(
+    life: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does to the connection afterwards is made good by the next one."""
+    one, struck, cleared = life(), threading.current_thread(), Seen()
+    recover, core = Dispatcher.recover, core_of(one.client)
+
+    def recover_slowly(dispatcher: Dispatcher) -> None:
+        recover(dispatcher)
+        if threading.current_thread() is struck and not cleared.items:
+            cleared.add(True)
+            for conn in one.server.connections:
+                conn.abort()
+            wait_until(lambda: core.renewal.doubt is None)
+
+    monkeypatch.setattr(Dispatcher, "recover", recover_slowly)
+    one.client.start()
+    one.echoes("before")
+    core.collapse(MemoryError("raised by a test"))
+    assert cleared.items
+    one.echoes()
+
+
+def test_a_timer_that_posts_while_a_client_is_struck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing counts as pending afterwards that is not there any more."""
+    with Life(readers="shared") as one:
+        core, here = core_of(one.client), threading.current_thread()
+        stopping, stop = threading.Event(), SharedDispatcher.stop
+        inbox: Any = SharedDispatcher.inbox
+
+        def post_slowly(dispatcher: SharedDispatcher) -> Any:
+            found = inbox.fget(dispatcher)
+            if threading.current_thread() is here and not stopping.is_set():
+                threading.Thread(target=core.roles.struck, args=[MemoryError("a test")]).start()
+                assert stopping.wait(PATIENCE)
+                with suppress(AssertionError):  # it has to wait for this thread
+                    wait_until(lambda: core.renewal.doubt is None, timeout=0.1)
+            return found
+
+        def note_stop(dispatcher: SharedDispatcher, **options: Any) -> None:
+            stopping.set()
+            stop(dispatcher, **options)
+
+        monkeypatch.setattr(SharedDispatcher, "inbox", property(post_slowly))
+        monkeypatch.setattr(SharedDispatcher, "stop", note_stop)
+        one.client.start()
+        one.echoes("before")
+        core.dispatcher.post(bool)
+        one.echoes()
+        wait_until(lambda: core.dispatcher.idle)
+
+
+def test_an_exception_between_a_wait_and_its_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait is forgotten: nothing would end it before the client is closed."""
+    run_clock, struck = TimingWheel.run_clock, Seen()
+
+    def strike(wheel: TimingWheel, *args: Any) -> Any:
+        if sys._getframe(1).f_code.co_name == "_wait_aside" and not struck.items:
+            struck.add(True)
+            raise MemoryError("raised by a test")
+        return run_clock(wheel, *args)
+
+    monkeypatch.setattr(TimingWheel, "run_clock", strike)
+    with Life(readers="shared") as one:
+        one.client.start()
+        one.echoes("before")
+        for conn in one.server.connections:
+            conn.abort()
+        one.echoes()
+        assert struck.items and not core_of(one.client).back_off.waits
 
 
 def test_a_server_connection_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

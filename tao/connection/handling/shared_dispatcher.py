@@ -199,7 +199,8 @@ class SharedDispatcher(Dispatcher):
         """See `Dispatcher.stop`."""
         self._discard = self._discard or discard
         if not discard:
-            self.take_role()  # from a worker that has not begun
+            with self._turn:  # so that none is in there that began before it was abandoned
+                self.take_role()  # from a worker that has not begun
 
     def abandon(self, *, discard: bool = True) -> None:
         """See `Dispatcher.abandon`."""
