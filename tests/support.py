@@ -36,6 +36,30 @@ def wait_until(condition: Callable[[], object], timeout: float = PATIENCE) -> No
         passed += min(time.monotonic() - before, 0.1)
 
 
+def took(function: Callable[[], object]) -> float:
+    """Call a function, and return how many seconds that has taken.
+
+    As in `wait_until`, time in which the machine stands still hardly counts.
+    """
+    over, passed = threading.Event(), 0.0
+
+    def count() -> None:
+        nonlocal passed
+        while not over.is_set():
+            before = time.monotonic()
+            over.wait(0.001)
+            passed += min(time.monotonic() - before, 0.01)
+
+    counting = threading.Thread(target=count, name="test-took")
+    counting.start()
+    try:
+        function()
+    finally:
+        over.set()
+        counting.join()
+    return passed
+
+
 def together(*functions: Callable[[], Any]) -> list[Any]:
     """Call all functions at once, each in a thread, and return their results in the same order.
 

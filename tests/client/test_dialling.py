@@ -155,8 +155,11 @@ def test_the_order_of_attempts() -> None:
     assert memory.order([*six, *four]) == turns, "what is no address of the name is forgotten"
 
 
-def test_all_addresses_fail(make_client: MakeClient, names: Names, host: Host) -> None:
+def test_all_addresses_fail(
+    make_client: MakeClient, names: Names, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error names each address with its reason; a single reason appears once."""
+    monkeypatch.setattr(tao.client.happy_eyeballs, "_ATTEMPT_DELAY", 0.0)  # both at once
     port = host.address[1]
     host.down()
     names.known["two"] = ["127.0.0.2", "127.0.0.1"]

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -18,10 +19,12 @@ import loguru
 import pytest
 
 from tao.client.client import ClientConn
+from tao.connection.handling import slow_handlers
 from tao.connection.handling.slow_handlers import (
     Running,
     SlowHandlerWatch,
     calls_handlers,
+    current_frames,
     running_in,
 )
 from tao.connection.keepalive import set_kernel_clocks
@@ -250,19 +253,27 @@ def test_a_handler_that_hangs_after_a_rest_is_logged() -> None:
 @needs_stacks
 @pytest.mark.parametrize("what", ["on_connect", "on_close"])
 def test_a_hanging_callback_is_logged(
-    make_server: MakeServer, log_lines: list[Any], what: str
+    make_server: MakeServer,
+    log_lines: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
 ) -> None:
     """Meanwhile its connection is not read, or does not end."""
     blocker = Blocker("pool")
     options: dict[str, Any] = {what: lambda conn: blocker.wait()}
-    # So long that the thread gets to the callback before.
-    server, address = make_server(handler_warn_after=0.5, **options)
+
+    def frames_in_callback() -> dict[int, FrameType]:  # however late its thread gets there
+        blocker.entered.wait()
+        return current_frames()
+
+    monkeypatch.setattr(slow_handlers, "current_frames", frames_in_callback)
+    server, address = make_server(handler_warn_after=0.1, **options)
     with socket.create_connection(address, PATIENCE):
         wait_until(lambda: server.snapshot().connections_total or blocker.entered.items)
     blocker.entered.wait()
     wait_until(lambda: told(log_lines))
     (line,) = told(log_lines)
-    assert line.startswith(f"{what} has been running for 0.5 s on connection 1 from 127.0.0.1:")
+    assert line.startswith(f"{what} has been running for 0.1 s on connection 1 from 127.0.0.1:")
     assert "in wait\n" in line and "in _call\n" not in line and "contextlib" not in line
     blocker.leave.release()
     wait_until(lambda: not server_core_of(server).acceptor.connections)
