@@ -26,7 +26,7 @@ _PEER_ENDED: int = getattr(select, "EPOLLRDHUP", 0)
 ENDED: int = _PEER_ENDED | getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 
 # How many descriptors are reported at once.
-_MOST = 4096
+_MOST = 1024
 
 
 class Poller(Protocol):

@@ -14,7 +14,8 @@ Guarantees:
   watch has a follower take the lead. The blocked thread finishes its handler, and becomes a
   follower. This is Leader/Followers (Schmidt et al., Pattern-Oriented Software Architecture 2,
   2000).
-- If many connections end at once, the others are served meanwhile, and new ones.
+- If many connections end at once, the others are served meanwhile, and new ones; see
+  ``departing.py``.
 - A turn of one connection is bounded: one receive, of no more than what is handled in about 2 ms,
   see ``reading.py``. A connection whose turn took long, and of which more waits, is not read again
   before the others have had their share, see ``breaks.py``.
@@ -28,8 +29,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from threading import RLock, Thread, current_thread
 from time import monotonic
@@ -37,6 +39,7 @@ from typing import Protocol
 
 from tao.connection.handling.block_watch import GRACE, BlockWatch
 from tao.connection.shared_reading.breaks import LONG, QUIET, Breaks, Resting
+from tao.connection.shared_reading.departing import FEW, Departing
 from tao.runtime.deadline import Deadline
 from tao.runtime.log import logger
 from tao.runtime.threads import gather, spawn
@@ -51,11 +54,7 @@ __all__ = ["BlockedStay", "Polled", "ReadingLoop"]
 _PATIENCE, _PAUSE = 10.0, 0.05
 # The watchdog barks when a turn has taken so long, in seconds, and is kicked twice as often.
 _WATCHDOG = GRACE / 2
-
-
-# Thousands of connections may end together. If more than so many are ready, those whose peers have
-# ended them are served last, and no more than so many before others are looked for.
-_ENDS = 200
+# The bits of an end are the highest among those of events.
 _events_of = itemgetter(1)
 
 
@@ -146,6 +145,7 @@ class ReadingLoop:
         self._latest = _Member()  # the one that leads, or led last; set by each leader
         # Owned by the leader.
         self._breaks = Breaks()
+        self._departing = Departing()
         self._kick_at: float = 0.0  # when the watchdog is to be kicked again
         # Made by `start`; has the watch look after the leader. None: where there are none.
         self._watchdog: Watchdog | None = None
@@ -369,7 +369,7 @@ class ReadingLoop:
 
     def _serve(self, me: _Member) -> None:
         watch, members, calls, poller = self._watch, self.members, self._calls, self._poller
-        breaks = self._breaks
+        breaks, departing = self._breaks, self._departing
         assert watch is not None and poller is not None
         while self._leader is me and not self._stopped:
             ready = self._wait(poller)
@@ -380,21 +380,21 @@ class ReadingLoop:
             now = monotonic()
             if now >= self._kick_at:
                 self._kick(now)
-            if len(ready) > _ENDS:
-                ready.sort(key=_events_of)  # the bits of an end are the highest, so they come last
-            ends, began = 0, now
+            began, count = now, len(ready) + len(departing)
+            to_serve: Iterable[tuple[int, int]] = ready
+            if departing or (len(ready) > FEW and max(ready, key=_events_of)[1] & ENDED):
+                others = departing.set_aside(ready, members)
+                to_serve, now = chain(others, departing.some(members)), monotonic()
             long: list[tuple[Resting, float]] = []
             if calls and not self._make_calls(me):
                 return
-            for descriptor, events in ready:
+            for descriptor, events in to_serve:
                 each = members.get(descriptor)
                 if each is None:
                     continue
-                if events != READABLE and events & ENDED:
-                    ends += 1
-                    if ends > _ENDS:
-                        break  # the rest are reported again
                 me.serving = each
+                if events != READABLE and events & ENDED:
+                    each.end_break()  # in case it is one that has waited for its end
                 each.turn(events, now)
                 if self._leader is not me:
                     return  # what else is ready is for the new leader
@@ -410,16 +410,17 @@ class ReadingLoop:
             watch.running.discard(self)
             breaks.shared += now - began
             if long:
-                breaks.begin(long, contended=len(ready) > len(long))
+                breaks.begin(long, contended=count > len(long))
 
     def _wait(self, poller: Poller) -> list[tuple[int, int]]:
         """Wait until something is ready; during breaks, for others, and for a while only."""
-        calls, breaks = self._calls, self._breaks
+        calls, departing, breaks = self._calls, self._departing, self._breaks
+        at_once = calls or departing
         if not breaks:
-            return poller.wait(0 if calls else None)
+            return poller.wait(0 if at_once else None)
         began = monotonic()
-        ready = poller.wait(0 if calls else QUIET)
-        breaks.waited(monotonic() - began, quiet=not (ready or calls))
+        ready = poller.wait(0 if at_once else QUIET)
+        breaks.waited(monotonic() - began, quiet=not (ready or calls or departing))
         return ready
 
     def _make_calls(self, me: _Member) -> bool:
