@@ -26,6 +26,7 @@ from tao.errors import ClusterUnavailable
 from tao.testing import FaultProxy
 from tao.transport.certificates import DevelopmentCA
 from tests.cluster.redis_server import RedisServer, program
+from tests.injection import Interruption
 from tests.support import PATIENCE, ends, together, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -410,20 +411,42 @@ def test_a_promoted_replica(folder: Path, make: Callable[..., Node]) -> None:
         assert node.gaps == other.gaps == [(0, None)]
 
 
-def test_a_replica_that_went_on(server: RedisServer, nodes: list[Node]) -> None:
-    """Another publication in the place of the one read last is noticed at the next connection."""
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_a_replica_that_went_on(server: RedisServer, nodes: list[Node], ahead: int) -> None:
+    """Another publication in the place of the one read last is noticed at the next connection.
+
+    It may be in the midst of an entry.
+    """
     nodes[0].say("mine", confirm=PATIENCE)
     for node in nodes:
         node.hears("mine")
     wait_until(lambda: server.client.info("clients")["blocked_clients"] == 3)
-    last = server.client.xinfo_stream(STREAM)["last-generated-id"]
-    record = Signer("tao").record("f" * 12, 0, 1, draft_of(Publication(EVERYONE, b"theirs")))
+    epoch, offset = server.client.xinfo_stream(STREAM)["last-generated-id"].decode().split("-")
+    fields = [word for record in records(2 + ahead) for word in ("p", record)]
     with server.client.pipeline() as transaction:
+        transaction.client_kill_filter(_type="normal", skipme=True)
         transaction.delete(STREAM)
-        transaction.xadd(STREAM, {"p": record}, id=last)
+        transaction.execute_command("XADD", STREAM, f"{epoch}-{int(offset) + ahead}", *fields)
         transaction.execute()
-    server.client.client_kill_filter(_type="normal", skipme=True)
     wait_until(lambda: all(node.gaps == [(0, None)] for node in nodes))
+
+
+def test_an_exception_within_an_entry(
+    server: RedisServer, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs the publication that was being delivered, not the others of its entry."""
+    node, deliver = nodes[0], nodes[0].deliver
+
+    def strike(publication: Publication) -> None:
+        if publication.frame == b"4":
+            raise Interruption
+        deliver(publication)
+
+    monkeypatch.setattr(node, "deliver", strike)
+    server.client.eval(PUBLISH.text, 1, STREAM, 0, 0, 1000, "", *records(10))
+    node.hears(*"012356789")
+    assert node.gaps == [(0, None)]
+    nodes[1].hears(*"0123456789")
 
 
 def test_full_memory(server: RedisServer, nodes: list[Node]) -> None:
