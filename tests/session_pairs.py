@@ -122,6 +122,11 @@ def established(conn: Any) -> bool:
     return released
 
 
+def wait_established(server: tao.Server) -> None:
+    """Wait until its session can be resumed; a client that comes sooner is to try again."""
+    wait_until(lambda: any(map(established, server.connections)))
+
+
 def values(messages: list[tao.UnknownMessage]) -> list[int]:
     return [Number.deserialize(each.value).value for each in messages]
 

@@ -17,7 +17,14 @@ from tao.session.agreement import Opening
 from tao.session.frames import Hello
 from tao.testing.fault_proxy import Faults
 from tests.ends import Number, Seen, number
-from tests.session_pairs import READERS, Both, begin_session, finish_opening, open_session
+from tests.session_pairs import (
+    READERS,
+    Both,
+    begin_session,
+    finish_opening,
+    open_session,
+    wait_established,
+)
 from tests.support import PATIENCE, together, wait_until
 
 pytestmark = pytest.mark.usefixtures("patient")
@@ -150,8 +157,9 @@ def test_resumes_that_race(make_server: Any, readers: str, switching: None) -> N
     seen, registry = Seen(), tao.Registry()
     registry.handler(Number)(lambda ctx, conn: seen.add(ctx.message.value))
     sessions = tao.Sessions()
-    _, address = make_server(sessions=sessions, readers=readers, registry=registry)
+    server, address = make_server(sessions=sessions, readers=readers, registry=registry)
     first, opening = open_session(address, Hello())
+    wait_established(server)
     welcome, attempts, before = opening.welcome, itertools.count(1), [first]
     assert welcome is not None
     for value in range(10 * TIMES):

@@ -16,7 +16,7 @@ from tao.connection.connection import core_of
 from tao.session.frames import Hello
 from tao.testing import Clock
 from tests.ends import Number, Seen, Text, number
-from tests.session_pairs import READERS, Both, open_session
+from tests.session_pairs import READERS, Both, open_session, wait_established
 from tests.support import PATIENCE, wait_until
 
 pytestmark = pytest.mark.usefixtures("patient")
@@ -30,7 +30,7 @@ def raw_session(server: tao.Server, address: Any) -> tuple[socket.socket, Any, b
     sock, opening = open_session(address, Hello())
     welcome = opening.welcome
     assert welcome is not None
-    wait_until(lambda: server.connections)
+    wait_established(server)
     return sock, welcome.session_id, welcome.secret
 
 

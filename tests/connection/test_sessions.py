@@ -29,7 +29,14 @@ from tao.transport.stream import Transport
 from tao.wire.capabilities import ANSWER, REQUESTS, capability_frame
 from tao.wire.message import Registry
 from tests.ends import Number, Seen, Text, number, text
-from tests.session_pairs import READERS, Both, begin_session, open_session, write_all
+from tests.session_pairs import (
+    READERS,
+    Both,
+    begin_session,
+    open_session,
+    wait_established,
+    write_all,
+)
 from tests.support import PATIENCE, recv_exactly, wait_until
 
 
@@ -620,10 +627,11 @@ def test_nothing_waits_to_send_once_the_end_has_been_sent(make_server: Any, read
 @READERS
 def test_of_two_attempts_the_later_one_wins(make_server: Any, readers: str) -> None:
     """Whichever arrives first; the other gets a clear answer."""
-    _, address = make_server(sessions=tao.Sessions(), readers=readers)
+    server, address = make_server(sessions=tao.Sessions(), readers=readers)
     first, opening = open_session(address, Hello())
     welcome = opening.welcome
     assert welcome is not None
+    wait_established(server)
     hello = Hello(welcome.session_id, 2)
     second, opening = open_session(address, hello, welcome.secret)
     assert opening.welcome is not None and not opening.refusal
@@ -663,7 +671,7 @@ def test_a_session_is_not_resumed_before_it_has_begun(make_server: Any, readers:
     second.sendall(early.output)
     assert second.recv(1) == b""
     may_go.set()
-    wait_until(lambda: server.connections)
+    wait_established(server)
     third, opening = open_session(address, Hello(welcome.session_id, 2), welcome.secret)
     assert opening.welcome is not None and not opening.refusal
     assert events.items == ["connecting", "connected", "resumed"]
@@ -674,11 +682,12 @@ def test_a_session_is_not_resumed_before_it_has_begun(make_server: Any, readers:
 def test_what_does_not_fit_together_ends_the_session(make_server: Any) -> None:
     """Such as a client that has received more than was sent."""
     lost = Seen()
-    _, address = make_server(
+    server, address = make_server(
         sessions=tao.Sessions(), on_session_lost=lambda conn, messages: lost.add(messages)
     )
     first, opening = open_session(address, Hello())
     assert opening.welcome is not None
+    wait_established(server)
     hello = Hello(opening.welcome.session_id, 1, 1000)
     second, opening = open_session(address, hello, opening.welcome.secret)
     assert "fit" in opening.refusal and lost.wait() == [[]]
