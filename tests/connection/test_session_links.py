@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import tao
+from tao.client import resuming
 from tao.connection.connection import core_of
 from tao.connection.sessions.stream import SessionStream
 from tao.server.sessions import resumption
@@ -279,3 +280,40 @@ def test_the_end_is_told_although_another_link_comes_at_that_moment(
     assert core.finished.wait(PATIENCE)
     first.close()
     sock.close()
+
+
+# -- many links at once
+
+
+def test_a_cut_of_all_links_at_once(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All clients come back together, each to its own session; nothing is lost, nothing doubled."""
+    monkeypatch.setattr(resumption, "_PATIENCE", PATIENCE)
+    monkeypatch.setattr(resuming, "_PATIENCE", PATIENCE)
+    count, each_writes, sessions = 60, 30, tao.Sessions()
+    handled, echoed, registry = [Seen() for _ in range(count)], Seen(), tao.Registry()
+
+    @registry.handler(Number)
+    def echo(ctx: Any, conn: Any) -> None:
+        client, value = divmod(ctx.message.value, each_writes)
+        handled[client].add(value)
+        conn.write(ctx.message, timeout=PATIENCE)
+
+    server, address = make_server(registry=registry, sessions=sessions, readers="shared")
+    options: dict[str, Any] = {"session": "required", "readers": "shared"}
+    options["reconnect"] = tao.Reconnect(initial=0.001, maximum=0.05)
+    clients = [tao.ClientConn(address, registry=noting(echoed), **options) for _ in range(count)]
+    for each in clients:
+        each.start()
+    wait_until(lambda: len(server.connections) == count)
+    for value in range(each_writes):
+        for client, each in enumerate(clients):
+            each.write(Number(client * each_writes + value), timeout=PATIENCE)
+        if value % 10 == 5:
+            for conn in server.connections:
+                core_of(conn).transport.outlives("the test says so")  # type: ignore[union-attr]
+    for seen in handled:
+        assert seen.wait(each_writes) == list(range(each_writes))
+    assert sorted(echoed.wait(count * each_writes)) == list(range(count * each_writes))
+    assert len(sessions) == count and all(each.session.resumes for each in clients)  # type: ignore[union-attr]
+    for each in clients:
+        each.close()
