@@ -87,15 +87,15 @@ def ask(conn: Any, _: Server) -> None:
 
 
 CALLS: dict[str, tuple[str, Call]] = {
-    "write": ("connection.send_queue", lambda conn, _: conn.write(Number(1))),
+    "write": ("connection.sending.send_queue", lambda conn, _: conn.write(Number(1))),
     "send": ("transport.tls_stream", lambda conn, _: conn.write(Number(1))),
     "request": ("connection.requests", ask),
-    "close": ("connection.shared_dispatcher", lambda conn, _: conn.close()),
-    "finish": ("connection.dispatcher", lambda conn, _: conn.close()),
+    "close": ("connection.handling.shared_dispatcher", lambda conn, _: conn.close()),
+    "finish": ("connection.handling.dispatcher", lambda conn, _: conn.close()),
     "option": ("transport.stream", lambda conn, _: conn.socket_option(6, 1)),
-    "join": ("server.group_index", lambda conn, _: conn.join("group")),
-    "identify": ("server.identities", lambda conn, _: conn.identify("name")),
-    "listen": ("server.shared_listener", lambda _, server: server.stop_listening()),
+    "join": ("server.membership.group_index", lambda conn, _: conn.join("group")),
+    "identify": ("server.membership.identities", lambda conn, _: conn.identify("name")),
+    "listen": ("server.listening.shared_listener", lambda _, server: server.stop_listening()),
 }
 OF_SERVER = ["join", "identify", "listen"]
 

@@ -53,13 +53,16 @@ OF_CLIENT: dict[str, tuple[str, Call]] = {
         "connection.requests",
         lambda peers: peers.client.request_async(Number(1)).cancel(),
     ),
-    "submit": ("connection.admission", lambda peers: peers.client.submit(Number(1)).withdraw()),
+    "submit": (
+        "connection.sending.admission",
+        lambda peers: peers.client.submit(Number(1)).withdraw(),
+    ),
 }
 OF_SERVER: dict[str, tuple[str, Call]] = {
-    "join": ("server.group_index", lambda peers: server_end(peers).join("group")),
-    "leave": ("server.group_index", lambda peers: server_end(peers).leave("other")),
-    "identify": ("server.identities", lambda peers: server_end(peers).identify("name")),
-    "write": ("connection.send_queue", lambda peers: peers.conn.write(Number(1))),
+    "join": ("server.membership.group_index", lambda peers: server_end(peers).join("group")),
+    "leave": ("server.membership.group_index", lambda peers: server_end(peers).leave("other")),
+    "identify": ("server.membership.identities", lambda peers: server_end(peers).identify("name")),
+    "write": ("connection.sending.send_queue", lambda peers: peers.conn.write(Number(1))),
     "broadcast": ("server.core", lambda peers: peers.server.broadcast(Number(1))),
 }
 
