@@ -89,7 +89,7 @@ def ask(conn: Any, _: Server) -> None:
 CALLS: dict[str, tuple[str, Call]] = {
     "write": ("connection.sending.send_queue", lambda conn, _: conn.write(Number(1))),
     "send": ("transport.tls_stream", lambda conn, _: conn.write(Number(1))),
-    "request": ("connection.requests", ask),
+    "request": ("connection.requests.making", ask),
     "close": ("connection.handling.shared_dispatcher", lambda conn, _: conn.close()),
     "finish": ("connection.handling.dispatcher", lambda conn, _: conn.close()),
     "option": ("transport.stream", lambda conn, _: conn.socket_option(6, 1)),

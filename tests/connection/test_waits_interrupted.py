@@ -48,9 +48,9 @@ def server_end(peers: Peers) -> Any:
 
 
 OF_CLIENT: dict[str, tuple[str, Call]] = {
-    "request": ("connection.requests", lambda peers: peers.client.request(Number(1))),
+    "request": ("connection.requests.making", lambda peers: peers.client.request(Number(1))),
     "cancel": (
-        "connection.requests",
+        "connection.requests.making",
         lambda peers: peers.client.request_async(Number(1)).cancel(),
     ),
     "submit": (
