@@ -8,9 +8,11 @@ NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
 VENV ?= .venv
 # What is given to pytest by `make test`, and to the benchmarks: make test ARGS="-k tls -x".
 ARGS ?=
-# Tests run in as many processes as there are cores, up to four; ARGS="-n 0" runs them in one. If one
-# of them crashes the run ends, as it would wait for the lost tests for ever.
-IN_PARALLEL = -n auto --maxprocesses 4 --dist loadgroup --max-worker-restart 0
+# Tests run in one process more than there are cores, as many of them wait, and in four at most;
+# ARGS="-n 0" runs them in one. If one of them crashes the run ends, as it would wait for the lost
+# tests for ever.
+CORES = $$(getconf _NPROCESSORS_ONLN)
+IN_PARALLEL = -n $$(($(CORES) < 4 ? $(CORES) + 1 : 4)) --dist loadgroup --max-worker-restart 0
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
