@@ -12,6 +12,7 @@ import random
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from tao.connection.application import ApplicationLink
@@ -91,8 +92,8 @@ class Resuming:
         self._limit, self._most = settings.retain_bytes, settings.retain
         self._shared: bool = isinstance(host.roles, SharedRoles)
         self._hurry = Wakeup()  # set when the client is closed; ends one wait
-        # Holds one item while a timer runs that ends the wait before the next attempt. Whatever
-        # takes the item out has the attempts go on.
+        # Holds one item while a timer runs that ends the wait before the next attempt. The thread
+        # that takes the item out goes on itself, so no exception can come between the two.
         self._waits: deque[None] = deque()
         # Owned by the thread that connects, and that gets the next link.
         self._wish: bytes = b""  # see `Hello`
@@ -189,7 +190,7 @@ class Resuming:
         self._stream, self._why = stream, why
         self._lost_at = time.monotonic()
         if self._shared:
-            self._launch()
+            self._launch(self.go_on)
         else:
             self.go_on()
 
@@ -232,15 +233,18 @@ class Resuming:
     def _end_wait(self) -> None:
         """Have the attempts go on, if a timer was to do that. Any thread may call it."""
         if self._waits:
-            try:
-                self._waits.pop()
-            except IndexError:
-                return
-            self._launch()
+            self._launch(self._go_on_after_wait)
 
-    def _launch(self) -> None:
+    def _go_on_after_wait(self) -> None:
         try:
-            self._host.roles.launch(self._struck, self.go_on)
+            self._waits.pop()
+        except IndexError:
+            return  # another thread has gone on: an interrupted call was repeated
+        self.go_on()
+
+    def _launch(self, function: Callable[[], object]) -> None:
+        try:
+            self._host.roles.launch(self._struck, function)
         except (RuntimeError, MemoryError) as error:
             self._struck(error)
 

@@ -13,7 +13,8 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Set
-from threading import Thread
+from io import FileIO
+from threading import Thread, current_thread
 from time import CLOCK_MONOTONIC
 from typing import Any, Final
 
@@ -60,44 +61,54 @@ class Watchdog:
     ) -> None:
         assert _calls is not None
         create, self._set = _calls
-        self._bark = bark
+        self._name, self._bark, self._cpus = name, bark, cpus
         self._after = _SPEC.pack(0, 0, *divmod(int(timeout * 1e9), 1_000_000_000))
         self._stopped: bool = False
-        self._descriptor: int = create(CLOCK_MONOTONIC, os.O_CLOEXEC)
-        if self._descriptor < 0:
-            raise OSError("there is no descriptor for another timer")
-        self.thread: Thread = spawn(self._run, name=name, cpus=cpus, failed=self._run)
+        # The descriptor becomes a file in the step that makes it: so none is lost.
+        try:
+            (self._timer,) = map(FileIO, map(create, [CLOCK_MONOTONIC], [os.O_CLOEXEC]))
+        except ValueError as error:
+            raise OSError("there is no descriptor for another timer") from error
+        self._descriptor: int = self._timer.fileno()
+        # Under one key, the thread that runs this; the first one counts.
+        self._runner: dict[str, Thread] = {}
+        #: The thread that was started last.
+        self.thread: Thread | None = None
 
     def start(self) -> None:
-        """Begin; the first kick sets the timer.
+        """Begin, unless that is done; the first kick sets the timer.
+
+        It may be called again if that was impossible, or if an exception has interrupted it.
 
         Raises:
             RuntimeError: no thread can be started.
         """
-        try:
+        if not self._runner:
+            self.thread = spawn(self._run, name=self._name, cpus=self._cpus, failed=self._run)
             self.thread.start()
-        except BaseException:
-            if not self.thread.is_alive():
-                self.close()
-            raise
 
     def kick(self) -> None:
         """Begin the time again. One thread at a time may call it; after the end it does nothing."""
         self._set(self._descriptor, 0, self._after, None)
 
     def stop(self) -> None:
-        """Have the thread end. Any thread may call it, again too."""
+        """Have the thread end. Any thread may call it, again too, and whether it was started."""
         self._stopped = True
         self._set(self._descriptor, 0, _AT_ONCE, None)
+        if not self._runner:  # nor will one come that does not see that it is stopped
+            self.close()
 
     def close(self) -> None:
         """Free the descriptor, if there is no thread: it was not started, or this is a child."""
         self._stopped = True
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        self._descriptor = -1
+        self._timer.close()
 
     def _run(self, interrupted: BaseException | None = None) -> None:
+        thread = current_thread()
+        if self._runner.setdefault("thread", thread) is not thread:
+            return
+        self.thread = thread
         if interrupted is not None and not self._stopped:
             self._bark()  # it may have been due
         while not self._stopped:

@@ -21,7 +21,7 @@ class Resources:
     """The workers, timing wheel, credentials and accept rate of a server that was started.
 
     Args:
-        owner: the server; the shared wheel is released when it is garbage collected.
+        owner: the server; what its threads do not end is released when it is garbage collected.
         settings: of the server.
     """
 
@@ -44,9 +44,10 @@ class Resources:
         self.pace: TokenBucket | None = None
         if settings.accept_rate is not None:
             self.pace = TokenBucket(settings.accept_rate, settings.accept_burst)
-        user = object()
-        #: Releases what is shared with other servers. Calling it twice is harmless.
-        self.give_back = weakref.finalize(owner, shared_wheel.release, user)
+        user, readers = object(), list[SharedReaders]()
+        #: Releases what is shared with other servers, and has the readers end, if they have not
+        #: been stopped. Calling it twice is harmless.
+        self.give_back = weakref.finalize(owner, _give_back, user, readers)
         self.give_back.atexit = False
         self.wheel: TimingWheel = shared_wheel.acquire(user)
         #: The threads that read all connections; None: each has its own.
@@ -55,4 +56,14 @@ class Resources:
             self.readers = SharedReaders(
                 settings.shared_readers, self.wheel, self.pool, settings.cpus
             )
+            # First, so that they end with the server if an exception interrupts the next step.
+            readers.append(self.readers)
             self.readers.start()
+
+
+def _give_back(user: object, readers: list[SharedReaders]) -> None:
+    try:
+        for each in readers:
+            each.retire()
+    finally:
+        shared_wheel.release(user)

@@ -4,8 +4,8 @@
 - ``threads``: exceptions are raised in tao's own threads (``PyThreadState_SetAsyncExc``).
 - ``finalizers``: objects in reference cycles write and broadcast when they are collected.
 
-It goes in rounds: a server and its clients live through some of these, with TLS or without. When
-that is over, newcomers must be served, the server must stop, and nothing may be left: no thread, no
+It goes in rounds: a server and its clients live through some of these, with TLS or without, with
+readers of their own or shared ones. When that is over, newcomers must be served, the server must stop, and nothing may be left: no thread, no
 descriptor, no user of the shared timing wheel.
 """
 
@@ -213,12 +213,14 @@ class Round:
     def __init__(self, fate: random.Random, kinds: list[str]) -> None:
         self._fate = fate
         self._tls = fate.random() < 0.5
+        self._readers = fate.choice(["own", "shared"])
         self._finalizers = "finalizers" in kinds
         self.alarms = Alarms(fate, "signals" in kinds)
         self.lightning = Lightning(fate, "threads" in kinds)
         self.server = Server(
             registry=self._registry(reply=True),
             dispatch=fate.choice(["auto", "pool", "inline"]),
+            readers=self._readers,
             heartbeat=0.05,
             drain_timeout=0.5,
             tls=SERVER if self._tls else None,
@@ -261,6 +263,7 @@ class Round:
             ("localhost", self.address[1]),
             registry=options.pop("registry", None) or self._registry(reply=False),
             tls=CLIENT if self._tls else None,
+            readers=self._readers,
             drain_timeout=0.5,
             reconnect=self._fate.random() < 0.3,
             **options,

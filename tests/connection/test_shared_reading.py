@@ -30,7 +30,7 @@ from tao.server.server import server_core_of
 from tao.transport.poller import READABLE
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Number, Seen, Text, number, text
-from tests.injection import Interruption
+from tests.injection import Interruption, opcodes
 from tests.support import PATIENCE, recv_exactly, wait_until
 from tests.tls_pairs import CLIENT, SERVER
 
@@ -658,3 +658,19 @@ def _shakes_hands(client: ssl.SSLObject) -> bool:
     except ssl.SSLWantReadError:
         return False
     return True
+
+
+@pytest.mark.interrupted
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_start_loses_no_thread_and_no_descriptor() -> None:
+    """What a start has made can be found by the end, wherever an exception struck."""
+    wheel, before = TimingWheel(), os.listdir("/proc/self/fd")
+    watch = watch_on(wheel)
+    for moment in opcodes("tao.connection.shared_reading.loop", "tao.runtime.watchdog"):
+        loop = ReadingLoop("tao-reader-struck")
+        with moment.raising():
+            loop.start(watch)
+        loop.retire()
+        assert not loop.stop(Deadline(PATIENCE)), moment
+        wait_until(lambda: os.listdir("/proc/self/fd") == before)
+    wheel.stop()

@@ -6,12 +6,14 @@ import os
 import queue
 from collections.abc import Iterator
 from time import monotonic
+from typing import Any
 
 import pytest
 
+from tao.runtime.thread_start import StartableThread
 from tao.runtime.watchdog import Watchdog, new_watchdog
 from tests.injection import opcodes
-from tests.support import PATIENCE
+from tests.support import PATIENCE, wait_until
 
 NAME, TIMEOUT = "test-watchdog", 0.05
 
@@ -35,6 +37,7 @@ def new(barks: queue.Queue[float], timeout: float = TIMEOUT) -> Watchdog:
 
 def end(watchdog: Watchdog) -> None:
     watchdog.stop()
+    assert watchdog.thread is not None
     watchdog.thread.join(PATIENCE)
     assert not watchdog.thread.is_alive()
 
@@ -90,13 +93,33 @@ def test_what_could_not_start_frees_its_descriptor(
     watchdog = new_watchdog(NAME, TIMEOUT, bool)
     assert watchdog is not None
 
-    def refuse() -> None:
+    def refuse(thread: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(watchdog.thread, "start", refuse)
-    with pytest.raises(RuntimeError, match="start"):
-        watchdog.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(StartableThread, "start", refuse)
+        with pytest.raises(RuntimeError, match="start"):
+            watchdog.start()
+    watchdog.stop()
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.interrupted
+def test_a_start_interrupted_at_any_bytecode_can_be_repeated_and_ended(
+    barks: queue.Queue[float],
+) -> None:
+    """The mechanism of a start: whatever it has made can be found by the stop."""
+    before = os.listdir("/proc/self/fd")
+    for moment in opcodes("tao.runtime.watchdog", "tao.runtime.thread_start"):
+        watchdog = new_watchdog(NAME, 1e-3, lambda: barks.put(monotonic()))
+        assert watchdog is not None
+        with moment.raising():
+            watchdog.start()
+        watchdog.start()
+        watchdog.kick()
+        barks.get(timeout=PATIENCE)
+        end(watchdog)
+        wait_until(lambda: os.listdir("/proc/self/fd") == before)
 
 
 @pytest.mark.interrupted

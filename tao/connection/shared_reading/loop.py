@@ -127,8 +127,13 @@ class ReadingLoop:
     def __init__(self, name: str, cpus: Set[int] | None = None) -> None:
         self._name = name
         self._cpus = cpus
-        # Made by `start`; closed by the last thread, or by the stop if there is none.
+        # What `start` has made; the first one counts, and each is freed in the end. So nothing is
+        # lost if a start is interrupted, or begun once more in its midst.
+        self._made: list[tuple[Poller, Watchdog | None]] = []
+        # The first one's. The poller is closed by the last thread, or by the stop if there is none.
+        # The watchdog has the watch look after the leader; None: where there are none.
         self._poller: Poller | None = None
+        self._watchdog: Watchdog | None = None
         #: What is waited for, by descriptor. Changed in single steps.
         self.members: dict[int, Polled] = {}
         # What the leader is to call, and on behalf of which member. Appended to in one step.
@@ -147,9 +152,7 @@ class ReadingLoop:
         self._breaks = Breaks()
         self._departing = Departing()
         self._kick_at: float = 0.0  # when the watchdog is to be kicked again
-        # Made by `start`; has the watch look after the leader. None: where there are none.
-        self._watchdog: Watchdog | None = None
-        self._watch: BlockWatch | None = None
+        self._watch: BlockWatch | None = None  # set by `start`
 
     # -- for any thread
 
@@ -164,23 +167,24 @@ class ReadingLoop:
             RuntimeError: no thread can be started.
         """
         with self._starting:
-            if self._poller is None:
-                poller = new_poller()
+            if not self._made:
+                self._watch, poller = watch, new_poller()
                 try:
-                    self._watchdog = self._start_watchdog()
-                except BaseException:
+                    self._made.append((poller, self._new_watchdog()))
+                except OSError:
                     poller.close()
                     raise
-                self._watch, self._poller = watch, poller
+            self._poller, self._watchdog = self._made[0]
             if not self._stopped:
+                if self._watchdog is not None:
+                    self._watchdog.start()
                 self.pass_lead()
+            if self._stopped:
+                self.retire()  # which may not have seen what was made meanwhile
 
-    def _start_watchdog(self) -> Watchdog | None:
+    def _new_watchdog(self) -> Watchdog | None:
         name = self._name.replace("reader", "watchdog")
-        watchdog = new_watchdog(name, _WATCHDOG, self._look_after_leader, self._cpus)
-        if watchdog is not None:
-            watchdog.start()
-        return watchdog
+        return new_watchdog(name, _WATCHDOG, self._look_after_leader, self._cpus)
 
     def change(self, descriptor: int, before: int, now: int) -> None:
         """See `Poller.change`. After the stop it does nothing."""
@@ -246,8 +250,7 @@ class ReadingLoop:
             follower.called.set()
         if self._watch is not None:
             self._watch.running.discard(self)
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        self._stop_watchdogs()
         if not self._threads:
             self._end()
 
@@ -259,12 +262,13 @@ class ReadingLoop:
         """
         self.retire()
         threads = [each for each in list(self._threads) if each.ident not in stuck]
-        if self._watchdog is not None:
+        if self._watchdog is not None and self._watchdog.thread is not None:
             threads.append(self._watchdog.thread)
         return gather(threads, deadline)
 
     def _end(self) -> None:
         """Have what is left end by itself: at the deadline of a stop that may be much."""
+        self._stop_watchdogs()  # once more, as that may have been interrupted
         self._close()
         for each in list(self.members.values()):
             try:
@@ -273,8 +277,13 @@ class ReadingLoop:
                 each.struck(error)
 
     def _close(self) -> None:
-        if self._poller is not None:
-            self._poller.close()
+        for poller, _ in list(self._made):
+            poller.close()
+
+    def _stop_watchdogs(self) -> None:
+        for _, watchdog in list(self._made):
+            if watchdog is not None:
+                watchdog.stop()
 
     @property
     def threads(self) -> list[Thread]:
@@ -288,8 +297,9 @@ class ReadingLoop:
         self._threads.clear()
         self._followers.clear()
         self.members.clear()
-        if self._watchdog is not None:
-            self._watchdog.close()
+        for _, watchdog in list(self._made):
+            if watchdog is not None:
+                watchdog.close()
         self._close()
 
     # -- the lead
