@@ -5,8 +5,8 @@
 - ``finalizers``: objects in reference cycles write and broadcast when they are collected.
 
 It goes in rounds: a server and its clients live through some of these, with TLS or without, with
-readers of their own or shared ones. When that is over, newcomers must be served, the server must stop, and nothing may be left: no thread, no
-descriptor, no user of the shared timing wheel.
+readers of their own or shared ones. When that is over, newcomers must be served, the server must
+stop, and nothing may be left: no thread, no descriptor, no user of the shared timing wheel.
 """
 
 from __future__ import annotations
