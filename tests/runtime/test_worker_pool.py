@@ -15,7 +15,7 @@ import pytest
 
 from tao.runtime.threads import in_tao_thread
 from tao.runtime.worker_pool import WorkerPool
-from tests.injection import Interruption, interrupting, opcodes, raise_in
+from tests.injection import Interruption, interrupting, opcodes, raise_in, skip_if_traced
 from tests.programs import LONG, ROOT
 from tests.support import PATIENCE, ends, together, wait_until
 
@@ -296,6 +296,7 @@ def test_an_exception_at_any_bytecode_of_a_worker(log_lines: list[Any]) -> None:
 
 def test_exceptions_from_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """All jobs end, and no worker is lost, for any number of exceptions."""
+    skip_if_traced()
     for hook in ("unraisablehook", "excepthook"):  # these may be interrupted as well
         monkeypatch.setattr(sys if hook[0] == "u" else threading, hook, lambda _: None)
     pool = WorkerPool(3)
