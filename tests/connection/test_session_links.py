@@ -17,7 +17,14 @@ from tao.session.frames import END_FRAME, Hello, ack_frame, frames_in
 from tao.testing.fault_proxy import Faults
 from tao.transport.stream import Transport
 from tests.ends import Number, Seen, Text, number
-from tests.session_pairs import READERS, Both, begin_session, finish_opening, open_session
+from tests.session_pairs import (
+    READERS,
+    Both,
+    begin_session,
+    finish_opening,
+    open_session,
+    wait_established,
+)
 from tests.support import PATIENCE, recv_exactly, wait_until
 
 OpenBoth = Callable[..., Both]
@@ -118,7 +125,7 @@ def test_an_attempt_that_is_overtaken_changes_nothing(
     first, opening = open_session(address, Hello())
     welcome = opening.welcome
     assert welcome is not None
-    wait_until(lambda: server.connections)
+    wait_established(server)
     conn, there, may_go_on = server.connections[0], threading.Event(), threading.Event()
     let_go = SessionStream.let_go
 
@@ -150,22 +157,30 @@ def test_an_attempt_that_is_overtaken_changes_nothing(
 # -- links that are lost once the peer has ended the session
 
 
-@READERS
-def test_a_side_that_still_sends_is_resumed(make_server: Any, readers: str) -> None:
-    """With ``half_close`` it may go on, over the next link as well, until it closes itself."""
-    server, address = make_server(
-        sessions=tao.Sessions(), readers=readers, half_close=True, registry=tao.Registry()
-    )
+def ended_by_peer(server: tao.Server, address: Any) -> tuple[tao.ServerConn, Any]:
+    """Return a connection whose peer has ended its half, got a message, and lost the link.
+
+    Returns:
+        it, and what the server has told of the session.
+    """
     first, opening = open_session(address, Hello())
-    welcome = opening.welcome
-    assert welcome is not None
-    wait_until(lambda: server.connections)
+    wait_established(server)
     conn = server.connections[0]
     first.sendall(END_FRAME)
     wait_until(lambda: conn.peer_finished)
     conn.write(Number(1))
     assert recv_exactly(first, 16) == number(1)
     first.close()
+    return conn, opening.welcome
+
+
+@READERS
+def test_a_side_that_still_sends_is_resumed(make_server: Any, readers: str) -> None:
+    """With ``half_close`` it may go on, over the next link as well, until it closes itself."""
+    server, address = make_server(
+        sessions=tao.Sessions(), readers=readers, half_close=True, registry=tao.Registry()
+    )
+    conn, welcome = ended_by_peer(server, address)
     for attempt in (1, 2):
         hello = Hello(welcome.session_id, attempt, 16 * attempt, 8)
         sock, opening = open_session(address, hello, welcome.secret)
@@ -199,14 +214,7 @@ def test_a_side_that_still_sends_is_lost_in_time(make_server: Any, readers: str)
         on_session_lost=lambda conn, lost: events.add(len(lost)),
         on_close=lambda conn: events.add("close"),
     )
-    first, _ = open_session(address, Hello())
-    wait_until(lambda: server.connections)
-    conn = server.connections[0]
-    first.sendall(END_FRAME)
-    wait_until(lambda: conn.peer_finished)
-    conn.write(Number(1))
-    assert recv_exactly(first, 16) == number(1)
-    first.close()
+    ended_by_peer(server, address)
     assert events.wait(2) == [1, "close"]
 
 
@@ -218,7 +226,7 @@ def test_a_side_that_still_sends_may_end(make_server: Any, readers: str, end: st
         sessions=tao.Sessions(), readers=readers, half_close=True, drain_timeout=0.2
     )
     first, _ = open_session(address, Hello())
-    wait_until(lambda: server.connections)
+    wait_established(server)
     conn = server.connections[0]
     first.sendall(END_FRAME)
     wait_until(lambda: conn.peer_finished)
@@ -266,7 +274,7 @@ def test_the_end_is_told_although_another_link_comes_at_that_moment(
     first, opening = open_session(address, Hello())
     welcome = opening.welcome
     assert welcome is not None
-    wait_until(lambda: server.connections)
+    wait_established(server)
     core = core_of(server.connections[0])
     first.sendall(END_FRAME)
     sock, begun = begin_session(address, Hello(welcome.session_id, 1, 0, 8), welcome.secret)
