@@ -30,11 +30,13 @@ __all__ = ["RETAIN", "RETAIN_BYTES", "Outgoing"]
 RETAIN, RETAIN_BYTES = 65536, 16 * 1024 * 1024
 
 _HEADER = struct.Struct("<iI")
+# For so many bytes there is room without another look, if there is any.
+_GRANTED = 4096
 # Marks are so many times closer than the bound on messages.
 _MARKS = 256
 
 
-class Outgoing:
+class Outgoing(Retained):
     """What is sent. One thread at a time may change it; any may read the figures.
 
     Only `acknowledge` is called by another thread, the one that receives; so what is acknowledged
@@ -49,11 +51,12 @@ class Outgoing:
 
     __slots__ = (
         "_base", "_counted", "_credited", "_grain", "_handled", "_marks", "_messages", "_rest",
-        "_retained", "_step", "acknowledged", "at", "due", "ended", "limit", "most", "next_mark",
+        "_step", "acknowledged", "at", "due", "ended", "granted", "limit", "most", "next_mark",
         "shared", "taken",
     )  # fmt: skip
 
     def __init__(self, limit: int, most: int = RETAIN, shared: SharedRoom | None = None) -> None:
+        super().__init__()
         self.limit: int = limit  #: in bytes
         self.most: int = most  #: in messages
         self._grain: int = max(1, most // _MARKS)
@@ -71,7 +74,8 @@ class Outgoing:
         # that is done, and the one up to which it is taken back by the receiving thread.
         self._step: int = sys.maxsize if shared is None else shared.step
         self._counted = self._credited = 0
-        self._retained = Retained()
+        #: Up to which position more may be offered without another look at `has_room`.
+        self.granted: int = 0
         self.acknowledged: int = 0  #: how far the peer has handled it
         self.taken: int = 0  #: how far it counts as sent: some link has taken it
         self.at: int = 0  #: how far the present link has taken it
@@ -82,14 +86,9 @@ class Outgoing:
         self.ended: bool = False  #: whether the end has been offered
 
     @property
-    def end(self) -> int:
-        """How far it has been offered."""
-        return self._retained.end
-
-    @property
     def has_room(self) -> bool:
         """Whether more may be offered."""
-        kept = self._retained.end - self.acknowledged
+        kept = self.end - self.acknowledged
         if self.ended or kept <= 0:
             return not self.ended
         if kept >= self.limit or self._messages - self._handled >= self.most:
@@ -105,7 +104,11 @@ class Outgoing:
     @property
     def idle(self) -> bool:
         """Whether the present link has taken everything."""
-        return self.at == self._retained.end and not self._rest and self.due is None
+        return self.at == self.end and not self._rest and self.due is None
+
+    def grant(self) -> None:
+        """Note that there is room, for a few more pieces as well. Not much is kept too much so."""
+        self.granted = min(self.end + min(self._step, _GRANTED), self.acknowledged + self.limit)
 
     def begin(self, messages: int) -> None:
         """Begin after so many messages, which do not belong to the session."""
@@ -116,8 +119,9 @@ class Outgoing:
 
         To be called when they are `next_mark` or more.
         """
+        self.granted = 0
         self.next_mark = messages + self._grain
-        self._marks.append((self._retained.end, messages - self._base))
+        self._marks.append((self.end, messages - self._base))
         self._messages = messages - self._base
 
     def offer(self, data: bytes | memoryview) -> bytes | memoryview:
@@ -126,12 +130,12 @@ class Outgoing:
         Returns:
             the next piece.
         """
-        retained = self._retained
-        self.forget()
-        behind = self.at < retained.end
+        if self.start < self.acknowledged:
+            self.forget()
+        behind = self.at < self.end
         if self.due is not None and not self._rest and not behind:
             self._rest, self.due = ack_frame(self.due), None
-        retained.append(data)
+        self.append(data)
         if behind:
             return self.next_piece()
         return b"".join((self._rest, data)) if self._rest else data
@@ -139,16 +143,16 @@ class Outgoing:
     def keep(self, data: bytes | memoryview) -> None:
         """Add whole frames while there is no link, and count them as sent: the next link does."""
         self.forget()
-        self._retained.append(data)
-        self.at = self._retained.end
+        self.append(data)
+        self.at = self.end
 
     def keep_rest(self) -> None:
         """Count all that was offered as sent, as there is no link any more."""
-        self.at, self.due, self._rest = self._retained.end, None, b""
+        self.at, self.due, self._rest = self.end, None, b""
 
     def kept(self) -> bytes:
         """Return what is not acknowledged."""
-        return self._retained.bytes_between(self.acknowledged, self.end)
+        return self.bytes_between(self.acknowledged, self.end)
 
     def go_on_from(self, position: int, data: bytes) -> None:
         """Begin where another process has stopped.
@@ -157,9 +161,9 @@ class Outgoing:
             position: how far the peer has acknowledged it.
             data: what was sent after that.
         """
-        self._retained = Retained(position)
-        self._retained.append(data)
-        self.acknowledged, self.at = position, self._retained.end
+        Retained.__init__(self, position)
+        self.append(data)
+        self.acknowledged, self.at = position, self.end
         self.taken = self._counted = self._credited = position
         self._handled = -sum(1 for _ in frames_in(data))
         self._marks.append((self.at, 0))
@@ -180,12 +184,12 @@ class Outgoing:
         kept = 0
         while kept < under_way and kept + _HEADER.size <= len(data):
             kept += _HEADER.size + _HEADER.unpack_from(data, kept)[1]
-        self._retained.shorten(max(0, len(data) - kept))
+        self.shorten(max(0, len(data) - kept))
 
     def offer_end(self) -> None:
         """Add the end, unless that is done."""
         if not self.ended:
-            self._retained.append(END_FRAME)
+            self.append(END_FRAME)
             self.ended = True
 
     def next_piece(self) -> bytes | memoryview:
@@ -193,20 +197,21 @@ class Outgoing:
 
         As long as it is not taken completely, the next piece begins with the rest.
         """
-        if self.at < self._retained.end:
-            piece = self._retained.piece(self.at)
+        if self.at < self.end:
+            piece = self.piece(self.at)
             return b"".join((self._rest, piece)) if self._rest else piece
         if self.due is not None and not self._rest:
             self._rest, self.due = ack_frame(self.due), None
         return self._rest
 
-    def note_sent(self, count: int) -> None:
-        """Note how much of the last piece the link has taken."""
+    def note_sent(self, count: int) -> bool:
+        """Note how much of the last piece the link has taken; return whether it has everything."""
         if self._rest:
             first = min(count, len(self._rest))
             self._rest = self._rest[first:]
             count -= first
         self.at += count
+        return self.idle
 
     def advance(self) -> int:
         """Count what the links have taken as sent; return how much that is."""
@@ -223,7 +228,7 @@ class Outgoing:
 
     def acknowledge(self, position: int) -> bool:
         """Note how far the peer has handled it; return False if it cannot have."""
-        if position > self._retained.end:
+        if position > self.end:
             return False
         if position > self.acknowledged:
             self.acknowledged = position
@@ -243,8 +248,8 @@ class Outgoing:
 
     def forget(self) -> None:
         """Keep what is acknowledged no longer."""
-        if self._retained.start < self.acknowledged:
-            self._retained.drop(min(self.acknowledged, self.at))  # a peer may pretend to have more
+        if self.start < self.acknowledged:
+            self.drop(min(self.acknowledged, self.at))  # a peer may pretend to have more
 
     def resume(self, position: int) -> bool:
         """Begin another link, whose peer has received everything up to a position.
@@ -260,6 +265,6 @@ class Outgoing:
 
     def unacknowledged(self) -> bytes:
         """Return the frames that count as sent and may not have been handled."""
-        kept, start = self._retained, self.acknowledged
-        data = kept.bytes_between(start, max(start, self.taken))
-        return data.removesuffix(END_FRAME) if self.ended and self.taken == kept.end else data
+        start = self.acknowledged
+        data = self.bytes_between(start, max(start, self.taken))
+        return data.removesuffix(END_FRAME) if self.ended and self.taken == self.end else data

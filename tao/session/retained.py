@@ -38,9 +38,6 @@ class Retained:
         position, data = self._chunks[-1]
         return position + len(data)
 
-    def __len__(self) -> int:
-        return self.end - self.start
-
     def append(self, data: bytes | memoryview) -> None:
         """Add bytes at the end."""
         position, last = self._chunks[-1]

@@ -71,10 +71,9 @@ class SessionSender(LinkedTransport):
         if taken == end:
             if outgoing.at < end and not self.push():
                 return 0
-            if not self._takes_more():
+            more = self._transmitter.frames_sent >= outgoing.next_mark
+            if (more or end >= outgoing.granted or outgoing.ended) and not self._takes_more():
                 return 0
-            if self._incoming.wants_to_tell(self._runner.handled):
-                self._acknowledger.note()
             if not self.push(outgoing.offer(data)):
                 outgoing.take_back(data, link.committed_bytes)
         elif outgoing.ended:
@@ -84,11 +83,17 @@ class SessionSender(LinkedTransport):
         return outgoing.advance()
 
     def _takes_more(self) -> bool:
-        """Whether there is room for more frames; if not, it is told when there is."""
+        """Whether there is room for more frames; if not, it is told when there is.
+
+        If there is, have them acknowledge what was handled.
+        """
         outgoing, messages = self._outgoing, self._transmitter.frames_sent
         if messages >= outgoing.next_mark:
             outgoing.mark(messages)
         if self.has_room:
+            outgoing.grant()
+            if self._incoming.wants_to_tell(self._runner.handled):
+                self._acknowledger.note()
             return True
         # Both before this looks again: whatever makes room looks at them afterwards.
         self._wants_room = True
@@ -193,7 +198,8 @@ class SessionSender(LinkedTransport):
             while piece:
                 link.answers.clear()
                 accepted = link.send(piece)
-                outgoing.note_sent(accepted)
+                if outgoing.note_sent(accepted):
+                    break
                 if accepted < len(piece):
                     done = False
                     break
