@@ -94,7 +94,7 @@ test-free-threaded: ## run the tests on a free-threaded CPython; FREE_THREADED=.
 	PYTHON_GIL=0 $(MAKE) --no-print-directory test PYTHON='$(FREE_THREADED)' \
 		VENV=.venv-free-threaded EXTRAS='[monitor,test-free-threaded]'
 
-chaos: $(VENV)/.test ## run a random mix of faults, SECONDS=30; ARGS="--seed N" repeats one
+chaos: $(VENV)/.test ## run a random mix of faults, SECONDS=30, ARGS="--seed N --sessions"
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),30) $(ARGS)
 
 storm: $(VENV)/.test ## have exceptions and finalizers strike at random, SECONDS=60

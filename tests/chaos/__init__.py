@@ -1,7 +1,7 @@
 """Long-running programs that try to break tao.
 
 - ``python -m tests.chaos``: clients that reconnect, through faulty proxies, with an account of
-  each message.
+  each message. With ``--sessions`` each has to arrive once, and to be answered once.
 - ``python -m tests.chaos.soak``: hours of ordinary traffic, to find growing memory use.
 - ``python -m tests.chaos.fuzz``: malformed data for the decoder and a live server; streams that
   cause errors are saved in ``corpus``, which ``tests/wire/test_corpus.py`` replays.

@@ -15,10 +15,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--clients", type=int, default=8, help="every second one speaks TLS")
+    parser.add_argument("--sessions", action="store_true", help="so nothing may be lost")
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.clients} clients, {options.seconds:g} s", flush=True)
     before = Holding.now()
-    total, broken = mix.run(options.seconds, options.seed, options.clients)
+    total, broken = mix.run(options.seconds, options.seed, options.clients, options.sessions)
     after = settled(before)
     for name, count in total.items():
         print(f"{name:12}{count:10}")

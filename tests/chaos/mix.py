@@ -13,6 +13,7 @@ from tao.client.client import ClientConn
 from tao.connection.options.definitions import Readers, Reconnect
 from tao.errors import TaoError, WouldBlock
 from tao.server.server import Server
+from tao.session.sessions import Sessions
 from tao.testing.fault_proxy import FaultProxy, Faults
 from tao.wire.message import Registry
 from tests.support import PATIENCE, together, wait_until
@@ -55,10 +56,11 @@ class Sender:
         address: of the server.
         tls: whether the server uses TLS there.
         seed: of its messages and faults.
+        session: whether it has a session, so that nothing may be lost.
     """
 
-    def __init__(self, owner: int, address: Any, tls: bool, seed: int) -> None:
-        self.owner, self.tls = owner, tls
+    def __init__(self, owner: int, address: Any, tls: bool, seed: int, session: bool) -> None:
+        self.owner, self.tls, self.session = owner, tls, session
         self._chance = random.Random(f"{seed}-{owner}-messages")
         self._fate = random.Random(f"{seed}-{owner}-faults")
         self._weather = random.Random(f"{seed}-{owner}-weather")
@@ -78,7 +80,8 @@ class Sender:
             write_timeout=IDLE,
             handshake_timeout=IDLE,
             queue_size=64,
-            slow_consumer="raise" if owner % 4 < 2 else "drop_oldest",
+            slow_consumer="raise" if session or owner % 4 < 2 else "drop_oldest",
+            session="required" if session else False,
             readers="shared" if owner % 8 < 4 else "own",
             tls=CLIENT if tls else None,
             on_error=self._told,
@@ -169,6 +172,8 @@ class Sender:
             for _ in range(LAST):
                 client.write(Parcel(self.owner, self.accepted, 100), PATIENCE)
                 self.accepted += 1
+            if self.session:
+                wait_until(lambda: sum(map(len, self.answers.values())) >= self.accepted)
         except (AssertionError, TaoError) as error:
             self.damaged.append(f"client {self.owner} does not come back: {error!r}")
         client.close()
@@ -177,7 +182,7 @@ class Sender:
 class Receiver:
     """The server of the mix; it replies to each parcel, and to some only after a while."""
 
-    def __init__(self, readers: Readers) -> None:
+    def __init__(self, readers: Readers, sessions: bool) -> None:
         self.got: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         self.damaged: list[str] = []
         registry = Registry()
@@ -190,7 +195,8 @@ class Receiver:
             drain_timeout=2 * IDLE,
             workers=4,
             readers=readers,
-            slow_consumer="drop_newest",
+            slow_consumer="raise" if sessions else "drop_newest",
+            sessions=Sessions(linger=10 * PATIENCE) if sessions else None,
             on_error=self._told,
         )
         self.plain = self.server.start(("127.0.0.1", 0))
@@ -211,11 +217,17 @@ class Receiver:
             self.damaged.append(str(error))
 
 
-def run(seconds: float, seed: int, senders: int) -> tuple[Counter[str], list[str]]:
-    """Run the mix; return the totals, and the broken guarantees."""
-    receiver = Receiver("shared" if seed % 2 else "own")
+def run(
+    seconds: float, seed: int, senders: int, sessions: bool = False
+) -> tuple[Counter[str], list[str]]:
+    """Run the mix; return the totals, and the broken guarantees.
+
+    Args:
+        sessions: whether the clients have sessions, and each message is to arrive once.
+    """
+    receiver = Receiver("shared" if seed % 2 else "own", sessions)
     everyone = [
-        Sender(owner, (receiver.plain, receiver.secure)[owner % 2], bool(owner % 2), seed)
+        Sender(owner, (receiver.plain, receiver.secure)[owner % 2], bool(owner % 2), seed, sessions)
         for owner in range(senders)
     ]
     for sender in everyone:
@@ -266,6 +278,10 @@ def _account(sender: Sender, got: dict[int, list[int]], broken: list[str]) -> Co
         broken.append(f"{who}: more was received than sent: {result}")
     if not unique >= set(range(sender.accepted - LAST, sender.accepted)):
         broken.append(f"{who}: the last messages did not arrive, and nothing was in their way")
+    if sender.session and (arrived != list(range(sender.accepted)) or result["unsent"]):
+        broken.append(f"{who}: not everything arrived: {result}")
+    if sender.session and sum(sender.answers.values(), []) != arrived:
+        broken.append(f"{who}: not everything was answered: {result}")
     if not sender.client.wait_closed(PATIENCE):
         broken.append(f"{who} does not end")
     for answers in sender.answers.values():
