@@ -280,7 +280,7 @@ def _account(sender: Sender, got: dict[int, list[int]], broken: list[str]) -> Co
         broken.append(f"{who}: the last messages did not arrive, and nothing was in their way")
     if sender.session and (arrived != list(range(sender.accepted)) or result["unsent"]):
         broken.append(f"{who}: not everything arrived: {result}")
-    if sender.session and sum(sender.answers.values(), []) != arrived:
+    if sender.session and list(itertools.chain(*sender.answers.values())) != arrived:
         broken.append(f"{who}: not everything was answered: {result}")
     if not sender.client.wait_closed(PATIENCE):
         broken.append(f"{who} does not end")
