@@ -129,7 +129,7 @@ class ServerConnCore(ConnectionCore):
 
     __slots__ = (
         "_arrival", "_followed", "_handshake", "_login", "_owner", "_parting", "_proxied",
-        "_reception", "_socket", "accepted", "given_away", "welcomed",
+        "_reception", "_socket", "accepted", "given_away", "link_address", "welcomed",
     )  # fmt: skip
 
     def __init__(
@@ -154,7 +154,7 @@ class ServerConnCore(ConnectionCore):
             readers=None if transport.descriptor < 0 else resources.readers,
         )
         self._login = None if owner.settings.login is None else LoginGate(self, owner.settings)
-        self.remote_address = address
+        self.remote_address = self.link_address = address  #: limits count by the second one
         self.accepted = transport  #: of the accepted socket
         self.given_away: bool = False  #: whether that belongs to a session by now
         # The timers of the server's schedules, also those that are being made. Changed by any
@@ -375,7 +375,7 @@ class ServerConnCore(ConnectionCore):
 
     def count_link(self, lingers: bool) -> None:
         """Count the connection towards the server's limits, or no more, as its session lingers."""
-        self._owner.count_link(self.net_id, self.remote_address, lingers)
+        self._owner.count_link(self.net_id, self.link_address, lingers)
 
     def begin_close(
         self, reason: str, *, drain: bool, timeout: float | None = None, ended: bool = False
@@ -388,8 +388,8 @@ class ServerConnCore(ConnectionCore):
     def _read_header(self, header: HeaderReader) -> None:
         """Learn the peer's address from the proxy, and count the connection under its host."""
         if header.source is not None:
-            self.remote_address = header.source
-        refusal = self._owner.count_peer(self.net_id, self.remote_address)
+            self.remote_address = self.link_address = header.source
+        refusal = self._owner.count_peer(self.net_id, self.link_address)
         if refusal:
             self.begin_close(refusal, drain=False, ended=True)
             raise ConnectionClosed(refusal)

@@ -26,6 +26,7 @@ __all__ = [
     "Address",
     "Target",
     "address_text",
+    "canonical",
     "check_path",
     "host_of",
     "is_abstract",
@@ -230,6 +231,15 @@ def normalized_host(host: Any) -> Any:
             return host
         return host if mapped is None else str(mapped)
     return host
+
+
+def canonical(address: Any) -> Any:
+    """Return what is equal for all ways to write one address; a name is not looked up."""
+    try:
+        parsed = parse(address, listening=True)
+        return resolve_literal(parsed) or parsed
+    except (TypeError, ValueError, OSError):
+        return address  # of another family, or no address: equal to itself only
 
 
 def host_of(address: Any) -> str:

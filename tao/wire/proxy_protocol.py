@@ -186,7 +186,10 @@ class ProxyNetworks:
             host = ipaddress.ip_address(address[0])
         except ValueError:
             return False
-        return any(host in network for network in self._networks)
+        names = [host]
+        if isinstance(host, ipaddress.IPv4Address):  # as a network of IPv6 may hold it
+            names.append(ipaddress.IPv6Address(b"\0" * 10 + b"\xff\xff" + host.packed))
+        return any(name in network for network in self._networks for name in names)
 
 
 def _network(written: Any) -> Network:
@@ -194,11 +197,6 @@ def _network(written: Any) -> Network:
     if not isinstance(written, kinds):
         raise TypeError(f"proxy_protocol must hold networks, as '10.0.0.0/8', not {written!r}")
     try:
-        network = ipaddress.ip_network(written)
+        return ipaddress.ip_network(written)
     except ValueError as error:
         raise ValueError(f"proxy_protocol: {written!r} is no network: {error}") from None
-    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
-        mapped = network.network_address.ipv4_mapped
-        if mapped is not None:
-            return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
-    return network

@@ -33,6 +33,7 @@ from tests.session_pairs import (
     READERS,
     Both,
     begin_session,
+    established,
     open_session,
     wait_established,
     write_all,
@@ -426,6 +427,27 @@ def test_lost_sessions_do_not_count_as_connections(open_both: Callable[..., Both
         core_of(other).transport.outlives("the test says so")
         wait_until(lambda: other.session.resumes or sessions.lingering == 1)  # type: ignore[union-attr]
     both.proxy.accept()
+
+
+def test_sessions_of_one_host_are_counted_by_its_own_address(make_server: Any) -> None:
+    """Not by the one that an application sets, and that peers may choose."""
+    sessions, over = tao.Sessions(per_host=1), Seen()
+
+    def behind_a_proxy(conn: tao.ServerConn) -> bool:
+        conn.remote_address = (f"192.0.2.{conn.net_id}", 1)
+        return True
+
+    server, address = make_server(
+        sessions=sessions,
+        on_connect=behind_a_proxy,
+        on_close=lambda conn: over.add((conn.net_id, conn.close_reason)),
+    )
+    for count in (1, 2):
+        sock, _ = open_session(address, Hello())
+        wait_until(lambda count=count: sum(map(established, server.connections)) == count)
+        sock.close()
+        wait_until(lambda: not len(server_core_of(server).acceptor.admission))
+    assert over.wait() == [(1, "too many sessions wait for their clients")]
 
 
 # -- load

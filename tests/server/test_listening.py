@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import signal
 import socket
@@ -486,6 +487,27 @@ def test_stop_listening_at_one_address(make_server: MakeServer) -> None:
         server.stop_listening(again)
         wait_until(lambda: server_core_of(server).listeners.all[-1].ended)
     assert len(server_core_of(server).listeners.all) <= 4 and echoes(second)
+
+
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [
+        ("127.0.0.1", "::ffff:127.0.0.1"),
+        ("127.0.0.1", "[127.0.0.1]"),
+        ("127.0.0.1", ipaddress.ip_address("127.0.0.1")),
+        ("::1", "::1"),  # the kernel's address of it has four items
+        ("::1", "0:0:0:0:0:0:0:1"),
+    ],
+)
+def test_one_address_however_it_is_written(
+    make_server: MakeServer, host: str, written: Any
+) -> None:
+    """What is listened at is found by each form of its address, to be ended or to be reloaded."""
+    server, address = make_server((host, 0), tls=SERVER)
+    place = (written, address[1])
+    server.reload_tls(SERVER, address=place)
+    server.stop_listening(place)
+    assert server.addresses == []
 
 
 def test_serve_forever_continues_after_stop_listening(make_server: MakeServer) -> None:

@@ -196,6 +196,9 @@ def test_the_networks_of_proxies() -> None:
     assert "/run/peer" in networks and "" in networks
     assert "" not in ProxyNetworks([ipaddress.ip_network("10.0.0.0/8")])
     assert ("10.0.0.1", 5) in ProxyNetworks([ipaddress.ip_address("10.0.0.1")])
+    for network in ("::/0", "::/64", "::ffff:0:0/96"):  # an IPv4 peer of a dual-stack socket
+        assert ("10.0.0.1", 5) in ProxyNetworks([network])
+    assert ("10.0.0.1", 5) not in ProxyNetworks(["::ffff:11.0.0.0/104"])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 from tao.runtime.log import logger
 from tao.runtime.threads import in_tao_thread
 from tao.server.listening.listener import Listener
-from tao.transport.addresses import address_text, unix_address
+from tao.transport.addresses import address_text, canonical
 from tao.transport.tls_credentials import Credentials
 
 __all__ = ["Listeners"]
@@ -51,8 +51,7 @@ class Listeners:
         """Stop accepting at one address, or at all; see `Server.stop_listening`."""
         found = self.active
         if address is not None:
-            wanted = _normalized(address)
-            found = [each for each in found if each.address == wanted]
+            found = _at(address, found)
             if not found:
                 raise ValueError(f"this server does not listen at {address!r}")
         self._gave_up = True
@@ -69,8 +68,7 @@ class Listeners:
         Raises:
             ValueError: there is none.
         """
-        wanted = _normalized(address)
-        found = [each.credentials for each in list(self.all) if each.address == wanted]
+        found = [each.credentials for each in _at(address, list(self.all))]
         if not found:
             raise ValueError(f"tls: this server does not listen at {address!r}")
         return found
@@ -94,5 +92,7 @@ class Listeners:
         self.all.clear()
 
 
-def _normalized(address: Any) -> Any:
-    return address if isinstance(address, tuple) else unix_address(address)
+def _at(address: Any, listeners: list[Listener]) -> list[Listener]:
+    """Return those that listen at an address, which may be written in any form."""
+    wanted = canonical(address)
+    return [each for each in listeners if canonical(each.address) == wanted]

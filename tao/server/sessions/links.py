@@ -40,7 +40,7 @@ class PassedLink(NamedTuple):
     def of(cls, core: Any, transport: Transport, nonce: bytes, hello: Hello) -> PassedLink:
         """Return what there is to tell of a connection."""
         tls, certificate = transport.tls_version, transport.peer_certificate
-        return cls(nonce, hello, core.remote_address, core.local_address, tls, certificate)
+        return cls(nonce, hello, core.link_address, core.local_address, tls, certificate)
 
     @property
     def reception(self) -> Reception:

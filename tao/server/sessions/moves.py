@@ -208,7 +208,7 @@ def _hand_over(core: Any, stream: SessionStream, port: Port, decided: list[bool]
         core.name if isinstance(core.name, str) and core.name != str(core.net_id) else None,
         sorted(core.groups),
         core.held_identity,
-        core.remote_address,
+        core.link_address,
         core.local_address,
         stream.tls_version,
         stream.peer_certificate,

@@ -48,6 +48,7 @@ class SessionOwner(SessionHost, Protocol):
     given_away: bool
     greetings: Greetings
     lifecycle: Lifecycle
+    link_address: Any  # of the peer, whatever the application sets as `remote_address`
     local_address: Any
     net_id: int
     remote_address: Any
@@ -279,7 +280,8 @@ def _resume(
             core.roles.leave()
         core.given_away, core.transport = True, None
         _tell(transport, reception, reception.resumed(session.secret, received, session.linger))
-        owner.remote_address, owner.local_address = core.remote_address, core.local_address
+        owner.remote_address = owner.link_address = core.link_address
+        owner.local_address = core.local_address
         if not stream.attach(transport, hello.received, hello.attempt):
             raise ConnectionClosed("it has ended meanwhile, or was resumed again")
     except Overtaken:
@@ -338,7 +340,7 @@ class _Links:
 
     def _linger(self, stream: SessionStream, why: str) -> None:
         core, session, sessions = self._core, stream.session, self._sessions
-        over = sessions.await_client(session, host_of(core.remote_address))
+        over = sessions.await_client(session, host_of(core.link_address))
         core.count_link(True)
         seconds = session.linger
         text = f"the session was not resumed within {seconds:g} s: {why}"
