@@ -26,6 +26,7 @@ from tao.connection.reading_gate import ReadingGate
 from tao.connection.receiving.reading import Reader
 from tao.connection.requests.exchange import Exchange
 from tao.connection.shutdown import ShutdownClock
+from tao.connection.timers import TimerSet
 from tao.transport.stream import Transport
 
 __all__ = ["Renewal", "RenewalHost"]
@@ -48,6 +49,7 @@ class RenewalHost(Protocol):
     readiness: Readiness
     roles: Any
     shutdown_clock: ShutdownClock
+    timers: TimerSet
     transport: Transport | None
 
     @property
@@ -180,6 +182,7 @@ class Renewal:
         self.doubt = None  # first, as an exception may come from elsewhere during the next steps
         lost = host.unhandled
         host.dispatcher.start_over(lost)
+        host.timers.start_over()
         host.reader.start_over()
         host.gate.open()
         if lost > 0:

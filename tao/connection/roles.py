@@ -95,7 +95,7 @@ class Roles:
         self._label = label
         self._cpus = cpus
         self.gate = ReadingGate()
-        #: The threads that the connection has, or had.
+        #: The threads that the connection has, and some that have ended.
         self.threads: list[Joinable] = []
 
     def name(self, role: str) -> str:
@@ -114,9 +114,18 @@ class Roles:
         Args:
             failed: called with an exception that keeps the thread from its work.
         """
+        for each in self.threads_now():
+            if each.ident is not None and not each.is_alive():
+                self._forget(each)  # as one that was struck leaves its entry
         thread = spawn(target, *args, name=self.name(role), cpus=self._cpus, failed=failed)
         self.threads.append(thread)
         return thread
+
+    def _forget(self, thread: Joinable) -> None:
+        try:
+            self.threads.remove(thread)
+        except ValueError:
+            pass  # it is forgotten, or belongs to the server's group
 
     def threads_now(self) -> list[Joinable]:
         """Return a copy of the list of threads."""
@@ -239,10 +248,7 @@ class Roles:
 
     def _retire(self) -> None:
         """Forget the calling thread, which is about to end."""
-        try:
-            self.threads.remove(threading.current_thread())
-        except ValueError:
-            pass  # it belongs to the server's group
+        self._forget(threading.current_thread())
 
     def _go_on_after(self, error: BaseException, ends_it: bool) -> bool:
         """Return True if there is another transport, after this was raised in a role.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 from typing import Any, NamedTuple
 
 from tao.atomic import AtomicReference
@@ -31,6 +30,19 @@ class _Timer(NamedTuple):
     timer_id: int
 
 
+class _Turn:
+    """A call of a timer's callback that waits for its turn."""
+
+    __slots__ = ("__weakref__", "_timer", "due")
+
+    def __init__(self, timer: _UserTimer, due: datetime) -> None:
+        self._timer = timer
+        self.due: datetime = due
+
+    def __call__(self) -> None:
+        self._timer.run(self)
+
+
 class _UserTimer:
     """A timer of the user's: when the wheel fires it, its callback is to take its turn.
 
@@ -40,28 +52,47 @@ class _UserTimer:
     The callback itself is the application's, see `Application.timers`.
     """
 
-    __slots__ = ("_owner", "_waiting", "periodic", "timer_id")
+    __slots__ = ("_due", "_owner", "_waiting", "periodic", "timer_id")
 
     def __init__(self, owner: TimerSet, timer_id: int, *, periodic: bool) -> None:
         self._owner = owner
         self.timer_id: int = timer_id
         self.periodic: bool = periodic
-        # The call that waits for its turn. Set by the wheel's thread, cleared by the call; and one
-        # that an exception has kept from that is gone, too.
-        self._waiting: weakref.ref[Callable[[], object]] | None = None
+        # The turn that it waits for. Set by the wheel's thread, cleared in the turn; and one that
+        # an exception has kept from that is gone, too.
+        self._waiting: weakref.ref[_Turn] | None = None
+        # When it was due, at least until its turn has come.
+        self._due: datetime | None = None
 
     def fire(self, due: datetime) -> None:
         """Have the callback take its turn; on the wheel's thread."""
         waiting = self._waiting
-        if (waiting is None or waiting() is None) and self._owner.has(self):
-            call = partial(self._run, due)
-            self._waiting = weakref.ref(call)
-            self._owner.hand_over(call)
+        if waiting is None or waiting() is None:
+            self._wait_for_turn(due)
 
-    def _run(self, due: datetime) -> None:
+    def fire_again(self) -> None:
+        """Have the callback take another turn instead of the one that it waits for."""
+        due = self._due
+        if due is not None:
+            self._wait_for_turn(due)
+
+    def _wait_for_turn(self, due: datetime) -> None:
+        if self._owner.has(self):
+            turn = _Turn(self, due)
+            self._due = due
+            self._waiting = weakref.ref(turn)
+            self._owner.hand_over(turn)
+
+    def run(self, turn: _Turn) -> None:
+        """Call the callback in a turn, unless that has come before, or another one replaces it."""
+        waiting = self._waiting
+        if waiting is None or waiting() is not turn:
+            return
+        if self.periodic:
+            self._due = None  # first, as the wheel may set the next one when nothing waits
         self._waiting = None
         if self._owner.take(self):  # else it was cancelled while it waited
-            self._owner.call(self, due)
+            self._owner.call(self, turn.due)
 
 
 class TimerSet:
@@ -237,6 +268,11 @@ class TimerSet:
         application = self._application.find()
         if application is not None:
             application.timers.clear()
+
+    def start_over(self) -> None:
+        """Have all callbacks that wait for their turns take others, as those may be lost."""
+        for timer in list(self._timers.values()):
+            timer.fire_again()
 
     # -- for the timers
 

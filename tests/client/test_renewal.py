@@ -189,6 +189,77 @@ def test_an_exception_in_the_handling_thread(
     assert not strikes.to_come and not one.client.closed
 
 
+def test_timers_whose_turn_is_struck(
+    life: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that fire once are called once all the same, and periodic ones go on."""
+    strikes, one = Strikes(monkeypatch, Dispatcher, "_run_pending"), life()
+    called, ticks, entered, leave = Seen(), Seen(), threading.Event(), threading.Event()
+
+    def block(due: Any, conn: Any) -> None:
+        entered.set()
+        leave.wait(PATIENCE)
+
+    one.client.start().run_after(0.0, block)
+    assert entered.wait(PATIENCE)
+    one.client.run_every(0.001, lambda due, conn: ticks.add(due))
+    for number in range(3):
+        one.client.run_after(0.0, lambda due, conn, number=number: called.add(number))
+    wait_until(lambda: core_of(one.client).dispatcher.pending >= 5)
+    strikes.to_come.append(MemoryError)
+    leave.set()
+    assert sorted(called.wait(3)) == [0, 1, 2]
+    ticks.wait(len(ticks.items) + 3)
+    assert not strikes.to_come and not one.client.closed
+    assert len(called.items) == 3
+
+
+def test_timers_that_wait_behind_a_handler_when_the_reader_is_struck(
+    life: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are called when the client is back, though the handling thread had taken them."""
+    strikes, one = Strikes(monkeypatch, Reader, "take"), life()
+    called, entered, leave = Seen(), [threading.Event() for _ in "12"], Seen()
+
+    def block(number: int) -> None:
+        entered[number].set()
+        leave.wait(number + 1)
+
+    one.client.start().run_after(0.0, lambda due, conn: block(0))
+    assert entered[0].wait(PATIENCE)
+    one.client.run_after(0.0, lambda due, conn: block(1))
+    wait_until(lambda: core_of(one.client).dispatcher.pending == 2)
+    one.client.run_after(0.0, lambda due, conn: called.add(conn))
+    wait_until(lambda: core_of(one.client).dispatcher.pending == 3)
+    leave.add(1)
+    assert entered[1].wait(PATIENCE)
+    wait_until(lambda: one.server.connections)
+    strikes.to_come.append(MemoryError)
+    one.server.broadcast(Text("x"))
+    wait_until(lambda: not (strikes.to_come or one.client.connected))
+    leave.add(2)
+    assert called.wait(1) == [one.client]
+
+
+def test_threads_that_have_ended_are_forgotten(
+    life: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many times the handling thread of a client is struck, it does not list more."""
+    strikes, one = Strikes(monkeypatch, Dispatcher, "_run_pending"), life(dispatch="pool")
+    one.client.start()
+    for number in range(8):
+        strikes.to_come.append(MemoryError)
+        wait_until(lambda: _write(one.client) and not strikes.to_come)
+        one.echoes(str(number))
+    assert len(core_of(one.client).roles.threads_now()) <= 5
+
+
+def _write(client: ClientConn) -> bool:
+    with suppress(TaoError):
+        client.write(Text("x"))
+    return True
+
+
 def test_an_idle_handling_thread_is_struck(life: Callable[..., Life]) -> None:
     """It is replaced, though it is struck when it takes the next message, or the reading role."""
     one = life(dispatch="pool")
@@ -255,13 +326,7 @@ def test_exceptions_again_and_again(
     strikes, one = Strikes(monkeypatch, Reader, "take"), life()
     one.client.start()
     strikes.to_come += [MemoryError] * 1000
-
-    def write() -> bool:
-        with suppress(TaoError):
-            one.client.write(Text("x"))
-        return one.client.closed
-
-    wait_until(write)
+    wait_until(lambda: _write(one.client) and one.client.closed)
     assert "gave up after 4 attempts" in (one.client.close_reason or "")
 
 

@@ -30,6 +30,7 @@ from tao.connection.sending.send_queue import SendQueue
 from tao.errors import ConnectionClosed
 from tao.runtime.context import Context
 from tao.runtime.timing_wheel import TimingWheel
+from tao.runtime.wakeup import Wakeup
 from tao.server.server import Server
 from tao.testing.memory import MemoryClient
 from tao.wire.message import Registry
@@ -310,6 +311,19 @@ def test_an_interrupted_worker_releases_the_turn(wheel: TimingWheel) -> None:
         with moment.raising():
             dispatcher.note_done(1)
         assert free(dispatcher), moment
+
+
+def test_an_interrupted_worker_wakes_all_that_wait(wheel: TimingWheel) -> None:
+    """At each bytecode of the report of its results, if that has told one of them."""
+    for moment in opcodes("tao.connection.handling.dispatcher"):
+        dispatcher = dispatcher_on(Host(), wheel)
+        dispatcher._pending = 1
+        waiting = [Wakeup(), Wakeup()]
+        dispatcher._waiting += waiting
+        with moment.raising():
+            dispatcher.note_done(1)
+        dispatcher._settle()  # as whatever ends the connection does
+        assert dispatcher._pending or all(each.is_set() for each in waiting), moment
 
 
 def test_a_second_exception_does_not_block_the_turn(wheel: TimingWheel) -> None:

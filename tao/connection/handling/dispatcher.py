@@ -93,7 +93,7 @@ class Dispatcher:
         )
         self._run_on_pool = run
         self._limit: int = limit
-        # Any thread appends to these, or assigns, in single steps, and sets `_due` afterwards.
+        # Any thread changes these in single steps, and sets `_due` after it has added to one.
         self._posted: list[Callable[[], object]] = []  # callbacks that wait to be queued
         self._waiting: list[Wakeup] = []  # threads that wait until nothing is pending
         self._closed: bool = False  # batches are not taken any more
@@ -168,8 +168,7 @@ class Dispatcher:
             self._inline = 0
             self._handle_rest(rest)
             return False
-        while self._posted:
-            rest.append((CALL, self._posted.pop(0)))
+        rest += [(CALL, self._posted.pop(0)) for _ in range(len(self._posted))]
         self._pending += len(rest)
         self._inline = 0
         if rest:
@@ -224,7 +223,7 @@ class Dispatcher:
     # -- for the timing wheel, and others
 
     def post(self, callback: Callable[[], object]) -> None:
-        """Have ``callback()`` run in its turn, however many wait. Any thread may call it."""
+        """Have ``callback()`` run in its turn, or twice if this is interrupted. By any thread."""
         try:
             if not self._discard:
                 self._posted.append(callback)
@@ -288,9 +287,8 @@ class Dispatcher:
         self.runner.recover(self._application.find())
 
     def start_over(self, lost: int) -> None:
-        """Be as new, while no other thread is in here; so many messages are never handled."""
-        if self._inbox is not None:
-            self._posted[:0] = [call for number, call in self._inbox.take() if number is CALL]
+        """Be as new, while no other thread is in here; so many messages, and calls, are lost."""
+        self._posted.clear()
         self._inbox, self._pending, self._inline, self._relieved = None, 0, 0, False
         self.too_late += lost
         self.runner.start_over()
@@ -383,26 +381,27 @@ class Dispatcher:
             self._posted.clear()
         elif self._posted and not self._abandoned and (not self._inline or self._relieved):
             inbox, start = self._inbox_for_handler()
-            callbacks: Batch = [(CALL, self._posted.pop(0)) for _ in range(len(self._posted))]
-            self._pending += len(callbacks)
-            inbox.push(callbacks)
+            posted = list(self._posted)
+            self._pending += len(posted)
+            inbox.push([(CALL, callback) for callback in posted])
+            del self._posted[: len(posted)]
         if self._abandoned and self._inbox is not None:
             self._inbox.unbind()
         if self._abandoned or not self._busy:
-            while self._waiting:
-                self._waiting.pop(0).set()
+            for idle in list(self._waiting):
+                idle.set()
         return start, self._seal and not self._busy
 
     def _wait_idle(self, timeout: float | None) -> None:
         """Wait until nothing is pending, or for any other reason."""
         idle = Wakeup()
-        self._waiting.append(idle)
-        if self._busy and not self._abandoned:
-            idle.wait(timeout)
         try:
-            self._waiting.remove(idle)
-        except ValueError:  # it has been woken
-            pass
+            self._waiting.append(idle)
+            if self._busy and not self._abandoned:
+                idle.wait(timeout)
+        finally:
+            if idle in self._waiting:
+                self._waiting.remove(idle)
 
     # -- for the handling role
 
