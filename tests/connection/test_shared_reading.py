@@ -555,6 +555,48 @@ def test_who_was_relieved_still_answers_for_its_connection() -> None:
     wheel.stop()
 
 
+class Caller:
+    """A member of a loop that does nothing by itself."""
+
+    took = take_break = end_break = turn = look = struck = bool
+
+
+def leads(loop: ReadingLoop) -> bool:
+    """Return whether a thread of the loop does what it is asked for."""
+    called = threading.Event()
+    loop.call_soon(cast("Any", Caller()), called.set)
+    return called.wait(PATIENCE)
+
+
+def relieve(loop: ReadingLoop) -> None:
+    """Have another thread lead, as a call blocks the one that does."""
+    held, go = threading.Event(), threading.Event()
+    try:
+        loop.call_soon(cast("Any", Caller()), lambda: held.set() or go.wait(PATIENCE))
+        assert held.wait(PATIENCE)
+        loop.vacate_lead()
+        loop.pass_lead()
+    finally:
+        go.set()
+
+
+@pytest.mark.interrupted
+def test_an_interrupted_change_of_the_leader_can_be_repeated() -> None:
+    """At any bytecode: from a thread to a new one, and from that to one that follows."""
+    wheel = TimingWheel()
+    for moment in opcodes("tao.connection.shared_reading.loop"):
+        loop = ReadingLoop("tao-reader-test")
+        loop.start(watch_on(wheel))
+        with moment.raising():
+            relieve(loop)
+            wait_until(lambda loop=loop: loop._followers)
+            relieve(loop)
+        loop.pass_lead()
+        assert leads(loop), moment
+        assert not loop.stop(Deadline(PATIENCE)), moment
+    wheel.stop()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the watchdog's timers")
 def test_a_start_that_fails_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, no_thread: Callable[[str], None]

@@ -47,7 +47,7 @@ from tao.runtime.wakeup import Wakeup
 from tao.runtime.watchdog import Watchdog, new_watchdog
 from tao.transport.poller import ENDED, READABLE, Poller, new_poller
 
-__all__ = ["BlockedStay", "Polled", "ReadingLoop"]
+__all__ = ["Polled", "ReadingLoop"]
 
 # How long a follower waits for the lead before it ends, in seconds, and the pause after an error
 # that the next round might meet too.
@@ -76,30 +76,6 @@ class Polled(Resting, Protocol):
 
     def abandoned(self) -> None:
         """End, as the loop has ended, and nothing waits for its descriptor any more."""
-
-
-class BlockedStay:
-    """The stay of a reading thread in a handler that blocks it; it can be joined like a thread."""
-
-    __slots__ = ("left", "thread")
-
-    def __init__(self, thread: Thread) -> None:
-        self.thread = thread
-        self.left = Wakeup()
-
-    @property
-    def name(self) -> str:
-        return self.thread.name
-
-    @property
-    def ident(self) -> int | None:
-        return self.thread.ident
-
-    def is_alive(self) -> bool:
-        return not self.left.is_set()
-
-    def join(self, timeout: float | None = None) -> None:
-        self.left.wait(timeout)
 
 
 class _Member:
@@ -138,10 +114,10 @@ class ReadingLoop:
         self.members: dict[int, Polled] = {}
         # What the leader is to call, and on behalf of which member. Appended to in one step.
         self._calls: deque[tuple[Polled, Callable[[], object]]] = deque()
-        # Which thread leads. It is changed by whatever takes the token that is in `_vacant` while
-        # none does, in single steps.
+        # Which thread leads; None: the lead is vacant. Then the thread whose claim is here, under
+        # one key, appoints another.
         self._leader: _Member | None = None
-        self._vacant: deque[None] = deque((None,))
+        self._appointing: dict[str, object] = {}  # changed in single steps
         self._followers: deque[_Member] = deque()  # changed in single steps
         self._threads: set[Thread] = set()  # each adds and removes itself
         self._stopped: bool = False
@@ -209,7 +185,6 @@ class ReadingLoop:
     def vacate_lead(self) -> None:
         """Take the lead away from the leader, which a handler blocks; see `pass_lead`."""
         self._leader = None
-        self._vacant.append(None)
 
     def pass_lead(self) -> None:
         """Give the lead to another thread, if it is vacant.
@@ -218,19 +193,31 @@ class ReadingLoop:
             RuntimeError, MemoryError: no thread can be started. The lead stays vacant, until this
                 is called again, or the blocked thread goes on.
         """
+        claim = object()
         try:
-            self._vacant.pop()
-        except IndexError:
-            return
-        try:
-            self._appoint()
+            # Whoever is turned away leaves it to the thread that appoints, which looks once more
+            # after that.
+            while self._leader is None and self._claim(claim) is claim:
+                if self._leader is None:
+                    self._appoint()
+                self._appointing.clear()
         except BaseException:
-            leader = self._leader
-            if leader is None:
-                self._vacant.append(None)
-            else:  # done, but perhaps not told
-                leader.called.set()
+            try:
+                self._withdraw(claim)
+            finally:
+                self._withdraw(claim)  # again, as the first call may have been interrupted
             raise
+
+    def _claim(self, claim: object) -> object:
+        return self._appointing.setdefault("claim", claim)
+
+    def _withdraw(self, claim: object) -> None:
+        """Have others appoint a leader, or see that one is appointed, after an exception."""
+        if self._appointing.get("claim") is claim:
+            self._appointing.clear()
+        leader = self._leader
+        for each in list(self._followers) if leader is None else [leader]:
+            each.called.set()  # it may not have been called, or been turned away
 
     @property
     def stopped(self) -> bool:
@@ -294,6 +281,7 @@ class ReadingLoop:
         """In a child process: the threads do not exist, and the sockets are the parent's."""
         self._stopped = True
         self._leader = None
+        self._appointing.clear()
         self._threads.clear()
         self._followers.clear()
         self.members.clear()
@@ -307,20 +295,25 @@ class ReadingLoop:
     def _appoint(self) -> None:
         """Give the lead to a follower, or to a new thread."""
         try:
-            member = self._followers.pop()
+            member = self._followers[-1]
         except IndexError:
             self._start_thread()
-        else:
+            return
+        try:
+            self._followers.remove(member)
             self._leader = member
+        except ValueError:
+            pass  # it has just ended
+        finally:
             member.called.set()
 
     def _start_thread(self) -> None:
         member = _Member()
         run = partial(self._run, member)
         thread = spawn(run, name=self._name, cpus=self._cpus, failed=run)
-        self._threads.add(thread)
-        self._leader = member
         try:
+            self._threads.add(thread)
+            self._leader = member
             thread.start()
         except BaseException:
             self._leader = None
@@ -354,7 +347,7 @@ class ReadingLoop:
         while not self._stopped:
             if me not in self._followers:  # or no more, as what took it out was interrupted
                 self._followers.append(me)
-            if self._vacant:
+            if self._leader is None:
                 self.pass_lead()  # perhaps to this thread
             if self._leader is me or me.called.wait(_PATIENCE):
                 return not self._stopped

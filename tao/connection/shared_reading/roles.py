@@ -16,8 +16,9 @@ from typing import Any
 from tao.connection.handling.shared_dispatcher import SharedDispatcher
 from tao.connection.reading_gate import SharedGate
 from tao.connection.reading_loan import ReadingLoan
+from tao.connection.shared_reading.blocked_stay import BlockedStay
 from tao.connection.shared_reading.host import LoopOwner, SharedRolesHost
-from tao.connection.shared_reading.loop import BlockedStay, ReadingLoop
+from tao.connection.shared_reading.loop import ReadingLoop
 from tao.runtime.combining import Busy, Combiner, never_waiting
 from tao.runtime.leader_followers import Run
 from tao.runtime.threads import Joinable
@@ -72,8 +73,7 @@ class SharedRoles:
         self._reading: bool = False  # whether there is a transport that has not ended
         self._buffering: Transport | None = None  # the one that is read, if it is of TLS
         self._waiting: Transport | None = None  # the one that the send queue waits for
-        # The leader owns these, while the connection is opened.
-        self._advance: Callable[[], int] | None = None
+        self._advance: Callable[[], int] | None = None  # the leader's, while it is opened
         # Set by the watch, and taken back by the thread that is blocked.
         self._blocked: BlockedStay | None = None
         self._open_up: Callable[[], bool] | None = None
