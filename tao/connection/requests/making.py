@@ -302,18 +302,20 @@ class Requests:
     # -- the reply
 
     def complete(self, key: Any, reply: Any, error: BaseException | None = None) -> bool:
-        """Complete a request whose reply has come. By the reading role.
-
-        Returns:
-            whether there was such a request.
-        """
-        request = self._pending.pop(key, None)
-        if request is None:
-            self.late_replies += 1
-            return False
-        self.replies += 1
-        self._latency(request.number, monotonic() - request.asked_at, 1)
-        request.finish(reply, error)
+        """Complete a request whose reply has come, if there is one. By the reading role."""
+        request = self._pending.get(key)
+        try:
+            request = self._pending.pop(key, None)
+            if request is None:
+                self.late_replies += 1
+                return False
+            self.replies += 1
+            self._latency(request.number, monotonic() - request.asked_at, 1)
+            request.finish(reply, error)
+        except BaseException:
+            if request is not None:
+                request.finish(reply, error)  # as nothing else would, once it is taken out
+            raise
         if self._waiting and self._most < math.inf:
             self.note()
         return True
@@ -385,8 +387,7 @@ class Requests:
     def _withdraw(self, request: Request, wait: bool) -> tuple[bool, bool]:
         """Take a request out of the table, and back from the send queue. Needs the turn.
 
-        Returns:
-            whether it was in flight, and whether the kernel may have all of it.
+        Return whether it was in flight, and whether the kernel may have all of it.
         """
         if request.frame is None:
             try:
@@ -452,8 +453,7 @@ class Requests:
     def _take_all(self, reason: str) -> None:
         """Take all out, and back from the send queue, to fail after the turn. Needs the turn.
 
-        Raises:
-            Busy: another thread has the turn of the send queue.
+        `Busy`: another thread has the turn of the send queue.
         """
         withdraw = self._host.send_queue.withdraw
         for key, request in dict(self._pending).items():

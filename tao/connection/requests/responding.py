@@ -39,6 +39,7 @@ _AGAIN = 0.02
 _ERROR, _NO_REPLY, NO_HANDLER = "error", "no_reply", "no_handler"
 # Why a connection is closed.
 _MISSING = "a handler has failed, and replies without an id cannot tell which one is missing"
+_DOUBTFUL = "sending a reply was interrupted, and replies without an id must not be sent twice"
 
 
 class ResponderHost(Protocol):
@@ -261,15 +262,18 @@ class ReplyOrder:
         responder: the connection's.
     """
 
-    __slots__ = ("_answers", "_host", "_releasing", "_responder", "_stopped")
+    __slots__ = ("_answers", "_doubtful", "_host", "_releasing", "_responder", "_stopped")
 
     def __init__(self, host: ResponderHost, responder: Responder) -> None:
         self._host = host
         self._responder = responder
         # Appended to by the reading role; the thread that has the turn removes the first.
         self._answers: deque[OrderedAnswer] = deque()
-        self._stopped: bool = False  # whether a reply is missing; owned by that thread
-        self._releasing = Combiner(self._release, lambda: None, lambda: None)
+        # That thread owns these: whether no more replies may be sent, and whether the first one may
+        # be sent already.
+        self._stopped: bool = False
+        self._doubtful: bool = False
+        self._releasing = Combiner(self._release, self._repair)
 
     def line_up(self, message: Any, header: Any) -> Answer:
         """Note a request whose reply is to follow those of earlier ones. By the reading role."""
@@ -287,21 +291,31 @@ class ReplyOrder:
 
     def _release(self) -> None:
         answers = self._answers
-        while answers and (frame := answers[0].ready) is not None:
+        while answers and not self._stopped and (frame := answers[0].ready) is not None:
             if answers[0].refused:  # the replies after it would be taken for earlier ones
-                if not self._stopped:
-                    self._stopped = True
-                    self._host.begin_close(_MISSING, drain=True, timeout=None)
+                self._stop(_MISSING)
                 return
+            self._doubtful = True
             try:
                 if frame:
                     self._host.send_queue.write(frame)
             except WouldBlock:
+                self._doubtful = False
                 self._host.timers.set_clock("replies", _AGAIN, self.release)
                 return
             except TaoError:
                 pass  # nobody is there to be told
             answers.popleft()
+            self._doubtful = False
+
+    def _repair(self) -> None:
+        """Send no more if an exception has come before it was noted that a reply was sent."""
+        if self._doubtful and not self._stopped:
+            self._stop(_DOUBTFUL)
+
+    def _stop(self, why: str) -> None:
+        self._host.begin_close(why, drain=True, timeout=None)
+        self._stopped = True  # afterwards: an exception may have kept that from being begun
 
 
 class OrderedAnswer(Answer):
