@@ -450,14 +450,17 @@ class ClientCore(ConnectionCore):
 
     def finish(self) -> None:
         super().finish()
-        # Wake the threads that wait for a connection.
-        self._up.set()
+        self._up.set()  # for the threads that wait for a connection
         self.application.release()
 
     def leave_owner(self) -> None:
-        super().leave_owner()
-        self._give_back()
-        self._give_back_readers()
+        try:
+            super().leave_owner()
+        finally:
+            try:
+                self._give_back()
+            finally:
+                self._give_back_readers()
 
     def _fill(self, snapshot: Snapshot) -> None:
         connected = self.connected

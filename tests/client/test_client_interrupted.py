@@ -6,18 +6,21 @@ import gc
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tao.client.client import ClientConn, connect
 from tao.client.start_claim import StartClaim
+from tao.connection.connection import core_of
+from tao.connection.options.definitions import ServerSettings
 from tao.connection.shared_reading.readers import client_readers
 from tao.connection.teardown import Teardown
 from tao.errors import ConnectionClosed
+from tao.server.resources import Resources
 from tao.server.server import Server
 from tao.wire.message import Registry
-from tests.ends import MakeServer, Text
+from tests.ends import MakeServer, Seen, Text
 from tests.injection import Interruption, Moment, opcodes
 from tests.support import PATIENCE, ends, wait_until
 
@@ -262,3 +265,36 @@ def test_an_exception_while_it_gets_shared_readers() -> None:
             ClientConn(("127.0.0.1", 1), registry=Registry(), readers="shared")
         gc.collect()
         assert not any(each.users for each in client_readers._current.values()), moment
+
+
+def test_a_client_gives_its_readers_back_whatever_is_raised_before() -> None:
+    """Each last step is taken, also after one that has failed."""
+    client = ClientConn(("127.0.0.1", 1), registry=Registry(), readers="shared")
+    core = core_of(client)
+    give_back = core._give_back
+
+    def struck() -> None:
+        give_back()
+        raise Interruption
+
+    core._give_back = cast("Any", struck)
+    with pytest.raises(Interruption):
+        core.leave_owner()
+    assert not any(each.users for each in client_readers._current.values())
+    core._give_back = give_back
+
+
+def test_an_exception_while_a_server_gets_shared_readers() -> None:
+    """At many bytecodes with which a server gets what it needs: no thread of it is left."""
+    settings = ServerSettings(readers="shared", workers=1)
+    modules = ("tao.server.resources", "tao.connection.shared_reading.readers")
+    for moment in opcodes(*modules, step=3):
+        owner = Seen()
+        with moment.raising():
+            Resources(owner, settings)
+        del owner
+        wait_until(lambda: gc.collect() >= 0 and not _of_servers())
+
+
+def _of_servers() -> list[str]:
+    return [name for name in names_of_threads() if "servers" in name]
