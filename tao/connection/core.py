@@ -437,7 +437,7 @@ class ConnectionCore:
         """Remove the connection from its owner's books."""
         if not self._counted or self in self.statistics.living():  # left there by an interruption
             self._counted = True
-            self.statistics.ended(self)
+            self.statistics.ended(self, self.stuck)
 
     # -- errors and figures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -42,6 +43,24 @@ def test_open_and_closed_connections_add_up() -> None:
     first.messages = 100
     found = statistics.snapshot()
     assert (found.messages_in, found.connections_total, found.workers) == (7, 2, 7)
+
+
+def test_a_handler_counts_after_the_end() -> None:
+    """What runs on when its connection has ended counts until it returns, and once."""
+    statistics = Statistics("handler", fill)
+    conn, returned = Counted(3), threading.Event()
+    thread = threading.Thread(target=returned.wait, name="test-handler")
+    thread.start()
+    statistics.established(conn)
+    statistics.ended(conn, [thread])
+    assert not statistics.living() and statistics.snapshot().messages_in == 3
+    conn.messages = 4
+    assert statistics.snapshot().messages_in == 4
+    returned.set()
+    thread.join()
+    assert statistics.snapshot().messages_in == 4
+    conn.messages = 100  # it is forgotten
+    assert statistics.snapshot().messages_in == 4 and sys.getrefcount(conn) == 2
 
 
 def test_refused_connections_are_counted() -> None:

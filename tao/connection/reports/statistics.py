@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from operator import add, attrgetter
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 from tao.atomic import AtomicInt64, AtomicReference
@@ -19,6 +20,7 @@ from tao.callables import renamed
 from tao.connection.reports.recent_errors import Failures
 from tao.runtime.histogram import Latencies, summed
 from tao.runtime.rate_limits import FloodLog
+from tao.runtime.threads import Joinable
 from tao.safe_text import number_text
 
 __all__ = ["Counts", "Snapshot", "Statistics", "all_statistics"]
@@ -169,6 +171,8 @@ class _Ended(NamedTuple):
     leaving: tuple[Counting, ...] = ()
 
     def plus(self, conn: Counting, counts: tuple[Any, ...]) -> _Ended:
+        if any(conn is each for each in self.leaving):
+            return self  # an interrupted call has counted it
         return _Ended(tuple(map(add, self.counts, counts)), (*self.leaving, conn))
 
     def left(self, conn: Counting) -> _Ended:
@@ -200,6 +204,10 @@ class Statistics:
         self._started: float = time.monotonic()
         # The connections that have not ended, and since when they are established.
         self._living: dict[Counting, float] = {}
+        # Those that have ended while a handler ran: they count until that has returned. With the
+        # threads of the handlers. Changed in single steps.
+        self._unfinished: dict[Counting, Sequence[Joinable]] = {}
+        self._finishing = Lock()  # never waited for
         self._ended: AtomicReference[_Ended] = AtomicReference(_Ended(_values(Counts())))
         self._established = AtomicInt64()
         self._refused = AtomicInt64()
@@ -250,8 +258,20 @@ class Statistics:
         """Count a pause in accepting."""
         self._accept_delays.increment_and_get()
 
-    def ended(self, conn: Counting) -> None:
-        """Keep the final counts of a connection. To be called once."""
+    def ended(self, conn: Counting, threads: Sequence[Joinable] = ()) -> None:
+        """Keep the final counts of a connection. To be called once.
+
+        Args:
+            threads: in which handlers of the connection still run. They may go on counting.
+        """
+        if threads:
+            self._unfinished[conn] = threads
+            self._living.pop(conn, None)
+        else:
+            self._keep(conn)
+        self._finish()
+
+    def _keep(self, conn: Counting) -> None:
         counts = _values(conn.counts())
         try:
             self._ended.update(_Ended.plus, conn, counts)
@@ -259,10 +279,22 @@ class Statistics:
             # Not if an exception came before it was counted.
             if conn in self._ended.get().leaving:
                 self._living.pop(conn, None)
+                self._unfinished.pop(conn, None)
                 self._ended.update(_Ended.left, conn)
+
+    def _finish(self) -> None:
+        """Keep the counts of those whose last handlers have returned."""
+        if self._unfinished and self._finishing.acquire(False):
+            try:
+                for conn, threads in dict(self._unfinished).items():
+                    if not any(each.is_alive() for each in threads):
+                        self._keep(conn)
+            finally:
+                self._finishing.release()
 
     def snapshot(self) -> Snapshot:
         """Return all counts as they are now. None is ever lower than it was before."""
+        self._finish()
         ended, living = self._ended_and_living()
         result = Snapshot(
             **dict(zip(_COUNTS, ended, strict=True)),
@@ -306,7 +338,8 @@ class Statistics:
         """Return the counts of those that have ended, and all others: each is in one of them."""
         while True:
             ended = self._ended.get()
-            living = list(self._living)
+            # In this order: one may go from the first to the second.
+            living = list(dict.fromkeys((*list(self._living), *list(self._unfinished))))
             if self._ended.get() is ended:
                 return ended.counts, [
                     conn for conn in living if not any(conn is each for each in ended.leaving)
