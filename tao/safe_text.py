@@ -6,10 +6,18 @@ these must not prevent the report.
 
 from __future__ import annotations
 
-# What the application's code may raise. Not KeyboardInterrupt: that is for the main thread.
-_RAISED = (Exception, SystemExit, GeneratorExit)
+__all__ = [
+    "FORMATTING_ERRORS",
+    "number_text",
+    "number_value",
+    "printable",
+    "safe_repr",
+    "safe_str",
+    "unprintable",
+]
 
-__all__ = ["number_text", "number_value", "printable", "safe_repr", "safe_str"]
+#: What the application's code may raise. Not KeyboardInterrupt: that is for the main thread.
+FORMATTING_ERRORS = (Exception, SystemExit, GeneratorExit)
 
 # How much of a message number is shown, in characters: a peer may send one of any length.
 _LONGEST_NUMBER = 100
@@ -18,17 +26,17 @@ _LONGEST_NUMBER = 100
 def safe_str(value: object) -> str:
     """Return ``str(value)``, or a placeholder if that raises."""
     try:
-        return str(value)
-    except _RAISED as error:
-        return _unprintable(value, error)
+        return str.__str__(str(value))  # not of a subclass of str, whose methods may raise as well
+    except FORMATTING_ERRORS as error:
+        return unprintable(value, error)
 
 
 def safe_repr(value: object) -> str:
     """Return ``repr(value)``, or a placeholder if that raises."""
     try:
-        return repr(value)
-    except _RAISED as error:
-        return _unprintable(value, error)
+        return str.__str__(repr(value))
+    except FORMATTING_ERRORS as error:
+        return unprintable(value, error)
 
 
 def number_text(number: object) -> str:
@@ -58,8 +66,9 @@ def printable(text: str) -> str:
     )
 
 
-def _unprintable(value: object, error: BaseException) -> str:
+def unprintable(value: object, error: BaseException) -> str:
+    """Return a placeholder for what has raised an error when it was formatted."""
     try:
         return f"<unprintable {type(value).__name__}: {type(error).__name__}>"
-    except _RAISED:  # even its class has no name
+    except FORMATTING_ERRORS:  # even its class has no name
         return "<unprintable object>"

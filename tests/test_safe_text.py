@@ -44,6 +44,28 @@ def test_what_formatting_raises(error: type[BaseException]) -> None:
     assert safe_str(Raises(error())) == safe_repr(Raises(error())) == placeholder
 
 
+class Own(str):
+    """A str whose methods raise."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self
+
+    __repr__ = __str__
+
+    def __getitem__(self, index: Any) -> str:
+        raise ValueError
+
+    isprintable = lower = __format__ = __getitem__
+
+
+def test_a_subclass_of_str() -> None:
+    """The text is a plain str, so that its methods cannot raise."""
+    for text in (safe_str(Own("x")), safe_repr(Own("x"))):
+        assert type(text) is str and text[:1] == "x"
+
+
 def test_a_class_without_a_name() -> None:
     """Even that has a placeholder."""
     assert safe_str(Worst()) == safe_repr(Worst()) == "<unprintable object>"

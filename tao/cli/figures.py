@@ -161,7 +161,8 @@ class Watch:
             if response.status not in (200, 404):
                 raise Failed(f"{where} answers {path} with {response.status}")
             return json.loads(response.read()) if response.status == 200 else None
-        except (http.client.HTTPException, ValueError, RecursionError) as error:
+        # OverflowError: http.client reads as many bytes as the response announces.
+        except (http.client.HTTPException, ValueError, RecursionError, OverflowError) as error:
             raise Failed(f"{where} is not a tao monitor") from error
 
     # -- tables

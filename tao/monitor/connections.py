@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from tao.connection.handling.slow_handlers import Running, running_in
 from tao.connection.reports.statistics import Statistics, all_statistics
 from tao.connection.sessions.agreeing import session_of
-from tao.safe_text import number_value, safe_repr, safe_str
+from tao.safe_text import number_value, safe_str
 from tao.transport.addresses import address_text
 
 __all__ = [
@@ -72,11 +72,7 @@ def name_of(conn: Any) -> str:
 
 def peer_of(conn: Any) -> str:
     """Return the address of a peer as a string, also if the application has replaced it."""
-    address = conn.remote_address
-    try:
-        return address_text(address)[:_LONGEST]
-    except Exception:
-        return safe_repr(address)[:_LONGEST]
+    return address_text(conn.remote_address)[:_LONGEST]
 
 
 def survey(statistics: Statistics) -> Survey:

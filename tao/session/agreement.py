@@ -114,6 +114,11 @@ class Agreement:
         elif not self.over:
             self.wanted = _HEADER.size
 
+    @property
+    def heard(self) -> bool:
+        """Whether the peer has sent anything."""
+        return bool(self._taken) or not self._first
+
     def give_up(self) -> None:
         """Do without a session, as the peer does not say anything."""
         self._end_without()

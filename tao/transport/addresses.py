@@ -20,7 +20,7 @@ import socket
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from tao.safe_text import printable
+from tao.safe_text import FORMATTING_ERRORS, printable, safe_str, unprintable
 
 __all__ = [
     "Address",
@@ -259,9 +259,9 @@ def address_text(address: Any) -> str:
             return printable(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         if isinstance(address, (bytes, os.PathLike)):
             address = os.fsdecode(address)
-        text = str(address or "-")
-    except Exception:  # whatever an application may have set as the address of a peer
-        return f"<{type(address).__name__}>"
+        text = safe_str(address or "-")
+    except FORMATTING_ERRORS as error:  # of whatever an application has set as a peer's address
+        return unprintable(address, error)
     return printable(f"@{text[1:]}" if text.startswith("\0") else text)
 
 

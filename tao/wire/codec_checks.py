@@ -234,17 +234,17 @@ def _well_formed(batch: list[Any]) -> int:
     """Return how many leading entries are a pair of a hashable number and a message."""
     try:
         dict(batch)
-        if not {str, bytes} & {*map(type, batch)}:  # dict() takes a two-letter string as a pair
+        if {*map(type, batch)} <= {tuple}:  # dict() takes other things of two items as well
             return len(batch)
     except (TypeError, ValueError):
         pass
     for count, entry in enumerate(batch):
+        if not isinstance(entry, (tuple, list)):
+            return count
         try:
             number, _ = entry
             hash(number)
         except (TypeError, ValueError):
-            return count
-        if isinstance(entry, (str, bytes)):
             return count
     return len(batch)
 

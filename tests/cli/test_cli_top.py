@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import BaseRequestHandler, TCPServer
 from typing import Any
 
 import pytest
@@ -43,11 +44,31 @@ def monitor(pages: Pages) -> Iterator[tuple[str, int]]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Request) as server:
+    with serving(HTTPServer(("127.0.0.1", 0), Request)) as port:
+        yield "127.0.0.1", port
+
+
+@contextmanager
+def monitor_that_says(response: bytes) -> Iterator[int]:
+    """Answer each request with these bytes."""
+
+    class Request(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(response)
+
+    with serving(TCPServer(("127.0.0.1", 0), Request)) as port:
+        yield port
+
+
+@contextmanager
+def serving(server: TCPServer) -> Iterator[int]:
+    """Run a server in a thread; yield its port."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), name="test-monitor")
         thread.start()
         try:
-            yield "127.0.0.1", server.server_port
+            yield server.server_address[1]
         finally:
             server.shutdown()
             thread.join(LONG)
@@ -240,6 +261,17 @@ NONSENSE = [
     {"TotalConn": 1, "servers": [1], "clients": "abc"},
     {"TotalConn": 1, "servers": {"a": {"name": "x" * 100_000, "errors": True}}},
 ]
+# The heads of responses, and how their bodies begin.
+HEADS = [
+    b"Content-Length: " + b"9" * 30 + b"\r\n\r\n{}",
+    b"Content-Length: -1\r\n\r\n{}",
+    b"Content-Length: 99\r\n\r\n{}",
+    b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{}",
+    b"Transfer-Encoding: chunked\r\n\r\n-5\r\n{}",
+    b"Transfer-Encoding: chunked\r\n\r\n" + b"0" * 100_000,
+    b"X: y\r\n" * 1000 + b"\r\n{}",
+    b"X: " + b"y" * 100_000,
+]
 
 
 @pytest.mark.parametrize("page", NONSENSE, ids=range(len(NONSENSE)))
@@ -250,6 +282,14 @@ def test_invalid_responses(capsys: pytest.CaptureFixture[str], page: Any) -> Non
     output, errors = capsys.readouterr()
     assert status == 0 or errors == f"tao: 127.0.0.1:{port} is not a tao monitor\n"
     assert len(output) < 5000
+
+
+@pytest.mark.parametrize("head", HEADS, ids=range(len(HEADS)))
+def test_invalid_heads_of_responses(capsys: pytest.CaptureFixture[str], head: bytes) -> None:
+    """What a head announces and does not keep is no traceback either."""
+    with monitor_that_says(b"HTTP/1.1 200 OK\r\n" + head) as port:
+        assert main(["top", f":{port}", "--once"]) == 1
+    assert capsys.readouterr().err == f"tao: 127.0.0.1:{port} is not a tao monitor\n"
 
 
 ANYTHING = some.recursive(

@@ -393,7 +393,17 @@ class Nameless:
         return Unprintable()
 
 
-NAMES = [Unprintable(), Unprintable(RecursionError()), "\udcff", "a\nb", b"x", 7, None, "x" * 10**6]
+NAMES = [
+    Unprintable(),
+    Unprintable(RecursionError()),
+    Unprintable(SystemExit()),
+    "\udcff",
+    "a\nb",
+    b"x",
+    7,
+    None,
+    "x" * 10**6,
+]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))

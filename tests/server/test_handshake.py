@@ -14,6 +14,7 @@ import pytest
 from tao.runtime.context import Context
 from tao.server.connection import ServerConn
 from tao.server.server import Server, server_core_of
+from tao.session.sessions import Sessions
 from tao.testing import memory_pair
 from tests.ends import MakeServer, Seen, Text, text
 from tests.support import PATIENCE, recv_exactly, wait_until
@@ -83,8 +84,8 @@ HOW = pytest.mark.parametrize("how", ["close", "reset"])
 @HOW
 @pytest.mark.parametrize(
     "options",
-    [{}, {"tls": SERVER}, {"proxy_protocol": ["127.0.0.1"]}],
-    ids=["plain", "TLS", "PROXY"],
+    [{}, {"tls": SERVER}, {"proxy_protocol": ["127.0.0.1"]}, {"sessions": Sessions()}],
+    ids=["plain", "TLS", "PROXY", "sessions"],
 )
 def test_a_health_check_is_no_error(
     watch: Watch, how: str, options: dict[str, Any], log_lines: list[Any]
@@ -131,6 +132,31 @@ def test_a_health_check_over_tls(watch: Watch) -> None:
         hang_up(sock, how)
         it.idle()
     assert it.errors.items == []
+
+
+def test_a_health_check_over_tls_of_a_server_with_sessions(
+    watch: Watch, log_lines: list[Any]
+) -> None:
+    """It leaves while the server waits for a request for a session."""
+    it = watch(tls=SERVER, sessions=Sessions())
+    with CLIENT.wrap_socket(it.dial(), server_hostname="localhost") as sock:
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(4096):  # what it does not read would make a close a reset
+            pass
+    wait_until(lambda: unheard(log_lines))
+    it.idle()
+    assert it.errors.items == []
+
+
+@pytest.mark.parametrize("tls", [None, SERVER], ids=["plain", "TLS"])
+def test_a_peer_that_leaves_in_the_midst_of_a_session_request(watch: Watch, tls: Any) -> None:
+    """That is an error, as it has sent something."""
+    it = watch(tls=tls, sessions=Sessions())
+    sock = it.dial() if tls is None else CLIENT.wrap_socket(it.dial(), server_hostname="localhost")
+    sock.sendall(text("x")[:3])
+    sock.shutdown(socket.SHUT_WR)
+    assert "no session could be agreed on" in str(it.errors.wait()[0])
+    sock.close()
 
 
 @HOW

@@ -107,9 +107,11 @@ def test_invalid_unix_addresses(address: Any, use: Callable[[Any], object]) -> N
 def test_addresses_of_any_type_are_displayed() -> None:
     """An application may set ``remote_address`` to any object without breaking log lines."""
 
+    error: BaseException = ValueError()
+
     class Broken:
         def __str__(self) -> str:
-            raise ValueError
+            raise error
 
     assert address_text(("::1", 80, 0, 0)) == "[::1]:80"
     assert address_text(("evil\n", 80)) == "evil\\n:80"
@@ -117,6 +119,8 @@ def test_addresses_of_any_type_are_displayed() -> None:
     assert [address_text(each) for each in (None, "", b"", ())] == ["-"] * 4
     assert (address_text((1, 2)), address_text(("a",)), address_text(7)) == ("1:2", "('a',)", "7")
     assert address_text(Broken()) == address_text((Broken(), 1)).replace("tuple", "Broken")
+    error = SystemExit()
+    assert address_text(Broken()) == "<unprintable Broken: SystemExit>"
 
 
 # -- Unix sockets: ownership of the file

@@ -188,6 +188,8 @@ def test_a_mutable_frame_is_copied(open_end: OpenEnd) -> None:
         (lambda batch: batch.append((1,)), "must append tuples of a number and a message, not a t"),
         (lambda batch: batch.append(([], 2)), "must append tuples of a number and a message"),
         (lambda batch: batch.append(None), "a number and a message, not a NoneType"),
+        (lambda batch: batch.append({1: "a", 2: "b"}), "a number and a message, not a dict"),
+        (lambda batch: batch.append({1, 2}), "a number and a message, not a set"),
     ],
 )
 def test_the_results_of_feed_are_checked(

@@ -96,7 +96,6 @@ class Beginning:
         self._patience: Deadline | None = None  # once the handshake is done
         self._end = Deadline(None)
         self._error: TaoError | None = None  # how it failed
-        self._heard: bool = False  # whether the peer has sent anything after the handshake
         self.reception = Reception(time.time_ns(), capabilities, secrets.token_bytes(NONCE_SIZE))
 
     def _shaken(self) -> Deadline:
@@ -116,11 +115,22 @@ class Beginning:
         except (HandshakeFailed, ConnectionClosed) as error:
             self._error = error
             raise
-        except (OSError, BadData) as error:
-            self._error = HandshakeFailed(f"no session could be agreed on: {explain(error)}")
-            raise self._error from error
+
+    def _failed(self, error: Exception) -> HandshakeFailed:
+        """Return the error of a conversation that has ended with another error."""
+        if isinstance(error, ConnectionError) and not self.reception.heard:
+            return PeerLeft("the peer hung up before it had sent a byte")
+        return HandshakeFailed(f"no session could be agreed on: {explain(error)}")
 
     def _converse_on(self, patience: Deadline) -> int:
+        try:
+            return self._converse(patience)
+        except HandshakeFailed:
+            raise
+        except (OSError, BadData) as error:
+            raise self._failed(error) from error
+
+    def _converse(self, patience: Deadline) -> int:
         reception, transport = self.reception, self._transport
         while True:
             while reception.output:
@@ -133,7 +143,6 @@ class Beginning:
                 return 0
             data = transport.receive_up_to(reception.wanted)
             if data:
-                self._heard = True
                 reception.feed(data)
             elif data is None:
                 if reception.agreed:
@@ -142,10 +151,8 @@ class Beginning:
                     self._look_again(left)  # each time, as this may be a look that came too early
                     return READABLE
                 reception.give_up()
-            elif self._heard:
-                raise HandshakeFailed("the peer left while a session was agreed on")
             else:
-                raise PeerLeft("the peer hung up before it had sent a byte")
+                raise ConnectionClosed("the peer left while a session was agreed on")
 
     def complete(self) -> None:
         """See `Handshake.complete`."""
@@ -156,10 +163,10 @@ class Beginning:
         patience = self._shaken()
         try:
             converse(self._transport, self.reception, patience, self._end)
-        except (ConnectionClosed, BadData, OSError) as error:
-            if isinstance(error, HandshakeFailed):
-                raise
-            raise HandshakeFailed(f"no session could be agreed on: {explain(error)}") from error
+        except HandshakeFailed:
+            raise
+        except (OSError, BadData) as error:
+            raise self._failed(error) from error
 
 
 def join(core: SessionOwner, transport: Transport, reception: Reception) -> Transport:
