@@ -68,7 +68,8 @@ class Incoming:
         """Note how many messages have been handled so far, in all."""
         marks, most = self._marks, messages + self._base
         while marks and marks[0][0] <= most:
-            self.handled = marks.popleft()[1]
+            self.handled = marks[0][1]
+            marks.popleft()  # last, as an exception may come before
 
     def wants_to_tell(self, messages: int) -> bool:
         """Whether so many messages were handled that the next frames should acknowledge them.

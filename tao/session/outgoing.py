@@ -234,7 +234,8 @@ class Outgoing(Retained):
             self.acknowledged = position
             marks = self._marks
             while marks and marks[0][0] <= position:
-                self._handled = marks.popleft()[1]
+                self._handled = marks[0][1]
+                marks.popleft()  # last, as an exception may come before
             if self.shared is not None:
                 self.shared.change(self._credited - position)
                 self._credited = position

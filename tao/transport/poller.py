@@ -142,7 +142,8 @@ class SelectorPoller:
 
     def wait(self, timeout: float | None) -> list[tuple[int, int]]:
         while self._changes:
-            self._apply(*self._changes.popleft())
+            self._apply(*self._changes[0])
+            self._changes.popleft()  # last: one that is made twice is harmless
         ready = []
         for key, mask in self._selector.select(timeout):
             if key.fileobj is self._bell.near:

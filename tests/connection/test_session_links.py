@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,13 @@ import tao
 from tao.client import resuming
 from tao.connection.connection import core_of
 from tao.connection.sessions.stream import SessionStream
+from tao.errors import ConnectionClosed
 from tao.server.sessions import resumption
 from tao.session.frames import END_FRAME, Hello, ack_frame, frames_in
 from tao.testing.fault_proxy import Faults
 from tao.transport.stream import Transport
 from tests.ends import Number, Seen, Text, number
+from tests.injection import Interruption
 from tests.session_pairs import (
     READERS,
     Both,
@@ -325,3 +328,35 @@ def test_a_cut_of_all_links_at_once(make_server: Any, monkeypatch: pytest.Monkey
     assert len(sessions) == count and all(each.session.resumes for each in clients)  # type: ignore[union-attr]
     for each in clients:
         each.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_end_of_a_wait_between_attempts_is_interrupted(
+    open_both: OpenBoth, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """The wheel repeats it, and one thread goes on, whether one was started before or not."""
+    both = open_both(readers="shared")
+    core, launch, struck = core_of(both.client), resuming.Resuming._launch, Seen()
+    dial, refusals = type(core).dial, [ConnectionClosed("raised by a test")]
+
+    def refuse_once(mine: Any) -> Transport:
+        if mine is core and refusals:
+            raise refusals.pop()
+        transport: Transport = dial(mine)
+        return transport
+
+    def strike(mine: Any, function: Callable[[], object]) -> None:
+        strikes = sys._getframe(1).f_code.co_name == "_end_wait" and not struck.items
+        if late or not strikes:
+            launch(mine, function)
+        if strikes:
+            struck.add(True)
+            raise Interruption
+
+    monkeypatch.setattr(type(core), "dial", refuse_once)
+    monkeypatch.setattr(resuming.Resuming, "_launch", strike)
+    both.cut()
+    both.client.write(Number(1))
+    assert both.at_server.wait() == [1] and struck.wait()
+    assert both.client_events.wait(2) == ["connect", "resume"]
+    assert core.reconnects == 1 and both.client.close_reason is None

@@ -112,6 +112,18 @@ def test_an_exception_at_any_bytecode(change: Callable[[Any], None], after: set[
         assert index.names(1) == after, moment
 
 
+@pytest.mark.interrupted
+def test_a_count_is_reported_although_that_was_interrupted() -> None:
+    """At any bytecode: the next change of any group makes up for it."""
+    for moment in opcodes(*MODULES):
+        index, told = GroupIndex[Peer](), dict[str, int]()
+        index.report_counts_to(told.__setitem__)
+        with moment.raising():
+            index.join(Peer(1), "a")
+        index.join(Peer(2), "b")
+        assert told.get("a", 0) == index.count("a") and told["b"] == 1, moment
+
+
 def test_a_change_in_the_midst_of_another() -> None:
     """A signal handler's or finalizer's change is made when the interrupted call goes on."""
     for moment in opcodes(*MODULES):

@@ -32,6 +32,7 @@ from tao.session.session import Session, messages_in
 from tao.session.sessions import Sessions
 from tao.wire.capabilities import ANSWER, ASK, REQUESTS, SESSIONS, capability_frame
 from tests.ends import Seen, frame, number, text
+from tests.injection import opcodes
 
 NONCE = bytes(range(16))
 
@@ -463,3 +464,16 @@ def test_fitting_ends() -> None:
     assert not session.can_resume(21, 0)
     assert not session.can_resume(10, 9)
     assert session.label == "0000000000000000"
+
+
+@pytest.mark.interrupted
+def test_what_is_handled_is_acknowledged_although_noting_it_was_interrupted() -> None:
+    """At any bytecode of either side: the next look makes up for it."""
+    for moment in opcodes("tao.session.incoming"):
+        incoming = Incoming()
+        incoming.received = 100
+        incoming.note_decoded(1, 0)
+        with moment.raising():
+            incoming.note_handled(1)
+        incoming.note_handled(1)
+        assert incoming.handled == 100, moment

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tao.transport.poller import READABLE, WRITABLE, EpollPoller, Poller, SelectorPoller
+from tests.injection import opcodes
 from tests.support import PATIENCE
 
 KINDS = [SelectorPoller, *([EpollPoller] if hasattr(select, "epoll") else [])]
@@ -68,6 +69,21 @@ def test_an_interrupted_change_can_be_repeated(
     for _ in range(2):
         poller.change(one.fileno(), WRITABLE, 0)
         assert poller.wait(0) == []
+
+
+@pytest.mark.interrupted
+def test_a_change_is_made_although_a_wait_was_interrupted(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """At any bytecode, where changes are noted for the thread that waits."""
+    one, _ = pair
+    for moment in opcodes("tao.transport.poller"):
+        poller = SelectorPoller()
+        poller.change(one.fileno(), 0, WRITABLE)
+        with moment.raising():
+            poller.wait(0)
+        assert poller.wait(PATIENCE) == [(one.fileno(), WRITABLE)], moment
+        poller.close()
 
 
 def test_a_change_reaches_a_thread_that_waits(

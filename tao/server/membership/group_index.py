@@ -45,10 +45,10 @@ class GroupIndex(Generic[MemberT]):
         self._names: dict[int, dict[str, None]] = {}
         self._used: bool = False  # whether anything was ever noted; set before that
         self._combiner = Combiner(self._make_changes, lambda: None, lambda: None)
-        # What counts are reported to, and the groups whose count is to be reported: appended in
-        # the turn, and removed by any thread.
+        # What counts are reported to, and the groups whose count is to be reported, by change: each
+        # is added in the turn, and removed by any thread that has reported it.
         self._report: Callable[[str, int], object] | None = None
-        self._changed: deque[str] = deque()
+        self._changed: dict[object, str] = {}
 
     def __len__(self) -> int:
         """How many groups have members."""
@@ -129,16 +129,14 @@ class GroupIndex(Generic[MemberT]):
     def _report_counts(self) -> None:
         report = self._report
         while report is not None and self._changed:
-            try:
-                name = self._changed.popleft()
-            except IndexError:
-                return  # another thread reports it
-            told = None
-            # Another thread may report an older count in between. But after a change every thread
-            # that reports looks again, so the last report is right.
-            while told != (count := self.count(name)):
-                report(name, count)
-                told = count
+            for change, name in dict(self._changed).items():
+                told = None
+                # Another thread may report an older count in between. But after a change every
+                # thread that reports looks again, so the last report is right.
+                while told != (count := self.count(name)):
+                    report(name, count)
+                    told = count
+                self._changed.pop(change, None)  # last, as an exception may come before
 
     # -- in the turn
 
@@ -173,4 +171,4 @@ class GroupIndex(Generic[MemberT]):
 
     def _note_changed(self, name: str) -> None:
         if self._report is not None:
-            self._changed.append(name)
+            self._changed[object()] = name
