@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from tao.client.endpoints import Endpoint, check_options, why_not_connected
-from tao.client.happy_eyeballs import Race, set_options
+from tao.client.happy_eyeballs import Race, failure_text, set_options
 from tao.connection.keepalive import set_kernel_clocks
 from tao.connection.options.definitions import ClientSettings
 from tao.errors import ConnectFailed, ConnectionClosed
@@ -241,7 +241,8 @@ class Dialler(Source):
             if not isinstance(error, (OSError, ValueError)):
                 raise
             self.over(useful=False)
-            raise _failed({endpoint: explain(error)}, error) from error  # it may be reset already
+            # It may be reset already, for example.
+            raise _failed({endpoint: failure_text(None, error)}, error) from error
 
     def over(self, useful: bool) -> None:
         if self._last is None or useful:

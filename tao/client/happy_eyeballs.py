@@ -27,7 +27,7 @@ from tao.runtime.helper_threads import Bell, HelperTask, HelperThreads
 from tao.transport.addresses import Target, address_text, resolve, resolve_literal
 from tao.transport.error_text import explain
 
-__all__ = ["Memory", "Race", "set_options"]
+__all__ = ["Memory", "Race", "failure_text", "set_options"]
 
 # Seconds between the starts of two attempts (RFC 8305, 5).
 _ATTEMPT_DELAY = 0.25
@@ -309,7 +309,7 @@ class Race:
     def _fail(self, target: Target | None, error: BaseException) -> None:
         # A traceback would keep the calling frames and all their variables alive.
         self.cause = error.with_traceback(None)
-        self._failures.append((target, _told(target, error)))
+        self._failures.append((target, failure_text(target, error)))
 
     def _give_up(self) -> None:
         """Fail all attempts because the timeout has expired."""
@@ -354,7 +354,7 @@ def _late_error(sock: socket.socket) -> int:
     return errno.ECONNREFUSED if met_itself else 0
 
 
-def _told(target: Target | None, error: BaseException) -> str:
+def failure_text(target: Target | None, error: BaseException) -> str:
     """Return why an attempt has failed."""
     if not isinstance(error, OSError) or error.errno is None:
         return explain(error)

@@ -6,14 +6,10 @@ import socket
 from typing import Any, overload
 
 from tao.connection.core import ConnectionCore
+from tao.connection.options.fields import SOCKET_TIMEOUTS
 from tao.errors import ConnectionClosed
 
 __all__ = ["HasTransport"]
-
-# They would end the connection, as if reading had failed.
-_TIMEOUTS = frozenset(
-    getattr(socket, name) for name in ("SO_RCVTIMEO", "SO_SNDTIMEO") if hasattr(socket, name)
-)
 
 
 class HasTransport:
@@ -66,7 +62,7 @@ class HasTransport:
             ValueError: the option is a timeout of the socket, by which it would not block any more.
                 Use ``idle_timeout`` and ``write_timeout``.
         """
-        if value is not None and level == socket.SOL_SOCKET and option in _TIMEOUTS:
+        if value is not None and level == socket.SOL_SOCKET and option in SOCKET_TIMEOUTS:
             raise ValueError("the socket's timeouts are not for use: see idle_timeout")
         transport = self._core.transport
         try:

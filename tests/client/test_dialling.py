@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import threading
@@ -401,9 +402,16 @@ def test_socket_options(host: Host, make_client: MakeClient) -> None:
     assert [sock.getsockopt(*each[:2]) for each in options] == [0x10, 0]
     with pytest.raises(ConnectFailed, match=r"socket option \(6, 9999, 1\): protocol not avail"):
         make_client(host.address, socket_options=[(6, 9999, 1)]).start()
+    with pytest.raises(ConnectFailed, match=r"socket option \(6, 9999, 1\): protocol not avail"):
+        dial = functools.partial(socket.create_connection, host.address)
+        make_client(dial, socket_options=[(6, 9999, 1)]).start()
     for wrong in (5, "x", [5], [(1, 2)], [(1, 2, None)]):
         with pytest.raises(TypeError, match="socket_options"):
             make_client(host.address, socket_options=wrong)
+    timeout = (socket.SOL_SOCKET, socket.SO_RCVTIMEO, bytes(16))
+    for each in ((1, 2, 2**31), (1, 2, -(2**40)), (2**31, 2, 1), (1, 2**31, b"x"), timeout):
+        with pytest.raises(ValueError, match="socket_options"):
+            make_client(host.address, socket_options=[each])
 
 
 # -- sockets made by the application

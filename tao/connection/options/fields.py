@@ -8,6 +8,7 @@ An option whose type ends in ``| None`` may be None; a check sees other values o
 from __future__ import annotations
 
 import functools
+import socket
 import ssl
 from collections.abc import Callable, Collection
 from dataclasses import Field, field, fields
@@ -22,6 +23,7 @@ from tao.runtime.worker_pool import WorkerPool
 from tao.transport.addresses import parse
 
 __all__ = [
+    "SOCKET_TIMEOUTS",
     "ErrorCallback",
     "callback",
     "check_cluster",
@@ -54,6 +56,13 @@ ErrorCallback = (
     | Callable[[ConnT, BaseException, Context | None], object]
 )
 Check = Callable[[str, Any], object]
+
+#: The options of a socket that would end its connection, as if reading or writing had failed.
+SOCKET_TIMEOUTS = frozenset(
+    getattr(socket, name) for name in ("SO_RCVTIMEO", "SO_SNDTIMEO") if hasattr(socket, name)
+)
+# The numbers that the kernel takes.
+_INT32 = range(-(2**31), 2**31)
 
 
 def option(default: T, meaning: str, *, unit: str = "", check: Check | None = None) -> T:
@@ -254,6 +263,10 @@ def check_socket_options(name: str, options: object) -> None:
             and isinstance(each[2], (int, bytes, bytearray))
         ):
             raise TypeError(f"{name} must hold (level, name, value), not {each!r}")
+        if not all(number in _INT32 for number in each if isinstance(number, int)):
+            raise ValueError(f"{name} must hold numbers that fit an int32, not {each!r}")
+        if each[0] == socket.SOL_SOCKET and each[1] in SOCKET_TIMEOUTS:
+            raise ValueError(f"{name}: a socket's timeouts are not for use: see idle_timeout")
 
 
 def check_on_error(name: str, function: object) -> None:
