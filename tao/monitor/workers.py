@@ -93,12 +93,17 @@ class WorkersSource:
 
     def _keep_what_is_gone(self) -> None:
         while self._gone:
-            number, slot, figures = self._gone.popleft()
-            _, ends = self._last.pop(number, (slot, []))
+            number, slot, figures = self._gone[0]
+            _, ends = self._last.get(number, (slot, []))
+            kept: dict[tuple[int, str], End] = {}
             for end in ends if figures is None else _unpacked(figures, slot):
                 key = slot, end.snapshot.name
-                left = [_without_gauges(end), *filter(None, [self._base.get(key)])]
-                self._base[key] = _joined(left)
+                base = kept.get(key) or self._base.get(key)
+                kept[key] = _joined([_without_gauges(end), *filter(None, [base])])
+            # Last, as an error that comes before must not lose what is gone, nor count it twice.
+            self._gone.popleft()
+            self._last.pop(number, None)
+            self._base.update(kept)
 
     def _merged(self) -> list[End]:
         """Return one end for each of the same name in each slot."""

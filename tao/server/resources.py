@@ -63,6 +63,14 @@ class Resources:
 
 def _give_back(user: object, readers: list[SharedReaders]) -> None:
     try:
+        _release(user, readers)
+    except BaseException:
+        _release(user, readers)  # again, as a finalizer is called only once
+        raise
+
+
+def _release(user: object, readers: list[SharedReaders]) -> None:
+    try:
         for each in readers:
             each.retire()
     finally:

@@ -288,12 +288,24 @@ def test_an_exception_while_a_server_gets_shared_readers() -> None:
     """At many bytecodes with which a server gets what it needs: no thread of it is left."""
     settings = ServerSettings(readers="shared", workers=1)
     modules = ("tao.server.resources", "tao.connection.shared_reading.readers")
-    for moment in opcodes(*modules, step=3):
+    for moment in opcodes(*modules, step=7):
         owner = Seen()
         with moment.raising():
             Resources(owner, settings)
         del owner
         wait_until(lambda: gc.collect() >= 0 and not _of_servers())
+
+
+def test_an_exception_while_a_server_that_was_dropped_is_cleared_away() -> None:
+    """At many bytecodes with which its threads are told to end: they all do."""
+    settings = ServerSettings(readers="shared", reader_threads=2, workers=1)
+    modules = ("tao.connection.shared_reading.readers", "tao.connection.shared_reading.loop")
+    for moment in opcodes(*modules, step=3):
+        owner = Seen()
+        resources = Resources(owner, settings)
+        with moment.raising():
+            resources.give_back()
+        wait_until(lambda: not _of_servers())
 
 
 def _of_servers() -> list[str]:

@@ -74,6 +74,22 @@ def test_the_same_in_another_process() -> None:
     assert came.failures == [("server-1@2", sent.failures[0][1])]
 
 
+def test_an_error_does_not_lose_the_counts_of_what_is_gone(
+    supervisor: Supervisor, source: WorkersSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lack of memory, say, fails one request of the monitor; the next one has all counts."""
+    source.gone(1, 1, [packed(end(10)), packed(end(5))])
+    with monkeypatch.context() as patch:
+        patch.setattr("tao.monitor.workers._joined", _raise)
+        with pytest.raises(MemoryError):
+            source.snapshots()
+    assert handled(source) == {"server-1@1": 15}
+
+
+def _raise(*args: Any) -> Any:
+    raise MemoryError("raised by a test")
+
+
 def test_counts_never_fall(supervisor: Supervisor, source: WorkersSource) -> None:
     """Neither when a worker does not answer, nor when it is killed or replaced."""
     supervisor.workers = {1: (1, [packed(end(10))]), 2: (2, [packed(end(20))])}
