@@ -3,15 +3,16 @@
 This holds whatever a signal handler or another thread raises in between. An ``on_close`` becomes
 owed in the same step of the interpreter in which ``on_connect`` returns, and ceases to be owed in
 the step in which ``on_close`` begins: `map` and the like call them without a bytecode of this
-module before or after.
+module before or after. A `map` takes a StopIteration that the callback raises for the end of its
+items; the next one has not taken its second item then, and that tells.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import compress
-from operator import is_not
+from operator import is_not, length_hint
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -96,7 +97,9 @@ class Greetings:
                 self._owed.clear()
 
     def _make_on_connect(self, callback: Callable[[Any], object], conn: Any) -> None:
-        self._owed.extend(filter(None, map(is_not, map(callback, (conn,)), (False,))))
+        refusal = iter((False,))
+        self._owed.extend(filter(None, map(is_not, map(callback, (conn,)), refusal)))
+        _check_taken(refusal)
 
     def _tell_of_session(self, transport: Transport) -> None:
         """Call ``on_session_lost`` if a session has left anything uncertain."""
@@ -105,7 +108,10 @@ class Greetings:
             self._call("on_session_lost", lambda callback, conn: callback(conn, messages))
 
     def _make_on_close(self, callback: Callable[[Any], object], conn: Any) -> None:
-        deque(map(callback, compress((conn,), map(list.pop, (self._owed,)))), maxlen=0)
+        called = map(callback, compress((conn,), map(list.pop, (self._owed,))))
+        returned = iter((True,))
+        deque(zip(called, returned, strict=False), maxlen=0)
+        _check_taken(returned)
 
     def call(self, what: str) -> bool:
         """Call ``on_resume``, say, beside a handler; return whether it agrees.
@@ -151,3 +157,9 @@ class Greetings:
         self._host.lifecycle.on_close_called()
         self._owed.clear()
         self._speakers.clear()
+
+
+def _check_taken(items: Iterator[bool]) -> None:
+    """Raise if the only item is left: as in a generator, a StopIteration is an error."""
+    if length_hint(items):
+        raise RuntimeError("it raised StopIteration")

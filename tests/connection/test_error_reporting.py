@@ -137,6 +137,32 @@ def test_an_error_in_on_error_is_counted(open_end: OpenEnd, log_lines: list[Any]
     assert line["level"].name == "ERROR" and line["exception"].type is IndexError
 
 
+@pytest.mark.parametrize("what", ["on_connect", "on_close"])
+def test_a_stop_iteration_is_reported(
+    make_server: MakeServer, log_lines: list[Any], what: str
+) -> None:
+    """It is an error like any other, although it ends iterators silently."""
+    errors = Seen()
+    options: dict[str, Any] = {
+        what: lambda conn: next(iter(())),
+        "on_error": lambda conn, error: errors.add(str(error)),
+    }
+    for readers in ("own", "shared"):
+        _, address = make_server(readers=readers, **options)
+        socket.create_connection(address, PATIENCE).close()
+    assert errors.wait(2) == ["it raised StopIteration"] * 2
+    _, address = make_server()
+    client = ClientConn(address, registry=Registry(), **options)
+    if what == "on_connect":
+        with pytest.raises(ConnectionClosed):
+            client.start()
+    else:
+        client.start()
+    client.close()
+    assert errors.wait(3)[2] == "it raised StopIteration"
+    assert levels(log_lines, f"error in {what}") == ["ERROR"] * 3
+
+
 def test_an_oserror_with_unusual_arguments_is_reported(open_end: OpenEnd) -> None:
     """The arguments of an OSError may be of any type."""
     registry, errors = Registry(), Seen()
