@@ -14,7 +14,6 @@ from tao.connection.core import ConnectionCore
 from tao.connection.lifecycle import Phase
 from tao.connection.options.fields import check_number
 from tao.connection.requests.asking import ask, ask_later
-from tao.connection.requests.making import Requests
 from tao.connection.requests.pending import DEFAULT_TIMEOUT, Request, RequestFuture
 from tao.connection.sending.backlog import TrackedFrame
 from tao.connection.sending.keyed_frames import ReplaceKey, keyed
@@ -190,7 +189,7 @@ class Connection(HasTransport):
             Exception: what ``serialize()`` raises; nothing was sent.
         """
         requests = self._core.exchange.requests
-        request = self._new_request(requests, message, timeout, only_if_connected, header)
+        request = self._new_request(message, timeout, only_if_connected, header)
         return ask(self._core, requests, request)
 
     def request_async(
@@ -217,26 +216,21 @@ class Connection(HasTransport):
             Exception: what ``serialize()`` raises; nothing was sent.
         """
         future, requests = RequestFuture(), self._core.exchange.requests
-        request = self._new_request(requests, message, timeout, only_if_connected, header, future)
+        request = self._new_request(message, timeout, only_if_connected, header, future)
         return ask_later(requests, request)
 
     def _new_request(
         self,
-        requests: Requests,
         message: AnyMessage,
         timeout: float | None,
         only_if_connected: bool,
         header: Mapping[str, Any] | None,
         future: RequestFuture | None = None,
     ) -> Request:
-        frame = b""
         if only_if_connected is not False:
             checked_flag("only_if_connected", only_if_connected)
-        if requests.envelops:
-            frame = self._application.encode_as(message, header)
         return Request(
             message,
-            frame,
             timeout,
             header=header,
             only_if_connected=only_if_connected,

@@ -7,6 +7,7 @@ the order of the requests.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Callable, Hashable, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from tao.atomic import AtomicInt64
 from tao.callables import check_callable
 from tao.connection.requests.pending import Request
+from tao.wire.codec import serialized
 from tao.wire.envelope import cancel_frame, request_frame
 
 __all__ = [
@@ -112,6 +114,13 @@ class Correlation(Protocol):
             Exception: there is none; it is the request's error.
         """
 
+    def prepare(self, request: Request) -> None:
+        """Take what is sent of a request, as its message may be changed while it waits.
+
+        Raises:
+            Exception: it cannot be encoded.
+        """
+
     def frame(self, request: Request, key: Any) -> bytes:
         """Return what is sent of a request.
 
@@ -137,18 +146,26 @@ class Correlation(Protocol):
 
 
 class EnvelopeCorrelation:
-    """That of two peers which speak tao's own framing. Their replies do not come as messages."""
+    """That of two peers which speak tao's own framing. Their replies do not come as messages.
 
-    __slots__ = ("_ids",)
+    Args:
+        encode: makes frames, for the envelope.
+    """
+
+    __slots__ = ("_encode", "_ids")
 
     negotiates = True
     breaks = False
 
-    def __init__(self) -> None:
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
         self._ids = itertools.count(random.randrange(_FIRST_ID))
 
     def next_key(self, request: Request, pending: Pending) -> int:
         return next(self._ids)
+
+    def prepare(self, request: Request) -> None:
+        request.body = self._encode(request.message, request.header)
 
     def frame(self, request: Request, key: Any) -> bytes:
         return request_frame(key, request.deadline.remaining(), request.body)
@@ -231,6 +248,19 @@ def _drop_oldest(ids: dict[int, Any], most: int) -> None:
         ids.pop(key, None)
 
 
+class _Serialized:
+    """A message as it was when it was serialized."""
+
+    __slots__ = ("_value", "message_number")
+
+    def __init__(self, message: Any) -> None:
+        self._value = serialized(message)
+        self.message_number: Any = message.message_number
+
+    def serialize(self) -> bytes:
+        return self._value
+
+
 class FieldCorrelation:
     """A field of the frame has the id.
 
@@ -238,11 +268,12 @@ class FieldCorrelation:
         ids: of the connection.
         field: its name.
         encode: makes frames.
+        declared: whether all that ``encode`` uses of a message is its number and ``serialize()``.
         reply_when: tells a reply by header and number. None: a message is one if its id is in
             flight, or was given up lately, or if a reply of its number to this id has just come.
     """
 
-    __slots__ = ("_encode", "_field", "_ids", "_reply_when")
+    __slots__ = ("_declared", "_encode", "_field", "_ids", "_reply_when")
 
     negotiates = False
     breaks = False
@@ -253,15 +284,26 @@ class FieldCorrelation:
         field: str,
         encode: Encode,
         reply_when: Callable[[Any, Any], bool] | None,
+        *,
+        declared: bool,
     ) -> None:
         self._ids = ids
         self._field = field
+        self._declared = declared
         self._encode = encode
         self._reply_when = reply_when
 
     def next_key(self, request: Request, pending: Pending) -> int:
         self._ids.pending = pending
         return self._ids.take()
+
+    def prepare(self, request: Request) -> None:
+        request.header = dict(request.header or {})
+        if self._declared:
+            request.message = _Serialized(request.message)
+        else:
+            request.message = copy.copy(request.message)
+            self.frame(request, 0)  # raises now if it would raise later
 
     def frame(self, request: Request, key: Any) -> bytes:
         return self._encode(request.message, {**(request.header or {}), self._field: key})
@@ -306,8 +348,11 @@ class OrderCorrelation:
     def next_key(self, request: Request, pending: Pending) -> int:
         return next(self._ids)
 
+    def prepare(self, request: Request) -> None:
+        request.body = self._encode(request.message, request.header)
+
     def frame(self, request: Request, key: Any) -> bytes:
-        return self._encode(request.message, request.header)
+        return request.body
 
     def cancellation(self, key: Any) -> bytes:
         return b""
@@ -343,13 +388,17 @@ class MessageCorrelation:
         self._encode = encode
 
     def next_key(self, request: Request, pending: Pending) -> Any:
-        key = self._correlate.request(request.message)
+        key = request.key
         if key in pending:
             raise ValueError(f"a request with the id {key!r} is in flight already")
         return key
 
+    def prepare(self, request: Request) -> None:
+        request.key = self._correlate.request(request.message)
+        request.body = self._encode(request.message, request.header)
+
     def frame(self, request: Request, key: Any) -> bytes:
-        return self._encode(request.message, request.header)
+        return request.body
 
     def cancellation(self, key: Any) -> bytes:
         return b""

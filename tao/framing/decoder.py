@@ -68,8 +68,7 @@ class FrameDecoder:
         ValueError: ``max_bytes`` is out of range.
     """
 
-    #: That the results need no check. Not so for a subclass with a loop of its own, unless it says
-    #: so itself.
+    #: That the results need no check. Not so for a subclass with a loop of its own.
     checks_itself: ClassVar[bool] = True
 
     def __init__(self, registry: Registry, max_bytes: int = _MAX_BYTES) -> None:
@@ -87,12 +86,6 @@ class FrameDecoder:
         self.entries = registry.entries
         self.progress: Progress = Progress()
         self._held: bytes | bytearray = b""  # the incomplete frame; a bytearray from two pieces on
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        loops = {"feed", "decode", "decode_frames"} & cls.__dict__.keys()
-        if loops and "checks_itself" not in cls.__dict__:
-            cls.checks_itself = False
 
     # -- for subclasses
 

@@ -39,6 +39,8 @@ class Delimited(ValueCodec):
         TypeError, ValueError: an argument is wrong; the text names it.
     """
 
+    checks_itself: ClassVar[bool] = True
+
     def __init__(
         self,
         end: bytes | None = None,
@@ -151,9 +153,6 @@ class Delimited(ValueCodec):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.end!r})"
-
-
-Delimited.checks_itself = True
 
 
 class Lines(Delimited):

@@ -69,11 +69,6 @@ class Frame(Codec):
     #: That `encode` takes a header.
     takes_headers: ClassVar[bool] = True
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "encode" in cls.__dict__:
-            cls.checks_itself = False
-
     def __init__(
         self,
         *parts: Part,

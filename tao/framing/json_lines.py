@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from tao.errors import BadData
 from tao.framing.delimited import DelimitedDecoder, Lines
@@ -27,6 +27,8 @@ class JsonLines(Lines):
         key: the name of the member that is the number.
         max_bytes: the longest line allowed, in bytes.
     """
+
+    checks_itself: ClassVar[bool] = True
 
     def __init__(self, key: str = "type", max_bytes: int = MAX_BYTES) -> None:
         if not isinstance(key, str):
@@ -71,9 +73,6 @@ class JsonLines(Lines):
 
     def __repr__(self) -> str:
         return f"JsonLines({self.key!r})"
-
-
-JsonLines.checks_itself = True
 
 
 class _JsonDecoder(DelimitedDecoder):

@@ -9,7 +9,7 @@ from tao.callables import checked_flag
 from tao.errors import BadData
 from tao.safe_text import safe_repr
 from tao.wire.codec import Batch, Codec, Decoder
-from tao.wire.codec_checks import checked_decoder, takes_time
+from tao.wire.codec_checks import checked_decoder, checks_itself, takes_time
 from tao.wire.message import Message, Registry
 
 __all__ = ["Preamble"]
@@ -28,8 +28,6 @@ class Preamble(Codec):
             often only one side sends them.
     """
 
-    checks_itself: ClassVar[bool] = True
-
     def __init__(self, preamble: bytes, codec: Any, required: bool = False) -> None:
         if not isinstance(preamble, bytes):
             raise TypeError(f"a preamble must be bytes, not {safe_repr(preamble)}")
@@ -38,6 +36,9 @@ class Preamble(Codec):
         self.preamble: bytes = preamble
         self.codec: Any = codec
         self.required = checked_flag("required", required)
+        # What `encode` returns is what that of the codec does, unless a subclass has its own.
+        own = type(self).encode is not Preamble.encode
+        self.checks_itself: bool = not own and checks_itself(codec, "encode")
         self.takes_headers: bool = getattr(codec, "takes_headers", False)
         self.gives_headers: bool = getattr(codec, "gives_headers", False)
 

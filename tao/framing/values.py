@@ -60,11 +60,6 @@ class ValueCodec(Codec):
         self.number: NumberOf = number
         self.max_bytes: int = check_max_bytes(max_bytes)
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "encode" in cls.__dict__:
-            cls.checks_itself = False
-
     @abstractmethod
     def enclose(self, value: bytes) -> bytes:
         """Return the frame of a value.

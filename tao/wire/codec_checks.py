@@ -29,11 +29,16 @@ __all__ = [
     "checked_decoder",
     "checked_encoder",
     "checked_frame",
+    "checks_itself",
     "headed_frame",
     "limit_decoder",
     "restricted",
     "takes_time",
 ]
+
+
+# The methods of a decoder that append to a batch.
+_LOOPS = ("feed", "decode", "decode_frames")
 
 
 def check_codec(codec: Any, registry: Registry) -> None:
@@ -125,10 +130,10 @@ def restricted(codec: Codec, registry: Registry) -> Registry:
 def checked_encoder(codec: Codec) -> Callable[[Message], bytes]:
     """Return the codec's ``encode``, with its results checked if the codec is not tao's.
 
-    A codec that can only have correct results says so by its class attribute ``checks_itself``.
+    A codec that can only have correct results says so, see `checks_itself`.
     """
     encode = codec.encode
-    if type(codec) is TypeLengthValueCodec or getattr(type(codec), "checks_itself", False):
+    if type(codec) is TypeLengthValueCodec or checks_itself(codec, "encode"):
         return encode
 
     def checked(message: Message) -> bytes:
@@ -168,12 +173,29 @@ def checked_frame(codec: Codec, method: str, frame: Any) -> bytes:
 def checked_decoder(codec: Codec, registry: Registry) -> Decoder:
     """Return a new decoder; one that is not tao's is wrapped to check its results.
 
-    A decoder that can only have correct results says so by its class attribute ``checks_itself``.
+    A decoder that can only have correct results says so, see `checks_itself`.
     """
     decoder = codec.decoder(registry)
-    if type(decoder) is TypeLengthValueDecoder or getattr(type(decoder), "checks_itself", False):
+    if type(decoder) is TypeLengthValueDecoder or checks_itself(decoder, *_LOOPS):
         return decoder
     return _CheckedDecoder(decoder)
+
+
+def checks_itself(user: object, *methods: str) -> bool:
+    """Return whether the results of the methods of a codec or decoder need no check.
+
+    The class that defines them says so, by its attribute ``checks_itself``. That of a class below
+    which defines one of them itself does not count.
+    """
+    own = vars(user) if hasattr(user, "__dict__") else {}
+    if not own.keys().isdisjoint(methods):
+        return False
+    for names in (own, *map(vars, type(user).__mro__)):
+        if "checks_itself" in names:
+            return bool(names["checks_itself"])
+        if not names.keys().isdisjoint(methods):
+            return False
+    return False
 
 
 def limit_decoder(decoder: Any, most: int) -> Callable[[], None]:

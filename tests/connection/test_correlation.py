@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +21,9 @@ from tests.support import PATIENCE, together, wait_until
 OpenEnd = Callable[..., End]
 
 
-def framed(width: str = "u16", **options: Any) -> f.Frame:
+def framed(width: str = "u16", kind: type[f.Frame] = f.Frame, **options: Any) -> f.Frame:
     """A protocol with ids and a unit that a reply repeats."""
-    return f.Frame(
+    return kind(
         f.Field("id", width, correlate=True),
         f.Length("u16", covers="unit..body"),
         f.Field("unit", "u8", default=0, echo=True),
@@ -56,6 +57,85 @@ def pair(make_server: MakeServer) -> Iterator[Callable[..., tuple[Any, Any]]]:
     yield make
     for client in clients:
         client.close()
+
+
+# -- requests that wait
+
+
+class OwnFrame(f.Frame):
+    """A codec of an application, whose messages are its own."""
+
+    def encode(self, message: Any, header: Any = None) -> bytes:
+        assert isinstance(message, Text)
+        return super().encode(message, header)
+
+
+def by_text(message: Any) -> Any:
+    return message.text
+
+
+CORRELATED: dict[str, Callable[[], dict[str, Any]]] = {
+    "an envelope": dict,
+    "a field": lambda: {"codec": framed()},
+    "a field of an own codec": lambda: {"codec": framed(kind=OwnFrame)},
+    "the order": lambda: {"codec": Lines(), "correlation": InOrder()},
+    "the messages": lambda: {"correlation": tao.Correlate(request=by_text, reply=by_text)},
+}
+
+
+@pytest.mark.parametrize("how", CORRELATED)
+def test_a_request_is_what_it_was_when_it_was_made(pair: Any, how: str) -> None:
+    """Its message, or header, may be changed while it waits for others, or for a connection."""
+    may_reply = threading.Event()
+    server, client = pair(max_in_flight=1, **CORRELATED[how]())
+
+    @server.handler(Text)
+    def reply(ctx: Any, conn: Any) -> None:
+        may_reply.wait(PATIENCE)
+        ctx.reply(ctx.message)
+
+    message, futures = Text("0"), []
+    for value in ("0", "1", "2"):
+        message.text = value
+        futures.append(client.request_async(message))
+    message.text = "changed"
+    may_reply.set()
+    assert [future.result(PATIENCE).text for future in futures] == ["0", "1", "2"]
+
+
+def test_a_header_is_what_it_was_when_the_request_was_made(pair: Any) -> None:
+    """It may be changed while the request waits."""
+    units, may_reply = Seen(), threading.Event()
+    server, client = pair(codec=framed(), max_in_flight=1)
+
+    @server.handler(Text)
+    def reply(ctx: Any, conn: Any) -> None:
+        may_reply.wait(PATIENCE)
+        units.add(ctx.header.unit)
+        ctx.reply(ctx.message)
+
+    header = {"unit": 1}
+    futures = [client.request_async(Text("x"), header=header) for _ in range(2)]
+    header["unit"] = 9
+    may_reply.set()
+    assert [future.result(PATIENCE).text for future in futures] == ["x", "x"]
+    assert units.items == [1, 1]
+
+
+@pytest.mark.parametrize("how", CORRELATED)
+def test_what_cannot_be_encoded_is_raised_by_the_call(pair: Any, how: str) -> None:
+    """Also if the request would have to wait."""
+
+    class Broken(Text):
+        def serialize(self) -> bytes:
+            raise ZeroDivisionError
+
+    server, client = pair(max_in_flight=1, **CORRELATED[how]())
+    server.handler(Text)(lambda ctx, conn: ctx.defer() and None)
+    client.request_async(Text("x"))
+    for ask in (client.request, client.request_async):
+        with pytest.raises(ZeroDivisionError):
+            ask(Broken("y"))
 
 
 # -- fields

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tao import framing as f
 from tao.client.client import ClientConn
 from tao.errors import BadData, NotRegistered
 from tao.server.server import Server, server_core_of
@@ -178,6 +179,46 @@ def test_a_mutable_frame_is_copied(open_end: OpenEnd) -> None:
         end.conn.write(frame)  # type: ignore[arg-type]
         frame[:] = b"not\n"
     assert end.read(8) == b"one\ntwo\n"
+
+
+class Own:
+    """Overrides ``encode`` of one of tao's codecs, and returns what it is given."""
+
+    def encode(self, message: Any, header: Any = None) -> Any:
+        return message
+
+
+LENGTH, BODY = f.Length("u8", covers="body"), f.Body()
+OWN_CODECS = {
+    "Frame": lambda: type("OwnFrame", (Own, f.Frame), {})(LENGTH, BODY, max_bytes=99),
+    "Choice": lambda: type("OwnChoice", (Own, f.Choice), {})(
+        f.Frame(f.Magic(b"x"), LENGTH, BODY, max_bytes=99)
+    ),
+    "Lines": lambda: type("OwnLines", (Own, f.Lines), {})(),
+    "Preamble": lambda: type("OwnPreamble", (Own, f.Preamble), {})(b"x", f.Lines()),
+    "Preamble, around its own": lambda: f.Preamble(b"x", spoiled(encode=Own.encode)),
+    "an attribute": lambda: with_encode(f.Lines()),
+    "an attribute of a Preamble": lambda: with_encode(f.Preamble(b"x", f.Lines())),
+}
+
+
+def with_encode(codec: Any) -> Any:
+    codec.encode = lambda message, header=None: message
+    return codec
+
+
+@pytest.mark.parametrize("kind", OWN_CODECS)
+def test_an_own_encode_is_checked_whatever_it_is_based_on(open_end: OpenEnd, kind: str) -> None:
+    """What it returns is copied if it may change, and refused if it is not bytes."""
+    end = open_end(codec=OWN_CODECS[kind]())
+    frame: Any = bytearray(b"right\n")
+    for wrong in ("text", None, 5):
+        with pytest.raises(TypeError, match=r"encode\(\) must return bytes, not"):
+            end.conn.write(wrong)  # type: ignore[arg-type]
+    assert type(end.conn._encode(frame)) is bytes
+    end.conn.write(frame)
+    frame[:] = b"wrong\n"
+    assert end.read(6).endswith(b"right\n")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from tao.session.frames import CHALLENGE
 from tao.wire import capabilities, envelope
 from tao.wire.arrival import Arrival
 from tao.wire.codec import Batch, TypeLengthValueCodec, not_deserialized
+from tao.wire.codec_checks import checks_itself
 from tao.wire.message import HEARTBEAT
 
 __all__ = ["Exchange", "ExchangeHost"]
@@ -417,9 +418,12 @@ def _correlation_of(application: Application, asks_freely: bool) -> Correlation:
             raise RequestsNotSupported(
                 "both ends number on their own, so a server asks only if the codec has a reply_when"
             )
-        return FieldCorrelation(application.ids, field, application.encode_as, reply_when)
+        declared = checks_itself(codec, "encode")
+        return FieldCorrelation(
+            application.ids, field, application.encode_as, reply_when, declared=declared
+        )
     if isinstance(codec, TypeLengthValueCodec):
-        return EnvelopeCorrelation()
+        return EnvelopeCorrelation(application.encode_as)
     raise RequestsNotSupported(
         f"nothing tells which request a reply of {type(codec).__name__} belongs to: declare a "
         "field of the codec correlate=True, or use the option correlation"

@@ -105,11 +105,6 @@ class Requests:
         self.replies: int = 0  #: that have come
         self.late_replies: int = 0  #: ... to a request that nobody waits for
 
-    @property
-    def envelops(self) -> bool:
-        """Whether requests travel in an envelope, which holds the frame of the message."""
-        return self._correlation.negotiates
-
     # -- making a request
 
     def submit(self, request: Request) -> None:
@@ -120,10 +115,12 @@ class Requests:
             RequestsNotSupported: the peer does not answer requests.
             WouldBlock: too many wait, and the caller does not.
             WouldDeadlock: the calling thread is in the midst of another call on this connection.
+            Exception: what ``serialize()`` raises.
         """
         if self._host.must_not_wait_here or self._combiner.interrupted_here:
             raise WouldDeadlock("this call has interrupted another one on the same connection")
         self._check(request)
+        self._correlation.prepare(request)
         self._combiner.run(self._enter, request)
         if self._afterwards:
             self._do_afterwards()

@@ -95,7 +95,6 @@ class Request:
 
     Args:
         message: what is asked.
-        body: its frame, for a protocol that puts that into an envelope; else b"".
         timeout: seconds until it is given up; None: never.
         only_if_connected: whether it fails instead of waiting for another connection.
         future: completed at the end; None: the calling thread waits.
@@ -109,7 +108,6 @@ class Request:
     def __init__(
         self,
         message: Any,
-        body: bytes,
         timeout: float | None,
         *,
         header: Any = None,
@@ -118,7 +116,7 @@ class Request:
     ) -> None:
         self.message = message
         self.number: Any = getattr(message, "message_number", None)  #: for the figures
-        self.body = body
+        self.body: bytes = b""  #: its frame, if that is made before it can be sent
         self.header = header
         self.timeout = timeout
         self.deadline = Deadline(timeout)
