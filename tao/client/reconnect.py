@@ -175,9 +175,7 @@ class ClientCore(ConnectionCore):
 
     @property
     def interrupted_here(self) -> bool:
-        claim = self._claims.get(_PLAYER)
-        starting = claim is not None and claim.waits_for_this_thread
-        return starting or super().interrupted_here
+        return self.in_call_of_application() or super().interrupted_here
 
     @property
     def must_not_wait_here(self) -> bool:
@@ -230,6 +228,7 @@ class ClientCore(ConnectionCore):
         unused = self.new
         self._forgotten = True  # before it looks for a thread, which may just be started
         if self.finished.is_set() or (unused and not (len(self.timers) or self.roles.threads)):
+            self._give_all_back()  # not only when the collector finds it
             return
         self.application.hold(application, client)  # for on_close and other callbacks
         if self.lifecycle.close_reason is not None and not unused:
@@ -457,20 +456,21 @@ class ClientCore(ConnectionCore):
         try:
             super().leave_owner()
         finally:
-            try:
-                self._give_back()
-            finally:
-                self._give_back_readers()
+            self._give_all_back()
+
+    def _give_all_back(self) -> None:
+        try:
+            self._give_back()
+        finally:
+            self._give_back_readers()
 
     def _fill(self, snapshot: Snapshot) -> None:
-        connected = self.connected
+        connected, closed = self.connected, self.lifecycle.close_reason is not None
         snapshot.kind, snapshot.address = "client", self._where
-        unconnected = "new" if self.new else "connecting"
-        state = "connected" if connected else unconnected
-        snapshot.state = state if self.lifecycle.close_reason is None else "closed"
+        open_state = "connected" if connected else "new" if self.new else "connecting"
+        snapshot.state = "closed" if closed else open_state
         snapshot.connections = int(connected)
-        snapshot.reconnects = self.reconnects
-        snapshot.timers = self.wheel.size
+        snapshot.reconnects, snapshot.timers = self.reconnects, self.wheel.size
 
     # -- after a fork
 

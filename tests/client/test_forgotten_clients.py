@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from tao.client.client import ClientConn, connect
 from tao.connection.options.definitions import Reconnect
+from tao.errors import ConnectionClosed
 from tao.testing import RecordingClient, serving
 from tao.wire.message import Registry
 from tests.ends import Seen, Text, text
@@ -156,6 +158,42 @@ def test_a_client_that_was_closed_or_never_started(listener: socket.socket) -> N
     assert client.wait_closed(PATIENCE)
     Application(listener.getsockname(), Seen()).client.close()
     gc.collect()
+
+
+def refuse(conn: Any) -> None:
+    raise ValueError("not this one")
+
+
+@pytest.mark.parametrize("readers", ["own", "shared"])
+@pytest.mark.parametrize("start", ["never", "nobody listens", "on_connect raises", "reset"])
+def test_what_it_borrowed_is_not_left_to_the_collector(
+    listener: socket.socket, start: str, readers: Any
+) -> None:
+    """A client that was not started, or could not be, needs no thread when it is dropped."""
+    before = set(threading.enumerate())
+    options: dict[str, Any] = {"on_connect": refuse} if start == "on_connect raises" else {}
+
+    def connected() -> socket.socket:
+        if start == "nobody listens":
+            raise ConnectionRefusedError
+        sock = socket.create_connection(listener.getsockname())
+        if start == "reset":
+            listener.accept()[0].close()
+        return sock
+
+    gc.disable()
+    try:
+        client = ClientConn(connected, registry=Registry(), readers=readers, **options)
+        if start != "never":
+            try:
+                client.start()
+                client.wait_closed(PATIENCE)
+            except ConnectionClosed:
+                pass
+        del client
+        wait_until(lambda: not set(threading.enumerate()) - before)
+    finally:
+        gc.enable()
 
 
 def test_a_wrong_option_leaves_nothing(recwarn: pytest.WarningsRecorder) -> None:
