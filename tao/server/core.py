@@ -11,12 +11,14 @@ import itertools
 import socket
 import ssl
 from collections.abc import Callable, Collection
+from itertools import islice
 from typing import Any
 
 from tao.connection.connection import core_of
 from tao.connection.options.definitions import ServerSettings
 from tao.connection.reports.statistics import Snapshot, Statistics
-from tao.errors import ConnectionClosed, ServerClosed, TaoError
+from tao.connection.sending.burst import BURST, Burst
+from tao.errors import ConnectionClosed, ServerClosed
 from tao.runtime.context import SERVER, Context, background
 from tao.runtime.forks import renew_after_fork
 from tao.runtime.greenlets import is_patched
@@ -447,16 +449,16 @@ def _open(conns: Collection[ServerConn]) -> list[ServerConn]:
 def _send(frame: bytes, conns: Collection[ServerConn], exclude: Collection[int] = ()) -> Broadcast:
     """Send to the open ones of some connections, but those with the excluded numbers.
 
-    It is one pass, as each look at one of thousands of connections has to fetch it from memory.
+    Each is looked at in one place, as it has to be fetched from memory.
     """
-    queued, failed = 0, []
-    for conn in conns:
-        core = core_of(conn)
-        if not core.lifecycle.open or (exclude and conn.net_id in exclude):
-            continue
-        try:
-            core.send_queue.write(frame)
-            queued += 1
-        except TaoError as error:
-            failed.append((conn, error))
-    return Broadcast(queued, failed)
+    sent, failed, rest = 0, [], iter(conns)
+    while some := list(islice(rest, BURST)):
+        receivers = {
+            core.send_queue: conn
+            for conn in some
+            if (core := core_of(conn)).lifecycle.open and not (exclude and conn.net_id in exclude)
+        }
+        sent += len(receivers)
+        for queue, error in Burst(frame, list(receivers)).send():
+            failed.append((receivers[queue], error))
+    return Broadcast(sent - len(failed), failed)

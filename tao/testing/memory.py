@@ -115,6 +115,8 @@ class MemoryTransport(Transport):
 
     __slots__ = ("_inward", "_outward", "in_use")
 
+    bare = False
+
     def __init__(self, inward: _Pipe, outward: _Pipe) -> None:
         # Does not call the base class, which needs a socket.
         self.answers = []

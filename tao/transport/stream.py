@@ -132,6 +132,8 @@ class Transport:
         """Return what was sent and may not have been handled; None: nothing is known of it."""
         return None
 
+    #: Whether `send` calls the kernel and does nothing else, such as to wait for a lock.
+    bare: bool = True
     #: Whether it keeps data that `send` has accepted, and that `push` is to send on.
     keeps: bool = False
     #: Whether it may have to send again what it has sent, the end included.

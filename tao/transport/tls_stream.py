@@ -62,6 +62,8 @@ class TlsTransport(Transport):
         "_version",
     )  # fmt: skip
 
+    bare = False
+
     def __init__(
         self,
         sock: socket.socket,

@@ -68,7 +68,7 @@ class Line:
             held.set()
             assert over.wait(PATIENCE)
 
-        holder = threading.Thread(target=self.queue._combiner.run, args=(hold,))
+        holder = threading.Thread(target=self.queue.combiner.run, args=(hold,))
         holder.start()
         assert held.wait(PATIENCE)
 

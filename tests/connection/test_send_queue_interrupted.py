@@ -14,6 +14,7 @@ from contextlib import suppress
 import pytest
 
 from tao.connection.sending.backlog import Backlog
+from tao.connection.sending.burst import Burst
 from tao.connection.sending.send_queue import SendQueue
 from tao.errors import ConnectionClosed, TaoError, WouldBlock
 from tao.transport.stream import Transport
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.interrupted
 MODULES = (
     "tao.connection.sending.send_queue",
     "tao.connection.sending.admission",
+    "tao.connection.sending.burst",
     "tao.connection.sending.send_limits",
     "tao.connection.sending.transmitter",
     "tao.connection.sending.writer",
@@ -123,11 +125,21 @@ def in_time(line: Line) -> None:
     line.queue.write(frame(2, 50), PATIENCE)
 
 
+def burst(line: Line) -> None:
+    """Send as a broadcast does."""
+    Burst(frame(2, 50), [line.queue]).send()
+
+
+def large_burst(line: Line) -> None:
+    """Send more than the kernel accepts, as a broadcast does."""
+    Burst(frame(2, 60 * KIB), [line.queue]).send()
+
+
 def sealed(line: Line) -> None:
     line.queue.seal("over")
 
 
-ACTIONS = [small, large, batch, behind, in_time, sealed]
+ACTIONS = [small, large, batch, burst, large_burst, behind, in_time, sealed]
 
 
 @pytest.fixture
@@ -161,6 +173,23 @@ def test_an_exception_at_each_bytecode(
             assert with_after[-1] == 9, moment
 
 
+@pytest.mark.parametrize("size", [50, 60 * KIB])
+def test_a_burst_for_several_queues_at_each_bytecode(size: int) -> None:
+    """Wherever a broadcast is interrupted, no queue stays taken and each stays complete."""
+    for moment in opcodes(*MODULES, first=next(_offsets), step=STEP):
+        lines = [Line(), Line(), Line()]
+        lines[1].queue.collect()  # so that this one cannot send at once
+        with moment.raising():
+            Burst(frame(2, size), [line.queue for line in lines]).send()
+        lines[1].queue.release()
+        for line in lines:
+            got = together(lambda line=line: after(line), line.frames)[1]
+            assert got in ([2, 9], [9], [2]) or line.queue.error is not None, moment
+            if line.queue.error is None:
+                assert got[-1] == 9 and (moment.struck or got == [2, 9]), moment
+            line.close()
+
+
 class Before(Transport):
     """A transport that raises in its second send, before the kernel has accepted bytes."""
 
@@ -191,7 +220,7 @@ class Uncertain(Before):
 
 
 @pytest.mark.parametrize("kind", [Before, After, Uncertain])
-@pytest.mark.parametrize("action", [small, large, batch, behind])
+@pytest.mark.parametrize("action", [small, large, batch, burst, large_burst, behind])
 def test_a_second_exception_at_each_bytecode(
     interrupted: Callable[..., Iterator[tuple[Line, Moment]]],
     action: Callable[[Line], None],
@@ -243,7 +272,7 @@ def after(line: Line) -> None:
     wait_until(lambda: line.queue.fin_sent or line.queue.error)
 
 
-@pytest.mark.parametrize("action", [small, large, batch, behind, in_time])
+@pytest.mark.parametrize("action", [small, large, batch, burst, large_burst, behind, in_time])
 def test_an_exception_and_the_next_transport(
     interrupted: Callable[..., Iterator[tuple[Line, Moment]]], action: Callable[[Line], None]
 ) -> None:
@@ -399,14 +428,14 @@ def test_a_full_queue_never_makes_an_interrupting_call_wait() -> None:
     line.queue.write(frame(1, 60 * KIB))
     for _ in range(7):
         line.queue.write(b"x")
-    line.queue._combiner.turn.acquire()
+    line.queue.combiner.turn.acquire()
     with pytest.raises(WouldBlock):
         line.queue.write(b"x", PATIENCE)
-    line.queue._combiner.turn.release()
+    line.queue.combiner.turn.release()
     line.close()
 
 
-@pytest.mark.parametrize("action", [small, large, batch, behind, in_time])
+@pytest.mark.parametrize("action", [small, large, batch, burst, large_burst, behind, in_time])
 def test_a_recursion_error_at_any_depth(action: Callable[[Line], None]) -> None:
     """Wherever the recursion limit interrupts a write, the queue works afterwards."""
     depth, limit = len(inspect.stack(0)), sys.getrecursionlimit()

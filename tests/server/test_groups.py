@@ -53,6 +53,32 @@ def test_a_broadcast_to_a_group(room: Room) -> None:
         assert recv_exactly(sock, len(data)) == data
 
 
+def test_broadcasts_at_the_same_time(room: Room) -> None:
+    """Threads that broadcast, and write to single connections, leave each with all in order."""
+    server, socks, conns = room(40)
+    threads, each = 4, 50
+
+    def send(thread: int) -> Callable[[], None]:
+        def run() -> None:
+            for count in range(each):
+                server.broadcast(Text(f"{thread} {count:04}"))
+                for conn in conns[thread::threads]:
+                    conn.write(Text(f"w {count:04}"))
+
+        return run
+
+    together(*map(send, range(threads)))
+    size = len(text("0 0000"))
+    for sock in socks:
+        received = recv_exactly(sock, (threads + 1) * each * size)
+        got = [received[at : at + size] for at in range(0, len(received), size)]
+        for sender in (*range(threads), "w"):
+            expected = [text(f"{sender} {count:04}") for count in range(each)]
+            assert [one for one in got if one in expected] == expected
+    sent = len(conns) * (threads + 1) * each
+    wait_until(lambda: server.snapshot().messages_out == sent)
+
+
 def test_a_broadcast_costs_its_members_only(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message is encoded once, and other connections are not even looked at."""
     server, _, conns = room(3)

@@ -37,6 +37,7 @@ from functools import partial
 from tao.connection.sending.admission import Admission
 from tao.connection.sending.backlog import UNCOUNTED, TrackedFrame, move
 from tao.connection.sending.keyed_frames import KeyedFrame
+from tao.connection.sending.send_figures import SendFigures
 from tao.connection.sending.send_limits import COLLECTED_FRAME, send_limits
 from tao.connection.sending.transmitter import Transmitter, WriterFactory
 from tao.connection.sending.waiting_writes import written_in_time
@@ -50,7 +51,7 @@ from tao.transport.stream import Transport
 __all__ = ["SendQueue"]
 
 
-class SendQueue:
+class SendQueue(SendFigures):
     """A queue of frames that empties itself into a transport.
 
     Any thread may call `write`, `withdraw`, `seal`, `give_up`, `release` and `flush`. The other
@@ -70,8 +71,8 @@ class SendQueue:
     """
 
     __slots__ = (
-        "_admission", "_backlog", "_collect_most", "_collecting", "_combiner", "_final", "_frames",
-        "_keep", "_limit", "_notes", "_open", "_room", "transmitter",
+        "_admission", "_backlog", "_collect_most", "_collecting", "_final", "_frames", "_keep",
+        "_limit", "_notes", "_open", "_room", "combiner",
     )  # fmt: skip
 
     def __init__(
@@ -91,14 +92,12 @@ class SendQueue:
         self._keep: bool = keep
         # For threads that wait for room, or for the end.
         self._room = Notifier() if on_room is None else ListenedNotifier(on_room)
-        self._combiner = Combiner(self._advance, self._repair, self._room.notify_all)
+        #: Has the turn.
+        self.combiner: Combiner = Combiner(self._advance, self._repair, self._room.notify_all)
         # The thread that has the turn owns the transmitter, the backlog and `_open`. Any thread may
         # set the others, or append to them, in one step, and settles afterwards.
         make_writer = writer or partial(Writer, start_writer)
-        #: Has the transport and the figures.
-        self.transmitter: Transmitter = Transmitter(
-            make_writer, self._combiner.settle, self._stopped, self._room
-        )
+        self.transmitter = Transmitter(make_writer, self.combiner.settle, self._stopped, self._room)
         self._backlog = self.transmitter.backlog
         self._open: bool = False  # whether there is a transport, after its preface, and no seal
         self._admission = Admission(limits, self.transmitter, keep=keep)
@@ -129,15 +128,15 @@ class SendQueue:
                 if not self._collecting or self.transmitter.seal is not None:
                     # It ended meanwhile, and the frame may have been overlooked.
                     self._admission.check_sealed(frame, self._frames)
-                    self._combiner.settle()
+                    self.combiner.settle()
             except BaseException:
-                self._combiner.settle()  # the end of the stream may have waited for this frame
+                self.combiner.settle()  # the end of the stream may have waited for this frame
                 raise
             return
         if timeout:
             self._write_patiently(frame, Deadline(timeout))
             return
-        combiner = self._combiner
+        combiner = self.combiner
         turn = combiner.turn
         if turn._is_owned():  # by a write that this call has interrupted, and that will continue
             self._admission.hand_in(frame)
@@ -175,10 +174,10 @@ class SendQueue:
         It waits for the turn. Only a call that has interrupted the turn does not, and its frame
         replaces nothing.
         """
-        if timeout or self._combiner.interrupted_here:
+        if timeout or self.combiner.interrupted_here:
             self.write(frame, timeout)
         else:
-            self._combiner.run(self._admission.write, frame)
+            self.combiner.run(self._admission.write, frame)
 
     def reply(self, frame: bytes, timeout: float) -> None:
         """Write for a handler: wait for room, but only as long as there is a transport.
@@ -200,9 +199,9 @@ class SendQueue:
         that is not to ``wait`` raises `Busy` then, and also if another thread has the turn.
         """
         if wait:
-            return not self.interrupted_here and self._combiner.run(self._withdraw, frame)
-        self._combiner.attempt(self._advance)  # the transport may have been given up
-        return self._combiner.attempt(self._withdraw, frame)
+            return not self.interrupted_here and self.combiner.run(self._withdraw, frame)
+        self.combiner.attempt(self._advance)  # the transport may have been given up
+        return self.combiner.attempt(self._withdraw, frame)
 
     def _withdraw(self, frame: TrackedFrame) -> bool:
         withdrawn = self._admission.withdraw(frame)
@@ -215,11 +214,6 @@ class SendQueue:
         return self._admission.waiting
 
     @property
-    def bytes_waiting(self) -> int:
-        """How many bytes wait in the backlog that the kernel has not accepted."""
-        return self._backlog.waiting
-
-    @property
     def crowded(self) -> bool:
         """Whether the queue is more than half full, and there is a peer that can change that.
 
@@ -230,7 +224,7 @@ class SendQueue:
     @property
     def interrupted_here(self) -> bool:
         """Whether the calling code has interrupted this thread in the midst of its turn."""
-        return bool(self._combiner.turn._is_owned())
+        return bool(self.combiner.turn._is_owned())
 
     @property
     def waiters(self) -> int:
@@ -239,16 +233,16 @@ class SendQueue:
 
     def in_turn(self, function: Callable[..., object], *args: object) -> None:
         """Call a function while no other thread sends. Not in an interrupted call."""
-        self._combiner.run(function, *args)
+        self.combiner.run(function, *args)
 
     def catch_up(self) -> None:
         """Do what other threads have noted, such as a failure. Not in an interrupted call."""
-        self._combiner.run(self._advance)
+        self.combiner.run(self._advance)
 
     def stays_crowded(self) -> bool:
         """Whether it is `crowded`, not counting what is just being sent. Waits for the turn."""
         # A write that is sent at once notifies nobody, though it may fill a small queue meanwhile.
-        return self.crowded and self._combiner.run(lambda: self.crowded)
+        return self.crowded and self.combiner.run(lambda: self.crowded)
 
     def wait_uncrowded(self) -> None:
         """Wait while the queue is more than half full. It may return early."""
@@ -259,44 +253,45 @@ class SendQueue:
         self._admission.on_crowded = function
 
     @property
-    def error(self) -> OSError | None:
-        """What broke the transport."""
-        return self.transmitter.error
-
-    @property
-    def blocked(self) -> bool:
-        """Whether the kernel is full: the peer reads too slowly, or not at all."""
-        return self.transmitter.blocked
-
-    @property
-    def fin_sent(self) -> bool:
-        """Whether all frames and the end of the stream have been sent."""
-        return self.transmitter.fin_sent
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will be sent: all is, and the end, or there is no transport."""
-        return self.transmitter.fin_sent or self.transmitter.transport is None
-
-    @property
-    def frames_sent(self) -> int:
-        """How many frames the kernel has accepted."""
-        return self.transmitter.frames_sent
-
-    @property
-    def bytes_sent(self) -> int:
-        """How many bytes the kernel has accepted."""
-        return self.transmitter.bytes_sent
-
-    @property
-    def last_sent(self) -> float:
-        """When the kernel last accepted bytes, or began to refuse them (``time.monotonic``)."""
-        return self.transmitter.last_sent
-
-    @property
     def dropped(self) -> int:
         """How many frames the policy has dropped."""
         return self._admission.dropped
+
+    # -- for a burst
+
+    def begin(self, frame: bytes) -> bool:
+        """Get the turn for `Transmitter.pass_on` and `end`, if the frame can be sent at once.
+
+        Not in an interrupted call. After an exception, `Combiner.recover` has to follow instead.
+
+        Returns:
+            False if it has to be written like any other.
+        """
+        turn, backlog = self.combiner.turn, self._backlog
+        if self._collecting or not turn.acquire(False):
+            return False
+        transport = self.transmitter.transport
+        idle = self._open and frame and not backlog.size and not self._frames
+        if idle and transport is not None and transport.bare:
+            backlog.size = UNCOUNTED
+            backlog.frames.append(frame)
+            return True
+        turn.release()  # to the write that follows, which looks for what was noted meanwhile
+        return False
+
+    def end(self, frame: bytes, accepted: int, now: float, seconds: float) -> None:
+        """Count what `Transmitter.pass_on` has returned, send the rest, and release the turn.
+
+        Raises:
+            ConnectionClosed: the connection is broken. The turn is not released.
+        """
+        combiner = self.combiner
+        if not self.transmitter.count_all(len(frame), accepted, now, seconds):
+            self._send_rest()
+            self._admission.check_broken(frame)
+        combiner.turn.release()
+        if combiner.due or self._frames or self._notes:
+            combiner.settle()
 
     # -- for the thread that handles a batch
 
@@ -311,12 +306,12 @@ class SendQueue:
         """Send the collected frames, and stop collecting."""
         self._collecting = 0
         if self._frames:
-            self._combiner.settle()
+            self.combiner.settle()
 
     def flush(self) -> None:
         """Send the frames collected so far."""
         if self._frames:
-            self._combiner.settle()
+            self.combiner.settle()
 
     # -- for the connection
 
@@ -332,7 +327,7 @@ class SendQueue:
             in_preface: returns whether what the calling code writes is of the preface.
             withheld: whether the other frames are not sent, either, if `seal` comes before `open`.
         """
-        self._combiner.run(self._attach, transport, in_preface, withheld)
+        self.combiner.run(self._attach, transport, in_preface, withheld)
 
     def _attach(self, transport: Transport, in_preface: Callable[[], bool], withheld: bool) -> None:
         self._admission.in_preface = in_preface
@@ -355,7 +350,7 @@ class SendQueue:
             how many frames of the preface were dropped.
         """
         self._leave()
-        dropped = self._combiner.run(self._backlog.rewind)
+        dropped = self.combiner.run(self._backlog.rewind)
         if self._final is None:
             self.transmitter.seal = None
         if self._final is not None:  # sealed meanwhile
@@ -366,7 +361,7 @@ class SendQueue:
         """Refuse further writes; when everything is sent, tell the peer that no more follows."""
         self._final = self.transmitter.seal = self.transmitter.seal or reason
         self._collecting, self._open = 0, False
-        self._combiner.settle()
+        self.combiner.settle()
 
     def wait_sent(self, deadline: Deadline) -> bool:
         """Wait until all frames and the end of the stream are sent, or nothing can be sent.
@@ -394,7 +389,7 @@ class SendQueue:
     def note(self, act: Callable[[], object], transport: Transport | None) -> None:
         """Have something done in the turn, as long as a transport is in use. It does not wait."""
         self._notes.append((act, transport))
-        self._combiner.settle()
+        self.combiner.settle()
 
     def stop(self) -> tuple[int, int]:
         """End the writer thread; return how many frames, and bytes, were never sent.
@@ -411,7 +406,7 @@ class SendQueue:
 
     def renew_turn(self) -> None:
         """In a child process: no thread has the turn."""
-        self._combiner.after_fork()
+        self.combiner.after_fork()
 
     def after_fork(self, reason: str) -> None:
         """In a child process: become the send queue of a connection that has ended."""
@@ -481,7 +476,7 @@ class SendQueue:
 
     def _leave(self) -> None:
         """Take the transport away, and wait for the writer thread, which may still be in it."""
-        self._combiner.run(self._let_go)
+        self.combiner.run(self._let_go)
         self.transmitter.writer.wait_left()
 
     def _let_go(self) -> None:
@@ -496,5 +491,5 @@ class SendQueue:
     ) -> None:
         """Write as soon as there is room; at the deadline, or without hope, as `write` does."""
         write = partial(self._admission.write, frame, True)
-        if not written_in_time(write, self._combiner, self._room, deadline, hopeful):
+        if not written_in_time(write, self.combiner, self._room, deadline, hopeful):
             self.write(frame)

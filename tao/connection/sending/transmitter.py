@@ -148,32 +148,55 @@ class Transmitter:
         Returns:
             whether the kernel accepted all of it. If not, ``failure`` may be set.
         """
-        backlog, frames = self.backlog, self.backlog.frames
-        transport: Any = self.transport  # there is one
-        backlog.size = size = len(data)
-        transport.answers.clear()
         started = monotonic()
+        accepted = self.pass_on(data)
+        now = monotonic()
+        return self.count_all(len(data), accepted, now, now - started)
+
+    def pass_on(self, data: bytes) -> int:
+        """Do the first half of `send_all`; `count_all` has to follow.
+
+        Returns:
+            how many bytes the kernel accepted; -1 if it refuses all, then ``failure`` is set.
+        """
+        backlog = self.backlog
+        transport: Any = self.transport  # there is one
+        backlog.size = len(data)
+        transport.answers.clear()
         backlog.journal = True
         try:
-            accepted = transport.send(data)
+            accepted: int = transport.send(data)
+            return accepted
         except OSError as error:
             backlog.journal = None
             self.failure = error
-            return False
+            return -1
+
+    def count_all(self, size: int, accepted: int, now: float, seconds: float) -> bool:
+        """Do the second half of `send_all`: count what was accepted of the backlog.
+
+        Args:
+            size: how many bytes were passed on.
+            now: when they were, monotonic.
+            seconds: how long that took.
+        """
+        backlog = self.backlog
         if accepted == size:
             if backlog.tracked:
                 backlog.mark_sent()
+            frames = backlog.frames
             count = len(frames)
             frames.clear()
             backlog.size = 0
             backlog.journal = None
-            self.last_sent = now = monotonic()
-            self.send_time += now - started
+            self.last_sent = now
+            self.send_time += seconds
             self.bytes_sent += size
             self.frames_sent += count
             return True
-        self.frames_sent += backlog.forget(accepted)
-        self.bytes_sent += accepted
+        if accepted >= 0:
+            self.frames_sent += backlog.forget(accepted)
+            self.bytes_sent += accepted
         return False
 
     def send_rest(self) -> None:

@@ -19,6 +19,8 @@ class LinkedTransport(Transport):
 
     __slots__ = ("_lasting", "_link")
 
+    bare = False
+
     def __init__(self, link: Transport) -> None:
         # Does not call the base class, which needs a socket.
         self.answers = []
