@@ -177,13 +177,17 @@ class RemoteError(RequestError):
     """
 
     received: bool = False
+    # For a subclass that does not call `__init__`.
+    sent: bool = True
+    code: str = "error"
+    text: str = ""
 
     def __init__(self, code: str, text: str = "") -> None:
         # Copying and unpickling call __init__ with these arguments again.
         super().__init__(code, sent=True)
         self.args = (code, text) if text else (code,)
-        self.code: str = code
-        self.text: str = text
+        self.code = code
+        self.text = text
 
     def __str__(self) -> str:
         return f"{self.code}: {self.text}" if self.text else str(self.code)

@@ -110,11 +110,20 @@ def test_a_message_that_was_no_request_is_answered_plainly(peers: Peers) -> None
     assert seen.wait() == ["plain"]
 
 
+class Unprintable:
+    """Raises when it is formatted."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
         (ValueError("secret"), "error"),
         (RemoteError("busy", "come again"), "busy: come again"),
+        (RemoteError.__new__(RemoteError), "error"),  # a subclass may forget to call it
+        (RemoteError("busy", Unprintable()), "busy: <unprintable Unprintable: ValueError>"),  # type: ignore[arg-type]
         (None, "no_reply"),
     ],
 )

@@ -20,6 +20,7 @@ from tao.transport.stream import Transport
 from tao.transport.tls_stream import TlsTransport
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Seen, Text, text
+from tests.session_pairs import READERS
 from tests.support import PATIENCE, wait_until
 
 SIZE, MANY = 20_000, 1500
@@ -136,14 +137,20 @@ def test_room_that_comes_at_once(
     assert errors.items == []
 
 
+@READERS
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_no_reply_is_lost(
-    make_server: MakeServer, connect: Callable[[Any, bool], Peer], dispatch: str, tls: bool
+    make_server: MakeServer,
+    connect: Callable[[Any, bool], Peer],
+    dispatch: str,
+    tls: bool,
+    readers: str,
 ) -> None:
     """All requests are sent before any reply is read; each gets its reply, in order."""
     errors = Seen()
     server, address = make_server(
         dispatch=dispatch,
+        readers=readers,
         registry=Registry(),
         tls=CERTIFICATE.server_config() if tls else None,
         on_error=lambda conn, error: errors.add(error),
@@ -158,13 +165,19 @@ def test_no_reply_is_lost(
     assert errors.items == []
 
 
+@READERS
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_slow_readers_do_not_delay_others(
-    make_server: MakeServer, connect: Callable[[Any, bool], Peer], dispatch: str, tls: bool
+    make_server: MakeServer,
+    connect: Callable[[Any, bool], Peer],
+    dispatch: str,
+    tls: bool,
+    readers: str,
 ) -> None:
     """More peers than workers do not read their replies; another peer is still answered."""
     server, address = make_server(
         dispatch=dispatch,
+        readers=readers,
         workers=4,
         registry=Registry(),
         tls=CERTIFICATE.server_config() if tls else None,

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.ends import End, Text, text
-from tests.support import wait_until
+import pytest
+
+from tests.ends import End, Number, Text, text
+from tests.session_pairs import READERS, Both
+from tests.support import PATIENCE, wait_until
+from tests.tls_pairs import SERVER
 
 #: More than all buffers on the way take.
 LONG = "x" * 8_000_000
@@ -32,3 +36,34 @@ def test_what_is_withdrawn_is_never_sent(open_end: Callable[..., End]) -> None:
     assert end.read(len(expected)) == expected
     wait_until(lambda: first.sent and others[0].sent and others[2].sent)
     assert not others[1].sent and not others[2].withdraw()
+
+
+@READERS
+@pytest.mark.parametrize("tls", [None, SERVER], ids=["plain", "TLS"])
+@pytest.mark.parametrize("session", [False, True], ids=["no session", "session"])
+def test_what_is_withdrawn_is_not_sent_on_a_later_connection(
+    patient: None, readers: str, tls: Any, session: bool
+) -> None:
+    """The connection breaks again and again; what is told to be unsent never arrives."""
+    server = {} if session else {"sessions": None}
+    both = Both(readers=readers, tls=tls, server=server, client={"session": session})
+    withdrawn, last = [], 500
+    try:
+        both.client.start()
+        for value in range(last):
+            if value % 50 == 25:
+                both.proxy.reset()
+            ticket = both.client.submit(Number(value), timeout=PATIENCE)
+            if value % 2 and ticket.withdraw():
+                assert not ticket.sent
+                withdrawn.append(value)
+        # Without a session, a connection that breaks may take this with it.
+        wait_until(
+            lambda: (
+                last in both.at_server.items or both.client.write(Number(last), timeout=PATIENCE)
+            )
+        )
+        seen = [each for each in both.at_server.items if each < last]
+        assert not set(withdrawn) & set(seen) and seen == sorted(set(seen))
+    finally:
+        both.close()

@@ -20,6 +20,7 @@ from tao.connection.timers import TimerSet
 from tao.errors import ConnectionClosed, RemoteError, TaoError, WouldBlock
 from tao.runtime.combining import Combiner
 from tao.runtime.context import ANSWER, HEADER, Context, RequestContext
+from tao.safe_text import safe_str
 from tao.wire.arrival import Arrival
 from tao.wire.envelope import NO_LIMIT, Inside, error_frame, reply_frame
 from tao.wire.message import Handler
@@ -247,7 +248,7 @@ class EnvelopeAnswer(Answer):
         return reply_frame(self._id, self.responder.encode(message))
 
     def refusal(self, error: RemoteError) -> bytes:
-        return error_frame(self._id, str(error.code), str(error.text))
+        return error_frame(self._id, safe_str(error.code), safe_str(error.text))
 
     def drop(self) -> None:
         super().drop()
