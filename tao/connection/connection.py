@@ -203,7 +203,7 @@ class Connection(HasTransport):
         """Ask the peer and return a future of its reply at once.
 
         ``future.cancel()`` gives the request up. Callbacks of the future run on the thread that
-        reads: they must be quick.
+        reads, or keeps time: they must be quick. What they raise is passed to ``on_error``.
 
         Args:
             message, timeout, only_if_connected, header: as for `request`.
@@ -215,7 +215,7 @@ class Connection(HasTransport):
                 at once.
             Exception: what ``serialize()`` raises; nothing was sent.
         """
-        future, requests = RequestFuture(), self._core.exchange.requests
+        future, requests = RequestFuture(self._core.report), self._core.exchange.requests
         request = self._new_request(message, timeout, only_if_connected, header, future)
         return ask_later(requests, request)
 

@@ -395,6 +395,8 @@ class MessageCorrelation:
 
     def prepare(self, request: Request) -> None:
         request.key = self._correlate.request(request.message)
+        if request.key is None:
+            raise ValueError("the function request of Correlate returned None, which is no id")
         request.body = self._encode(request.message, request.header)
 
     def frame(self, request: Request, key: Any) -> bytes:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tao.callables import check_count, renamed
+from tao.callables import check_callable, check_count, renamed
 from tao.session.frames import ID_SIZE, SECRET_SIZE
 from tao.session.moved import SessionState, session_from
 from tao.session.outgoing import RETAIN, RETAIN_BYTES
@@ -72,9 +72,10 @@ class Sessions:
         check_count("total_bytes", total_bytes)
         if per_host is not None:
             check_count("per_host", per_host)
-        for name, value in (("save", save), ("load", load)):
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable, not {value!r}")
+        if save is not None:
+            check_callable("save", save, "conn")
+        if load is not None:
+            check_callable("load", load, "conn", "data")
         if (save is None) is not (load is None):
             raise ValueError("save and load are given together")
         self.save = save

@@ -6,9 +6,11 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
+from tao.callables import check_quickly
 from tao.connection.sending.backlog import TrackedFrame
 from tao.errors import RequestCancelled
 from tao.runtime.deadline import Deadline
@@ -32,15 +34,25 @@ def completes_here() -> bool:
 
 
 class RequestFuture(Future[Any]):
-    """The future of a request. `cancel` works until the reply has come."""
+    """The future of a request. `cancel` works until the reply has come.
 
-    def __init__(self) -> None:
+    Args:
+        report: called with what a callback raises, and where that was.
+    """
+
+    def __init__(self, report: Callable[[BaseException, str], object]) -> None:
         super().__init__()
+        self._report = report
         #: Gives the request up; returns whether that came before the reply. Set by the caller.
         self.give_up: Callable[[], bool] = bool
         # Whether the kernel had all of the request that was cancelled. Set before it counts as
         # cancelled.
         self._sent: bool = False
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call ``fn(future)`` when the future is done, or now. What it raises is reported."""
+        check_quickly("the callback of a future", fn, "future")
+        super().add_done_callback(partial(_call_back, fn, self._report))
 
     def cancel(self) -> bool:
         """Give the request up, unless its fate is known.
@@ -88,6 +100,22 @@ class RequestFuture(Future[Any]):
     def after_fork(self) -> None:
         """In a child process: be usable, whatever another thread of the parent was doing."""
         self._condition = threading.Condition()
+
+
+def _call_back(
+    callback: Callable[[Future[Any]], object],
+    report: Callable[[BaseException, str], object],
+    future: Future[Any],
+) -> None:
+    """Call a callback of a future. It ends neither the thread nor the callbacks after it."""
+    try:
+        callback(future)
+    except BaseException as error:
+        report(error, "in a callback of a request's future")
+        # In the main thread a signal handler may have raised it, for the whole program.
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and not isinstance(error, Exception):
+            raise
 
 
 class Request:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
@@ -213,14 +214,20 @@ class Answer(Arrival):
         Args:
             code: of the refusal.
             error: the refusal itself, if there is more to say than its code.
+
+        Raises:
+            WouldBlock: the send queue is full, so the peer is not told.
         """
         if self._answered:
             return
         try:
             self.reply(error or RemoteError(code))
+        except WouldBlock:
+            raise
         except (TaoError, RuntimeError):
             pass  # nobody is there to be told
-        self.drop()
+        finally:
+            self.drop()
 
 
 class EnvelopeAnswer(Answer):
@@ -420,7 +427,8 @@ def answering_handler(handler: Handler | None, answers: bool) -> Handler:
             if isinstance(error, RemoteError) and not error.received:
                 asked.finish(_ERROR, error)
             else:
-                asked.finish(_ERROR)
+                with suppress(WouldBlock):
+                    asked.finish(_ERROR)
                 raise
         else:
             if not asked.deferred:
