@@ -409,6 +409,21 @@ def test_on_resume_may_refuse(open_both: Callable[..., Both]) -> None:
     assert both.client_events.wait(3)[:3] == ["connect", ("lost", []), "close"]
 
 
+@READERS
+def test_on_resume_sees_the_new_address(open_both: Callable[..., Both], readers: str) -> None:
+    """It may judge by it, and what it sets instead stays."""
+    seen = Seen()
+
+    def resume(conn: tao.ServerConn) -> None:
+        seen.add(conn.remote_address)
+        conn.remote_address = "set by on_resume"
+
+    both = open_both(readers=readers, server={"on_resume": resume})
+    both.cut()
+    assert seen.items == [core_of(both.conn).link_address]
+    assert both.conn.remote_address == "set by on_resume"
+
+
 def test_lost_sessions_do_not_count_as_connections(open_both: Callable[..., Both]) -> None:
     """They have a limit of their own, by which those lost first end."""
     sessions = tao.Sessions(maximum=1)

@@ -280,6 +280,8 @@ def _resume(
         if not fits:
             stream.end("what the two sides keep of the session does not fit together")
             return "what the two sides keep does not fit together"
+        owner.remote_address = owner.link_address = core.link_address
+        owner.local_address = core.local_address
         if not owner.greetings.call("on_resume"):
             stream.end("refused by on_resume")
             return "refused"
@@ -287,8 +289,6 @@ def _resume(
             core.roles.leave()
         core.given_away, core.transport = True, None
         _tell(transport, reception, reception.resumed(session.secret, received, session.linger))
-        owner.remote_address = owner.link_address = core.link_address
-        owner.local_address = core.local_address
         if not stream.attach(transport, hello.received, hello.attempt):
             raise ConnectionClosed("it has ended meanwhile, or was resumed again")
     except Overtaken:
