@@ -29,6 +29,7 @@ from tao.connection.options.definitions import Reconnect
 from tao.connection.readiness import Readiness
 from tao.connection.receiving.reading import Reader
 from tao.errors import TaoError
+from tao.runtime.jobs import FutureJob
 from tao.runtime.timing_wheel import TimingWheel
 from tao.server.server import Server
 from tao.transport.stream import Transport
@@ -239,6 +240,23 @@ def test_timers_that_wait_behind_a_handler_when_the_reader_is_struck(
     wait_until(lambda: not (strikes.to_come or one.client.connected))
     leave.add(2)
     assert called.wait(1) == [one.client]
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "pool"])
+def test_a_worker_that_is_struck_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, dispatch: str
+) -> None:
+    """What it was to do for a client costs a connection: reconnecting, and handling."""
+    strikes = Strikes(monkeypatch, FutureJob, "perform")
+    with Life(readers="shared", dispatch=dispatch) as one:
+        one.client.start()
+        one.echoes("before")
+        for number in range(3):
+            strikes.to_come.append(Interruption)
+            for conn in one.server.connections:
+                conn.abort()
+            one.echoes(str(number))
+        assert not strikes.to_come and not one.client.closed
 
 
 def test_threads_that_have_ended_are_forgotten(

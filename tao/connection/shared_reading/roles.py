@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -55,11 +56,7 @@ class SharedRoles:
     )  # fmt: skip
 
     def __init__(
-        self,
-        host: SharedRolesHost,
-        label: str,
-        loop: ReadingLoop,
-        readers: LoopOwner,
+        self, host: SharedRolesHost, label: str, loop: ReadingLoop, readers: LoopOwner
     ) -> None:
         self._host = host
         self._label = label
@@ -358,24 +355,26 @@ class SharedRoles:
             target()  # without help, on this thread
 
     def _submit(
-        self,
-        pool: WorkerPool,
-        role: str,
-        target: Callable[[], object],
-        failed: Callable[[BaseException], object] | None = None,
+        self, pool: WorkerPool, role: str, target: Callable[[], object], failed: Any = None
     ) -> None:
         run = Run(target, self.name(role), failed or self.struck)
         self.threads.append(run)
         try:
-            pool.submit(self._perform, run, pool)
+            future = pool.submit(self._perform, run, pool)
         except BaseException:
             if run in self.threads:  # else it has run nevertheless
                 self.threads.remove(run)
             raise
+        future.add_done_callback(partial(self._ended, run))
+
+    def _ended(self, run: Run, future: Future[None]) -> None:
+        """End the connection if an exception has kept a worker from the run."""
+        if run in self.threads and not future.cancelled() and (error := future.exception()):
+            self.threads.remove(run)
+            run.fail(error)
 
     def _perform(self, run: Run, pool: WorkerPool) -> None:
-        thread = threading.current_thread()
-        name = thread.name
+        name = (thread := threading.current_thread()).name
         if pool is not self._readers.helpers:
             run.name = name
         try:
