@@ -8,7 +8,6 @@ application still uses it.
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,7 +26,7 @@ from tao.connection.handling.block_watch import watch_on
 from tao.connection.lifecycle import Event, Phase
 from tao.connection.options.definitions import ClientSettings, Reconnect
 from tao.connection.reports.statistics import Snapshot, Statistics
-from tao.connection.shared_reading.readers import client_readers
+from tao.connection.shared_reading.readers import client_readers, giving_back
 from tao.connection.shared_reading.roles import SharedRoles
 from tao.errors import ConnectFailed, ConnectionClosed
 from tao.runtime.combining import in_a_turn
@@ -76,9 +75,8 @@ class ClientCore(ConnectionCore):
             )
         user = object()
         # Called at the end, or when a client that never started is dropped.
-        self._give_back = weakref.finalize(self, shared_wheel.release, user)
+        self._give_back = giving_back(self, shared_wheel.release, user)
         wheel = shared_wheel.acquire(user)
-        self._give_back.atexit = False
         self._reader_threads = settings.shared_readers if source.polled else 0
         readers, self._give_back_readers = client_readers.lease(self, self._reader_threads, wheel)
         net_id = next(_ids)
@@ -242,11 +240,11 @@ class ClientCore(ConnectionCore):
             self._end_soon(unused=True)
 
     def _end_soon(self, unused: bool) -> None:
+        claim = StartClaim() if unused else None
         try:
-            claim = StartClaim() if unused else None
             self.wheel.in_real_time.run_clock(0.0, lambda due: self._end_forgotten(claim))
         except RuntimeError:
-            pass  # the wheel has stopped, so the connection has ended
+            self._end_forgotten(claim)  # the wheel was given back, or the connection has ended
 
     def _end_forgotten(self, claim: StartClaim | None) -> None:
         """Close it; with a claim, also end the thread of its timers. It may be repeated."""

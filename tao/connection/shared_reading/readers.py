@@ -10,6 +10,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Set
+from typing import Any
 
 from tao.connection.handling.block_watch import BlockWatch, watch_on
 from tao.connection.shared_reading.host import SharedRolesHost
@@ -21,7 +22,7 @@ from tao.runtime.threads import Joinable
 from tao.runtime.timing_wheel import TimingWheel
 from tao.runtime.worker_pool import WorkerPool
 
-__all__ = ["ClientReaders", "SharedReaders", "client_readers"]
+__all__ = ["ClientReaders", "SharedReaders", "client_readers", "giving_back"]
 
 _CURRENT = "current"
 # How many helper threads there are at most, besides those that wait.
@@ -102,6 +103,21 @@ class SharedReaders:
         self.helpers.after_fork()
 
 
+def giving_back(owner: object, give_back: Callable[..., object], *args: Any) -> Callable[[], None]:
+    """Return what makes a call that may be repeated; so does the collector, unless that was made.
+
+    A finalizer that is called itself does nothing later, even if an exception has interrupted it.
+    """
+    finalizer = weakref.finalize(owner, give_back, *args)
+    finalizer.atexit = False
+
+    def call() -> None:
+        give_back(*args)
+        finalizer.detach()
+
+    return call
+
+
 class ClientReaders:
     """The readers of the clients of this process, while there is a client that uses them.
 
@@ -123,8 +139,7 @@ class ClientReaders:
             return None, bool
         user, used = object(), list[SharedReaders]()
         # First, so that they are given back if an exception interrupts the next step.
-        give_back = weakref.finalize(owner, self._give_back, user, used)
-        give_back.atexit = False
+        give_back = giving_back(owner, self._give_back, user, used)
         return self._acquire(user, used, threads, wheel), give_back
 
     def _give_back(self, user: Hashable, used: list[SharedReaders]) -> None:
