@@ -64,7 +64,7 @@ def test_a_request_whose_reply_has_come_is_completed(peers: Peers, module: str) 
     """Or it stays in flight, so that it fails with its connection; no caller waits for ever."""
     requests = core_of(peers.client).exchange.requests
     for moment in opcodes(module):
-        request = Request(Number(1), b"", None)
+        request = Request(Number(1), None)
         requests._pending["a key"] = request
         with moment.raising():
             requests.complete("a key", Number(2))
