@@ -17,7 +17,7 @@ from tao.connection.lifecycle import Lifecycle
 from tao.connection.reading_gate import ReadingGate
 from tao.connection.reading_loan import ReadingLoan
 from tao.connection.receiving.reading import Reader
-from tao.runtime.threads import Joinable, spawn
+from tao.runtime.threads import Joinable, is_over, spawn
 from tao.runtime.wakeup import Wakeup
 from tao.transport.error_text import explain
 
@@ -115,7 +115,7 @@ class Roles:
             failed: called with an exception that keeps the thread from its work.
         """
         for each in self.threads_now():
-            if each.ident is not None and not each.is_alive():
+            if is_over(each):
                 self._forget(each)  # as one that was struck leaves its entry
         thread = spawn(target, *args, name=self.name(role), cpus=self._cpus, failed=failed)
         self.threads.append(thread)

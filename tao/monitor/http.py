@@ -147,7 +147,7 @@ class HttpServer:
         self._teller: threading.Thread | None = None  # makes the next event
         self._news_due: float = 0.0
         self._accept_again: float = 0.0
-        self._thread: threading.Thread = spawn(self._run, name=name, failed=lambda _: self._run())
+        self._thread = spawn(self._run, name=name, failed=lambda _: self._run())
 
     def start(self) -> None:
         """Start serving.
@@ -158,7 +158,11 @@ class HttpServer:
         try:
             self._thread.start()
         except BaseException:
-            self.abandon()
+            if self._thread.withdraw():
+                self.abandon()
+            else:  # it has begun, and closes the sockets
+                self._closing.set()
+                self._ring()
             raise
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from tao.runtime.threads import spawn
+from tao.runtime.threads import is_over, spawn
 
 __all__ = ["Bell", "HelperTask", "HelperThreads"]
 
@@ -215,7 +215,7 @@ class HelperThreads:
         self._unfinished[task] = None
         self._waiting.append(task)
         for thread in list(self._threads):
-            if thread.ident is not None and not thread.is_alive():
+            if is_over(thread):
                 self._remove(thread)
         if self.running >= self.most:
             return  # the next thread that is free takes it
@@ -224,13 +224,14 @@ class HelperThreads:
         try:
             self._threads.append(thread)
             thread.start()
-        except RuntimeError as error:
+        except BaseException as error:
+            if not thread.withdraw():
+                raise  # it has begun, and does the task
             self._remove(thread)
+            if not isinstance(error, RuntimeError):
+                self._fail(task, RuntimeError("it was interrupted"))
+                raise
             self._fail(task, error.with_traceback(None))
-        except BaseException:
-            self._remove(thread)
-            self._fail(task, RuntimeError("it was interrupted"))
-            raise
 
     def _fail(self, task: HelperTask[Any], error: BaseException) -> None:
         task.fail(error)

@@ -177,7 +177,8 @@ class LeaderFollowers:
             if not follows.acquire(timeout=_BIRTH):
                 raise RuntimeError("can't start new thread: it died at once")
         except BaseException:
-            self._all.discard(thread)
+            if thread.withdraw():
+                self._all.discard(thread)
             raise
 
     def join(self, deadline: Deadline, stuck: Iterable[Joinable] = ()) -> list[threading.Thread]:
@@ -200,7 +201,7 @@ class LeaderFollowers:
     def _take_turns(self, follows: threading.Lock) -> None:
         """Run a thread of the group; it releases ``follows`` once it is a follower."""
         thread = threading.current_thread()
-        self._all.add(thread)  # again, in case `provide` has given it up
+        self._all.add(thread)  # again, if this was interrupted as it ended
         going = True
         while going:
             try:

@@ -12,7 +12,9 @@ Guarantees:
 - ``failed`` is called with any exception that the work raises, or that keeps a thread from doing
   work that it has claimed, at any bytecode. Only an uninterrupted series of exceptions prevents it,
   in which none comes more than a second after the one before it.
-- An interrupted ``start`` does not wait for the new thread, and leaves no trace of it.
+- An interrupted ``start`` does not wait for the new thread, and leaves no trace of it. The thread
+  may have begun all the same: whoever lists threads asks `StartableThread.withdraw` whether to
+  forget it, or whether it removes itself.
 - Before CPython 3.13 a thread counts as ended once an exception, such as Ctrl-C, has interrupted
   ``join``. So this ``join`` waits for an event of its own.
 """
@@ -137,11 +139,31 @@ class StartableThread(LateThread):
                 if self._start() and self._take("work", _STARTER):
                     raise RuntimeError("can't start new thread: it did not come up")
             except BaseException:
-                self._withdraw()
+                self.withdraw()
                 raise
         except BaseException:
-            self._withdraw()  # again, as another exception may have interrupted that
+            self.withdraw()  # again, as another exception may have interrupted that
             raise
+
+    def withdraw(self) -> bool:
+        """Keep the thread from beginning its work, unless it has begun; may be repeated.
+
+        A thread that starts later nevertheless ends at once. Any thread may call it.
+
+        Returns:
+            whether the work is never done; otherwise it is done, or under way.
+        """
+        withdrawn = self._take("work", _STARTER)
+        # If a start is interrupted, the standard library leaves its entry here and lists the thread
+        # for ever. A thread that has begun removes its own entry.
+        if self._take("entry", _STARTER):
+            getattr(threading, "_limbo", {}).pop(self, None)
+        return withdrawn
+
+    @property
+    def over(self) -> bool:
+        """Whether the work is done, or will never be."""
+        return self._done.is_set() or self._takers.get("work") == _STARTER
 
     def _start(self) -> bool:
         """Start the thread; return whether it has had time to claim its work."""
@@ -169,14 +191,3 @@ class StartableThread(LateThread):
 
     def _is_started(self) -> bool:
         return bool(self._started.is_set())  # type: ignore[attr-defined]
-
-    def _withdraw(self) -> None:
-        """Withdraw the work unless the thread has claimed it. May be repeated.
-
-        A thread that starts later nevertheless ends at once.
-        """
-        self._take("work", _STARTER)
-        # If a start is interrupted, the standard library leaves its entry here and lists the thread
-        # for ever. A thread that has begun removes its own entry.
-        if self._take("entry", _STARTER):
-            getattr(threading, "_limbo", {}).pop(self, None)

@@ -33,6 +33,7 @@ __all__ = [
     "gather",
     "has_interpreter_lock",
     "in_tao_thread",
+    "is_over",
     "mark_tao_thread",
     "pin",
     "spawn",
@@ -52,7 +53,7 @@ def spawn(
     name: str,
     cpus: Set[int] | None = None,
     failed: Callable[[BaseException], object] | None = None,
-) -> threading.Thread:
+) -> StartableThread:
     """Return a thread, not started yet, that runs ``target(*args)``, on ``cpus`` only if given.
 
     The owner stores the thread before starting it, so that a stop in between does not miss it.
@@ -235,6 +236,14 @@ class Joinable(Protocol):
     def ident(self) -> int | None: ...
     def is_alive(self) -> bool: ...
     def join(self, timeout: float | None = None) -> None: ...
+
+
+def is_over(thread: Joinable) -> bool:
+    """Return whether a thread from `spawn` has done its work, or will never do it.
+
+    A thread that is not alive may be about to start.
+    """
+    return isinstance(thread, StartableThread) and thread.over
 
 
 JoinableT = TypeVar("JoinableT", bound=Joinable)

@@ -317,7 +317,8 @@ class ReadingLoop:
             thread.start()
         except BaseException:
             self._leader = None
-            self._threads.discard(thread)
+            if thread.withdraw():
+                self._threads.discard(thread)
             raise
 
     def _run(self, me: _Member, error: BaseException | None = None) -> None:
