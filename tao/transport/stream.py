@@ -93,6 +93,14 @@ class Transport:
         """
         return self._sock.recv
 
+    def recv_much(self, size: int) -> bytes:
+        """Do as `recv` does, and take no memory while nothing has come.
+
+        `recv` takes ``size`` bytes before it waits: for much, where many connections are idle.
+        """
+        self.wait_readable(None)
+        return self._sock.recv(size)
+
     @property
     def receive_now(self) -> Callable[[int, int], bytes]:
         """Receive like `recv`, but without waiting; called with the size and ``MSG_DONTWAIT``.

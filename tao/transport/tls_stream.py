@@ -153,7 +153,10 @@ class TlsTransport(Transport):
     def recv(self) -> Callable[[int], bytes]:
         return self._recv
 
-    def _recv(self, size: int) -> bytes:
+    def recv_much(self, size: int) -> bytes:
+        return self._recv(size, much=True)
+
+    def _recv(self, size: int, much: bool = False) -> bytes:
         while True:
             with self._lock:
                 data = self._decrypt(size)
@@ -161,7 +164,7 @@ class TlsTransport(Transport):
                 self._flush_if_possible()
             if data is not None:
                 return data
-            raw = self._sock.recv(size)
+            raw = super().recv_much(size) if much else self._sock.recv(size)
             with self._lock:
                 if raw:
                     self._incoming.write(raw)

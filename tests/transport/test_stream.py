@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -75,9 +76,9 @@ def send_all(transport: Transport, data: bytes | memoryview) -> None:
 
 
 def recv_all(transport: Transport, size: int = 64 * KIB) -> bytes:
-    """Read to the end."""
-    data = bytearray()
-    while piece := transport.recv(size):
+    """Read to the end, in both ways."""
+    data, ways = bytearray(), itertools.cycle((transport.recv, transport.recv_much))
+    while piece := next(ways)(size):
         assert len(piece) <= size
         data += piece
     return bytes(data)
@@ -142,7 +143,8 @@ def test_send_does_not_block(pair: Pair) -> None:
     b.abort()
 
 
-def test_abort_wakes_a_reader(pair: Pair) -> None:
+@pytest.mark.parametrize("much", [False, True])
+def test_abort_wakes_a_reader(pair: Pair, much: bool) -> None:
     """A thread that waits for data returns or raises when any thread aborts."""
     a, _ = pair
     waiting = threading.Event()
@@ -150,7 +152,7 @@ def test_abort_wakes_a_reader(pair: Pair) -> None:
     def read() -> bytes | str:
         waiting.set()
         try:
-            return a.recv(100)
+            return a.recv_much(100) if much else a.recv(100)
         except ConnectionClosed as error:
             return str(error)
 
@@ -159,6 +161,24 @@ def test_abort_wakes_a_reader(pair: Pair) -> None:
         a.abort()
 
     assert together(read, abort)[0] in (b"", "peer closed without saying so in TLS")
+
+
+def test_no_memory_is_taken_for_what_has_not_come(pair: Pair) -> None:
+    """A thread that waits for much holds no memory for it."""
+    a, b = pair
+    came = list[bytes]()
+    reader = threading.Thread(target=lambda: came.append(a.recv_much(64 * MIB)), daemon=True)
+    tracemalloc.start()
+    try:
+        reader.start()
+        reader.join(0.1)
+        assert reader.is_alive()
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+    send_all(b, b"x")
+    reader.join(PATIENCE)
+    assert came == [b"x"]
 
 
 def test_abort_wakes_a_thread_that_waits_to_send(pair: Pair) -> None:

@@ -24,7 +24,9 @@ __all__ = ["Reader", "ReadingHost"]
 
 # How much one recv asks for: it grows while the peer fills it and shrinks again, so that an idle
 # connection holds little memory.
-_RECV_LEAST, _RECV_MOST = 4 * 1024, 256 * 1024
+_RECV_LEAST, _RECV_MOST = 4 * 1024, 1024 * 1024
+# A receive that asks for more than this holds no memory while it waits.
+_RECV_HELD = 16 * 1024
 # It does not grow beyond what so many messages take: a batch keeps its replies waiting, and other
 # connections too, as it is long before a thread that computes gives the interpreter lock away.
 _BATCH_MOST = 1024
@@ -134,12 +136,17 @@ class Reader:
         conn = self._conn
         transport, take = conn.transport, self.take
         assert transport is not None
-        recv = transport.recv
+        recv, recv_much = transport.recv, transport.recv_much
         if not self.go_on(transport) or (self.early and not self.take_early()):
             return True
         while True:
             try:
-                data = recv(self.recv_size)
+                size = self.recv_size
+                if size <= _RECV_HELD:
+                    data = recv(size)
+                else:
+                    data = b""  # frees what came last
+                    data = recv_much(size)
             except OSError as error:
                 self._go_on_in_turn(partial(conn.transport_failed, error))
                 return False

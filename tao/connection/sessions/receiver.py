@@ -84,7 +84,10 @@ class SessionReceiver(SessionSender):
     def recv(self) -> Callable[[int], bytes]:
         return self._recv
 
-    def _recv(self, size: int) -> bytes:
+    def recv_much(self, size: int) -> bytes:
+        return self._recv(size, much=True)
+
+    def _recv(self, size: int, much: bool = False) -> bytes:
         while True:
             if self._old or self._feeding:
                 self._leave_old()
@@ -97,7 +100,7 @@ class SessionReceiver(SessionSender):
             if link is None:
                 return self._end()
             try:
-                data = link.recv(size)
+                data = link.recv_much(size) if much else link.recv(size)
             except Exception as error:
                 self._lose(link, self._explained(error))
                 continue
