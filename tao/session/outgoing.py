@@ -31,7 +31,7 @@ RETAIN, RETAIN_BYTES = 65536, 16 * 1024 * 1024
 
 _HEADER = struct.Struct("<iI")
 # For so many bytes there is room without another look, if there is any.
-_GRANTED = 4096
+_GRANTED = 64 * 1024
 # Marks are so many times closer than the bound on messages.
 _MARKS = 256
 
@@ -132,12 +132,10 @@ class Outgoing(Retained):
         """
         if self.start < self.acknowledged:
             self.forget()
-        behind = self.at < self.end
-        if self.due is not None and not self._rest and not behind:
-            self._rest, self.due = ack_frame(self.due), None
-        self.append(data)
-        if behind:
+        if self.at < self.append(data):
             return self.next_piece()
+        if self.due is not None and not self._rest:
+            self._rest, self.due = ack_frame(self.due), None
         return b"".join((self._rest, data)) if self._rest else data
 
     def keep(self, data: bytes | memoryview) -> None:
@@ -204,14 +202,13 @@ class Outgoing(Retained):
             self._rest, self.due = ack_frame(self.due), None
         return self._rest
 
-    def note_sent(self, count: int) -> bool:
-        """Note how much of the last piece the link has taken; return whether it has everything."""
+    def note_sent(self, count: int) -> None:
+        """Note how much of the last piece the link has taken."""
         if self._rest:
             first = min(count, len(self._rest))
             self._rest = self._rest[first:]
             count -= first
         self.at += count
-        return self.idle
 
     def advance(self) -> int:
         """Count what the links have taken as sent; return how much that is."""
@@ -223,8 +220,10 @@ class Outgoing(Retained):
 
     def _count(self, taken: int) -> None:
         more, self._counted = taken - self._counted, taken
-        if self.shared is not None:
-            self.shared.change(more)
+        shared = self.shared
+        if shared is not None:
+            shared.change(more)
+            self._step = shared.step
 
     def acknowledge(self, position: int) -> bool:
         """Note how far the peer has handled it; return False if it cannot have."""

@@ -38,16 +38,17 @@ class Retained:
         position, data = self._chunks[-1]
         return position + len(data)
 
-    def append(self, data: bytes | memoryview) -> None:
-        """Add bytes at the end."""
+    def append(self, data: bytes | memoryview) -> int:
+        """Add bytes at the end; return their position."""
         position, last = self._chunks[-1]
-        size = len(data)
+        end, size = position + len(last), len(data)
         if size > _SMALL:
-            self._chunks.append((position + len(last), bytes(data)))
-        elif type(last) is bytearray and len(last) + size <= _CHUNK:
+            self._chunks.append((end, bytes(data)))
+        elif type(last) is bytearray and end - position + size <= _CHUNK:
             last += data
         else:
-            self._chunks.append((position + len(last), bytearray(data)))
+            self._chunks.append((end, bytearray(data)))
+        return end
 
     def shorten(self, count: int) -> None:
         """Remove so many bytes at the end, of those that were appended last."""

@@ -14,8 +14,9 @@ from tao.atomic import AtomicInt64
 
 __all__ = ["SharedRoom", "Waiting"]
 
-# How many bytes a session keeps at most before they are counted: that costs too much for each send.
-_STEP = 4096
+# How many bytes a session keeps at most before they are counted, as that would cost too much for
+# each send; and how many such steps its equal share has at least.
+_STEP, _PARTS = 64 * 1024, 16
 
 
 class Waiting(Protocol):
@@ -36,7 +37,7 @@ class SharedRoom:
         sharing: the sessions; only their number matters.
     """
 
-    __slots__ = ("_half", "_kept", "_sharing", "_waiting", "step")
+    __slots__ = ("_half", "_kept", "_sharing", "_waiting")
 
     def __init__(self, size: int, sharing: Sized) -> None:
         self._half: int = max(1, size // 2)
@@ -44,8 +45,12 @@ class SharedRoom:
         self._kept = AtomicInt64()
         # In the order in which they began to wait.
         self._waiting: dict[Waiting, None] = {}
-        #: A session counts what it keeps in steps of so many bytes.
-        self.step: int = min(_STEP, 1 + size // 1024)
+
+    @property
+    def step(self) -> int:
+        """In steps of how many bytes a session counts what it keeps."""
+        share = self._half // (len(self._sharing) or 1)
+        return max(1, min(_STEP, share // _PARTS))
 
     @property
     def kept(self) -> int:

@@ -26,7 +26,7 @@ __all__ = ["Reader", "ReadingHost"]
 # connection holds little memory.
 _RECV_LEAST, _RECV_MOST = 4 * 1024, 1024 * 1024
 # A receive that asks for more than this holds no memory while it waits.
-_RECV_HELD = 16 * 1024
+_RECV_HELD = 64 * 1024
 # It does not grow beyond what so many messages take: a batch keeps its replies waiting, and other
 # connections too, as it is long before a thread that computes gives the interpreter lock away.
 _BATCH_MOST = 1024

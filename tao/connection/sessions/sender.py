@@ -182,7 +182,7 @@ class SessionSender(LinkedTransport):
         """See `Transport.push`.
 
         Args:
-            piece: the next one, if that is known.
+            piece: all that the link has not taken, if that is one piece.
         """
         link = self._link
         if link is None or link is self._broken:
@@ -190,7 +190,7 @@ class SessionSender(LinkedTransport):
         if self._flushing:  # an exception has come in the midst of it
             self._break(link, "sending was interrupted")
             return False
-        outgoing, done = self._outgoing, True
+        outgoing, done, last = self._outgoing, True, piece is not None
         self._flushing, self._full = True, False
         try:
             if piece is None:
@@ -198,10 +198,11 @@ class SessionSender(LinkedTransport):
             while piece:
                 link.answers.clear()
                 accepted = link.send(piece)
-                if outgoing.note_sent(accepted):
-                    break
+                outgoing.note_sent(accepted)
                 if accepted < len(piece):
                     done = False
+                    break
+                if last and outgoing.due is None:
                     break
                 piece = outgoing.next_piece()
             if done and outgoing.ended and self._incoming.ended:
