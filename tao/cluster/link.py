@@ -116,8 +116,9 @@ class ClusterLink:
         if on_gap is not None:
             try:
                 on_gap(partition, missing)
-            except Exception as error:
-                logger.opt(exception=error).error("on_gap failed")
+            except BaseException as error:  # the engine continues, whatever that is
+                logger.opt(exception=error).error("on_gap raised")
+                self._server.statistics.failures.add(error, "in on_gap", 0, "")
 
 
 def open_cluster(node: str, server: LocalConnections) -> ClusterLink | None:

@@ -25,6 +25,7 @@ from tao.connection.sessions.agreeing import session_of
 from tao.connection.sessions.stream import MOVED, SessionStream
 from tao.errors import TaoError
 from tao.runtime.deadline import Deadline
+from tao.safe_text import safe_repr
 from tao.session.moved import SessionState, state_of
 from tao.transport.error_text import explain
 
@@ -225,9 +226,9 @@ def _saved(core: Any) -> bytes | None:
         with telling_if_long(core, "save"):
             data = application.variables.run(save, application.find_conn())
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"save must return bytes, not {data!r}")
+            raise TypeError(f"save must return bytes, not {safe_repr(data)}")
         return bytes(data)
-    except Exception as error:
+    except BaseException as error:
         core.report(error, "in save")
         return None
 
@@ -274,7 +275,7 @@ def _loaded(core: Any, moved: MovedSession) -> str:
     try:
         with telling_if_long(core, "load"):
             application.variables.run(load, conn, moved.saved)
-    except Exception as error:
+    except BaseException as error:
         core.report(error, "in load")
         return "load failed"
     return ""
