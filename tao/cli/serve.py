@@ -197,6 +197,8 @@ def _end(report: StopReport) -> int:
     for conn, unhandled, unsent in report.abandoned:
         peer = address_text(conn.remote_address)
         say(f"tao: aborted {peer}: {unhandled} messages not handled, {unsent} not sent")
+    if report.unpublished:
+        say(f"tao: {report.unpublished} messages not published")
     say("tao: stopped before all work was finished")
     if report.threads:
         # A normal exit would wait for workers with handlers that never return.

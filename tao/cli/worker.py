@@ -62,6 +62,8 @@ def _end(report: StopReport, link: Supervised) -> int:
     for conn, unhandled, unsent in report.abandoned:
         peer = address_text(conn.remote_address)
         complain(f"cut off {peer}: {unhandled} messages not handled, {unsent} not sent")
+    if report.unpublished:
+        complain(f"{report.unpublished} messages not published")
     link.stopped()
     if report.threads:
         leave(FAILED)  # the interpreter would wait for workers whose handlers never return

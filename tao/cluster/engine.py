@@ -22,8 +22,9 @@ partition from one thread at a time, and holds no lock meanwhile. Any thread may
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 __all__ = [
     "EVERYONE",
@@ -33,7 +34,10 @@ __all__ = [
     "Publication",
     "Receiver",
     "Target",
+    "taken_back",
 ]
+
+ItemT = TypeVar("ItemT")
 
 #: ``"new"``: not started. ``"up"``: publications are carried. ``"down"``: they wait until it is up
 #: again. ``"closed"``: for good.
@@ -174,11 +178,27 @@ class Engine(Protocol):
         Those of this node are counted as `set_count` has last told. It does not wait.
         """
 
-    def close(self, timeout: float) -> None:
+    def close(self, timeout: float) -> int:
         """Pass on what waits if that can be done in so many seconds, leave the cluster, and end.
 
         Closing twice is harmless.
+
+        Returns:
+            how many publications did not reach the cluster, as far as this call has found them;
+            they are logged.
         """
 
     def abandon(self) -> None:
         """In the child of a fork: close the child's copies of descriptors; be closed."""
+
+
+def taken_back(queue: deque[ItemT], item: ItemT) -> bool:
+    """Take an item out of a queue that may have been emptied for good; return whether it was there.
+
+    So an engine does not lose what was published just as it has ended.
+    """
+    try:
+        queue.remove(item)
+    except (ValueError, IndexError):  # it was taken out, and counted as left; just now maybe
+        return False
+    return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from tao.cluster.hub.sockets import take_hub_socket
 from tao.cluster.processes.settings import WorkerOrder
 from tao.errors import TaoError, WouldBlock
 from tao.runtime.log import logger
+from tao.runtime.snapshots import keys_of
 from tao.server.membership.cluster_member import LocalConnections, own_number
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ class ClusterLink:
         self._server = server
         self._engine = engine
         engine.start(node, self)
+        _links[self] = None
 
     @property
     def state(self) -> EngineState:
@@ -75,9 +79,9 @@ class ClusterLink:
         """Return how many connections a group has in the whole cluster."""
         return self._engine.count(group)
 
-    def close(self, timeout: float) -> None:
+    def close(self, timeout: float) -> int:
         """Leave the cluster."""
-        self._engine.close(timeout)
+        return self._engine.close(timeout)
 
     def abandon(self) -> None:
         """Leave it in the child of a fork."""
@@ -162,3 +166,16 @@ def redis_engine(url: str, keys: bytes | Sequence[bytes] | None) -> RedisEngine:
         return RedisEngine(url, [keys] if isinstance(keys, bytes) else keys or ())
     except (TypeError, ValueError) as error:
         raise ValueError(f"cluster: {error}") from None
+
+
+def _tell_what_is_dropped() -> None:
+    """At exit, log the publications of all servers that wait to be passed on."""
+    for link in keys_of(_links):
+        waiting = 0 if link.state == "closed" else link.figures["queue"]
+        if waiting:
+            logger.warning("the process ends, so {} publications do not reach the cluster", waiting)
+
+
+# The links of the process.
+_links: weakref.WeakKeyDictionary[ClusterLink, None] = weakref.WeakKeyDictionary()
+atexit.register(_tell_what_is_dropped)

@@ -395,12 +395,13 @@ class ServerCore:
             release=self._release,
         )
 
-    def _release(self) -> None:
-        """Give back what a running server holds."""
+    def _release(self) -> int:
+        """Give back what a running server holds; return how many publications were left."""
         self.cluster.close()
         if self.session_port is not None:
             self.session_port.close()
         self._resources[0].give_back()
+        return self.cluster.unpublished
 
     def _flush(self) -> None:
         """Log what the limits on log lines have held back."""

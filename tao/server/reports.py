@@ -54,6 +54,8 @@ class StopReport:
     abandoned: list[tuple[ServerConn, int, int]] = field(default_factory=list)
     #: Threads that still run, by name.
     threads: list[str] = field(default_factory=list)
+    #: How many messages that were published to a cluster did not reach it.
+    unpublished: int = 0
     #: Whether the stop was over when this report was made. If not, ``abandoned`` has the
     #: connections that had not ended by then.
     finished: bool = True
@@ -61,4 +63,4 @@ class StopReport:
     @property
     def clean(self) -> bool:
         """Whether everything was finished."""
-        return self.finished and not (self.abandoned or self.threads)
+        return self.finished and not (self.abandoned or self.threads or self.unpublished)

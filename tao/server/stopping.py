@@ -48,8 +48,8 @@ class Parts(NamedTuple):
     pool: WorkerPool | None
     #: What reads all connections; None if each has its own thread.
     readers: SharedReaders | None
-    #: Releases what it shares with others.
-    release: Callable[[], object]
+    #: Releases what it shares with others; returns how many publications a cluster did not get.
+    release: Callable[[], int]
 
 
 class Stopping:
@@ -203,7 +203,7 @@ class Stopping:
         # These have run since the beginning: they get a moment only if the stop is shorter.
         end = Deadline(max(self._left(), self._began + _MOMENT - monotonic()))
         threads += gather(parts.context.callback_threads(), end)
-        parts.release()
+        report.unpublished = parts.release()
         report.threads = [thread.name for thread in threads if thread.is_alive()]
         return report
 

@@ -111,4 +111,6 @@ def _told(report: StopReport) -> str:
     ]
     if report.threads:
         lines.append(f"threads that still run: {', '.join(report.threads)}")
+    if report.unpublished:
+        lines.append(f"{report.unpublished} messages were not published")
     return "; ".join(lines)

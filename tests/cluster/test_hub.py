@@ -6,6 +6,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,17 @@ class Node:
 
     def gap(self, partition: int, missing: int | None) -> None:
         self.gaps.append(missing)
+
+
+class Ignoring:
+    """A receiver that nothing comes to."""
+
+    def deliver(self, publication: Publication) -> None: ...
+    def gap(self, partition: int, missing: int | None) -> None: ...
+
+
+def messages(log_lines: list[Any]) -> list[str]:
+    return [line["message"] for line in log_lines]
 
 
 class RunningHub:
@@ -146,6 +158,36 @@ def test_the_end_of_the_supervisor(hub: RunningHub, nodes: list[Node]) -> None:
     wait_until(lambda: all(node.engine.state == "closed" for node in nodes))
     with pytest.raises(ClusterUnavailable):
         nodes[0].engine.publish(said("alone"))
+
+
+def test_what_a_close_cannot_send(log_lines: list[Any]) -> None:
+    """It is counted and logged, and whoever publishes just then is told."""
+    near, far = socket.socketpair()
+    engine = HubEngine(near)
+    with far:
+        engine.start("0" * 12, Ignoring())
+        for _ in range(1000):
+            engine.publish(Publication(EVERYONE, bytes(10_000)))
+        sent, waiting = engine.figures.published, engine.figures.queue
+        assert sent + waiting >= 1000
+        left = engine.close(0.05)
+        assert 0 < left <= waiting
+        assert f"{left} publications did not reach the cluster" in messages(log_lines)
+        assert (engine.close(0.05), engine.figures.queue) == (0, 0)
+        assert engine.figures.published + left == 1000
+
+
+def test_a_publication_just_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes between the last look at the queue and the end is not lost silently."""
+    near, far = socket.socketpair()
+    engine = HubEngine(near)
+    with far:
+        engine.start("0" * 12, Ignoring())
+        engine.close(PATIENCE)
+        monkeypatch.setattr(HubEngine, "state", "up")  # as it was a moment before
+        with pytest.raises(ClusterUnavailable, match="is stopping"):
+            engine.publish(said("late"))
+        assert engine.figures.queue == 0
 
 
 def test_a_member_that_does_not_read() -> None:

@@ -44,7 +44,9 @@ class Exchange:
     def count(self, group: str) -> int:
         return sum(count for (_, name), count in self.counts.items() if name == group)
 
-    def close(self, timeout: float) -> None: ...
+    def close(self, timeout: float) -> int:
+        return 0
+
     def abandon(self) -> None: ...
 
 

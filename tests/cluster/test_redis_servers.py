@@ -162,6 +162,45 @@ def test_the_end_of_a_program_that_publishes(redis_server: RedisServer, member: 
         assert recv_exactly(sock, 12) == text("last")
 
 
+def away() -> str:
+    """The URL of a Redis that is not there."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"redis://127.0.0.1:{sock.getsockname()[1]}/0"
+
+
+def test_what_a_stop_cannot_publish(log_lines: list[Any]) -> None:
+    """The report of the stop has it, and is not clean."""
+    server = tao.Server(registry=tao.Registry(), cluster=away())
+    server.start(("127.0.0.1", 0))
+    for _ in range(3):
+        server.broadcast(Text("x"))
+    report = server.stop()
+    assert (report.unpublished, report.clean, report.finished) == (3, False, True)
+    lines = [line["message"] for line in log_lines]
+    assert "3 publications did not reach the cluster" in lines
+
+
+@pytest.mark.parametrize("ending", ["", "sys.exit(3)"])
+def test_what_a_program_drops_is_logged(ending: str) -> None:
+    """A server that is not stopped drops what waits for its cluster when the program ends."""
+    program = f"""
+import sys, loguru, tao
+from tests.ends import Text
+loguru.logger.enable("tao")
+server = tao.Server(registry=tao.Registry(), cluster={away()!r})
+server.start(("127.0.0.1", 0))
+for _ in range(3):
+    server.broadcast(Text("x"))
+{ending}
+"""
+    words = [sys.executable, "-X", "dev", "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (3 if ending else 0)
+    assert "so 3 publications do not reach the cluster" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("wrong", ["local", "http://there", ""])
 def test_where_a_publisher_cannot_publish(wrong: str) -> None:
     """It is refused where it is made."""

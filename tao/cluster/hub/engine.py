@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Final
 
 from tao.atomic import AtomicInt64
-from tao.cluster.engine import EngineFigures, EngineState, Publication, Receiver
+from tao.cluster.engine import EngineFigures, EngineState, Publication, Receiver, taken_back
 from tao.cluster.hub.wire import (
     Kind,
     Record,
@@ -57,7 +57,8 @@ class HubEngine:
         self._sock = sock
         self._node: str = ""
         self._numbers = itertools.count(1)
-        # Changed in single steps: what is to be sent, and the groups whose count has changed.
+        # Changed in single steps: what is to be sent, or is being sent, and the groups whose count
+        # has changed.
         self._queue: deque[bytes] = deque()
         self._changed: dict[str, int] = {}
         self._bytes = AtomicInt64()  # in the queue
@@ -125,6 +126,8 @@ class HubEngine:
             self._bytes.add_and_get(len(record))
             self._probe = self._probe or (number, monotonic())
             self._queue.append(record)
+            if self._closed and taken_back(self._queue, record):
+                raise ClusterUnavailable("the supervisor, or this server, is stopping")
             self._work.notify_all()
             if confirm is not None and not came.wait(confirm):
                 raise ClusterUnavailable(f"not confirmed within {confirm} s")
@@ -147,18 +150,19 @@ class HubEngine:
         others = dict(self._others.get(group, {}))
         return self._own.get(group, 0) + sum(others.values())
 
-    def close(self, timeout: float) -> None:
+    def close(self, timeout: float) -> int:
         """Send what waits, and end."""
         deadline = Deadline(timeout)
         self._closing = True
         self._work.notify_all()
         gather([self._writer], deadline)
-        self._end()
+        left = self._end()
         if self._reader is not None:
             gather([self._reader], deadline)
+        return left
 
-    def _end(self) -> None:
-        """Be closed, and have both threads end."""
+    def _end(self) -> int:
+        """Be closed, and have both threads end; return how many publications were not sent."""
         self._closed = self._closing = True
         self._work.notify_all()
         try:
@@ -167,6 +171,16 @@ class HubEngine:
             pass  # the supervisor is gone
         for came in list(self._confirmations.values()):
             came.set()
+        left = 0
+        while self._queue:
+            try:
+                self._queue.popleft()
+            except IndexError:
+                break  # another thread is here, too
+            left += 1
+        if left:
+            logger.error("{} publications did not reach the cluster", left)
+        return left
 
     def abandon(self) -> None:
         """Close the child's copy of the socket, which is the parent's."""
@@ -179,26 +193,29 @@ class HubEngine:
         try:
             while True:
                 self._work.wait_for(lambda: self._queue or self._changed or self._closing)
-                data = self._next()
-                if not data:
+                counts = self._counts()
+                publications = [
+                    self._queue[place] for place in range(min(len(self._queue), _TOGETHER))
+                ]
+                if not (counts or publications):
                     if self._closing:
                         return
                     continue
-                self._sock.sendall(data)
-        except OSError:
-            pass  # the reader learns it too
+                self._sock.sendall(b"".join(counts + publications))
+                for each in publications:
+                    self._queue.popleft()  # only now: what an end cuts off is found there
+                    self._bytes.add_and_get(-len(each))
+                    self._published += 1
+        except (OSError, IndexError):
+            pass  # the reader learns it too, or the engine has ended
 
-    def _next(self) -> bytes:
-        """Take what waits, or as much of it as is sent together."""
+    def _counts(self) -> list[bytes]:
+        """Take the counts that have changed."""
         parts: list[bytes] = []
         while self._changed:
             group, count = self._changed.popitem()
             parts.append(count_record(self._node, group, count))
-        while self._queue and len(parts) < _TOGETHER:
-            parts.append(self._queue.popleft())
-            self._bytes.add_and_get(-len(parts[-1]))
-            self._published += 1
-        return b"".join(parts)
+        return parts
 
     # -- the reader
 

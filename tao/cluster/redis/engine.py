@@ -114,18 +114,18 @@ class RedisEngine:
         """Return how many connections of all living nodes are in a group."""
         return self._presence.count(group)
 
-    def close(self, timeout: float) -> None:
+    def close(self, timeout: float) -> int:
         """Pass on what waits, leave, and end."""
         if self._closed:
-            return
+            return 0
         deadline = Deadline(timeout)
         if self._reader is not None:
             self._presence.leave()
-        if self._writer is not None:
-            self._writer.close(deadline)
+        left = 0 if self._writer is None else self._writer.close(deadline)
         self._closed = True
         if self._reader is not None:
             self._reader.close(Deadline(1.0))
+        return left
 
     def abandon(self) -> None:
         """Close the child's copies of the sockets."""

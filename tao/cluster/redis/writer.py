@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 
 from tao.atomic import AtomicInt64
-from tao.cluster.engine import Publication
+from tao.cluster.engine import Publication, taken_back
 from tao.cluster.redis.client import FAILURES, RedisConnection
 from tao.cluster.redis.scripts import PUBLISH, RESOLVE
 from tao.cluster.redis.wire import Draft, Signer, draft_of
@@ -173,6 +173,8 @@ class RedisWriter:
         item = _Item(self._partition(publication), draft, monotonic(), settled, [])
         self._bytes.add_and_get(len(draft.rest))
         self._queue.append(item)
+        if self._ended and taken_back(self._queue, item):
+            raise ClusterUnavailable("this node has left the cluster")
         self._work.notify_all()
         if settled is not None:
             if not settled.wait(confirm):
@@ -187,8 +189,12 @@ class RedisWriter:
             return 0
         return zlib.crc32(target.text.encode()) % self._url.partitions
 
-    def close(self, deadline: Deadline) -> None:
-        """Publish what waits if that can be done until the deadline, and end."""
+    def close(self, deadline: Deadline) -> int:
+        """Publish what waits if that can be done until the deadline, and end.
+
+        Returns:
+            how many publications were left.
+        """
         self._closing = True
         if not self._thread.is_alive():
             self._over.set()  # it was never started, or has ended
@@ -200,6 +206,7 @@ class RedisWriter:
         left = self._left()
         if left:
             logger.error("{} publications did not reach the cluster", left)
+        return left
 
     def _interrupt(self) -> None:
         self._work.notify_all()

@@ -75,8 +75,8 @@ class ClusterPort(Protocol):
     def count(self, group: str) -> int:
         """Return how many connections a group has in the whole cluster."""
 
-    def close(self, timeout: float) -> None:
-        """Leave the cluster."""
+    def close(self, timeout: float) -> int:
+        """Leave the cluster; return how many publications did not reach it, as far as is known."""
 
     def abandon(self) -> None:
         """Leave it in the child of a fork, without telling anyone."""
@@ -109,6 +109,8 @@ class ClusterMember:
         self.node: str = secrets.token_hex(6)
         # Empty until it is opened; if two threads do so at once, the first entry counts.
         self._ports: list[ClusterPort] = []
+        #: How many publications did not reach the cluster before this server has left it.
+        self.unpublished: int = 0
 
     @property
     def port(self) -> ClusterPort | None:
@@ -132,7 +134,7 @@ class ClusterMember:
     def close(self) -> None:
         """Leave the cluster, after passing on publications within the timeout."""
         for port in self._ports:
-            port.close(_MOMENT)
+            self.unpublished += port.close(_MOMENT)
 
     def abandon(self) -> None:
         """Leave it in the child of a fork."""
