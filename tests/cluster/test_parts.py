@@ -204,10 +204,13 @@ def test_a_pid_file(tmp_path: Path) -> None:
     """It has the number of the process, and is removed unless another process has replaced it."""
     path = tmp_path / "pid"
     file = PidFile(str(path))
+    assert not path.exists()
+    file.write()
     assert path.read_text() == f"{os.getpid()}\n"
     file.remove()
     assert not path.exists()
     file = PidFile(str(path))
+    file.write()
     path.write_text("1\n")
     file.remove()
     assert path.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import threading
@@ -13,6 +14,9 @@ import pytest
 
 import tao
 from tao.cli.main import main
+from tao.cluster.processes.pid_file import PidFile
+from tao.cluster.processes.settings import SupervisorSettings
+from tao.cluster.processes.supervisor import Supervisor
 from tao.transport.addresses import address_text
 from tests.cluster.fleet import APP, Fleet, answer, ask, exists, is_closed, kill, refuses, state_of
 from tests.ends import Text, frame
@@ -284,3 +288,37 @@ def test_sockets_of_their_own(tmp_path: Path) -> None:
         pids = {ask(sock) for sock in waiting}
         assert len(pids) == 2
         assert first not in pids
+
+
+def test_a_lack_of_descriptors(tmp_path: Path) -> None:
+    """A supervisor that has none left goes on with the workers that it has, and recovers."""
+    with Fleet(tmp_path, 2) as fleet:
+        before = fleet.workers(2)
+        in_use = len(os.listdir(f"/proc/{fleet.pid}/fd"))
+        _, most = resource.prlimit(fleet.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(fleet.pid, resource.RLIMIT_NOFILE, (in_use + 3, most))
+        fleet.send(signal.SIGHUP)
+        wait_until(lambda: len(fleet.lines("a worker cannot be started: ")) == 2, LONG)
+        assert fleet.workers(2) == before
+        assert len(os.listdir(f"/proc/{fleet.pid}/fd")) == in_use
+        resource.prlimit(fleet.pid, resource.RLIMIT_NOFILE, (most, most))
+        fleet.send(signal.SIGHUP)
+        fleet.logged("is ready; .* drains")
+
+
+def test_the_pid_file_tells_whom_to_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exists only while signals are handled, and so is gone when they are not any more."""
+    path, handlers = tmp_path / "pid", []
+    before = signal.getsignal(signal.SIGHUP)
+
+    def note(*_: object) -> None:
+        handlers.append((path.exists(), signal.getsignal(signal.SIGHUP) == before))
+
+    settings = SupervisorSettings(command=["false"], max_crashes=1, pid_file=str(path))
+    supervisor = Supervisor(settings)
+    note()
+    remove = PidFile.remove
+    monkeypatch.setattr(PidFile, "remove", lambda file: (note(), remove(file), note()))
+    assert supervisor.run(note) == 1
+    note()
+    assert handlers == [(False, True), (True, False), (True, False), (False, False), (False, True)]

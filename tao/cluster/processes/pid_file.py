@@ -8,18 +8,22 @@ __all__ = ["PidFile"]
 
 
 class PidFile:
-    """Written at once and removed at the end.
+    """Written when the process handles signals, and removed at the end.
 
     Args:
         path: of the file; None: there is none.
-
-    Raises:
-        OSError: it cannot be written.
     """
 
     def __init__(self, path: str | None) -> None:
         self._path = None if path is None else os.path.abspath(path)
         self._text: str = f"{os.getpid()}\n"
+
+    def write(self) -> None:
+        """Write the file.
+
+        Raises:
+            OSError: that is not possible.
+        """
         if self._path is not None:
             # In one step, so that no process reads half of it.
             other = f"{self._path}.{os.getpid()}"

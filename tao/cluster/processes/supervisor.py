@@ -64,7 +64,7 @@ class Supervisor:
         stopping: called once, when the stop begins.
 
     Raises:
-        OSError: listening failed, or the pid file cannot be written.
+        OSError: listening failed.
         TypeError, ValueError: an address is none.
     """
 
@@ -105,7 +105,6 @@ class Supervisor:
             self._listening = ListeningSockets(settings.addresses, settings.backlog, own_sockets)
             cleanup.callback(self._listening.close)
             self._pid_file = PidFile(settings.pid_file)
-            cleanup.callback(self._pid_file.remove)
             self._load = LoadTable(len(self._rows))
             cleanup.callback(self._load.close)
             self._session_names = SessionNames()
@@ -124,25 +123,32 @@ class Supervisor:
         Args:
             started: called when the first workers are started: before, there is no other thread.
                 What it raises ends the supervisor.
+
+        Raises:
+            OSError: the pid file cannot be written.
         """
-        try:
-            with self._signals:
+        with ExitStack() as cleanup:
+            cleanup.callback(self._close)
+            # Signals are handled before anybody can know of the process, and until all is closed.
+            with self._signals, cleanup.pop_all():
+                self._pid_file.write()
                 for slot in self._slots:
                     self._start(slot)
                 started()
                 while self._stop_by is None or any(self._workers()):
                     self._step()
-        finally:
-            for worker in self._workers():
-                worker.channel.close()  # so it knows that it is alone
-            self._listening.close()
-            self._hub.close()
-            self._load.close()
-            self._session_names.close()
-            self._pid_file.remove()
-            for question in [*self._asked, *self._questions.values()]:
-                question.done.set()
         return self._status
+
+    def _close(self) -> None:
+        for worker in self._workers():
+            worker.channel.close()  # so it knows that it is alone
+        self._listening.close()
+        self._hub.close()
+        self._load.close()
+        self._session_names.close()
+        self._pid_file.remove()
+        for question in [*self._asked, *self._questions.values()]:
+            question.done.set()
 
     # -- for other threads
 
@@ -239,33 +245,38 @@ class Supervisor:
     def _start(self, slot: Slot[WorkerProcess]) -> None:
         """Start a worker."""
         slot.retry_at = None
+        try:
+            worker = self._new_worker(slot.number)
+        except OSError as error:  # out of descriptors, of processes, or of memory
+            logger.error("a worker cannot be started: {}", error)
+            if not any(slot.workers):
+                self._crashed(slot)
+        else:
+            slot.started(worker)
+
+    def _new_worker(self, slot: int) -> WorkerProcess:
         settings = self._settings
-        (ours, theirs), (near, far) = socket.socketpair(), socket.socketpair()
-        order = WorkerOrder(
-            number=next(self._numbers),
-            slot=slot.number,
-            control=theirs.fileno(),
-            hub=far.fileno(),
-            load=self._load.descriptor,
-            row=self._rows.pop() if self._rows else -1,
-            listening=self._listening.descriptors(slot.number),
-            sessions=self._session_names.prefix,
-            beat=min(_BEAT, settings.worker_timeout / _BEATS),
-            search_path=list(settings.search_path),
-        )
-        with theirs, far:
-            try:
-                process = start_worker(settings.command, order)
-            except OSError as error:  # out of processes, or of memory
-                ours.close()
-                near.close()
-                self._free(order)
-                logger.error("a worker cannot be started: {}", error)
-                if not any(slot.workers):
-                    self._crashed(slot)
-                return
-        member = self._hub.add(near)
-        slot.started(WorkerProcess(order, process, Channel(ours), member))
+        with ExitStack() as cleanup:
+            ours, theirs = map(cleanup.enter_context, socket.socketpair())
+            near, far = map(cleanup.enter_context, socket.socketpair())
+            order = WorkerOrder(
+                number=next(self._numbers),
+                slot=slot,
+                control=theirs.fileno(),
+                hub=far.fileno(),
+                load=self._load.descriptor,
+                row=self._rows.pop() if self._rows else -1,
+                listening=self._listening.descriptors(slot),
+                sessions=self._session_names.prefix,
+                beat=min(_BEAT, settings.worker_timeout / _BEATS),
+                search_path=list(settings.search_path),
+            )
+            cleanup.callback(self._free, order)
+            process = start_worker(settings.command, order)
+            cleanup.pop_all()
+        theirs.close()
+        far.close()
+        return WorkerProcess(order, process, Channel(ours), self._hub.add(near))
 
     def _ready(self, worker: WorkerProcess, details: dict[str, Any]) -> None:
         if worker.state != "booting":
