@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import threading
 
 from tao.cli.common import DONE, FAILED, WRONG_CALL, WrongCall, complain, leave, reason_of
 from tao.cli.serve import how_secured, prepare
@@ -26,9 +27,14 @@ def run(options: argparse.Namespace) -> int:
     link.answer = answer
     try:
         server, how = _start(options, link)
-    except WrongCall as error:
-        link.failed(str(error))  # the supervisor logs it
-        return WRONG_CALL
+    except BaseException as error:
+        link.failed(reason_of(error))  # the supervisor logs it
+        status = WRONG_CALL if isinstance(error, WrongCall) else FAILED
+        if _other_threads():
+            leave(status)  # the interpreter would wait for what the module has started
+        if status == WRONG_CALL:
+            return status
+        raise
     settings = server_core_of(server).settings
     workers = settings.workers if isinstance(settings.workers, int) else settings.workers.size
     server.serve_forever(
@@ -56,6 +62,12 @@ def _start(options: argparse.Namespace, link: Supervised) -> tuple[Server, str]:
     except (OSError, TaoError, ValueError) as error:
         raise WrongCall(reason_of(error)) from error
     return server, how_secured(tls, server)
+
+
+def _other_threads() -> bool:
+    """Whether there are threads that the end of the interpreter waits for."""
+    found = set(threading.enumerate()) - {threading.main_thread()}
+    return any(not each.daemon for each in found)
 
 
 def _end(report: StopReport, link: Supervised) -> int:

@@ -306,6 +306,57 @@ def test_a_lack_of_descriptors(tmp_path: Path) -> None:
         fleet.logged("is ready; .* drains")
 
 
+#: A thread that the end of the interpreter waits for.
+LINGERING = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+
+
+def test_a_module_that_fails_and_leaves_a_thread(tmp_path: Path) -> None:
+    """The worker ends nevertheless, and the supervisor tells why."""
+    with Fleet(tmp_path, 1, app=f"{LINGERING}1 / 0\n") as fleet:
+        assert fleet.status() == 2
+        assert fleet.lines("module app cannot be imported: ZeroDivisionError")
+
+
+def test_a_worker_whose_threads_do_not_end(tmp_path: Path) -> None:
+    """After a reload it is found out and killed, like one that hangs."""
+    with Fleet(tmp_path, 1, "--worker-timeout", 1.5, app=f"{APP}\n{LINGERING}") as fleet:
+        (before,) = fleet.workers(1)
+        fleet.module.write_text(APP, encoding="utf-8")
+        fleet.send(signal.SIGHUP)
+        fleet.logged(rf"\(process {before}\) has not answered for .*; its stacks:")
+        fleet.logged(rf"\(process {before}\) has not answered for .*: killing it")
+        assert fleet.workers(1) != [before]
+
+
+#: A module in whose process some threads cannot be started while a file exists.
+NO_THREADS = """
+import os, threading
+start = threading.Thread.start
+def refuse(thread):
+    if thread.name in ("tao-drain", "tao-supervised-answer") and os.path.exists("full"):
+        open("refused", "w").close()
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = refuse
+"""
+
+
+def test_a_worker_without_threads(tmp_path: Path) -> None:
+    """A question has no answer then, and an order to stop is carried out once that is possible."""
+    app = APP + NO_THREADS
+    with Fleet(tmp_path, 1, "--monitor", 0, "--drain-spread", 0.2, app=app) as fleet:
+        (before,) = fleet.workers(1)
+        full = tmp_path / "full"
+        full.touch()
+        assert fleet.page("connections")["connections"] == []
+        fleet.send(signal.SIGHUP)
+        fleet.logged("an order of the supervisor has to wait: can't start new thread")
+        assert exists(before)
+        full.unlink()
+        wait_until(lambda: not exists(before), LONG)
+        assert fleet.workers(1) != [before]
+
+
 def test_the_pid_file_tells_whom_to_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It exists only while signals are handled, and so is gone when they are not any more."""
     path, handlers = tmp_path / "pid", []

@@ -60,8 +60,12 @@ class WorkerProcess:
 
     @property
     def silence(self) -> float:
-        """Seconds without a sign of life; 0 while it boots, which may take any time."""
-        return 0.0 if self.state == "booting" else monotonic() - self.heard
+        """Seconds without a sign of life; 0 while it boots, which may take any time.
+
+        A worker that has told its last gives none, so one that does not end then is found out.
+        """
+        boots = self.state == "booting" and not self.failure
+        return 0.0 if boots else monotonic() - self.heard
 
     def alive(self) -> None:
         """Note a sign of life."""

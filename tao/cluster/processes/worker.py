@@ -58,6 +58,8 @@ class Supervised:
         self._channel = Channel(socket.socket(fileno=order.control))
         # What the thread is to send. Changed in single steps.
         self._outbox: deque[dict[str, Any]] = deque()
+        # What the thread is to do. Used by the thread only.
+        self._orders: deque[dict[str, Any]] = deque()
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._row = LoadRow(order.load, order.row)
@@ -117,8 +119,7 @@ class Supervised:
 
     def stopped(self) -> None:
         """Tell the last figures, and wait until that is sent."""
-        figures = None if self.answer is None else self.answer("figures", {})
-        self._end({"figures": figures})
+        self._end({"figures": self._answer("figures", {})})
 
     def _end(self, message: dict[str, Any]) -> None:
         self._outbox.append(message)
@@ -154,7 +155,8 @@ class Supervised:
         while not self._channel.ended:
             if monotonic() >= due:
                 due = monotonic() + self._order.beat
-                self._beat()
+                if not self._over:  # from then on it has to end, which the supervisor watches
+                    self._beat()
             while self._outbox:
                 self._channel.send(self._outbox.popleft())
             if self._over and not (self._outbox or self._channel.events & select.POLLOUT):
@@ -164,8 +166,8 @@ class Supervised:
                 if descriptor == self._woken.fileno():
                     self._woken.recv(4096)
             self._channel.flush()
-            for message in self._channel.receive():
-                self._obey(message)
+            self._orders.extend(self._channel.receive())
+            self._obey_all()
         self._sent.set()
         self._orphaned()
 
@@ -178,6 +180,18 @@ class Supervised:
             if core.state == "running":
                 self._row.write(count)
         self._channel.send({"beat": count})
+
+    def _obey_all(self) -> None:
+        """Carry out the orders; one that cannot be carried out now comes again with the next beat.
+
+        Each is forgotten only once it is done, as the thread may be interrupted.
+        """
+        try:
+            while self._orders:
+                self._obey(self._orders[0])
+                self._orders.popleft()
+        except (RuntimeError, MemoryError) as error:  # no thread can be started
+            logger.warning("an order of the supervisor has to wait: {}", error)
 
     def _obey(self, message: dict[str, Any]) -> None:
         match message:
@@ -193,16 +207,21 @@ class Supervised:
             self._say({"answer": number, "value": None})
 
         name = "tao-supervised-answer"
-        spawn(self._reply, number, what, query, name=name, failed=failed).start()
+        try:
+            spawn(self._reply, number, what, query, name=name, failed=failed).start()
+        except (RuntimeError, MemoryError) as error:  # no thread can be started
+            failed(error)
 
     def _reply(self, number: int, what: str, query: dict[str, str]) -> None:
-        answer = None
+        self._say({"answer": number, "value": self._answer(what, query)})
+
+    def _answer(self, what: str, query: dict[str, str]) -> Any:
+        """Return what the supervisor asks for; None if that fails."""
         try:
-            if self.answer is not None:
-                answer = self.answer(what, query)
+            return None if self.answer is None else self.answer(what, query)
         except Exception as error:
             logger.opt(exception=error).error("no answer to the supervisor's question for {}", what)
-        self._say({"answer": number, "value": answer})
+            return None
 
     def _leave(self, spread: float, heir: int | None = None) -> None:
         """Stop gracefully; the worker with the number ``heir`` goes on with the sessions."""
