@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from tao.cluster.processes.settings import SupervisorSettings
@@ -66,7 +66,14 @@ def serve(
     """
     from tao.cluster.processes.settings import SupervisorSettings, WorkerOrder
     from tao.cluster.processes.systemd import sockets_of_systemd
+    from tao.safe_text import safe_repr
 
+    if not isinstance(target, str):
+        raise TypeError(f"target must be 'module:server', not {safe_repr(target)}")
+    levels = get_args(LogLevel)
+    if log_level not in levels:
+        text = f"log_level must be one of {', '.join(levels)}, not {safe_repr(log_level)}"
+        raise ValueError(text)
     if WorkerOrder.taken:
         raise RuntimeError(
             "a worker has called tao.serve() while it imports the server: call it below "
@@ -86,7 +93,7 @@ def serve(
         worker_timeout=worker_timeout,
         max_crashes=max_crashes,
         pid_file=pid_file,
-        search_path=[each for each in sys.path if each],
+        search_path=[each for each in sys.path if isinstance(each, str) and each],
     )
     return supervise(settings, monitor, log_level)
 

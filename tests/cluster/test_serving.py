@@ -91,9 +91,20 @@ with tao.Server() as server:
         ({"worker_timeout": -1}, "worker_timeout must be positive"),
         ({"address": ("127.0.0.1", -1)}, "a port is a number"),
         ({"address": None}, "systemd has handed over no socket"),
+        ({"log_level": "loud"}, "log_level must be one of trace, debug, .*, not 'loud'"),
+        ({"log_level": None}, "log_level must be one of trace, debug, .*, not None"),
     ],
 )
-def test_a_wrong_call(wrong: dict[str, object], text: str) -> None:
-    """What is wrong is refused before anything is started."""
+def test_a_wrong_call(wrong: dict[str, object], text: str, tmp_path: Path) -> None:
+    """What is wrong is refused before anything is started, and nothing is left."""
+    pid_file = tmp_path / "pid"
     with pytest.raises(ValueError, match=text):
-        tao.serve("app:server", **{"processes": 1, **wrong})  # type: ignore[arg-type]
+        tao.serve("app:server", **{"processes": 1, "pid_file": pid_file, **wrong})  # type: ignore[arg-type]
+    assert not pid_file.exists()
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"app:server"])
+def test_a_wrong_target(wrong: object) -> None:
+    """The text says what it has to be."""
+    with pytest.raises(TypeError, match="target must be 'module:server', not"):
+        tao.serve(wrong, processes=1)  # type: ignore[arg-type]
