@@ -19,12 +19,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Final
 
 from tao.cli.common import DONE, FAILED, RELOAD_LINK, say
 from tao.runtime.deadline import Deadline
 from tao.runtime.threads import spawn
+from tao.safe_text import FORMATTING_ERRORS
 from tao.server.server import Server
 
 __all__ = ["Link", "supervise"]
@@ -35,6 +36,9 @@ _STEP: Final = 0.2
 _PATIENCE: Final = 60.0
 # How long it may take after a second interrupt, in seconds.
 _HASTE: Final = 2.0
+
+# Follows each name of a file that the child reports; no name has it.
+_END: Final = b"\0"
 
 #: Modification time and size of a file; None if it does not exist.
 _Stamp = tuple[int, int] | None
@@ -51,6 +55,7 @@ class Link:
         self._sock = socket.socket(fileno=number)
         self._sock.set_inheritable(False)
         self._told: set[str] = set()
+        self._here = os.path.join(os.getcwd(), "")  # before the application goes elsewhere
         #: The server to stop; None until it has been found.
         self.server: Server | None = None
         spawn(self._run, name="tao-reload", failed=lambda _: self._run()).start()
@@ -60,9 +65,9 @@ class Link:
         poll.register(self._sock, select.POLLIN)
         try:
             while not poll.poll(_STEP * 1000):
-                files = set(_imported()) - self._told
+                files = set(_imported(self._here)) - self._told
                 self._told |= files
-                self._sock.sendall("".join(f"{name}\n" for name in files).encode())
+                self._sock.sendall(b"".join(os.fsencode(name) + _END for name in files))
         except OSError:
             pass  # the parent was killed
         if self.server is None:
@@ -70,15 +75,25 @@ class Link:
         self.server.stop()
 
 
-def _imported() -> Iterable[str]:
-    """Yield the files of modules imported from below the current directory."""
-    here = os.path.join(os.getcwd(), "")
+def _imported(here: str) -> Iterable[str]:
+    """Yield the files of modules imported from below a directory."""
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+        file = _file_of(module)
         if isinstance(file, str) and "site-packages" not in file:
-            path = os.path.abspath(file)
+            path = os.path.normpath(os.path.join(here, file))
             if path.startswith(here):
                 yield path
+
+
+def _file_of(module: object) -> object:
+    """Return the file of a module, or of what an application has put in the place of one."""
+    try:
+        if issubclass(type(module), ModuleType):
+            # Not by getattr(), which may import one that is loaded lazily.
+            return ModuleType.__getattribute__(module, "__dict__").get("__file__")
+        return getattr(module, "__file__", None)
+    except FORMATTING_ERRORS:  # computed by the application
+        return None
 
 
 def supervise(words: list[str]) -> int:
@@ -163,7 +178,7 @@ class _Parent:
             data = ours.recv(65536)
         except OSError:
             return False
-        *names, self._partial = (self._partial + data).split(b"\n")
+        *names, self._partial = (self._partial + data).split(_END)
         for name in names:
             path = os.fsdecode(name)
             self._watched.add(path)
@@ -183,11 +198,10 @@ class _Parent:
                 return name
         return ""
 
-    @staticmethod
-    def _settle(poll: select.poll, name: str) -> None:
+    def _settle(self, poll: select.poll, name: str) -> None:
         """Wait until a file has not changed for one step, as it may still be being written."""
         before = _stamp(name)
-        while True:
+        while not self._interrupts:
             poll.poll(_STEP * 500)
             now = _stamp(name)
             if now == before:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,84 @@ def test_ctrl_c_at_a_terminal(project: Path) -> None:
         rest = process.stdout.read()
         assert process.wait(LONG) == 0
     assert rest.splitlines() == ["tao: stopping", "tao: stopped"]
+
+
+#: Modules that are not as usual, and places that are not.
+ODD = {
+    "computed attributes": """
+import sys
+class Lazy:
+    def __getattr__(self, name): raise ImportError("an extra is not installed")
+sys.modules["lazy"] = Lazy()
+""",
+    "an exit": """
+import sys
+class Lazy:
+    def __getattr__(self, name): sys.exit(name)
+sys.modules["lazy"] = Lazy()
+""",
+    "computed attributes of a module": """
+import sys, types
+class Lazy(types.ModuleType):
+    def __getattribute__(self, name): raise RuntimeError(name)
+sys.modules["lazy"] = Lazy("lazy")
+""",
+    "loaded lazily": """
+import importlib.util, sys
+open("broken.py", "w").write("1 / 0")
+spec = importlib.util.find_spec("broken")
+spec.loader = importlib.util.LazyLoader(spec.loader)
+sys.modules["broken"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["broken"])
+""",
+    "elsewhere": "import os\nos.chdir('/')\n",
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_change_with_odd_modules(project: Path, odd: str) -> None:
+    """The files of the others are watched all the same."""
+    write(project / "gateway.py", GATEWAY + ODD[odd])
+    changes_and_ends(project)
+
+
+def test_a_folder_with_any_name(project: Path) -> None:
+    """It may be no text, and have several lines."""
+    folder = Path(os.fsdecode(os.fsencode(project) + b"/caf\xe9\n"))
+    folder.mkdir()
+    for name in ("gateway.py", "settings.py"):
+        (project / name).rename(folder / name)
+    changes_and_ends(folder)
+
+
+def changes_and_ends(project: Path) -> None:
+    with reloading(project) as program:
+        serves(program, 1)
+        write(project / "settings.py", "value = 'the second'\n")
+        program.prints("settings the second")
+        serves(program, 2)
+        program.send(signal.SIGINT)
+        assert program.status() == 0
+    assert not any("tao-reload" in line for line in program.errors)
+
+
+def test_a_file_that_never_rests(project: Path) -> None:
+    """A restart waits until it is written; Ctrl-C ends the command meanwhile."""
+    over = threading.Event()
+
+    def change() -> None:
+        while not over.wait(0.02):
+            with (project / "settings.py").open("a", encoding="utf-8") as file:
+                file.write("# more\n")
+
+    with reloading(project) as program:
+        serves(program, 1)
+        writer = threading.Thread(target=change, name="test-writer")
+        writer.start()
+        try:
+            over.wait(1)
+            assert program.interrupt() == 0
+        finally:
+            over.set()
+            writer.join()
+    assert banners(program) == 1
