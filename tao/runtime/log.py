@@ -134,7 +134,9 @@ def _is_for_caller(error: BaseException) -> bool:
 def _can_format(text: str, args: tuple[object, ...]) -> bool:
     try:
         text.format(*args)
-    except Exception:
+    except BaseException as error:
+        if _is_for_caller(error):
+            raise
         return False
     return True
 
@@ -170,7 +172,9 @@ class _Safe:
     def _convert(self, convert: Callable[..., str], *args: str) -> str:
         try:
             return convert(self._value, *args)
-        except Exception as error:
+        except BaseException as error:
+            if _is_for_caller(error):
+                raise
             return f"<unprintable {type(self._value).__name__}: {type(error).__name__}>"
 
 

@@ -7,6 +7,8 @@ import os
 import socket
 import ssl
 
+from tao.safe_text import FORMATTING_ERRORS
+
 __all__ = ["NOT_TLS_REASONS", "explain"]
 
 #: OpenSSL's reasons for bytes that are not TLS at all.
@@ -20,7 +22,7 @@ def explain(error: BaseException) -> str:
     """Describe an error in a few words. Never raises."""
     try:
         return _explanation(error)
-    except Exception:  # the class is the application's own, or its arguments are unusual
+    except FORMATTING_ERRORS:  # the class is the application's own, or its arguments are unusual
         return type(error).__name__
 
 

@@ -125,6 +125,29 @@ def test_an_argument_that_cannot_be_formatted_is_replaced(log_lines: list[Any]) 
     assert (line["level"].name, line["extra"]) == ("WARNING", {"connection": 3})
 
 
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, KeyboardInterrupt])
+def test_an_argument_that_ends_threads_is_replaced(
+    log_lines: list[Any], error: type[BaseException]
+) -> None:
+    """Whatever its text raises, the thread that logs it goes on."""
+
+    class Deadly:
+        def __str__(self) -> str:
+            raise error
+
+    goes_on = Seen()
+
+    def run() -> None:
+        logger.warning("{}", Deadly())
+        goes_on.add(True)
+
+    thread = spawn(run, name="test-logging")
+    thread.start()
+    thread.join()
+    assert goes_on.items
+    assert log_lines[0]["message"] == f"<unprintable Deadly: {error.__name__}>"
+
+
 @pytest.mark.parametrize("opened", [False, True])
 def test_the_location_of_a_line_is_that_of_the_caller(log_lines: list[Any], opened: bool) -> None:
     """This holds for every method, and for replaced arguments."""

@@ -6,6 +6,8 @@ import errno
 import socket
 import ssl
 
+import pytest
+
 from tao.transport.error_text import explain
 
 
@@ -26,3 +28,15 @@ def test_explain() -> None:
     assert explain(OSError(errno.ECONNREFUSED, "")) == "connection refused"
     assert explain(TimeoutError("too slow")) == "too slow"
     assert explain(TimeoutError()) == "TimeoutError"
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("base", [OSError, ValueError])
+def test_an_error_without_a_text(base: type[Exception], raised: type[BaseException]) -> None:
+    """Its class tells enough, whatever its text raises."""
+
+    class Unspeakable(base):  # type: ignore[valid-type,misc]
+        def __str__(self) -> str:
+            raise raised
+
+    assert explain(Unspeakable()) == "Unspeakable"
