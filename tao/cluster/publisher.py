@@ -11,7 +11,8 @@ from tao.cluster.engine import EVERYONE, Publication, Target
 from tao.connection.options.fields import check_cluster, check_cluster_key
 from tao.errors import ClusterUnavailable
 from tao.runtime.forks import renew_after_fork
-from tao.server.membership.names import check_group_name
+from tao.safe_text import safe_repr
+from tao.server.membership.names import addresses_of, check_group_name
 from tao.wire.codec import Codec, TypeLengthValueCodec
 from tao.wire.codec_checks import checked_encoder
 from tao.wire.message import AnyMessage
@@ -97,9 +98,8 @@ class Publisher:
         Raises:
             ClusterUnavailable: it was not taken, or not confirmed in time.
         """
-        if not isinstance(address_id, str):
-            raise TypeError(f"address_id must be that of a connection, not {address_id!r}")
-        self._publish(Target("connection", address_id), message, (), confirm)
+        target = Target("connection", _check_address_id(address_id))
+        self._publish(target, message, (), confirm)
 
     def broadcast_to_group(
         self, name: str, message: Any, exclude: Collection[str], confirm: float | None
@@ -126,7 +126,8 @@ class Publisher:
     def _publish(
         self, target: Target, message: Any, exclude: Collection[str], confirm: float | None
     ) -> None:
-        publication = Publication(target, self._encode(message), tuple(exclude))
+        left_out = tuple(map(_check_address_id, addresses_of(exclude)))
+        publication = Publication(target, self._encode(message), left_out)
         self._engine().publish(publication, confirm)
 
     def _engine(self) -> RedisEngine:
@@ -155,6 +156,12 @@ class Publisher:
         for engine in self._engines:
             engine.abandon()
         self._engines = []
+
+
+def _check_address_id(address_id: object) -> str:
+    if not isinstance(address_id, str):
+        raise TypeError(f"address_id must be that of a connection, not {safe_repr(address_id)}")
+    return address_id
 
 
 class PublisherGroup:

@@ -20,6 +20,7 @@ from tao.connection.reports.statistics import Snapshot, Statistics
 from tao.connection.sending.burst import BURST, Burst
 from tao.errors import ConnectionClosed, ServerClosed
 from tao.runtime.context import SERVER, Context, background
+from tao.runtime.deadline import Deadline
 from tao.runtime.forks import renew_after_fork
 from tao.runtime.greenlets import is_patched
 from tao.runtime.leader_followers import Run
@@ -40,7 +41,7 @@ from tao.server.membership.cluster_member import ClusterMember, own_number
 from tao.server.membership.group_index import GroupIndex
 from tao.server.membership.groups import Group
 from tao.server.membership.identities import Identities
-from tao.server.membership.names import check_group_name, check_identity
+from tao.server.membership.names import check_address, check_group_name, check_identity
 from tao.server.reports import Broadcast, StopReport
 from tao.server.resources import Resources
 from tao.server.schedules import Schedules
@@ -290,6 +291,7 @@ class ServerCore:
         self, message: Any, exclude: Collection[Any], confirm: float | None = None
     ) -> Broadcast:
         """See `Server.broadcast`."""
+        Deadline(confirm)  # checks it
         frame = checked_encoder(self.settings.codec)(message)
         cluster, port = self.cluster, self.cluster.port
         if port is not None:
@@ -300,6 +302,7 @@ class ServerCore:
     def unicast(self, address: int | str, message: Any) -> None:
         """See `Server.unicast`."""
         cluster, port = self.cluster, self.cluster.port
+        check_address(address)
         number = own_number(cluster.node, address) if isinstance(address, str) else address
         conn = None if number is None else self.conn(number)
         if conn is None and (number is not None or port is None):
@@ -331,6 +334,7 @@ class ServerCore:
         self, name: str, message: Any, exclude: Collection[Any], confirm: float | None
     ) -> Broadcast:
         """See `Group.broadcast`."""
+        Deadline(confirm)  # checks it
         frame = checked_encoder(self.settings.codec)(message)
         cluster, port = self.cluster, self.cluster.port
         if port is not None:

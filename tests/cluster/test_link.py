@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -123,6 +124,35 @@ def test_a_cluster_that_takes_nothing(servers: list[tao.Server]) -> None:
     """The caller is told."""
     with pytest.raises(tao.ClusterUnavailable):
         servers[0].broadcast(Text("refused"))
+
+
+@pytest.mark.parametrize("wrong", ["abc", [None], [1.0], [b"x"]])
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_no_list_of_connections(servers: list[tao.Server], wrong: Any, alone: bool) -> None:
+    """It is refused, and nobody gets the message."""
+    server = tao.Server(registry=tao.Registry()) if alone else servers[0]
+    for broadcast in (server.broadcast, server.group("room").broadcast):
+        with pytest.raises(TypeError, match=r"exclude must be a list|a connection has a net_id"):
+            broadcast(Text("x"), exclude=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["2", float("nan"), ()])
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_no_time_to_confirm(servers: list[tao.Server], wrong: Any, alone: bool) -> None:
+    """It is refused before anything is published."""
+    server = tao.Server(registry=tao.Registry()) if alone else servers[0]
+    for broadcast in (server.broadcast, server.group("room").broadcast):
+        with pytest.raises((TypeError, ValueError), match="must be a number of seconds"):
+            broadcast(Text("x"), confirm=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 1.0, b"x"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_names_no_connection(servers: list[tao.Server], wrong: Any, alone: bool) -> None:
+    """It is refused."""
+    server = tao.Server(registry=tao.Registry()) if alone else servers[0]
+    with pytest.raises(TypeError, match="a connection has a net_id"):
+        server.unicast(wrong, Text("x"))
 
 
 def test_a_gap() -> None:

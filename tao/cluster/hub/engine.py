@@ -113,6 +113,7 @@ class HubEngine:
 
     def publish(self, publication: Publication, confirm: float | None = None) -> None:
         """Pass a publication on."""
+        deadline = Deadline(confirm)
         number = next(self._numbers)
         record = publish_record(self._node, number, publication)
         if self.state != "up":
@@ -129,7 +130,7 @@ class HubEngine:
             if self._closed and taken_back(self._queue, record):
                 raise ClusterUnavailable("the supervisor, or this server, is stopping")
             self._work.notify_all()
-            if confirm is not None and not came.wait(confirm):
+            if confirm is not None and not came.wait(deadline.remaining()):
                 raise ClusterUnavailable(f"not confirmed within {confirm} s")
         finally:
             self._confirmations.pop(number, None)

@@ -164,7 +164,7 @@ class RedisWriter:
 
     def publish(self, publication: Publication, confirm: float | None) -> None:
         """See `Engine.publish`. Any thread may call it."""
-        draft = draft_of(publication)
+        draft, deadline = draft_of(publication), Deadline(confirm)
         if self._closing:
             raise ClusterUnavailable("this node has left the cluster")
         if len(self._queue) >= _MOST_WAITING or self._bytes.get() > _MOST_BYTES:
@@ -177,7 +177,7 @@ class RedisWriter:
             raise ClusterUnavailable("this node has left the cluster")
         self._work.notify_all()
         if settled is not None:
-            if not settled.wait(confirm):
+            if not settled.wait(deadline.remaining()):
                 raise ClusterUnavailable(f"not confirmed within {confirm} s")
             if not item.published:
                 raise ClusterUnavailable("this node has left the cluster before it was published")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from tao.connection.options.definitions import ServerSettings
 from tao.connection.reports.statistics import Statistics
+from tao.server.membership.names import addresses_of
 from tao.server.reports import Broadcast
 
 __all__ = ["ClusterMember", "ClusterPort", "LocalConnections", "open_clusters_with", "own_number"]
@@ -147,12 +148,12 @@ class ClusterMember:
 
     def address_ids(self, conns: Collection[Any]) -> list[str]:
         """Return the same of connections, of their numbers, or of what names them already."""
-        numbers = (getattr(conn, "net_id", conn) for conn in conns)
+        numbers = addresses_of(conns)
         return [each if isinstance(each, str) else self.address_id(each) for each in numbers]
 
     def own_ids(self, conns: Collection[Any]) -> set[int]:
         """Return the numbers of those among them that belong to this process."""
-        numbers = (getattr(conn, "net_id", conn) for conn in conns)
+        numbers = addresses_of(conns)
         found = (own_number(self.node, each) if isinstance(each, str) else each for each in numbers)
         return {number for number in found if number is not None}
 

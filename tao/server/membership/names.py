@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
-__all__ = ["Member", "check_group_name", "check_identity"]
+from tao.safe_text import safe_repr
+
+__all__ = [
+    "Member",
+    "addresses_of",
+    "check_address",
+    "check_group_name",
+    "check_identity",
+]
 
 # The longest name, in bytes of UTF-8.
 _LONGEST = 255
@@ -35,6 +44,29 @@ def check_group_name(name: object) -> str:
 def check_identity(identity: object) -> str:
     """Do the same for the identity of a peer."""
     return _check("an identity", identity)
+
+
+def check_address(address: object) -> int | str:
+    """Return what may name a connection.
+
+    Raises:
+        TypeError: it is no number of a connection, and no ``address_id``.
+    """
+    if not isinstance(address, (int, str)):
+        what = safe_repr(address)
+        raise TypeError(f"a connection has a net_id (int) or an address_id (str), not {what}")
+    return address
+
+
+def addresses_of(conns: Iterable[Any]) -> list[int | str]:
+    """Return the numbers of connections; what names one already is kept.
+
+    Raises:
+        TypeError: there is something that can be no connection, or a text in place of a list.
+    """
+    if isinstance(conns, str):
+        raise TypeError(f"exclude must be a list of connections, not {safe_repr(conns)}")
+    return [check_address(getattr(conn, "net_id", conn)) for conn in conns]
 
 
 def _check(what: str, name: object) -> str:
