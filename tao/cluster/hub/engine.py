@@ -166,13 +166,7 @@ class HubEngine:
         """Be closed, and have both threads end; return how many publications were not sent."""
         self._closed = self._closing = True
         self._work.notify_all()
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the supervisor is gone
-        for came in list(self._confirmations.values()):
-            came.set()
-        left = 0
+        left = 0  # taken out before the reader learns of the end, and does the same
         while self._queue:
             try:
                 self._queue.popleft()
@@ -181,6 +175,12 @@ class HubEngine:
             left += 1
         if left:
             logger.error("{} publications did not reach the cluster", left)
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the supervisor is gone
+        for came in list(self._confirmations.values()):
+            came.set()
         return left
 
     def abandon(self) -> None:
