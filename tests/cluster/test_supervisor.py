@@ -186,6 +186,21 @@ def test_a_second_interrupt(tmp_path: Path) -> None:
         assert not exists(worker)
 
 
+def test_two_signals_at_the_same_moment(tmp_path: Path) -> None:
+    """They end all at once as well, and no worker is started in place of those that are killed."""
+    with Fleet(tmp_path, 2) as fleet:
+        workers = fleet.workers(2)
+        fleet.send(signal.SIGSTOP)
+        wait_until(lambda: state_of(fleet.pid) == "T", LONG)
+        fleet.send(signal.SIGTERM)
+        fleet.send(signal.SIGINT)
+        fleet.send(signal.SIGCONT)
+        assert fleet.status() == 130
+        assert len(fleet.lines("stopping at once")) == 1
+        assert not fleet.lines("another worker starts")
+        assert not any(map(exists, workers))
+
+
 def test_a_worker_that_boots_slowly(tmp_path: Path) -> None:
     """It may take longer than a worker that serves may be silent."""
     with Fleet(

@@ -230,14 +230,14 @@ class Supervisor:
 
     def _heed_signals(self) -> None:
         flags = self._signals
-        if flags.stops > 1:
+        if flags.stops and self._stop_by is None:
+            self._stop()  # first, also if a second one has come at the same time
+        if flags.stops > 1 and self._status != _INTERRUPTED:
             logger.warning("stopping at once")
             self._status = _INTERRUPTED
             for worker in self._workers():
                 worker.signal(signal.SIGKILL)
-        elif flags.stops and self._stop_by is None:
-            self._stop()
-        elif flags.take_reload() and self._stop_by is None:
+        if flags.take_reload() and self._stop_by is None:
             self._reload()
 
     # -- starting
