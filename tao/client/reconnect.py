@@ -111,6 +111,7 @@ class ClientCore(ConnectionCore):
         renew_after_fork(self, ClientCore.renew_after_fork)
         if settings.on_message is None:
             self.error_reports.unheard = partial(warn_unheard, made_at)
+        self.statistics.client = self
         self.statistics.publish()
 
     # -- for the application, see ClientConn

@@ -120,6 +120,9 @@ def _tell_what_is_dropped() -> None:
     """At exit, log the unfinished messages of all connections."""
     for statistics in all_statistics():
         conns = list(statistics.living())
+        client = statistics.client
+        if not conns and client is not None and not client.lifecycle.ended:
+            conns.append(client)  # it is not connected yet
         unhandled = sum(conn.unhandled for conn in conns)
         unsent = sum(conn.send_queue.waiting for conn in conns)
         if unhandled or unsent:

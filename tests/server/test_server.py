@@ -781,6 +781,27 @@ while server.snapshot().messages_in < 3: pass
     assert output_of(program) == f"WARNING the process ends, so server-1 {line}\n"
 
 
+@pytest.mark.parametrize("begin", ["", "conn.start(keep_trying=True)"])
+def test_messages_of_a_client_dropped_at_exit_are_logged(begin: str) -> None:
+    """This includes those that were written before it is connected for the first time."""
+    program = f"""
+import socket
+with socket.socket() as sock:
+    sock.bind(("127.0.0.1", 0))
+    conn = tao.ClientConn(sock.getsockname(), registry=registry, reconnect=True)
+    {begin}
+    for _ in range(3): conn.write(Text(b"x"))
+closed = tao.ClientConn(address, registry=registry)
+closed.write(Text(b"x"))
+closed.close()
+"""
+    lost, dropped = output_of(program).splitlines()
+    assert lost == "WARNING closing: 1 messages (9 bytes) could not be sent: closed by this side"
+    line = "drops 0 messages not handled and 3 not sent, of 1 connections"
+    assert dropped.startswith("WARNING the process ends, so client-")
+    assert dropped.endswith(line)
+
+
 # -- CPUs
 
 

@@ -218,6 +218,8 @@ class Statistics:
         self._sessions_moved = AtomicInt64()
         self._links_passed = AtomicInt64()
         self._links_relayed = AtomicInt64()
+        #: The connection of a client, which holds what is written before it is established.
+        self.client: Any = None
         #: The streams of the sessions that have not ended. Changed in single steps.
         self.sessions: dict[WithLink, None] = {}
 
