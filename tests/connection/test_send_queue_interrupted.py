@@ -244,8 +244,8 @@ def test_both_lanes_are_forgotten_at_each_bytecode() -> None:
     """The repair is correct even if the kernel has accepted the preface and other frames."""
     for moment in opcodes("tao.connection.sending.backlog"):
         backlog = Backlog()
-        backlog.append(b"preface", preface=True)
-        backlog.append(b"rest", preface=False)
+        backlog.append([b"preface"], preface=True)
+        backlog.append([b"rest"], preface=False)
         backlog.journal = True
         with moment.raising():
             backlog.forget(11)
@@ -454,3 +454,38 @@ def test_a_recursion_error_at_any_depth(action: Callable[[Line], None]) -> None:
         if line.queue.error is None:
             assert got[-1] == 9, more
         line.close()
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest"])
+def test_a_dropped_frame_is_counted_at_each_bytecode(policy: str) -> None:
+    """Of those that threads have noted, each waits or is counted, and waits only once."""
+    for moment in opcodes("tao.connection.sending.admission", "tao.connection.sending.backlog"):
+        queue = SendQueue(4, lambda: None, slow_consumer=policy, keep=True)
+        for number in range(3):
+            queue.write(bytes([number]))
+        note(queue, 3, 4, 5)
+        with moment.raising():
+            queue.flush()
+        queue.flush()
+        left = queue.transmitter.backlog.frames
+        assert len(set(left)) == len(left) == queue.waiting, moment
+        assert len(left) + queue.dropped >= 6, moment
+        assert moment.struck or len(left) + queue.dropped == 6
+
+
+def note(queue: SendQueue, *numbers: int) -> None:
+    """Write while another thread has the turn, which leaves the frames to the next that has it."""
+    held, free, turn = threading.Event(), threading.Event(), queue.combiner.turn
+
+    def hold() -> None:
+        with turn:
+            held.set()
+            free.wait(PATIENCE)
+
+    holder = threading.Thread(target=hold, name="test-holder")
+    holder.start()
+    assert held.wait(PATIENCE)
+    for number in numbers:
+        queue.write(bytes([number]))
+    free.set()
+    holder.join()

@@ -7,6 +7,7 @@ something need the turn of the send queue.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 
 from tao.connection.sending.backlog import TrackedFrame, move
 from tao.connection.sending.keyed_frames import KeyedFrame
@@ -25,8 +26,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_backlog", "_keep", "_limits", "_transmitter", "dropped", "frames", "in_preface",
-        "on_crowded", "preface_frames",
+        "_backlog", "_keep", "_limits", "_taken", "_transmitter", "dropped", "frames",
+        "in_preface", "on_crowded", "preface_frames",
     )  # fmt: skip
 
     def __init__(self, limits: SendLimits, transmitter: Transmitter, *, keep: bool) -> None:
@@ -37,6 +38,8 @@ class Admission:
         # Any thread appends to these, in one step; the thread that has the turn empties them.
         self.frames: list[bytes] = []  #: noted or collected
         self.preface_frames: list[bytes] = []  #: noted, of the preface
+        # The frame that is being lined up, as long as it is nowhere else. Needs the turn.
+        self._taken: list[bytes] = []
         #: Returns whether what the calling code writes is of the preface; None: there is none.
         self.in_preface: Callable[[], bool] | None = None
         self.dropped: int = 0  #: how many frames the policy has dropped
@@ -117,6 +120,8 @@ class Admission:
         backlog = self._backlog
         if backlog.journal is not None or backlog.size < 0:
             self._transmitter.repair()  # the thread that was interrupted could not do so
+        if self._taken:
+            self.put_back()
         if self.preface_frames:
             move(self.preface_frames, backlog.preface_frames)
             backlog.recount()
@@ -130,16 +135,24 @@ class Admission:
     def _take_in_singly(self) -> None:
         while self.frames:
             try:
-                self.line_up(self.frames.pop(0))
-            except TaoError:
-                self.dropped += 1
+                # In one step, so that an exception finds the frame in one of the two.
+                self._taken.extend(map(self.frames.pop, (0,)))
             except IndexError:
                 return  # another thread has dropped the oldest, to note its own
+            try:
+                self._line_up(self._taken, preface=False)
+            except TaoError:
+                self.dropped += 1
+            self._taken.clear()
+
+    def put_back(self) -> None:
+        """Note a frame again that an exception has kept from being lined up. Needs the turn."""
+        self.frames[:0] = map(self._taken.pop, repeat(0, len(self._taken)))
 
     def write(self, frame: bytes, patiently: bool = False) -> None:
-        """Add a frame after all others, see `line_up`, or raise. Needs the turn."""
+        """Add a frame after all others, see `_line_up`, or raise. Needs the turn."""
         self.take_in()
-        self.line_up(frame, patiently)
+        self._line_up([frame], preface=self._preface, patiently=patiently)
         self.check_broken(frame)
 
     def check_broken(self, frame: bytes) -> None:
@@ -148,14 +161,16 @@ class Admission:
             self._backlog.take_back(frame)
             raise ConnectionClosed(self._transmitter.seal or "connection broken")
 
-    def line_up(self, frame: bytes, patiently: bool = False) -> None:
+    def _line_up(self, source: list[bytes], *, preface: bool, patiently: bool = False) -> None:
         """Add a frame to the backlog and send as much as possible, or drop one. Needs the turn.
 
         Args:
+            source: has the frame, until it is in the backlog.
+            preface: whether it is of the preface.
             patiently: whether to raise `WouldBlock` if there is no room, whatever the policy is.
         """
-        size, preface = len(frame), self._preface
-        transmitter = self._transmitter
+        frame, transmitter = source[0], self._transmitter
+        size = len(frame)
         if type(frame) is KeyedFrame and not preface and self._replace(frame):
             return
         if transmitter.ready and self._full(size, preface):
@@ -170,7 +185,7 @@ class Admission:
             raise ConnectionClosed(transmitter.seal)
         if not frame:
             return  # if the kernel accepted none of it, the queue would look full
-        self._backlog.append(frame, preface=preface)
+        self._backlog.append(source, preface=preface)
         if not transmitter.blocked:
             transmitter.send()
         self.check_crowded()
@@ -236,5 +251,6 @@ class Admission:
 
     def clear(self) -> None:
         """Forget all that was noted."""
+        self._taken.clear()
         self.frames.clear()
         self.preface_frames.clear()

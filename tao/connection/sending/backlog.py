@@ -65,10 +65,11 @@ class Backlog:
         """How many bytes the kernel has not accepted."""
         return max(0, self.size - self.offset)
 
-    def append(self, frame: bytes, *, preface: bool) -> None:
-        """Add a frame at the end of its lane."""
-        (self.preface_frames if preface else self.frames).append(frame)
-        self.size += len(frame)
+    def append(self, source: list[bytes], *, preface: bool) -> None:
+        """Move the only frame of a list to the end of its lane."""
+        size = len(source[0])
+        move(source, self.preface_frames if preface else self.frames)
+        self.size += size
 
     def take(self, source: list[bytes]) -> None:
         """Move all frames of a list to the end of ``frames``."""

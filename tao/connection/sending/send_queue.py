@@ -445,6 +445,7 @@ class SendQueue(SendFigures):
 
     def _repair(self) -> None:
         """Put right what an exception interrupted. Needs the turn."""
+        self._admission.put_back()
         self.transmitter.repair()
 
     def _end(self, sealed: bool) -> None:
