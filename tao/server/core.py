@@ -401,10 +401,14 @@ class ServerCore:
 
     def _release(self) -> int:
         """Give back what a running server holds; return how many publications were left."""
-        self.cluster.close()
-        if self.session_port is not None:
-            self.session_port.close()
-        self._resources[0].give_back()
+        try:
+            self.cluster.close()
+        finally:
+            try:
+                if self.session_port is not None:
+                    self.session_port.close()
+            finally:
+                self._resources[0].give_back()
         return self.cluster.unpublished
 
     def _flush(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -170,6 +171,8 @@ class Stopping:
             except BaseException as error:
                 logger.opt(exception=error).error("the stop was interrupted and begins again")
         try:
+            if report is None:
+                self._give_up()
             self._ended()
             self._log(report)
         finally:
@@ -206,6 +209,23 @@ class Stopping:
         report.unpublished = parts.release()
         report.threads = [thread.name for thread in threads if thread.is_alive()]
         return report
+
+    def _give_up(self) -> None:
+        """Have all end by itself and give back what is shared, as each try to stop has failed."""
+        parts = self._parts()
+        assert parts is not None
+        steps: list[Callable[[], object]] = [each.discard for each in parts.listeners]
+        steps += [core_of(conn).abort for conn in parts.conns]
+        steps.append(partial(parts.context.cancel_aside, "server stopping"))
+        if parts.readers is not None:
+            steps.append(parts.readers.retire)
+        if parts.pool is not None:
+            steps.append(partial(parts.pool.shutdown, wait=False))
+        for step in [*steps, parts.release]:
+            try:
+                step()
+            except BaseException as error:
+                logger.opt(exception=error).error("a step of the stop has failed, and is skipped")
 
     def _drain(self, conns: list[ServerConn]) -> StopReport:
         """Close connections gracefully, and wait until they have ended."""

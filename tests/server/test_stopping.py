@@ -19,7 +19,9 @@ from tao.errors import ServerClosed
 from tao.runtime.context import Context
 from tao.runtime.threads import in_tao_thread
 from tao.server.connection import ServerConn
+from tao.server.membership.cluster_member import ClusterMember
 from tao.server.server import Server, server_core_of
+from tao.server.stopping import Stopping
 from tao.transport.stream import Transport
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Text, text
@@ -129,6 +131,32 @@ def test_an_unfinished_stop_is_not_clean(make_server: MakeServer) -> None:
     assert not reports[0].finished and not reports[0].clean
     assert [(type(conn), left) for conn, *left in reports[0].abandoned] == [(ServerConn, [1, 0])]
     assert server.stop().clean
+
+
+@pytest.mark.parametrize("readers", ["own", "shared"])
+@pytest.mark.parametrize("place", [(Stopping, "_drain"), (ClusterMember, "close")])
+def test_a_stop_that_always_fails_gives_all_back(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, place: Any, readers: str
+) -> None:
+    """Nobody waits for ever, connections are ended, and nothing is held that others share."""
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    server, address = make_server(readers=readers)
+    core = server_core_of(server)
+    core.resources.pool.run(int)
+    with socket.create_connection(address, PATIENCE):
+        wait_until(lambda: server.connections)
+        conn = server.connections[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(*place, fail)
+            report = server.stop(PATIENCE)
+        assert not report.finished and server.state == "stopped"
+        assert not core.resources.give_back.alive and core.resources.pool.stopped
+        assert conn.wait_closed(PATIENCE)
+    with pytest.raises(OSError):
+        socket.create_connection(address, PATIENCE)
 
 
 @pytest.mark.parametrize("place", [Transport.send, Dispatcher._advance])
