@@ -191,8 +191,12 @@ class Resuming:
         self._lost_at = time.monotonic()
         if self._shared:
             self._launch(self.go_on)
-        else:
+            return
+        try:
             self.go_on()
+        except BaseException as error:
+            self._struck(error)
+            raise
 
     def closed(self, stream: SessionStream) -> None:
         """See `LinkKeeper.closed`."""
@@ -346,6 +350,15 @@ class Resuming:
         host.reconnects += 1
         host.note_link(True)
         closed = host.lifecycle.close_reason is not None
-        if not closed and not host.greetings.call("on_resume"):
+        if not closed and not self._agrees():
             stream.end("refused by on_resume")
         return True
+
+    def _agrees(self) -> bool:
+        """Call ``on_resume``; whatever it raises is a refusal, as nobody else brings a link."""
+        host = self._host
+        try:
+            return host.greetings.call("on_resume")
+        except BaseException as error:
+            host.report(error, "in on_resume")
+            return False

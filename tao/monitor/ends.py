@@ -14,7 +14,7 @@ from tao.connection.reports.recent_errors import Failure
 from tao.connection.reports.statistics import Snapshot, Statistics, all_statistics
 from tao.monitor.connections import Survey, survey
 from tao.runtime.histogram import dense, merged, sparse
-from tao.safe_text import number_value, safe_str
+from tao.safe_text import FORMATTING_ERRORS, number_value, safe_str
 
 __all__ = ["KINDS", "End", "local_ends", "packed", "together", "unpacked"]
 
@@ -82,7 +82,7 @@ def _names(statistics: Statistics, numbers: Iterable[Hashable]) -> dict[Hashable
 def _called(handler: object) -> str:
     try:
         return safe_str(getattr(handler, "__name__", type(handler).__name__))[:_LONGEST_NAME]
-    except Exception:  # raised by a computed attribute
+    except FORMATTING_ERRORS:  # raised by a computed attribute
         return type(handler).__name__
 
 

@@ -298,7 +298,7 @@ def unintended(text: str, cause: BaseException) -> BadData:
     return error
 
 
-def not_deserialized(number: object, error: Exception) -> BadData:
+def not_deserialized(number: object, error: BaseException) -> BadData:
     """Return the error for a value whose deserializer has raised ``error``."""
     what = f"message {number_text(number)} could not be deserialized: "
     if isinstance(error, BadData):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tao.callables import name_of
 from tao.errors import AlreadyRegistered
+from tao.safe_text import FORMATTING_ERRORS
 from tao.wire.reloading import executed_again, same_definition
 
 __all__ = ["Chain", "Handler", "Middleware", "Step", "around", "extended"]
@@ -71,6 +72,6 @@ def _wrapped(function: Middleware, call_next: Handler) -> Handler:
 
     try:
         update_wrapper(handle, call_next)
-    except Exception:
+    except FORMATTING_ERRORS:
         pass  # of a class whose attributes are computed
     return handle

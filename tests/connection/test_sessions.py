@@ -410,6 +410,25 @@ def test_on_resume_may_refuse(open_both: Callable[..., Both]) -> None:
 
 
 @READERS
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit, KeyboardInterrupt])
+def test_an_on_resume_of_a_client_that_raises(
+    open_both: Callable[..., Both], readers: str, kind: type[BaseException]
+) -> None:
+    """It is reported, and the session ends as if it had refused; the client connects again."""
+    errors, raised = Seen(), [kind]
+
+    def resume(conn: tao.ClientConn) -> None:
+        if raised:
+            raise raised.pop()
+
+    options = {"on_resume": resume, "on_error": lambda conn, error: errors.add(type(error))}
+    both = open_both(readers=readers, client=options)
+    both.lose()
+    assert both.client_events.wait(4)[:4] == ["connect", ("lost", []), "close", "connect"]
+    assert errors.items[0] is kind
+
+
+@READERS
 def test_on_resume_sees_the_new_address(open_both: Callable[..., Both], readers: str) -> None:
     """It may judge by it, and what it sets instead stays."""
     seen = Seen()

@@ -107,9 +107,9 @@ class Settings:
 
     on_resume: Callable[[Conn], object] | None = callback(
         """Called as ``on_resume(conn)`` when a session goes on over a new transport; returning
-        False ends it. Handlers of the connection may run at the same time. It must not block: a
-        client that loses that transport, too, before this returns comes again, and it is called
-        again.""",
+        False ends it, and so does an exception. Handlers of the connection may run at the same
+        time. It must not block: a client that loses that transport, too, before this returns comes
+        again, and it is called again.""",
         "conn",
     )
     on_session_lost: Callable[[Conn, list[UnknownMessage]], object] | None = callback(

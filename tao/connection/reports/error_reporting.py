@@ -19,7 +19,7 @@ from tao.errors import BadData, ConnectionClosed, UndefinedMessage, WouldBlock
 from tao.runtime.context import Context
 from tao.runtime.log import logger
 from tao.runtime.turnstile import departures
-from tao.safe_text import number_text
+from tao.safe_text import FORMATTING_ERRORS, number_text
 from tao.transport.addresses import address_text
 
 __all__ = ["ErrorReports", "ReporterHost"]
@@ -210,6 +210,6 @@ def _without_text(error: BaseException) -> tuple[type, BaseException, TracebackT
     kind = type(error)
     try:
         silent = kind.__new__(kind)
-    except Exception:  # its class wants arguments
+    except FORMATTING_ERRORS:  # its class wants arguments
         kind, silent = BadData, BadData(kind.__name__)
     return kind, silent, error.__traceback__

@@ -358,7 +358,7 @@ class Exchange:
             return
         try:
             reply = entry.deserialize(inside.value)
-        except Exception as error:
+        except BaseException as error:
             self._complete(inside.request_id, batch, None, not_deserialized(inside.number, error))
         else:
             self._complete(inside.request_id, batch, reply)

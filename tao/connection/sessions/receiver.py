@@ -194,7 +194,7 @@ class SessionReceiver(SessionSender):
         if application is not None:
             try:
                 application.decoder.feed(data, batch)
-            except Exception:
+            except BaseException:
                 self._aborted = True  # it will not be told from the end of the stream
         self._late += len(batch)
         self._note_decoded(self._late)
