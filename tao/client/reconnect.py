@@ -169,7 +169,8 @@ class ClientCore(ConnectionCore):
     def close_and_wait(self, reason: str) -> None:
         """Close the connection permanently, and wait until it has ended."""
         self.close(reason)
-        if not self._see_off() and not in_tao_thread():
+        self._see_off()
+        if not in_tao_thread():
             self.wait_closed(self.settings.drain_timeout + _SLACK)
 
     @property

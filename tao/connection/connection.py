@@ -202,8 +202,10 @@ class Connection(HasTransport):
     ) -> Future[Any]:
         """Ask the peer and return a future of its reply at once.
 
-        ``future.cancel()`` gives the request up. Callbacks of the future run on the thread that
-        reads, or keeps time: they must be quick. What they raise is passed to ``on_error``.
+        ``future.cancel()`` gives the request up. Callbacks of the future may block: a thread that
+        is there for those of this connection calls them, one after another. Only one that is added
+        when the future is done is called at once, by the thread that adds it. What they raise is
+        passed to ``on_error``. `wait_closed` waits for them.
 
         Args:
             message, timeout, only_if_connected, header: as for `request`.
@@ -215,7 +217,8 @@ class Connection(HasTransport):
                 at once.
             Exception: what ``serialize()`` raises; nothing was sent.
         """
-        future, requests = RequestFuture(self._core.report), self._core.exchange.requests
+        exchange = self._core.exchange
+        future, requests = RequestFuture(exchange.callbacks), exchange.requests
         request = self._new_request(message, timeout, only_if_connected, header, future)
         return ask_later(requests, request)
 
@@ -279,6 +282,8 @@ class Connection(HasTransport):
 
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until the connection and all its threads have ended; return whether they have.
+
+        Also the callbacks of its futures have returned then.
 
         A handler that did not return within ``drain_timeout`` of a close is not waited for. If
         called from a signal handler or finalizer that interrupted a write, a request or the like,

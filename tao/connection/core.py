@@ -192,7 +192,7 @@ class ConnectionCore:
         if not self.finished.wait(deadline.remaining()):
             return False
         ending = [thread for thread in self.roles.threads_now() if thread not in self.stuck]
-        return not (gather(ending, deadline) or self.stuck)
+        return not (gather(ending, deadline) or self.stuck) and self.exchange.called_back(deadline)
 
     @property
     def interrupted_here(self) -> bool:

@@ -27,6 +27,7 @@ _ROLES = (
     ("tao-timing-wheel", "runs timers, heartbeats and timeouts"),
     ("tao-stopper", "stops a server"),
     ("tao-after-cancel", "runs callbacks of after_cancel"),
+    ("tao-callbacks", "runs callbacks of the futures of requests"),
     ("tao-supervised", "reports to the supervisor"),
     ("tao-drain", "closes connections before the process is replaced"),
     ("tao-hub-reader", "delivers what other processes publish"),

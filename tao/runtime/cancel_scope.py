@@ -141,9 +141,8 @@ class CancelScope(threading.Event):
             _post_callbacks(fallen, post)
             raise
 
-    def start_runner(self, run: Callable[[], object]) -> None:
+    def start_runner(self, run: Callable[[], object], name: str = "tao-after-cancel") -> None:
         """Run callbacks on a new thread, or on this one if no thread can be started."""
-        name = "tao-after-cancel"
         thread = spawn(self._run, run, name=name, failed=lambda _: self._run(run))
         for scope in self._line():
             scope.runners[thread] = None

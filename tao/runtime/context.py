@@ -166,8 +166,16 @@ class Context(Generic[MessageT_co]):
         """
         self._cancel(reason, CancelScope.cancel_aside)
 
+    def thread_starter(self) -> Callable[[Callable[[], object], str], object]:
+        """Return what calls a function on a thread of its own, with the name that it is given too.
+
+        The thread is one of `callback_threads`. If an exception from outside interrupts the call,
+        it is made again; if no thread can be started, it is made on the calling thread.
+        """
+        return self._own_scope().start_runner
+
     def callback_threads(self) -> list[threading.Thread]:
-        """Return the threads that run callbacks of `cancel_aside`, here or below."""
+        """Return the threads that run callbacks of `cancel_aside` and the like, here or below."""
         scope = self._scope
         return list(scope.runners) if isinstance(scope, CancelScope) else []
 

@@ -26,7 +26,7 @@ from tao.connection.readiness import Readiness
 from tao.connection.receiving.reading import Reader
 from tao.connection.requests.exchange import Exchange
 from tao.connection.requests.making import Requests
-from tao.connection.requests.pending import Request, RequestFuture, completes_here
+from tao.connection.requests.pending import Request, RequestFuture
 from tao.connection.sending.send_queue import SendQueue
 from tao.errors import RequestTimeout, WouldDeadlock
 from tao.runtime.deadline import Deadline
@@ -63,8 +63,6 @@ def ask(host: AskingHost, requests: Requests, request: Request) -> object:
         RequestError, ConnectionClosed: it failed.
         Exception: it could not be sent.
     """
-    if completes_here():
-        raise WouldDeadlock("the callback of a future must not wait for a reply")
     if host.greetings.resumes_here:
         raise WouldDeadlock(
             "on_resume must not wait for a reply: nothing is read before it returns"

@@ -26,6 +26,7 @@ from tao.connection.lifecycle import Lifecycle
 from tao.connection.options.definitions import ServerSettings, Settings
 from tao.connection.receiving.reading import Reader
 from tao.connection.reports.statistics import Statistics
+from tao.connection.requests.callbacks import CallbacksHost, FutureCallbacks
 from tao.connection.requests.host import RequestsHost
 from tao.connection.requests.making import Requests
 from tao.connection.requests.negotiation import Negotiation, NegotiationHost
@@ -38,6 +39,7 @@ from tao.connection.requests.responding import (
     answering_handler,
 )
 from tao.errors import BadData, ConnectionLost, NoHandler, RemoteError, RequestsNotSupported
+from tao.runtime.deadline import Deadline
 from tao.session.frames import CHALLENGE
 from tao.wire import capabilities, envelope
 from tao.wire.arrival import Arrival
@@ -48,7 +50,7 @@ from tao.wire.message import HEARTBEAT
 __all__ = ["Exchange", "ExchangeHost"]
 
 
-class ExchangeHost(NegotiationHost, RequestsHost, ResponderHost, Protocol):
+class ExchangeHost(CallbacksHost, NegotiationHost, RequestsHost, ResponderHost, Protocol):
     """What this asks of a connection's core."""
 
     application: ApplicationLink
@@ -121,6 +123,19 @@ class Exchange:
             if reason is not None:
                 found.end(reason)
         return found
+
+    @property
+    def callbacks(self) -> FutureCallbacks:
+        """What calls the callbacks of futures."""
+        found: FutureCallbacks | None = self._parts.get("callbacks")
+        if found is None:
+            found = self._parts.setdefault("callbacks", FutureCallbacks(self._host))
+        return found
+
+    def called_back(self, deadline: Deadline) -> bool:
+        """Wait until the callbacks of completed futures have returned; return whether they have."""
+        found: FutureCallbacks | None = self._parts.get("callbacks")
+        return found is None or found.wait(deadline)
 
     @property
     def requests_so_far(self) -> Requests | None:
@@ -392,6 +407,7 @@ class Exchange:
         """In a child process: fail all."""
         requests = self.requests_so_far
         if requests is not None:
+            self.callbacks.after_fork()
             requests.after_fork(reason)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from functools import partial
@@ -11,12 +12,12 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from tao.callables import check_quickly
+from tao.connection.requests.callbacks import FutureCallbacks
 from tao.connection.sending.backlog import TrackedFrame
 from tao.errors import RequestCancelled
 from tao.runtime.deadline import Deadline
-from tao.runtime.turnstile import departures
 
-__all__ = ["DEFAULT_TIMEOUT", "Outcome", "Request", "RequestFuture", "completes_here"]
+__all__ = ["DEFAULT_TIMEOUT", "Outcome", "Request", "RequestFuture"]
 
 #: How long a reply is waited for if the caller does not say, in seconds.
 DEFAULT_TIMEOUT = 30.0
@@ -24,25 +25,19 @@ DEFAULT_TIMEOUT = 30.0
 Outcome = tuple[Any, BaseException | None]
 T = TypeVar("T")
 
-# The threads that complete a future now, and may run its callbacks. Each adds and removes itself.
-_completing: set[int] = set()
-
-
-def completes_here() -> bool:
-    """Whether the calling thread runs the callbacks of a future, and must not wait for another."""
-    return threading.get_ident() in _completing
-
 
 class RequestFuture(Future[Any]):
     """The future of a request. `cancel` works until the reply has come.
 
     Args:
-        report: called with what a callback raises, and where that was.
+        callbacks: calls its callbacks, when it is done.
     """
 
-    def __init__(self, report: Callable[[BaseException, str], object]) -> None:
+    _done_callbacks: list[Any]  # of the base class, which calls none of them before it is done
+
+    def __init__(self, callbacks: FutureCallbacks) -> None:
         super().__init__()
-        self._report = report
+        self._callbacks = callbacks
         #: Gives the request up; returns whether that came before the reply. Set by the caller.
         self.give_up: Callable[[], bool] = bool
         # Whether the kernel had all of the request that was cancelled. Set before it counts as
@@ -50,9 +45,22 @@ class RequestFuture(Future[Any]):
         self._sent: bool = False
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Call ``fn(future)`` when the future is done, or now. What it raises is reported."""
+        """Call ``fn(future)`` when the future is done, or now. What it raises is reported.
+
+        If the future is done, it is called here, else on a thread for such callbacks of the
+        connection, one after another.
+        """
         check_quickly("the callback of a future", fn, "future")
-        super().add_done_callback(partial(_call_back, fn, self._report))
+        super().add_done_callback(partial(_call_back, fn, self._callbacks.report))
+
+    def _invoke_callbacks(self) -> None:
+        pass  # the base class would call them here; see `settle`
+
+    def _call_back(self) -> None:
+        callbacks = self._done_callbacks
+        while callbacks:
+            # In one step, so that each is called once, whatever interrupts this.
+            deque(map(partial.__call__, map(callbacks.pop, (0,)), (self,)), maxlen=0)
 
     def cancel(self) -> bool:
         """Give the request up, unless its fate is known.
@@ -78,10 +86,11 @@ class RequestFuture(Future[Any]):
             raise
 
     def settle(self, outcome: Outcome) -> None:
-        """Complete the future, unless it is done."""
+        """Complete the future, unless it is done, and have its callbacks called.
+
+        If this is interrupted, it may be called again.
+        """
         reply, error = outcome
-        me = threading.get_ident()
-        _completing.add(me)
         try:
             if error is None:
                 self.set_result(reply)
@@ -89,13 +98,13 @@ class RequestFuture(Future[Any]):
                 self._sent = error.sent
                 super().cancel()
             else:
-                departures.leave()  # as callbacks may take long
                 self.set_exception(error)
         except InvalidStateError:
             pass  # it is done
         finally:
-            _completing.discard(me)
             self.give_up = bool  # what it was refers to this
+        if self._done_callbacks:
+            self._callbacks.add(self._call_back)
 
     def after_fork(self) -> None:
         """In a child process: be usable, whatever another thread of the parent was doing."""
