@@ -83,8 +83,10 @@ class Correlate:
     counted: it comes too late, for the second time, or is to a message that was no request.
 
     Args:
-        request: returns the id of a message that is asked.
-        reply: returns the id of the request that a message replies to; None if it is no reply.
+        request: returns the id of a message that is asked, called by the thread that asks.
+        reply: returns the id of the request that a message replies to; None if it is no reply. It
+            is called where the connection is read, so it must be quick. If it raises, that is
+            passed to ``on_error``, and the message is taken for no reply.
     """
 
     def __init__(
@@ -316,6 +318,8 @@ class FieldCorrelation:
 
     def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
         key: Any = getattr(header, self._field, None)
+        if type(key) is not int:  # of a class of the application's, in its own codec
+            key = int.__int__(key) if isinstance(key, int) else None
         told = self._reply_when
         if told is not None and (header is None or not told(header, number)):
             return None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tao
-from tao.errors import RemoteError, RequestTimeout, WouldBlock
+from tao.errors import BadData, ConnectionLost, RemoteError, RequestTimeout, WouldBlock
 from tao.testing import Clock
 from tests.asking import Peers, echo, in_thread
 from tests.ends import Number, Seen, Text
@@ -152,6 +152,79 @@ def test_a_request_needs_an_id() -> None:
     how = tao.Correlate(request=lambda text: None, reply=lambda text: text.text)
     with Peers(correlation=how) as peers, pytest.raises(ValueError, match="no id"):
         peers.client.request(Text("hi"), timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+@pytest.mark.parametrize("readers", ["own", "shared"])
+@pytest.mark.parametrize("kind", _RAISED)
+def test_an_unsolicited_that_raises_ends_the_connection(
+    kind: type[BaseException], readers: str, end: str
+) -> None:
+    """At once, and with the reason: which message is the next reply cannot be told any more."""
+    seen = Seen()
+
+    def fail(_: Any) -> bool:
+        raise kind("the reason")
+
+    def note(conn: Any, error: BaseException) -> None:
+        seen.add((type(error), conn.close_reason))
+
+    failing = tao.InOrder(unsolicited=fail)
+    options: dict[str, Any] = {"readers": readers}
+    server = {**options, **({"correlation": failing, "on_error": note} if end == "server" else {})}
+    mine = {"correlation": failing, "on_error": note} if end == "client" else {}
+    with Peers(server=server, **{"correlation": tao.InOrder(), **options, **mine}) as peers:
+        peers.server.handler(Text)(echo)
+        with pytest.raises(ConnectionLost) as caught:
+            peers.client.request(Text("hi"), timeout=PATIENCE)
+        assert caught.value.sent
+        conn = peers.client if end == "client" else peers.conn
+        assert conn.wait_closed(PATIENCE) and "error: " in str(conn.close_reason)
+        assert [each for each, _ in seen.wait()] == [kind]
+
+
+@pytest.mark.parametrize("kind", _RAISED)
+def test_a_reply_function_that_raises_is_reported(
+    errors: tuple[Peers, Seen], kind: type[BaseException]
+) -> None:
+    """Its message is taken for no reply, and the connection goes on."""
+    raised, seen = [kind], Seen()
+
+    def reply(message: Any) -> Any:
+        if raised:
+            raise raised.pop()
+        return message.text
+
+    how = tao.Correlate(request=lambda text: text.text, reply=reply)
+    on_error = lambda conn, error: seen.add(type(error))  # noqa: E731
+    with Peers(correlation=how, on_error=on_error) as peers:
+        peers.server.handler(Text)(echo)
+        future = peers.client.request_async(Text("a"))
+        assert seen.wait() == [kind]
+        assert peers.client.request(Text("b"), timeout=PATIENCE).text == "b"
+        assert not future.done() and future.cancel()
+
+
+@pytest.mark.parametrize("kind", _RAISED)
+def test_a_reply_that_cannot_be_deserialized_fails_its_request(
+    errors: tuple[Peers, Seen], kind: type[BaseException]
+) -> None:
+    """And nothing else."""
+    peers, _ = errors
+
+    class Failing(Text):
+        @classmethod
+        def deserialize(cls, data: bytes) -> Text:
+            if data == b"fail":
+                raise kind
+            return Text(data.decode())
+
+    peers.client.registry.unregister(Text.message_number)
+    peers.client.registry.register(Text.message_number, Failing.deserialize)
+    peers.server.handler(Text)(echo)
+    with pytest.raises(BadData, match=f"could not be deserialized: {kind.__name__}"):
+        peers.client.request(Text("fail"), timeout=PATIENCE)
+    assert peers.client.request(Text("hi"), timeout=PATIENCE).text == "hi"
 
 
 @pytest.mark.parametrize("name", ["save", "load"])

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from tao.connection.application import Application, ApplicationLink
+from tao.connection.application import Application, ApplicationLink, is_heartbeat
 from tao.connection.correlation import (
+    UNKNOWN,
     Correlation,
     EnvelopeCorrelation,
     FieldCorrelation,
@@ -303,14 +304,21 @@ class Exchange:
         return rest
 
     def _is_reply(self, requests: Requests, number: Any, message: Any, header: Any) -> bool:
-        application = self._host.application.find()
-        try:
-            if application is None or application.is_heartbeat(number):
-                return False
-            return requests.take(number, message, header)
-        except Exception as error:  # raised by a function of the application
-            self._host.report(error, "telling replies from other messages")
+        application, report = self._host.application.find(), self._host.report
+        if application is None or is_heartbeat(application, number, report):
             return False
+        try:
+            key = requests.find(number, message, header)
+        except BaseException as error:  # raised by a function of the application
+            if requests.breaks:
+                raise  # as at a server: what comes next could not be told apart any more
+            report(error, "telling replies from other messages")
+            return False
+        if key is UNKNOWN and (now := self._host.lifecycle.status).talking and not now.open:
+            return False  # it may answer a login that was written plainly
+        if key is not None:
+            requests.take(key, number, message)
+        return key is not None
 
     def _line_up(self, order: InOrder, batch: Batch) -> Batch:
         """Have the replies to the messages of a batch leave in their order."""

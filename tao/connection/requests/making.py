@@ -68,8 +68,8 @@ class Requests:
 
     __slots__ = (
         "_afterwards", "_clock", "_combiner", "_correlation", "_doomed", "_ended", "_host",
-        "_latency", "_limit", "_most", "_negotiation", "_pending", "_waiting", "late_replies",
-        "replies", "watch",
+        "_latency", "_limit", "_most", "_negotiation", "_pending", "_waiting", "breaks", "find",
+        "late_replies", "replies", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +92,9 @@ class Requests:
         # All is changed in the turn, except that the reading role takes requests out of `_pending`.
         self._waiting: deque[Request] = deque()
         self._pending: dict[Any, Request] = {}
+        #: Tells which request a message replies to, see `Correlation.find`. By the reading role.
+        self.find: Callable[..., Any] = partial(correlation.find, pending=self._pending)
+        self.breaks: bool = correlation.breaks  #: see `Correlation.breaks`
         self._clock = RequestClock(host, self._settle)
         #: Has a request be given up in time although no thread does so. Before it is made.
         self.watch = self._clock.watch
@@ -317,16 +320,8 @@ class Requests:
             self.note()
         return True
 
-    def take(self, number: Any, message: Any, header: Any) -> bool:
-        """Complete the request that a message replies to, if any; return whether it is a reply.
-
-        By the reading role.
-        """
-        key = self._correlation.find(number, message, header, self._pending)
-        if key is UNKNOWN and (now := self._host.lifecycle.status).talking and not now.open:
-            key = None  # it may answer a login that was written plainly
-        if key is None:
-            return False
+    def take(self, key: Any, number: Any, message: Any) -> None:
+        """Complete the request that a message replies to, as `find` tells. By the reading role."""
         if key is LATE or key is UNKNOWN:
             self.late_replies += 1
         elif message is None:
@@ -334,7 +329,6 @@ class Requests:
             self.complete(key, None, BadData(text))
         else:
             self.complete(key, message)
-        return True
 
     # -- giving up
 
@@ -395,7 +389,7 @@ class Requests:
         sent, key = not self._host.send_queue.withdraw(request.frame, wait=wait), request.key
         if self._pending.get(key) is not request:
             return False, sent  # its reply has come
-        if sent and self._correlation.breaks:  # it stays, or another one would get its reply
+        if sent and self.breaks:  # it stays, or another one would get its reply
             request.due = math.inf
             return True, True
         if sent:
@@ -405,7 +399,7 @@ class Requests:
     def _forgo_reply(self, request: Request) -> None:
         """Do without the reply to a request that was sent: tell the peer, or leave it."""
         key = request.key
-        if self._correlation.breaks:
+        if self.breaks:
             if self._ended is None and self._pending.get(key) is request:
                 self._host.drop("a reply was given up, so what follows could not be told apart")
             return
