@@ -25,7 +25,7 @@ from tao.connection.timers import ConnectionTimer
 from tao.errors import WouldBlock
 from tao.runtime.context import Context
 from tao.runtime.timing_wheel import delay_until
-from tao.safe_text import safe_str
+from tao.safe_text import safe_repr, safe_str
 from tao.session.frames import is_one_frame
 from tao.transport.addresses import address_text
 from tao.wire.message import AnyMessage
@@ -474,8 +474,9 @@ def check_reason(reason: object) -> str:
     Raises:
         TypeError, ValueError: it is no str, or empty.
     """
-    if not isinstance(reason, str):
-        raise TypeError(f"the reason of a close must be a str, not {reason!r}")
+    if not issubclass(type(reason), str):
+        raise TypeError(f"the reason of a close must be a str, not {safe_repr(reason)}")
+    reason = str.__str__(reason)  # a subclass may do anything, and the reason is compared
     if not reason:
         raise ValueError("the reason of a close must not be empty")
     return reason

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from tao.atomic import AtomicInt64
 from tao.callables import check_callable
 from tao.connection.requests.pending import Request
+from tao.safe_text import FORMATTING_ERRORS, safe_repr
 from tao.wire.codec import serialized
 from tao.wire.envelope import cancel_frame, request_frame
 
@@ -48,6 +49,8 @@ LATE: Any = object()
 UNKNOWN: Any = object()
 # In place of a message number: any number.
 _ANY: Any = object()
+# Classes of ids that compare without running code of the application.
+_PLAIN_IDS = frozenset((bool, bytes, float, int, str))
 
 
 class InOrder:
@@ -63,7 +66,8 @@ class InOrder:
 
     Args:
         unsolicited: returns whether a message is no reply (on a server: no request), such as a
-            notification; None: there are none.
+            notification; None: there are none. It is called where the connection is read, so it
+            must be quick. If it raises, the connection ends.
     """
 
     def __init__(self, unsolicited: Callable[[Any], bool] | None = None) -> None:
@@ -374,6 +378,37 @@ class OrderCorrelation:
                 continue  # a request has been added at this very moment
 
 
+class _OwnId:
+    """An id of a class of the application's: comparing it raises nothing, and its hash stays."""
+
+    __slots__ = ("_hash", "_value")
+
+    def __init__(self, value: Hashable) -> None:
+        self._value = value
+        self._hash: int = hash(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        try:
+            return bool(self._value == (other._value if isinstance(other, _OwnId) else other))
+        except FORMATTING_ERRORS:
+            return False
+
+    def __repr__(self) -> str:
+        return safe_repr(self._value)
+
+
+def _checked_id(value: Hashable) -> Hashable:
+    """Return an id as the table of requests can have it, whatever its class does.
+
+    Raises:
+        TypeError: it is not hashable, say.
+    """
+    return value if type(value) in _PLAIN_IDS else _OwnId(value)
+
+
 class MessageCorrelation:
     """Requests and replies have the id in themselves.
 
@@ -398,9 +433,10 @@ class MessageCorrelation:
         return key
 
     def prepare(self, request: Request) -> None:
-        request.key = self._correlate.request(request.message)
-        if request.key is None:
+        key = self._correlate.request(request.message)
+        if key is None:
             raise ValueError("the function request of Correlate returned None, which is no id")
+        request.key = _checked_id(key)
         request.body = self._encode(request.message, request.header)
 
     def frame(self, request: Request, key: Any) -> bytes:
@@ -413,5 +449,8 @@ class MessageCorrelation:
         pass  # a late reply fits none in flight, unless the application uses the id anew
 
     def find(self, number: Any, message: Any, header: Any, pending: Pending) -> Any:
-        key = None if message is None else self._correlate.reply(message)
-        return key if key is None or key in pending else UNKNOWN
+        told = None if message is None else self._correlate.reply(message)
+        if told is None:
+            return None
+        key = _checked_id(told)
+        return key if key in pending else UNKNOWN

@@ -16,6 +16,7 @@ from tao.connection.connection import core_of
 from tao.server.server import server_core_of
 from tao.wire.message import Registry
 from tests.ends import Number, Seen, Text
+from tests.hostile import Wicked
 from tests.session_pairs import READERS, Both, values, write_all
 from tests.support import PATIENCE, together, wait_until
 
@@ -314,6 +315,46 @@ def test_a_process_that_refuses(move: Callable[..., Moving], readers: str, why: 
         assert it.old.wait(4) == ["connect", "save", ("lost", []), "close"]
         assert set(it.new.items) == {"connect"}
     assert it.client_events.wait(3)[:3] == ["connect", ("lost", []), "close"]
+
+
+@READERS
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit, KeyboardInterrupt])
+@pytest.mark.parametrize("what", ["save", "load"])
+def test_a_function_that_raises_ends_the_session(
+    move: Callable[..., Moving], readers: str, what: str, kind: type[BaseException]
+) -> None:
+    """Whatever save or load raises is reported; the old process tells that it is lost."""
+    errors = Seen()
+
+    class Failing(Moving):
+        def save(self, conn: tao.ServerConn) -> bytes:
+            if what == "save":
+                raise kind
+            return super().save(conn)
+
+        def load(self, conn: tao.ServerConn, data: bytes) -> None:
+            raise kind
+
+    note = {"on_error": lambda conn, error: errors.add(type(error))}
+    it = move(readers, note, kind=Failing, **note)
+    it.drain()
+    saved = [] if what == "save" else ["save"]
+    assert it.old.wait(3 + len(saved)) == ["connect", *saved, ("lost", []), "close"]
+    assert errors.wait()[0] is kind
+    assert it.client_events.wait(3)[:3] == ["connect", ("lost", []), "close"]
+
+
+@READERS
+def test_a_session_moves_with_names_of_any_class(move: Callable[..., Moving], readers: str) -> None:
+    """They are plain ones from when they are given, or from when they leave the process."""
+    it = move(readers)
+    it.conn.join(Wicked("room"))
+    it.conn.identify(Wicked("it"))
+    it.conn.name = Wicked("its name")
+    it.drain()
+    wait_until(lambda: it.heir.connections)
+    conn = it.heir.connections[0]
+    assert (conn.groups, conn.identity, conn.name) == ({"room"}, "it", "its name")
 
 
 @READERS

@@ -14,6 +14,7 @@ from tao.errors import BadData, ConnectionLost, RemoteError, RequestTimeout, Wou
 from tao.testing import Clock
 from tests.asking import Peers, echo, in_thread
 from tests.ends import Number, Seen, Text
+from tests.hostile import Touchy
 from tests.support import PATIENCE
 
 _RAISED = [ValueError, StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit]
@@ -225,6 +226,67 @@ def test_a_reply_that_cannot_be_deserialized_fails_its_request(
     with pytest.raises(BadData, match=f"could not be deserialized: {kind.__name__}"):
         peers.client.request(Text("fail"), timeout=PATIENCE)
     assert peers.client.request(Text("hi"), timeout=PATIENCE).text == "hi"
+
+
+@pytest.fixture
+def touchy() -> Iterator[tuple[Peers, list[Future[Any]]]]:
+    """Peers, and two requests with ids that raise from now on when they are compared."""
+    how = tao.Correlate(
+        request=lambda number: Touchy(number.value), reply=lambda number: Touchy(number.value)
+    )
+    with Peers(correlation=how) as peers:
+        peers.server.handler(Number)(
+            lambda ctx, conn: ctx.defer() if ctx.message.value < 3 else ctx.reply(ctx.message)
+        )
+        futures = [peers.client.request_async(Number(value)) for value in range(1, 3)]
+        Touchy.error = LookupError("not to be compared")
+        try:
+            yield peers, futures
+        finally:
+            Touchy.error = None
+
+
+def test_ids_that_cannot_be_compared_do_not_keep_a_connection_open(
+    touchy: tuple[Peers, list[Future[Any]]],
+) -> None:
+    """Their requests fail with it."""
+    peers, futures = touchy
+    peers.client.close()
+    assert peers.client.wait_closed(PATIENCE)
+    assert [type(future.exception(PATIENCE)) for future in futures] == [ConnectionLost] * 2
+
+
+def test_ids_that_cannot_be_compared_do_not_keep_requests_in_flight(
+    touchy: tuple[Peers, list[Future[Any]]],
+) -> None:
+    """Each can be cancelled, and others are made meanwhile."""
+    peers, futures = touchy
+    with pytest.raises(RequestTimeout):
+        peers.client.request(Number(3), timeout=0.05)  # its reply is not recognised
+    assert all(future.cancel() for future in futures)
+    Touchy.error = None
+    assert peers.client.snapshot().requests_in_flight == 0
+    assert peers.client.request(Number(4), timeout=PATIENCE).value == 4
+
+
+def test_an_id_may_be_of_a_class_with_its_own_equality() -> None:
+    """Of a case-insensitive text, say; and an enumeration is like its value."""
+
+    class Name(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, str) and self.lower() == other.lower()
+
+        def __hash__(self) -> int:
+            return hash(self.lower())
+
+    how = tao.Correlate(
+        request=lambda text: Name(text.text), reply=lambda text: Name(text.text.upper())
+    )
+    with Peers(correlation=how) as peers:
+        peers.server.handler(Text)(echo)
+        assert peers.client.request(Text("hi"), timeout=PATIENCE).text == "hi"
 
 
 @pytest.mark.parametrize("name", ["save", "load"])

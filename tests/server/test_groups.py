@@ -14,6 +14,7 @@ from tao.server.connection import ServerConn
 from tao.server.server import Server, server_core_of
 from tao.wire.message import Registry
 from tests.ends import MakeServer, Number, Seen, Text, number, text
+from tests.hostile import Wicked
 from tests.support import PATIENCE, recv_exactly, together, wait_until
 
 Room = Callable[..., tuple[Server, list[socket.socket], list[ServerConn]]]
@@ -51,6 +52,54 @@ def test_a_broadcast_to_a_group(room: Room) -> None:
     for sock, data in zip(socks, expected, strict=True):
         data += text("end")
         assert recv_exactly(sock, len(data)) == data
+
+
+def test_names_of_any_class(room: Room) -> None:
+    """They are plain ones from then on, whatever their class does."""
+    server, _, (first, second) = room(2)
+    for conn in (first, second):
+        conn.join(Wicked("room"))
+    assert first.groups == {"room"} and {type(name) for name in first.groups} == {str}
+    group = server.group(Wicked("room"))
+    assert (group.name, group.connections) == ("room", [first, second])
+    assert group.broadcast(Text("a")) == tao.Broadcast(2, [])
+    first.leave(Wicked("room"))
+    first.identify(Wicked("it"))
+    assert (first.identity, type(first.identity)) == ("it", str)
+    assert server.find(Wicked("it")) is server.find("it") is first
+    first.close(Wicked("over"))
+    assert (first.close_reason, type(first.close_reason)) == ("over", str)
+    assert first.wait_closed(PATIENCE) and not first.groups
+    assert group.connections == [second]
+
+
+@pytest.mark.parametrize("give", ["join", "identify", "close"])
+def test_what_is_no_name_is_refused_whatever_its_class_does(room: Room, give: str) -> None:
+    """And named as far as that is possible."""
+
+    class Odd:
+        __class__ = str  # type: ignore[assignment]
+
+        def __repr__(self) -> str:
+            raise SystemExit
+
+    _, _, (conn,) = room(1)
+    with pytest.raises(TypeError, match="must be a str, not <unprintable Odd: SystemExit>"):
+        getattr(conn, give)(Odd())
+    assert not conn.closed
+
+
+def test_numbers_of_any_class_are_excluded(room: Room) -> None:
+    """Comparing them cannot raise when a broadcast has reached some connections already."""
+
+    class Odd(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("not to be compared")
+
+    server, _, conns = room(3)
+    assert server.broadcast(Text("a"), exclude=[Odd(conns[1].net_id)]) == tao.Broadcast(2, [])
 
 
 def test_broadcasts_at_the_same_time(room: Room) -> None:

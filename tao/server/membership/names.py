@@ -52,10 +52,13 @@ def check_address(address: object) -> int | str:
     Raises:
         TypeError: it is no number of a connection, and no ``address_id``.
     """
-    if not isinstance(address, (int, str)):
-        what = safe_repr(address)
-        raise TypeError(f"a connection has a net_id (int) or an address_id (str), not {what}")
-    return address
+    # Plain ones: they are compared in the midst of a broadcast.
+    if issubclass(type(address), int):
+        return int.__int__(address)  # type: ignore[arg-type]
+    if issubclass(type(address), str):
+        return str.__str__(address)
+    what = safe_repr(address)
+    raise TypeError(f"a connection has a net_id (int) or an address_id (str), not {what}")
 
 
 def addresses_of(conns: Iterable[Any]) -> list[int | str]:
@@ -70,8 +73,9 @@ def addresses_of(conns: Iterable[Any]) -> list[int | str]:
 
 
 def _check(what: str, name: object) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"{what} must be a str, not {name!r}")
+    if not issubclass(type(name), str):
+        raise TypeError(f"{what} must be a str, not {safe_repr(name)}")
+    name = str.__str__(name)  # first, as a subclass may do anything
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -80,4 +84,4 @@ def _check(what: str, name: object) -> str:
         raise ValueError(f"{what} must not be empty")
     if size > _LONGEST:
         raise ValueError(f"{what} must have at most {_LONGEST} bytes of UTF-8, not {size}")
-    return str.__str__(name)
+    return name

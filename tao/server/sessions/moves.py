@@ -206,7 +206,7 @@ def _hand_over(core: Any, stream: SessionStream, port: Port, decided: list[bool]
     moved = MovedSession(
         state_of(stream.session),
         saved,
-        core.name if isinstance(core.name, str) and core.name != str(core.net_id) else None,
+        _name_of(core),
         sorted(core.groups),
         core.held_identity,
         core.link_address,
@@ -216,6 +216,12 @@ def _hand_over(core: Any, stream: SessionStream, port: Port, decided: list[bool]
         core.exchange.negotiation.capabilities,
     )
     return port.hand_over(moved, decided)
+
+
+def _name_of(core: Any) -> str | None:
+    """Return the name that the application has given a connection, if it is a text."""
+    name = str.__str__(core.name) if issubclass(type(core.name), str) else None
+    return None if name == str(core.net_id) else name
 
 
 def _saved(core: Any) -> bytes | None:
@@ -265,6 +271,8 @@ def _loaded(core: Any, moved: MovedSession) -> str:
     if application is None or load is None:
         return "the new process has no load"
     conn = application.find_conn()
+    if moved.name is not None:
+        conn.name = moved.name
     try:
         for each in moved.groups:
             conn.join(each)
