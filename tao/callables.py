@@ -189,7 +189,7 @@ def checked_flag(name: str, value: object) -> bool:
         TypeError: the value is none, such as the string ``"false"``, which would count as true.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
+        raise TypeError(f"{name} must be True or False, not {safe_repr(value)}")
     return value
 
 
@@ -207,6 +207,6 @@ def renamed(old: str, new: str) -> Any:
 def check_count(name: str, value: object) -> None:
     """Check the number of things that an option or an argument gives."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
+        raise TypeError(f"{name} must be an int, not {safe_repr(value)}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")

@@ -42,6 +42,7 @@ from tao.runtime.log import logger
 from tao.runtime.snapshots import keys_of
 from tao.runtime.threads import spawn
 from tao.runtime.wakeup import Wakeup
+from tao.safe_text import safe_repr
 
 __all__ = ["WorkerPool", "lend_this_worker"]
 
@@ -126,7 +127,7 @@ class WorkerPool(ThreadPoolExecutor):
         max_waiting: int = _WAITING_MOST,
     ) -> None:
         if not isinstance(workers, int) or isinstance(workers, bool):
-            raise TypeError(f"workers must be an int, not {workers!r}")
+            raise TypeError(f"workers must be an int, not {safe_repr(workers)}")
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         if initializer is not None:

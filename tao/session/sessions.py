@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tao.callables import check_callable, check_count, renamed
+from tao.safe_text import safe_repr
 from tao.session.frames import ID_SIZE, SECRET_SIZE
 from tao.session.moved import SessionState, session_from
 from tao.session.outgoing import RETAIN, RETAIN_BYTES
@@ -63,9 +64,9 @@ class Sessions:
         load: Callable[[Any, bytes], object] | None = None,
     ) -> None:
         if isinstance(linger, bool) or not isinstance(linger, (int, float)):
-            raise TypeError(f"linger must be a number, not {linger!r}")
+            raise TypeError(f"linger must be a number, not {safe_repr(linger)}")
         if not 0 < linger <= sys.float_info.max:
-            raise ValueError(f"linger must be positive and finite, not {linger!r}")
+            raise ValueError(f"linger must be positive and finite, not {safe_repr(linger)}")
         check_count("maximum", maximum)
         check_count("retain", retain)
         check_count("retain_bytes", retain_bytes)

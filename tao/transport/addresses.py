@@ -20,7 +20,7 @@ import socket
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from tao.safe_text import FORMATTING_ERRORS, printable, safe_str, unprintable
+from tao.safe_text import FORMATTING_ERRORS, printable, safe_repr, safe_str, unprintable
 
 __all__ = [
     "Address",
@@ -89,7 +89,8 @@ def parse(address: Any, *, listening: bool = False) -> tuple[Any, ...] | str:
             _check_port(port, listening)
             return (_checked_host(host, listening), port, *rest)
     raise TypeError(
-        f"an address is (host, port), the path of a Unix socket, or a socket, not {address!r}"
+        "an address is (host, port), the path of a Unix socket, or a socket, not "
+        f"{safe_repr(address)}"
     )
 
 

@@ -15,6 +15,8 @@ import struct
 from collections.abc import Collection
 from typing import Any
 
+from tao.safe_text import safe_repr
+
 __all__ = ["LONGEST", "BadHeader", "HeaderReader", "Network", "ProxyNetworks"]
 
 #: The longest header accepted, in bytes: as long as fits into one packet on any path.
@@ -171,7 +173,8 @@ class ProxyNetworks:
     def __init__(self, networks: Collection[Any]) -> None:
         if isinstance(networks, (str, bytes)) or not isinstance(networks, Collection):
             raise TypeError(
-                f"proxy_protocol must be a list of networks, as ['10.0.0.0/8'], not {networks!r}"
+                "proxy_protocol must be a list of networks, as ['10.0.0.0/8'], not "
+                f"{safe_repr(networks)}"
             )
         if not networks:
             raise ValueError("proxy_protocol must name a network, or all peers would be refused")
@@ -195,7 +198,9 @@ class ProxyNetworks:
 def _network(written: Any) -> Network:
     kinds = (str, *Network.__args__, ipaddress.IPv4Address, ipaddress.IPv6Address)
     if not isinstance(written, kinds):
-        raise TypeError(f"proxy_protocol must hold networks, as '10.0.0.0/8', not {written!r}")
+        raise TypeError(
+            f"proxy_protocol must hold networks, as '10.0.0.0/8', not {safe_repr(written)}"
+        )
     try:
         return ipaddress.ip_network(written)
     except ValueError as error:

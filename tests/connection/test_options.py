@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ssl
 from typing import Any
 
@@ -17,6 +18,7 @@ from tao.connection.options.definitions import (
 from tao.connection.options.given import make_settings
 from tao.runtime.worker_pool import WorkerPool
 from tao.server.server import Server
+from tao.session.sessions import Sessions
 from tao.transport.certificates import load_client_tls_config, self_signed_certificate
 from tao.wire.codec import TypeLengthValueCodec
 from tao.wire.message import Registry
@@ -203,3 +205,34 @@ def test_what_was_given_may_change_later() -> None:
         "cluster_key": (b"sixteen bytes...",),
         "cpu_affinity": {0},
     }
+
+
+class Shapeless:
+    """What no text can be made of."""
+
+    def __repr__(self) -> str:
+        raise SystemExit("no text")
+
+
+def options_of(kind: Any) -> list[tuple[Any, str]]:
+    return [(kind, field.name) for field in dataclasses.fields(kind)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*options_of(ServerSettings), *options_of(ClientSettings), *options_of(Reconnect)]
+    + [(Sessions, name) for name in ("linger", "maximum", "per_host", "retain", "total_bytes")]
+    + [(WorkerPool, "workers")],
+)
+def test_a_value_without_a_text(kind: Any, name: str) -> None:
+    """It is refused by the name of the option like any other, although it cannot be shown."""
+    with pytest.raises((TypeError, ValueError), match=name):
+        kind(**{name: Shapeless()})
+
+
+def test_an_address_without_a_text() -> None:
+    """So is one to connect to, or to listen at."""
+    with pytest.raises(TypeError, match="an address is"):
+        ClientConn(Shapeless())
+    with Server(registry=Registry()) as server, pytest.raises(TypeError, match="an address is"):
+        server.start(Shapeless())  # type: ignore[arg-type]

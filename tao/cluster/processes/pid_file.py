@@ -15,7 +15,7 @@ class PidFile:
     """
 
     def __init__(self, path: str | None) -> None:
-        self._path = None if path is None else os.path.abspath(path)
+        self._path = None if path is None else os.path.abspath(os.fsdecode(path))
         self._text: str = f"{os.getpid()}\n"
 
     def write(self) -> None:

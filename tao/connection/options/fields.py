@@ -20,6 +20,7 @@ from tao.runtime.context import Context
 from tao.runtime.deadline import is_finite
 from tao.runtime.threads import usable_cpus
 from tao.runtime.worker_pool import WorkerPool
+from tao.safe_text import safe_repr
 from tao.transport.addresses import parse
 
 __all__ = [
@@ -103,7 +104,7 @@ def choice(default: T, kind: Any, meaning: str) -> T:
 
     def check(name: str, value: object) -> None:
         if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {safe_repr(value)}")
 
     declared: Any = field(default=default, metadata=_metadata(meaning, "", check, choices))
     return declared  # type: ignore[no-any-return]
@@ -120,7 +121,7 @@ def instance(default: T, meaning: str, *kinds: type) -> T:
 
     def check(name: str, value: object) -> None:
         if not isinstance(value, kinds):
-            raise TypeError(f"{name} must be {expected}, not {value!r}")
+            raise TypeError(f"{name} must be {expected}, not {safe_repr(value)}")
 
     return option(default, meaning, check=check)
 
@@ -170,9 +171,9 @@ def _metadata(
 def check_number(name: str, value: object) -> None:
     """Check a quantity."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+        raise TypeError(f"{name} must be a number, not {safe_repr(value)}")
     if not (value > 0 and is_finite(value)):
-        raise ValueError(f"{name} must be positive and finite, not {value!r}")
+        raise ValueError(f"{name} must be positive and finite, not {safe_repr(value)}")
 
 
 def check_tls(name: str, tls: object) -> None:
@@ -195,7 +196,7 @@ def check_workers(name: str, workers: object) -> None:
 def check_cluster(name: str, cluster: object) -> None:
     """Check what joins servers."""
     if not isinstance(cluster, str):
-        raise TypeError(f"{name} must be a str, not {cluster!r}")
+        raise TypeError(f"{name} must be a str, not {safe_repr(cluster)}")
     if cluster != "local":
         try:
             parse_cluster_url(cluster)
@@ -215,25 +216,25 @@ def check_cluster_key(name: str, keys: object) -> None:
 def check_login(name: str, login: object) -> None:
     """Check the message classes of a login."""
     if not isinstance(login, (tuple, list, set, frozenset)):
-        raise TypeError(f"{name} must be a tuple of message classes, not {login!r}")
+        raise TypeError(f"{name} must be a tuple of message classes, not {safe_repr(login)}")
     if not login:
         raise ValueError(f"{name} must name at least one message class")
     for each in login:
         number = getattr(each, "message_number", None)
         if not isinstance(each, type) or number is None or isinstance(number, property):
-            raise TypeError(f"{name} must hold message classes, not {each!r}")
+            raise TypeError(f"{name} must hold message classes, not {safe_repr(each)}")
 
 
 def check_session(name: str, session: object) -> None:
     """Check whether a client is to have a session."""
     if not isinstance(session, bool) and session != "required":
-        raise ValueError(f"{name} must be True, False or 'required', not {session!r}")
+        raise ValueError(f"{name} must be True, False or 'required', not {safe_repr(session)}")
 
 
 def check_source(name: str, address: object) -> None:
     """Check where a connection is to come from."""
     if not isinstance(address, tuple):
-        raise TypeError(f"{name} must be (host, port), not {address!r}")
+        raise TypeError(f"{name} must be (host, port), not {safe_repr(address)}")
     try:
         parse(address, listening=True)
     except (TypeError, ValueError) as error:
@@ -242,19 +243,19 @@ def check_source(name: str, address: object) -> None:
 
 def _check_hostname(name: str, host: object) -> None:
     if not isinstance(host, str):
-        raise TypeError(f"{name} must be a str, not {host!r}")
+        raise TypeError(f"{name} must be a str, not {safe_repr(host)}")
     try:
         valid = host.encode("idna") and "\0" not in host
     except UnicodeError:
         valid = False
     if not valid:
-        raise ValueError(f"{name} must be the name or the address of a host, not {host!r}")
+        raise ValueError(f"{name} must be the name or the address of a host, not {safe_repr(host)}")
 
 
 def check_socket_options(name: str, options: object) -> None:
     """Check the arguments for ``socket.setsockopt``."""
     if not isinstance(options, Collection) or isinstance(options, (str, bytes)):
-        raise TypeError(f"{name} must be a list of (level, name, value), not {options!r}")
+        raise TypeError(f"{name} must be a list of (level, name, value), not {safe_repr(options)}")
     for each in options:
         if not (
             isinstance(each, (tuple, list))
@@ -262,9 +263,9 @@ def check_socket_options(name: str, options: object) -> None:
             and all(isinstance(number, int) for number in each[:2])
             and isinstance(each[2], (int, bytes, bytearray))
         ):
-            raise TypeError(f"{name} must hold (level, name, value), not {each!r}")
+            raise TypeError(f"{name} must hold (level, name, value), not {safe_repr(each)}")
         if not all(number in _INT32 for number in each if isinstance(number, int)):
-            raise ValueError(f"{name} must hold numbers that fit an int32, not {each!r}")
+            raise ValueError(f"{name} must hold numbers that fit an int32, not {safe_repr(each)}")
         if each[0] == socket.SOL_SOCKET and each[1] in SOCKET_TIMEOUTS:
             raise ValueError(f"{name}: a socket's timeouts are not for use: see idle_timeout")
 
@@ -293,6 +294,6 @@ def check_cpus(name: str, wanted: Any) -> None:
     several = isinstance(wanted, Collection) and not isinstance(wanted, str) and len(wanted) > 0
     cpus = wanted if several else (wanted,)
     if not all(isinstance(cpu, int) and not isinstance(cpu, bool) for cpu in cpus):
-        raise TypeError(f"{name} must be 'auto', a CPU number or several, not {wanted!r}")
+        raise TypeError(f"{name} must be 'auto', a CPU number or several, not {safe_repr(wanted)}")
     if not usable_cpus() >= set(cpus):
         raise ValueError(f"{name}: of {sorted(cpus)} only {sorted(usable_cpus())} can be used here")

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 
 from tao.connection.options.fields import check_each, count, number, option
+from tao.safe_text import safe_repr
 
 __all__ = ["Reconnect"]
 
@@ -37,9 +38,9 @@ class Reconnect:
     def __post_init__(self) -> None:
         check_each(self)
         if self.factor < 1:
-            raise ValueError(f"factor must be at least 1, not {self.factor!r}")
+            raise ValueError(f"factor must be at least 1, not {safe_repr(self.factor)}")
         if not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter must be between 0 and 1, not {self.jitter!r}")
+            raise ValueError(f"jitter must be between 0 and 1, not {safe_repr(self.jitter)}")
 
     def delay_before(self, attempt: int) -> float | None:
         """Return how many seconds to wait before an attempt, 0 for the first; None: no more."""
