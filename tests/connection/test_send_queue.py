@@ -918,6 +918,7 @@ def test_a_sealed_queue_stays_sealed(line: MakeLine) -> None:
 def test_stop_counts_unsent_frames(line: MakeLine) -> None:
     """``stop`` returns the number of unsent frames and bytes, and ends the writer."""
     it = line(keep=True)
+    assert it.box.transmitter.writer  # as if it had been needed
     it.box.write(b"12345")
     it.box.write(b"678")
     assert it.box.stop() == (2, 8)

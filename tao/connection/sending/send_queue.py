@@ -396,8 +396,8 @@ class SendQueue(SendFigures):
 
         Everything is sent, or the transport is aborted. Afterwards no thread is in the transport.
         """
-        self.transmitter.writer.stop()
         self._leave()
+        self.transmitter.stop()
         return len(self._backlog), self._backlog.waiting
 
     def run_writer(self) -> None:
@@ -478,7 +478,7 @@ class SendQueue(SendFigures):
     def _leave(self) -> None:
         """Take the transport away, and wait for the writer thread, which may still be in it."""
         self.combiner.run(self._let_go)
-        self.transmitter.writer.wait_left()
+        self.transmitter.wait_left()
 
     def _let_go(self) -> None:
         self._collecting, self._open = 0, False

@@ -41,16 +41,16 @@ class Transmitter:
     """A backlog on its way into one transport after another.
 
     Args:
-        make_writer: makes what waits until a transport accepts more.
+        make_writer: makes what waits until a transport accepts more, when that is first needed.
         on_writable: called when the transport may accept more.
         stopped: called when nothing can be sent for now or, with an error, on this transport.
         changed: notified when frames have been sent, or can be sent no longer.
     """
 
     __slots__ = (
-        "_changed", "_on_writable", "_stopped", "_writable", "backlog", "blocked", "bytes_sent",
-        "error", "failure", "fin_sent", "frames_sent", "last_sent", "parting", "preface_only",
-        "seal", "send_time", "transport", "withheld", "writer",
+        "_changed", "_make_writer", "_on_writable", "_stopped", "_writable", "_writer", "backlog",
+        "blocked", "bytes_sent", "error", "failure", "fin_sent", "frames_sent", "last_sent",
+        "parting", "preface_only", "seal", "send_time", "transport", "withheld",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class Transmitter:
         stopped: Callable[[OSError | None], None],
         changed: Notifier,
     ) -> None:
+        self._make_writer = make_writer
         self._on_writable = on_writable
         self._stopped = stopped
         self._changed = changed
@@ -82,7 +83,24 @@ class Transmitter:
         self.send_time: float = 0.0  #: seconds that sending has taken
         self.frames_sent: int = 0
         self.bytes_sent: int = 0
-        self.writer = make_writer(self._uses, self.now_writable, changed)
+        self._writer: TransmissionWriter | None = None  # most connections never need it
+
+    @property
+    def writer(self) -> TransmissionWriter:
+        """What waits until a transport accepts more; made when first asked for."""
+        if self._writer is None:
+            self._writer = self._make_writer(self._uses, self.now_writable, self._changed)
+        return self._writer
+
+    def wait_left(self) -> None:
+        """Wait until the writer is in no transport; the one in use was taken away. Any thread."""
+        if self._writer is not None:
+            self._writer.wait_left()
+
+    def stop(self) -> None:
+        """End the writer, as there will be no other transport. Any thread may call it."""
+        if self._writer is not None:
+            self._writer.stop()
 
     def attach(self, transport: Transport, *, withheld: bool) -> None:
         """Send into this transport from now on, the preface first."""
