@@ -59,9 +59,12 @@ class Transport:
         self._aborts: list[bool] = []
         self.answers = []
         self._quick_send = quick_send(self.answers)
-        if sock.family in _TCP:
+        try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        except OSError:
+            if sock.family in _TCP:  # to ask for it first would take longer than all the rest
+                raise
 
     def handshake(self, timeout: float | None) -> None:
         """Do the TLS handshake within ``timeout`` seconds; without TLS, do nothing.
