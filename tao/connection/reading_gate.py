@@ -36,6 +36,10 @@ class ReadingGate:
         for reason in list(self._reasons):
             self.resume(reason)
 
+    def lift(self, reason: str) -> None:
+        """Take a reason back, and tell nobody: the caller does."""
+        self._reasons.pop(reason, None)
+
     def call_back(self, function: Callable[[], object]) -> None:
         """Have the reading thread call a function, where it may not wait."""
 

@@ -11,7 +11,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import thread_time
 from types import SimpleNamespace
 from typing import Any, cast
@@ -666,6 +666,65 @@ def test_those_that_end_are_served_last() -> None:
     for near, far in pairs:
         near.close()
         far.close()
+
+
+class Holder(Caller):
+    """One that may keep the leader for long."""
+
+    def look(self, now: float, grace: float) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def held_up(loop: ReadingLoop) -> Iterator[None]:
+    """Have the leader of a loop wait for the end of a ``with`` block."""
+    held, go = threading.Event(), threading.Event()
+    try:
+        loop.call_soon(cast("Any", Holder()), lambda: held.set() or go.wait(PATIENCE))
+        assert held.wait(PATIENCE)
+        yield
+    finally:
+        go.set()
+
+
+def loop_of(server: tao.Server) -> Any:
+    """The loop that reads the connections of a server."""
+    found: Any = server_core_of(server).resources.readers
+    return found.loops[0]
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="others do not tell an end from data")
+def test_those_that_end_are_taken_out_of_the_poller_once(make_server: MakeServer) -> None:
+    """Each of a crowd that leaves waits for its end outside of it, and ends there."""
+    server, address = make_server(registry=echoing(), readers="shared")
+    socks = connected(address, 200)
+    assert all(answered(sock, i) for i, sock in enumerate(socks))
+    loop, changes = loop_of(server), Seen()
+    change = loop.change
+    loop.change = lambda descriptor, before, now: (
+        changes.add(now) or change(descriptor, before, now)
+    )
+    with held_up(loop):
+        for sock in socks:
+            sock.close()
+    wait_until(lambda: len(loop.members) == 1)  # the listener
+    assert changes.items == [0] * len(socks)
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="others do not tell an end from data")
+def test_all_that_came_before_an_end_is_handled(make_server: MakeServer) -> None:
+    """Also of a crowd that leaves, if it takes more than one receive."""
+    handled, registry = Seen(), Registry()
+    registry.handler(Number, dispatch="inline")(lambda ctx, conn: handled.add(ctx.message.value))
+    server, address = make_server(registry=registry, readers="shared")
+    socks = connected(address, 100)
+    wait_until(lambda: server.connection_count == len(socks))
+    with held_up(loop_of(server)):
+        for sock in socks:
+            sock.sendall(b"".join(map(number, range(600))))
+            sock.close()
+    assert sorted(handled.wait(600 * len(socks))) == sorted([*range(600)] * len(socks))
+    wait_until(lambda: not server.connection_count)
 
 
 def test_what_came_with_a_handshake_is_read_in_spite_of_a_break(make_server: MakeServer) -> None:

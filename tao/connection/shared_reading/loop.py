@@ -397,11 +397,11 @@ class ReadingLoop:
                 if each is None:
                     continue
                 me.serving = each
-                if events != READABLE and events & ENDED:
-                    each.end_break()  # in case it is one that has waited for its end
                 each.turn(events, now)
                 if self._leader is not me:
                     return  # what else is ready is for the new leader
+                if events != READABLE and events & ENDED and members.get(descriptor) is each:
+                    each.end_break()  # it has waited for its end, which is not reached yet
                 started, now = now, monotonic()
                 if now >= self._kick_at:
                     self._kick(now)

@@ -25,7 +25,7 @@ from tao.runtime.leader_followers import Run
 from tao.runtime.threads import Joinable
 from tao.runtime.worker_pool import WorkerPool
 from tao.transport.error_text import explain
-from tao.transport.poller import READABLE, WRITABLE
+from tao.transport.poller import ENDED, READABLE, WRITABLE
 from tao.transport.stream import Transport
 
 __all__ = ["SharedRoles"]
@@ -170,6 +170,8 @@ class SharedRoles:
                 self._send()
             if events == WRITABLE or not self._reading:
                 return
+            if events & ENDED:  # it may have waited for that; `end_break` follows
+                self.gate.lift(_BREAK)
             if self.gate.paused and not (self._registered & READABLE or events & _BUFFERED):
                 return  # else the thread that has the poller wait for this is about to note that
         reader, receive = self._host.reader, self._receive
@@ -209,7 +211,8 @@ class SharedRoles:
 
     def end_break(self) -> None:
         """See `Resting.end_break`."""
-        self.gate.resume(_BREAK)
+        self.gate.lift(_BREAK)
+        self.sync()
 
     def _end_of_stream(self) -> None:
         self._reading = False
@@ -402,11 +405,10 @@ class SharedRoles:
         advance, open_up = self._advance, self._open_up
         assert advance is not None and open_up is not None
         try:
-            wanted = advance()
+            self._wanted = advance()
         except Exception:
-            wanted = 0
-        self._wanted = wanted
-        if wanted:
+            self._wanted = 0
+        if self._wanted:
             self.sync()  # at once another thread may be in here
             return
         self._advance = self._open_up = None
@@ -428,8 +430,7 @@ class SharedRoles:
     def play(self, reading: bool, open_up: Callable[[], bool] = lambda: True) -> None:
         """See `begin`; whatever is raised ends the connection."""
         try:
-            opened = open_up()
-            if opened:
+            if opened := open_up():
                 self._listen_unless_lent()
             elif opened is not None:
                 self.end()
