@@ -11,7 +11,7 @@ Guarantees:
   or was interrupted; then the work is not done. When ``start`` returns, the thread has claimed it.
 - ``failed`` is called with any exception that the work raises, or that keeps a thread from doing
   work that it has claimed, at any bytecode. Only an uninterrupted series of exceptions prevents it,
-  in which none comes more than a second after the one before it.
+  in which none comes more than a hundredth of a second after the one before it.
 - An interrupted ``start`` does not wait for the new thread, and leaves no trace of it. The thread
   may have begun all the same: whoever lists threads asks `StartableThread.withdraw` whether to
   forget it, or whether it removes itself.
@@ -38,7 +38,7 @@ __all__ = ["StartableThread"]
 _PATIENCE, _MOMENT, _LOOK, _LOOK_AT_BIRTH = 5.0, 0.1, 1.0, 0.05
 # How many exceptions end the thread if they come in a series, as ``failed`` may be interrupted,
 # too; and how many seconds without an exception end a series.
-_TRIES, _PAUSE = 20, 1.0
+_TRIES, _PAUSE = 20, 0.01
 # The claimants of the work, and of the standard library's entry for a thread that starts.
 _THREAD, _STARTER = "thread", "starter"
 

@@ -169,7 +169,7 @@ def test_a_thread_with_an_interrupted_start_is_not_listed(
 
 
 def test_only_a_series_of_failures_ends_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it goes on for a while after each, it may be interrupted any number of times."""
+    """If it goes on for a moment after each, it may be interrupted any number of times."""
     heard: list[BaseException] = []
 
     def failed(error: BaseException) -> None:
@@ -177,7 +177,7 @@ def test_only_a_series_of_failures_ends_a_thread(monkeypatch: pytest.MonkeyPatch
         if len(heard) < 50:
             raise ValueError(len(heard))
 
-    monkeypatch.setattr("tao.runtime.thread_start.monotonic", itertools.count(0, 2).__next__)
+    monkeypatch.setattr("tao.runtime.thread_start.monotonic", itertools.count(0, 0.02).__next__)
     thread = spawn(lambda: 1 // 0, name="tao-x", failed=failed)
     thread.start()
     thread.join(PATIENCE)
