@@ -321,9 +321,13 @@ def test_a_process_that_refuses(move: Callable[..., Moving], readers: str, why: 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit, KeyboardInterrupt])
 @pytest.mark.parametrize("what", ["save", "load"])
 def test_a_function_that_raises_ends_the_session(
-    move: Callable[..., Moving], readers: str, what: str, kind: type[BaseException]
+    move: Callable[..., Moving],
+    readers: str,
+    what: str,
+    kind: type[BaseException],
+    log_lines: list[Any],
 ) -> None:
-    """Whatever save or load raises is reported; the old process tells that it is lost."""
+    """Whatever save or load raises is reported; the old process tells that it is lost, and why."""
     errors = Seen()
 
     class Failing(Moving):
@@ -341,6 +345,8 @@ def test_a_function_that_raises_ends_the_session(
     saved = [] if what == "save" else ["save"]
     assert it.old.wait(3 + len(saved)) == ["connect", *saved, ("lost", []), "close"]
     assert errors.wait()[0] is kind
+    why = [line["message"] for line in log_lines if "does not move" in line["message"]]
+    assert len(why) == 1 and why[0].endswith(f"{what} failed")
     assert it.client_events.wait(3)[:3] == ["connect", ("lost", []), "close"]
 
 
