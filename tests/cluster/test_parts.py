@@ -200,6 +200,17 @@ def test_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "LISTEN_FDS" not in os.environ
 
 
+def test_a_pid_file_at_any_path(tmp_path: Path) -> None:
+    """The path may be a str, bytes or a `Path`."""
+    path = tmp_path / "pid"
+    for each in (path, str(path), os.fsencode(path)):
+        file = PidFile(each)  # type: ignore[arg-type]
+        file.write()
+        assert path.exists()
+        file.remove()
+        assert not path.exists()
+
+
 def test_a_pid_file(tmp_path: Path) -> None:
     """It has the number of the process, and is removed unless another process has replaced it."""
     path = tmp_path / "pid"

@@ -170,7 +170,8 @@ class ServerSettings(Settings):
     )
     on_gap: Callable[[int, int | None], object] | None = callback(
         """Called as ``on_gap(partition, missing)`` when publications of the cluster were missed:
-        how many, or None if that is not known. It must not block.""",
+        how many, or None if that is not known. It must not block. What it raises is logged and
+        counted, as it belongs to no connection.""",
         "partition",
         "missing",
     )
