@@ -34,9 +34,6 @@ class Assembled(DispatchHost, RolesHost, SharedRolesHost, Protocol):
     statistics: Statistics
     wheel: TimingWheel
 
-    def note_room(self) -> None:
-        """Have the dispatcher look whether replies still have to wait."""
-
 
 def new_roles(core: Assembled, label: str, readers: SharedReaders | None) -> Roles | SharedRoles:
     """Return the roles of a connection; with ``readers`` these play them."""
@@ -50,9 +47,8 @@ def new_send_queue(core: Assembled, keep: bool) -> SendQueue:
     settings, roles = core.settings, core.roles
     writer: WriterFactory | None = None
     start_writer: Callable[[], object] = bool
-    on_room: Callable[[], object] | None = None
     if isinstance(roles, SharedRoles):
-        writer, on_room = roles.writer, core.note_room
+        writer = roles.writer
     else:
         start_writer = partial(_start_writer, core, roles)
     return SendQueue(
@@ -62,7 +58,6 @@ def new_send_queue(core: Assembled, keep: bool) -> SendQueue:
         slow_consumer=settings.slow_consumer,
         keep=keep,
         writer=writer,
-        on_room=on_room,
     )
 
 

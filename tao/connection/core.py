@@ -277,10 +277,6 @@ class ConnectionCore:
         """Start the second thread; if none can be started, the connection is aborted."""
         self.roles.start_handler()
 
-    def note_room(self) -> None:
-        """Have the dispatcher look whether replies still have to wait."""
-        self.dispatcher.note_room()
-
     def renew(self) -> bool | None:
         """Replace a transport that has ended and return True; or finish.
 

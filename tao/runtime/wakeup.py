@@ -95,22 +95,20 @@ class Notifier:
 
 
 class ListenedNotifier(Notifier):
-    """A notifier that also calls a function.
+    """A notifier that can also call a function."""
 
-    Args:
-        listener: called by `notify_all`, after the threads are woken.
-    """
+    __slots__ = ("listener",)
 
-    __slots__ = ("_listener",)
-
-    def __init__(self, listener: Callable[[], object]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._listener = listener
+        #: Called by `notify_all`, after the threads are woken; None: nothing is. Set before use.
+        self.listener: Callable[[], object] | None = None
 
     def notify_all(self) -> None:
         if self._waiting:
             super().notify_all()
-        self._listener()
+        if (listener := self.listener) is not None:
+            listener()
 
 
 class Wakeup(Notifier):

@@ -306,9 +306,6 @@ class Dispatcher:
         self._inline, self._pending, self._inbox = 0, 0, None
         self._posted.clear()
 
-    def note_room(self) -> None:
-        """Note that the send queue may have room again; nothing here waits for it."""
-
     @property
     def interrupted_here(self) -> bool:
         """Whether the calling thread has interrupted itself in the midst of its turn."""

@@ -64,6 +64,7 @@ class SharedDispatcher(Dispatcher):
         self._rest: Batch = _NOTHING  # pending, before what is in the inbox
         self._stalled: bool = False  # whether nothing takes the role, as replies have to wait
         self._lead_wanted: bool = False  # whether the reading thread is blocked in here
+        self._send_queue.when_room(self._note_room)
 
     @property
     def inbox(self) -> Inbox:
@@ -180,7 +181,7 @@ class SharedDispatcher(Dispatcher):
         """See `Dispatcher.note_spill`; what runs now may take longer than it was trusted to."""
         self._open_gate()
 
-    def note_room(self) -> None:
+    def _note_room(self) -> None:
         """Note that the send queue may have room again. Any thread may call it; it is quick."""
         if self._stalled:
             self._roles.call_soon()

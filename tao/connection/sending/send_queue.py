@@ -44,7 +44,7 @@ from tao.connection.sending.waiting_writes import written_in_time
 from tao.connection.sending.writer import Writer
 from tao.runtime.combining import Combiner
 from tao.runtime.deadline import Deadline
-from tao.runtime.wakeup import ListenedNotifier, Notifier
+from tao.runtime.wakeup import ListenedNotifier
 from tao.transport.error_text import explain
 from tao.transport.stream import Transport
 
@@ -67,7 +67,6 @@ class SendQueue(SendFigures):
         keep: whether frames written without a transport wait for the next one.
         limit_bytes: how many bytes may wait, as well as ``limit``; None for any number.
         writer: makes what waits for a transport to accept more; None: a `Writer`.
-        on_room: called, in the turn, when there may be room again, or nothing more can be sent.
     """
 
     __slots__ = (
@@ -84,14 +83,13 @@ class SendQueue(SendFigures):
         keep: bool = False,
         limit_bytes: int | None = None,
         writer: WriterFactory | None = None,
-        on_room: Callable[[], object] | None = None,
     ) -> None:
         limits = send_limits(limit, limit_bytes, slow_consumer)
         self._limit: int = limit
         self._collect_most: int = limits.collected
         self._keep: bool = keep
         # For threads that wait for room, or for the end.
-        self._room = Notifier() if on_room is None else ListenedNotifier(on_room)
+        self._room = ListenedNotifier()
         #: Has the turn.
         self.combiner: Combiner = Combiner(self._advance, self._repair, self._room.notify_all)
         # The thread that has the turn owns the transmitter, the backlog and `_open`. Any thread may
@@ -251,6 +249,10 @@ class SendQueue(SendFigures):
     def when_crowded(self, function: Callable[[], object]) -> None:
         """Have any thread call a function when the queue is `crowded`. It may only note that."""
         self._admission.on_crowded = function
+
+    def when_room(self, function: Callable[[], object]) -> None:
+        """Call a function, in the turn, when there may be room, or nothing more can be sent."""
+        self._room.listener = function
 
     @property
     def dropped(self) -> int:
