@@ -50,7 +50,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[thread
 def test_a_shared_reader(
     begun: Callable[..., list[threading.Thread]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the lead when the start raises."""
+    """It has the lead when the start raises, and keeps it: only one may wait in the poller."""
     lead, leads = ReadingLoop._lead, threading.Event()
 
     def note_and_lead(one: ReadingLoop, me: Any) -> None:
@@ -62,6 +62,7 @@ def test_a_shared_reader(
     loop = ReadingLoop("tao-reader-struck")
     with pytest.raises(Interruption):
         loop.start(watch_on(wheel))
+    loop.pass_lead()
     assert loop.threads == threads
     assert not loop.stop(Deadline(PATIENCE))
     wheel.stop()

@@ -316,8 +316,8 @@ class ReadingLoop:
             self._leader = member
             thread.start()
         except BaseException:
-            self._leader = None
-            if thread.withdraw():
+            if thread.withdraw():  # otherwise it has begun, and leads
+                self._leader = None
                 self._threads.discard(thread)
             raise
 
