@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import tao
 from tao.cluster.link import ClusterLink
-from tao.cluster.sessions.sockets import SessionNames
 from tao.server.server import server_core_of
+from tests.cluster.moving import Moving
 from tests.cluster.test_link import Exchange
-from tests.cluster.test_session_moves import Moving
 from tests.ends import Seen
 from tests.session_pairs import READERS
 
@@ -51,20 +50,10 @@ def test_on_gap(error: type[BaseException], log_lines: list[Any]) -> None:
     assert "on_gap raised" in [line["message"] for line in log_lines]
 
 
-@pytest.fixture
-def move() -> Iterator[Callable[..., Moving]]:
-    """Makes a client, its server, and one that is to have the session."""
-    names, made = SessionNames(), []
-
-    def make(readers: str, kind: type[Moving], errors: Seen) -> Moving:
-        noting = {"on_error": lambda conn, error: errors.add(type(error))}
-        made.append(kind(names, readers, noting, **noting))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-    names.close()
+def failing(move: Callable[..., Moving], readers: str, errors: Seen, **hooks: Any) -> Moving:
+    """A session that is to move, with ``save`` or ``load`` replaced; both servers note errors."""
+    noting = {"on_error": lambda conn, error: errors.add(type(error))}
+    return move(readers, noting, kind=type("Failing", (Moving,), hooks), **noting)
 
 
 @READERS
@@ -79,7 +68,7 @@ def test_a_session_that_cannot_move(
         raise error
 
     errors = Seen()
-    it = move(readers, type("Failing", (Moving,), {what: fail}), errors)
+    it = failing(move, readers, errors, **{what: fail})
     it.drain()
     assert errors.items == [error]
     assert it.old.wait(3)[-2:] == [("lost", []), "close"]
@@ -92,7 +81,7 @@ def test_a_session_that_cannot_move(
 def test_what_save_may_not_return(move: Callable[..., Moving], readers: str, value: object) -> None:
     """It is a TypeError, even if the value has no text."""
     errors = Seen()
-    it = move(readers, type("Failing", (Moving,), {"save": lambda *_: value}), errors)
+    it = failing(move, readers, errors, save=lambda *_: value)
     it.drain()
     assert errors.items == [TypeError]
     assert it.old.wait(3)[-2:] == [("lost", []), "close"]

@@ -56,16 +56,22 @@ def connect(server: Server, readers: str) -> ClientConn:
     return tao.connect(server.address, registry=known(), readers=readers, reconnect=False)
 
 
-def reply(client: ClientConn, server: Server, block: Blocking) -> None:
-    """Have the reply complete a future: by the thread that reads."""
-    began = threading.Event()
+def answer_after(server: Server) -> threading.Event:
+    """Have texts answered once the event is set, which is returned."""
+    event = threading.Event()
     server.registry.unregister(Text.message_number)
 
     @server.handler(Text)
     def answer(ctx: Any, conn: Any) -> None:
-        began.wait(PATIENCE)
+        event.wait(PATIENCE)
         ctx.reply(ctx.message)
 
+    return event
+
+
+def reply(client: ClientConn, server: Server, block: Blocking) -> None:
+    """Have the reply complete a future: by the thread that reads."""
+    began = answer_after(server)
     client.request_async(Text("hi")).add_done_callback(block)
     began.set()
 
@@ -173,13 +179,7 @@ def test_a_stop_does_not_wait_for_a_callback_that_blocks(blocking: Blocking) -> 
 def test_callbacks_are_called_in_order(server: Server, readers: str) -> None:
     """One after another, each once, as their futures were completed."""
     count, at_once, most, order = 200, 0, 0, Seen()
-    added = threading.Event()
-    server.registry.unregister(Text.message_number)
-
-    @server.handler(Text)
-    def answer(ctx: Any, conn: Any) -> None:
-        added.wait(PATIENCE)
-        ctx.reply(ctx.message)
+    added = answer_after(server)
 
     def note(future: Future[Any]) -> None:
         nonlocal at_once, most
