@@ -18,7 +18,8 @@ How a connection ends, whichever side begins it:
    not read what waits for it, the timing wheel aborts the connection after a while.
 5. The reading thread joins the others, calls ``on_close``, frees the socket, and ends.
 
-Whichever thread completes a step starts the next.
+Whichever thread completes a step starts the next. Where reading is shared, the peer has closed, and
+nothing is under way, all is done at once, see `Teardown.at_once`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tao.connection.greetings import Greetings
 from tao.connection.handling.dispatcher import Dispatcher
 from tao.connection.handling.replies import Replies
 from tao.connection.keepalive import KeepAlive
-from tao.connection.lifecycle import Event, Lifecycle
+from tao.connection.lifecycle import Event, Lifecycle, Status
 from tao.connection.options.definitions import Settings
 from tao.connection.readiness import HALF_CLOSED, Readiness
 from tao.connection.receiving.reading import Reader
@@ -96,6 +97,8 @@ class ConnectionCore:
 
     label: str = "{}"  #: how threads are numbered
     capabilities: int = REQUESTS  #: what the peer is told that this side can
+    #: Whether nothing but `finish` follows the end of a transport.
+    ends_for_good: bool = False
 
     def __init__(
         self,
@@ -369,7 +372,7 @@ class ConnectionCore:
         seconds = self.settings.drain_timeout if timeout is None else timeout
         try:
             before, now = self.lifecycle.apply(Event.DRAIN if drain else Event.CLOSE, reason)
-            self._take_first_steps(now.close_reason or reason, drain, not before.secured)
+            self._take_first_steps(now.close_reason or reason, drain, before, ended)
             if not ended:
                 self.shutdown_clock.start(seconds)
         except BaseException:
@@ -377,15 +380,16 @@ class ConnectionCore:
                 self.shutdown_clock.start(seconds)
             raise
 
-    def _take_first_steps(self, reason: str, drain: bool, in_handshake: bool) -> None:
+    def _take_first_steps(self, reason: str, drain: bool, before: Status, ended: bool) -> None:
         self.timers.close(reason)
         self.context.cancel_aside(reason)
         self.exchange.ended(reason)
         transport = self.transport
-        if in_handshake and transport is not None:
+        if not before.secured and transport is not None:
             transport.abort()
         if drain:
-            self.dispatcher.finish()
+            if not (ended and before.open and self.ends_for_good and self.teardown.at_once()):
+                self.dispatcher.finish()
         else:
             self.dispatcher.finish(discard=True)
             self.drained()

@@ -80,7 +80,7 @@ _TALKING = (Phase.GREETING, Phase.LOGIN, Phase.OPEN)
 _LIVING = (Phase.NEW, *_OPENING, Phase.OPEN, Phase.LOST)
 _ENDING = (Phase.DRAINING, Phase.CLOSING)
 # Events that change nothing but the phase.
-_MERE_STEPS = frozenset((Event.DIAL, Event.SEAL, Event.TEAR_DOWN, Event.END))
+_MERE_STEPS = frozenset((Event.DIAL, Event.SEAL, Event.TEAR_DOWN))
 
 #: Where an event leads from a phase. One that is not listed there changes nothing.
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
@@ -161,6 +161,8 @@ def after(status: Status, event: Event, reason: str | None = None, link: object 
     if event is Event.CLOSE or event is Event.DRAIN:
         reason = reason if status.close_reason is None else status.close_reason
         return _status((phase, reason, *status[2:]))
+    if event is Event.END:
+        return _status((phase, *status[1:4], False, *status[5:]))  # nothing is owed any more
     if event is Event.LOSE:
         if phase is Phase.LOST is not status.phase:
             return status._replace(phase=phase, disconnect_reason=reason)

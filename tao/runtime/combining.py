@@ -35,7 +35,7 @@ class Busy(Exception):
     """The turn is taken, and may be for long: a signal handler may have interrupted it."""
 
 
-def never_waiting(function: Callable[[], object]) -> None:
+def never_waiting(function: Callable[[], T]) -> T:
     """Call a function that is to wait for no turn: `Combiner.run` raises `Busy` instead.
 
     It is for threads that serve other connections as well. A signal handler of the application may
@@ -44,7 +44,7 @@ def never_waiting(function: Callable[[], object]) -> None:
     me = threading.get_ident()
     _hurried.add(me)
     try:
-        function()
+        return function()
     finally:
         _hurried.discard(me)
 

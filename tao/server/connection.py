@@ -131,6 +131,7 @@ class ServerConnCore(ConnectionCore):
         "_arrival", "_followed", "_handshake", "_login", "_owner", "_parting", "_proxied",
         "_reception", "_socket", "accepted", "given_away", "link_address", "welcomed",
     )  # fmt: skip
+    ends_for_good = True
 
     def __init__(
         self,
@@ -211,8 +212,7 @@ class ServerConnCore(ConnectionCore):
 
     def _begin_shared(self, roles: SharedRoles) -> None:
         """Open the connection on this thread, or have its handshake done step by step."""
-        sock = self._socket
-        if sock is None or not self._begins_slowly:
+        if (sock := self._socket) is None or not self._begins_slowly:
             roles.begin(self._open)
             return
         handshake = self._handshake = self._new_handshake(sock)

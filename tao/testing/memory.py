@@ -116,6 +116,7 @@ class MemoryTransport(Transport):
     __slots__ = ("_inward", "_outward", "in_use")
 
     bare = False
+    close_ends = False
 
     def __init__(self, inward: _Pipe, outward: _Pipe) -> None:
         # Does not call the base class, which needs a socket.

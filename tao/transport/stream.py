@@ -149,6 +149,8 @@ class Transport:
     keeps: bool = False
     #: Whether it may have to send again what it has sent, the end included.
     resends: bool = False
+    #: Whether `close` ends the stream as `shutdown_write` does, if all was sent.
+    close_ends: bool = True
     #: Whether the kernel tells when `send` can go on.
     polls_writable: bool = True
 

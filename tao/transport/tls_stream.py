@@ -63,6 +63,7 @@ class TlsTransport(Transport):
     )  # fmt: skip
 
     bare = False
+    close_ends = False
 
     def __init__(
         self,

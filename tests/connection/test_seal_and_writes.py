@@ -15,6 +15,7 @@ import pytest
 from tao.connection.sending.backlog import move
 from tao.connection.sending.send_queue import SendQueue
 from tao.errors import ConnectionClosed
+from tao.runtime.combining import Busy
 from tao.transport.stream import Transport
 from tests.injection import opcodes
 from tests.support import PATIENCE, recv_exactly, together, written_here
@@ -52,6 +53,14 @@ class Line:
     def received(self) -> bytes:
         """Read to the end."""
         return recv_exactly(self._peer, 1000)
+
+    def leave(self) -> None:
+        """Seal, and close the transport if nothing else is to be sent into it."""
+        with suppress(Busy):
+            if self.queue.leave_at_once("over"):
+                self._transport.close()
+                return
+        self.queue.seal("over")
 
     def close(self) -> None:
         self._transport.abort()
@@ -119,6 +128,10 @@ def seal(line: Line) -> None:
     line.queue.seal("over")
 
 
+def leave(line: Line) -> None:
+    line.leave()
+
+
 def write_and_seal(line: Line) -> None:
     line.write(b"theirs ")
     line.queue.seal("over")
@@ -130,7 +143,7 @@ def collect_and_write(line: Line) -> None:
     together(lambda: line.write(b"theirs "))
 
 
-@pytest.mark.parametrize("call", [seal, write_and_seal])
+@pytest.mark.parametrize("call", [seal, leave, write_and_seal])
 @pytest.mark.parametrize(
     "action", [write, flush, write_noted, write_collected, write_patiently, end_preface]
 )
@@ -156,15 +169,18 @@ def test_what_was_accepted_is_sent_before_the_end(
         line.close()
 
 
+@pytest.mark.parametrize("end", [seal, leave])
 @pytest.mark.parametrize("call", [write, collect_and_write, end_preface])
-def test_what_comes_during_a_seal_is_sent_before_the_end(call: Callable[[Line], None]) -> None:
+def test_what_comes_during_a_seal_is_sent_before_the_end(
+    call: Callable[[Line], None], end: Callable[[Line], None]
+) -> None:
     """... nor is lost what is accepted while another thread is at any bytecode of the seal."""
     for moment in opcodes(*MODULES):
         line = Line()
         if call is not end_preface:
             line.queue.open()
         with moment.calling(lambda line=line: together(lambda: call(line))):
-            line.queue.seal("over")
+            end(line)
         line.queue.release()
         line.queue.open()
         received = line.received()

@@ -271,6 +271,10 @@ class Dispatcher:
             self.recover()
             raise
 
+    def stop_at_once(self) -> bool:
+        """Do what `finish` and `stop` do, if nothing waits or runs; return whether that is so."""
+        return False  # as a thread is there at least
+
     def recover(self) -> None:
         """Let go of the turn, if an exception has hit the calling thread in the midst of it."""
         try:

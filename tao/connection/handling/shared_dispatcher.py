@@ -203,6 +203,20 @@ class SharedDispatcher(Dispatcher):
             with self._turn:  # so that none is in there that began before it was abandoned
                 self.take_role()  # from a worker that has not begun
 
+    def stop_at_once(self) -> bool:
+        """See `Dispatcher.stop_at_once`; it waits for nothing."""
+        try:
+            if not self._turn.acquire(False):
+                return False
+            idle = not (self._inline or self._pending or self._posted)
+            if idle:
+                self._closed = self._discard = True
+            self._release()
+            return idle
+        except BaseException:
+            self.recover()
+            raise
+
     def abandon(self, *, discard: bool = True) -> None:
         """See `Dispatcher.abandon`."""
         super().abandon(discard=discard)

@@ -132,6 +132,22 @@ class Admission:
             backlog.take(self.frames)
             self.check_crowded()
 
+    def seal_at_once(self, reason: str) -> bool:
+        """Seal, and take the end for sent, if nothing waits; return whether it is. Needs the turn.
+
+        False also if something was noted meanwhile: then it is sealed only.
+        """
+        transmitter, backlog = self._transmitter, self._backlog
+        self.take_in()
+        transport = transmitter.transport
+        if transport is None or not transport.close_ends or backlog.size or transmitter.busy:
+            return False
+        transmitter.seal = reason
+        if self.noted:
+            return False  # in time; the next ones see the seal, see `check_sealed`
+        transmitter.fin_sent = True
+        return True
+
     def _take_in_singly(self) -> None:
         while self.frames:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tao.connection.sending.admission import Admission
 from tao.connection.sending.transmitter import Transmitter
 
 __all__ = ["SendFigures"]
@@ -10,9 +11,20 @@ __all__ = ["SendFigures"]
 class SendFigures:
     """What is known of the frames that were sent, and of the transport."""
 
-    __slots__ = ("transmitter",)
+    __slots__ = ("_admission", "transmitter")
 
+    _admission: Admission
     transmitter: Transmitter  #: has the transport, and counts
+
+    @property
+    def waiting(self) -> int:
+        """How many frames wait."""
+        return self._admission.waiting
+
+    @property
+    def dropped(self) -> int:
+        """How many frames the policy has dropped."""
+        return self._admission.dropped
 
     @property
     def bytes_waiting(self) -> int:

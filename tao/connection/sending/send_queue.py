@@ -70,7 +70,7 @@ class SendQueue(SendFigures):
     """
 
     __slots__ = (
-        "_admission", "_backlog", "_collect_most", "_collecting", "_final", "_frames", "_keep",
+        "_backlog", "_collect_most", "_collecting", "_final", "_frames", "_keep",
         "_limit", "_notes", "_open", "_room", "combiner",
     )  # fmt: skip
 
@@ -207,11 +207,6 @@ class SendQueue(SendFigures):
         return withdrawn
 
     @property
-    def waiting(self) -> int:
-        """How many frames wait."""
-        return self._admission.waiting
-
-    @property
     def crowded(self) -> bool:
         """Whether the queue is more than half full, and there is a peer that can change that.
 
@@ -253,11 +248,6 @@ class SendQueue(SendFigures):
     def when_room(self, function: Callable[[], object]) -> None:
         """Call a function, in the turn, when there may be room, or nothing more can be sent."""
         self._room.listener = function
-
-    @property
-    def dropped(self) -> int:
-        """How many frames the policy has dropped."""
-        return self._admission.dropped
 
     # -- for a burst
 
@@ -366,11 +356,7 @@ class SendQueue(SendFigures):
         self.combiner.settle()
 
     def wait_sent(self, deadline: Deadline) -> bool:
-        """Wait until all frames and the end of the stream are sent, or nothing can be sent.
-
-        Returns:
-            whether everything is sent.
-        """
+        """Wait until no more can be sent; return whether all is, with the end of the stream."""
         self._room.wait_for(lambda: self.over, deadline.remaining())
         return self.fin_sent
 
@@ -401,6 +387,14 @@ class SendQueue(SendFigures):
         self._leave()
         self.transmitter.stop()
         return len(self._backlog), self._backlog.waiting
+
+    def leave_at_once(self, reason: str) -> bool:
+        """Do what `seal` and `stop` do, if nothing waits, and return True; or they have to follow.
+
+        Afterwards the transport is to be closed, which ends the stream. It raises `Busy` if another
+        thread has the turn.
+        """
+        return self.combiner.attempt(self._leave_at_once, reason)
 
     def run_writer(self) -> None:
         """The function of the writer thread: send frames that the kernel did not accept at once."""
@@ -481,6 +475,13 @@ class SendQueue(SendFigures):
         """Take the transport away, and wait for the writer thread, which may still be in it."""
         self.combiner.run(self._let_go)
         self.transmitter.wait_left()
+
+    def _leave_at_once(self, reason: str) -> bool:
+        if not self._open or self._notes or not self._admission.seal_at_once(reason):
+            return False
+        self._final = reason
+        self._let_go()
+        return True
 
     def _let_go(self) -> None:
         self._collecting, self._open = 0, False

@@ -75,7 +75,8 @@ class Transmitter:
         #: Whether the end of the stream follows what waits; then this transport is let go.
         self.parting: bool = False
         self.blocked: bool = False  #: whether the kernel is full, and the writer waits for it
-        self.fin_sent: bool = False  #: whether the end of the stream was sent
+        #: Whether the end of the stream was sent, or is left to the close of the transport.
+        self.fin_sent: bool = False
         self.error: OSError | None = None  #: the error that broke the transport
         self.failure: OSError | None = None  #: the error of `send_all`
         #: When the kernel last accepted bytes, or began to refuse them (``time.monotonic``).

@@ -20,6 +20,7 @@ class LinkedTransport(Transport):
     __slots__ = ("_lasting", "_link")
 
     bare = False
+    close_ends = False
 
     def __init__(self, link: Transport) -> None:
         # Does not call the base class, which needs a socket.

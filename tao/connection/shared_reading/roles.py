@@ -133,9 +133,9 @@ class SharedRoles:
     def _detach(self) -> None:
         """Give the descriptor up. Needs the turn."""
         self._apply()
-        descriptor, self._descriptor = self._descriptor, -1
-        if self._loop.members.get(descriptor) is self:
-            self._loop.members.pop(descriptor, None)
+        if self._loop.members.get(self._descriptor) is self:
+            self._loop.members.pop(self._descriptor, None)
+        self._descriptor = -1  # last, as this may be interrupted, and is repeated then
 
     def use_readers(self, readers: LoopOwner) -> None:
         """Be read by others, before anything was read: in a child process."""
@@ -278,8 +278,7 @@ class SharedRoles:
         self._loop.call_soon(self, function)
 
     def _go_on(self) -> None:
-        host = self._host
-        limits = host.reader.limits
+        host, limits = self._host, self._host.reader.limits
         if limits is not None and limits.paused:
             limits.go_on()
         if isinstance(host.dispatcher, SharedDispatcher):
@@ -443,8 +442,7 @@ class SharedRoles:
 
     def struck(self, error: BaseException) -> None:
         """End the connection, as this was raised in one of its roles."""
-        blocked = self._blocked
-        if blocked is not None and blocked.thread is threading.current_thread():
+        if (blocked := self._blocked) and blocked.thread is threading.current_thread():
             self.unblocked()
         host = self._host
         if host.finished.is_set():
@@ -477,6 +475,8 @@ class SharedRoles:
             self.sync()
             if loan.leave():
                 return  # the lender goes on
+        if self._host.finished.is_set():
+            return  # it has ended at once
         if self._host.ends_at_once:
             try:
                 never_waiting(self._end)  # which calls `leave`
