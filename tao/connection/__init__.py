@@ -10,7 +10,7 @@ application has given. The rooms, in the order in which a message passes them:
 - ``sending``: from what is written to the socket;
 - ``requests``: requests and replies over all that; ``correlation.py`` finds the request of a reply;
 - ``sessions``: a stream that outlives the transports below it;
-- ``reports``: what is told of it; ``options``: what users may choose.
+- ``reports``: what is told of it, its ``totals.py`` for one; ``options``: what users may choose.
 
 ``readiness.py`` and ``greetings.py`` (with ``reading_loan.py``) see to the beginning, ``timers.py``
 and ``keepalive.py`` to the time between, ``shutdown.py`` and ``teardown.py`` to the end;

@@ -35,7 +35,7 @@ from tao.connection.greetings import Greetings
 from tao.connection.handling.dispatcher import Dispatcher
 from tao.connection.handling.replies import Replies
 from tao.connection.keepalive import KeepAlive
-from tao.connection.lifecycle import Event, Lifecycle, Status
+from tao.connection.lifecycle import Event, Lifecycle
 from tao.connection.options.definitions import Settings
 from tao.connection.readiness import HALF_CLOSED, Readiness
 from tao.connection.receiving.reading import Reader
@@ -49,6 +49,7 @@ from tao.connection.shared_reading.roles import SharedRoles
 from tao.connection.shutdown import ShutdownClock
 from tao.connection.teardown import Teardown
 from tao.connection.timers import TimerSet
+from tao.connection.totals import totals_of
 from tao.errors import BadData, ConnectionClosed
 from tao.runtime.combining import in_a_turn
 from tao.runtime.context import ConnectionContext, Context
@@ -332,7 +333,8 @@ class ConnectionCore:
                 return
         unsendable = self.send_queue.error
         if unsendable is None:
-            self.drop("peer closed", ended=True)
+            if not (self.ends_for_good and self.teardown.at_once("peer closed")):
+                self.drop("peer closed", ended=True)
         else:  # it was this side that ended it, because sending failed
             self.fail(unsendable, explain(unsendable), ended=True)
 
@@ -372,7 +374,7 @@ class ConnectionCore:
         seconds = self.settings.drain_timeout if timeout is None else timeout
         try:
             before, now = self.lifecycle.apply(Event.DRAIN if drain else Event.CLOSE, reason)
-            self._take_first_steps(now.close_reason or reason, drain, before, ended)
+            self._take_first_steps(now.close_reason or reason, drain, not before.secured)
             if not ended:
                 self.shutdown_clock.start(seconds)
         except BaseException:
@@ -380,16 +382,15 @@ class ConnectionCore:
                 self.shutdown_clock.start(seconds)
             raise
 
-    def _take_first_steps(self, reason: str, drain: bool, before: Status, ended: bool) -> None:
+    def _take_first_steps(self, reason: str, drain: bool, in_handshake: bool) -> None:
         self.timers.close(reason)
         self.context.cancel_aside(reason)
         self.exchange.ended(reason)
         transport = self.transport
-        if not before.secured and transport is not None:
+        if in_handshake and transport is not None:
             transport.abort()
         if drain:
-            if not (ended and before.open and self.ends_for_good and self.teardown.at_once()):
-                self.dispatcher.finish()
+            self.dispatcher.finish()
         else:
             self.dispatcher.finish(discard=True)
             self.drained()
@@ -449,26 +450,11 @@ class ConnectionCore:
         """Count a message with an unregistered number, and log the first of each number."""
         self.error_reports.unregistered(number)
 
+    totals = totals_of
+
     def counts(self) -> Counts:
-        """Return the counts of this connection."""
-        reader, sent, reports = self.reader, self.send_queue.transmitter, self.error_reports
-        return Counts(
-            messages_in=reader.messages_in - self.dispatcher.too_late + self.exchange.replies,
-            bytes_in=reader.bytes_in,
-            messages_out=sent.frames_sent,
-            bytes_out=sent.bytes_sent,
-            handled=self.runner.handled,
-            handle_time=self.runner.busy_time,
-            errors=reports.errors,
-            undefined=reports.undefined,
-            dropped=self.send_queue.dropped,
-            unsent=self.unsent + self.left_over,
-            over_rate=reader.over_rate,
-            frame_timeouts=reader.frame_timeouts,
-            overdue=reports.overdue,
-            requests=self.exchange.replies,
-            late_replies=self.exchange.late_replies,
-        )
+        """Return what `totals` does, with names."""
+        return Counts(*self.totals())
 
     def requests_now(self) -> tuple[int, float]:
         """Return how many requests are in flight, and for how many seconds the oldest one."""

@@ -192,7 +192,7 @@ def _without_on_close(status: Status) -> Status:
     return _status((*status[:4], False, *status[5:]))
 
 
-class Lifecycle:
+class Lifecycle(AtomicReference[Status]):
     """The status of one connection.
 
     Any thread may call any method at any moment, also in a signal handler or a finalizer: a status
@@ -202,10 +202,10 @@ class Lifecycle:
         manual: whether the application declares each transport ready.
     """
 
-    __slots__ = ("_status", "ended", "open")
+    __slots__ = ("ended", "open")
 
     def __init__(self, *, manual: bool = False) -> None:
-        self._status: AtomicReference[Status] = AtomicReference(Status(manual=manual))
+        super().__init__(Status(manual=manual))
         # Both are copies, for those who look often: at one object instead of five.
         #: The same as `Status.ended`; the reading thread looks with each receive.
         self.ended: bool = False
@@ -215,20 +215,30 @@ class Lifecycle:
     @property
     def status(self) -> Status:
         """The status now."""
-        return self._status.get()
+        return self.get()
 
     def apply(
         self, event: Event, reason: str | None = None, link: object = None
     ) -> tuple[Status, Status]:
         """Apply an event, and return the status before and after it; see `after`."""
-        change = self._status.update(after, event, reason, link)
-        status = change[1]
+        state = self._state
+        while True:  # as `update` does, in fewer steps
+            while len(state) > 1:
+                state = state[1]
+            before = state[0]
+            now = status = after(before, event, reason, link)
+            new: list[Any] = [status]
+            state.append(new)
+            if state[1] is new:
+                break
+        self._state = new
         self.ended = status.close_reason is not None or status.ended
         self.open = status.phase is Phase.OPEN
-        while (now := self._status.get()) is not status:  # another thread has applied an event
-            status = now
+        while len(new) > 1:  # another thread has applied an event
+            new = new[1]
+            status = new[0]
             self.ended, self.open = status.ended, status.open
-        return change
+        return before, now
 
     def advance(self, event: Event, link: object = None) -> None:
         """Apply an event of a connection that is being established.
@@ -242,15 +252,15 @@ class Lifecycle:
 
     def on_close_called(self) -> None:
         """Note that on_close is not owed any more."""
-        if self._status.get().on_close_owed:
-            self._status.update(_without_on_close)
+        if self.get().on_close_owed:
+            self.update(_without_on_close)
 
     @property
     def phase(self) -> Phase:
         """The phase now."""
-        return self._status.get().phase
+        return self.get().phase
 
     @property
     def close_reason(self) -> str | None:
         """Why the connection ends, once it does."""
-        return self._status.get().close_reason
+        return self.get().close_reason

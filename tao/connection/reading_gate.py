@@ -36,9 +36,10 @@ class ReadingGate:
         for reason in list(self._reasons):
             self.resume(reason)
 
-    def lift(self, reason: str) -> None:
-        """Take a reason back, and tell nobody: the caller does."""
+    def lift(self, reason: str) -> bool:
+        """Take a reason back, and tell nobody: the caller does. Return whether there is another."""
         self._reasons.pop(reason, None)
+        return bool(self._reasons)
 
     def call_back(self, function: Callable[[], object]) -> None:
         """Have the reading thread call a function, where it may not wait."""
@@ -81,11 +82,11 @@ class SharedGate(ReadingGate):
     def pause(self, reason: str) -> None:
         """See `ReadingGate.pause`."""
         if reason not in self._reasons:
-            super().pause(reason)
+            self._reasons[reason] = None
             self._roles.sync()
 
     def resume(self, reason: str) -> None:
         """See `ReadingGate.resume`."""
         if reason in self._reasons:
-            super().resume(reason)
+            self._reasons.pop(reason, None)
             self._roles.sync()

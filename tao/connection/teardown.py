@@ -17,6 +17,7 @@ from tao.connection.sending.send_queue import SendQueue
 from tao.connection.shutdown import ShutdownClock
 from tao.connection.timers import TimerSet
 from tao.runtime.combining import Busy, never_waiting
+from tao.runtime.context import Context
 from tao.runtime.deadline import Deadline
 from tao.runtime.threads import Joinable, gather
 from tao.runtime.wakeup import Wakeup
@@ -36,6 +37,7 @@ class TeardownHost(Protocol):
     """What this asks of a connection's core."""
 
     application: ApplicationLink
+    context: Context
     dispatcher: Dispatcher
     exchange: Exchange
     finished: Wakeup
@@ -90,34 +92,36 @@ class Teardown:
         """
         self._take(self._all_steps)
 
-    def at_once(self) -> bool:
-        """Take the last steps, if there is nothing to wait for; return whether they are taken.
+    def at_once(self, reason: str) -> bool:
+        """Begin to close, and take the last steps if there is nothing to wait for.
 
         It does in a few steps what most ends come to: the peer has closed, and nothing is under
-        way. To be called in the reading role, once the close has begun. It waits for nothing, and
-        `finish` can go on wherever this was interrupted.
+        way. To be called in the reading role. It waits for nothing, and whatever it has done, the
+        general way may follow, also if it was interrupted.
+
+        Returns:
+            whether it has taken the last steps; otherwise `begin_close` and `finish` have to do so.
         """
         host = self._host
         application = host.application.find()
-        if (
-            application is None
-            or application.on_close is not None
-            or host.exchange.requests_so_far is not None
-            or host.gate.paused
-        ):
+        if application is None or application.on_close is not None or not host.lifecycle.open:
+            return False
+        host.lifecycle.apply(Event.DRAIN, reason)
+        host.timers.close(reason)
+        host.context.cancel_aside(reason)
+        if host.exchange.requests_so_far is not None or host.gate.paused:
             return False
         try:
-            return never_waiting(self._try_at_once)
+            return never_waiting(self._finish_at_once)
         except Busy:
             return False
 
-    def _try_at_once(self) -> bool:
+    def _finish_at_once(self) -> bool:
         host = self._host
-        reason = host.lifecycle.close_reason or "closed"
-        # In this order: what no handler is left to use is closed.
+        # In this order: a handler that still runs may use what is closed next.
         if not host.dispatcher.stop_at_once() or host.roles.threads:
             return False
-        if not host.send_queue.leave_at_once(reason):
+        if not host.send_queue.leave_at_once(host.lifecycle.close_reason or "closed"):
             return False
         host.timers.end()
         self._take(self._final_steps)

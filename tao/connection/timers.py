@@ -254,17 +254,20 @@ class TimerSet:
         """Cancel the user's timers and refuse new ones; internal timers continue until the end."""
         if self._closed is None:
             self._closed = reason
-        for timer_id in list(self._timers):
-            self.cancel(timer_id)
+        if self._timers:
+            for timer_id in list(self._timers):
+                self.cancel(timer_id)
 
     def end(self) -> None:
         """Cancel all that is left."""
-        self.close("closed")  # the thread that began to close may not have done so yet
+        if self._closed is None or self._timers:
+            self.close("closed")  # the thread that began to close may not have done so yet
         self._over = True
-        for clock in list(self._clocks.values()):
-            timer = clock.get()
-            if timer is not None:
-                timer.wheel.cancel(timer.timer_id)
+        if self._clocks:
+            for clock in list(self._clocks.values()):
+                timer = clock.get()
+                if timer is not None:
+                    timer.wheel.cancel(timer.timer_id)
         application = self._application.find()
         if application is not None:
             application.timers.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -26,6 +27,9 @@ class Counted:
 
     def counts(self) -> Counts:
         return Counts(messages_in=self.messages)
+
+    def totals(self) -> tuple[Any, ...]:
+        return astuple(self.counts())
 
 
 def fill(snapshot: Snapshot) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import astuple
 from datetime import datetime, timezone
 from functools import partial
 from itertools import islice
@@ -187,6 +188,9 @@ class Counted:
 
     def counts(self) -> Counts:
         return Counts(messages_in=7)
+
+    def totals(self) -> tuple[Any, ...]:
+        return astuple(self.counts())
 
     def requests_now(self) -> tuple[int, float]:
         return 0, 0.0

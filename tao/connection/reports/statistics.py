@@ -143,6 +143,10 @@ class Counting(Protocol):
         """Return the current totals."""
         ...
 
+    def totals(self) -> tuple[Any, ...]:
+        """Return the same, in the order of the fields of `Counts`."""
+        ...
+
     def requests_now(self) -> tuple[int, float]:
         """Return how many requests are in flight, and for how long the oldest one."""
         ...
@@ -274,9 +278,8 @@ class Statistics:
         self._finish()
 
     def _keep(self, conn: Counting) -> None:
-        counts = _values(conn.counts())
         try:
-            self._ended.update(_Ended.plus, conn, counts)
+            self._ended.update(_Ended.plus, conn, conn.totals())
         finally:
             # Not if an exception came before it was counted.
             if conn in self._ended.get().leaving:

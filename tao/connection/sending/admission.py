@@ -138,12 +138,13 @@ class Admission:
         False also if something was noted meanwhile: then it is sealed only.
         """
         transmitter, backlog = self._transmitter, self._backlog
-        self.take_in()
+        if backlog.size or backlog.journal is not None or self._taken or transmitter.busy:
+            return False
         transport = transmitter.transport
-        if transport is None or not transport.close_ends or backlog.size or transmitter.busy:
+        if transport is None or not transport.close_ends:
             return False
         transmitter.seal = reason
-        if self.noted:
+        if self.frames or self.preface_frames:
             return False  # in time; the next ones see the seal, see `check_sealed`
         transmitter.fin_sent = True
         return True

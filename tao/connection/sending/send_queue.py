@@ -479,8 +479,9 @@ class SendQueue(SendFigures):
     def _leave_at_once(self, reason: str) -> bool:
         if not self._open or self._notes or not self._admission.seal_at_once(reason):
             return False
-        self._final = reason
-        self._let_go()
+        self._final, self._collecting, self._open = reason, 0, False
+        self.transmitter.let_go()
+        self._room.notify_all()
         return True
 
     def _let_go(self) -> None:

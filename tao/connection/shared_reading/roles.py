@@ -132,7 +132,8 @@ class SharedRoles:
 
     def _detach(self) -> None:
         """Give the descriptor up. Needs the turn."""
-        self._apply()
+        if self._registered:
+            self._apply()
         if self._loop.members.get(self._descriptor) is self:
             self._loop.members.pop(self._descriptor, None)
         self._descriptor = -1  # last, as this may be interrupted, and is repeated then
@@ -464,8 +465,7 @@ class SharedRoles:
 
     def others(self) -> list[Joinable]:
         """See `Roles.others`; what has not begun is among them."""
-        me = threading.get_ident()
-        return [each for each in self.threads_now() if each.ident != me]
+        return [each for each in self.threads_now() if each.ident != threading.get_ident()]
 
     def end(self) -> None:
         """Go on without the transport, which has ended: take the last steps, or renew it."""
