@@ -38,21 +38,21 @@ class Notifier:
     Change the state that threads wait for first, then call `notify_all`.
     """
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("waiters",)
 
     def __init__(self) -> None:
-        # The locks on which threads block. Each thread adds and removes its own lock; both are
-        # single steps of the interpreter, as is the copy made by `notify_all`.
-        self._waiting: list[threading.Lock] = []
+        #: The locks on which threads block. Each thread adds and removes its own lock; both are
+        #: single steps of the interpreter, as is the copy made by `notify_all`.
+        self.waiters: list[threading.Lock] = []
 
     @property
     def waiting(self) -> int:
         """How many threads wait."""
-        return len(self._waiting)
+        return len(self.waiters)
 
     def notify_all(self) -> None:
         """Make all waiting threads check their condition again."""
-        if self._waiting:
+        if self.waiters:
             try:
                 self._wake()
             except BaseException:
@@ -75,21 +75,21 @@ class Notifier:
         lock = threading.Lock()
         lock.acquire()
         try:
-            self._waiting.append(lock)
+            self.waiters.append(lock)
             # Check again: the state may have changed before the lock was visible to `_wake`.
             return bool(ready()) or lock.acquire(timeout=_lock_timeout(timeout))
         finally:
             try:
-                self._waiting.remove(lock)
+                self.waiters.remove(lock)
             except ValueError:
                 pass  # not added because of an interruption, or already removed by `_wake`
 
     def _wake(self) -> None:
-        for lock in list(self._waiting):
+        for lock in list(self.waiters):
             try:
                 lock.release()
                 # The waiting thread removes it too, unless it was interrupted.
-                self._waiting.remove(lock)
+                self.waiters.remove(lock)
             except (RuntimeError, ValueError):
                 pass  # another thread has released or removed it already
 
@@ -105,7 +105,7 @@ class ListenedNotifier(Notifier):
         self.listener: Callable[[], object] | None = None
 
     def notify_all(self) -> None:
-        if self._waiting:
+        if self.waiters:
             super().notify_all()
         if (listener := self.listener) is not None:
             listener()
@@ -128,7 +128,7 @@ class Wakeup(Notifier):
         """Set the flag and wake all waiting threads."""
         try:
             self._is_set = True
-            if self._waiting:
+            if self.waiters:
                 self._wake()
         except BaseException:
             self._is_set = True

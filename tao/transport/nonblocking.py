@@ -17,13 +17,23 @@ from collections.abc import Callable
 from itertools import starmap
 from typing import Any
 
-__all__ = ["QuickSend", "end_writing_now", "quick_send", "send_now", "wait_for"]
+__all__ = [
+    "QUICK_SEND",
+    "SEND_FLAGS",
+    "QuickSend",
+    "end_writing_now",
+    "quick_send",
+    "refused",
+    "send_now",
+    "wait_for",
+]
 
-_SEND_FLAGS = int(socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0))
+#: What sends without blocking, and without a signal if the connection is broken.
+SEND_FLAGS = int(socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0))
 # A send that fails with one of these accepted nothing, and the connection is fine.
 _NOTHING_ACCEPTED = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
-# Larger sends release the interpreter lock, see _c_library.
-_QUICK_SEND = 256 * 1024
+#: Larger sends release the interpreter lock, see `quick_send`.
+QUICK_SEND = 256 * 1024
 # The longest timeout that poll() accepts, in milliseconds.
 _MAX_POLL = 2**31 - 1
 
@@ -86,19 +96,19 @@ def send_now(
     Raises:
         OSError: the connection is broken.
     """
-    if quick is not None and type(data) is bytes and (size := len(data)) <= _QUICK_SEND:
-        quick(sock.fileno(), data, size, _SEND_FLAGS)
+    if quick is not None and type(data) is bytes and (size := len(data)) <= QUICK_SEND:
+        quick(sock.fileno(), data, size, SEND_FLAGS)
         accepted = answers[-1]
-        return accepted if accepted > 0 else _refused()
+        return accepted if accepted > 0 else refused()
     try:
-        answers.extend(starmap(sock.send, ((data, _SEND_FLAGS),)))
+        answers.extend(starmap(sock.send, ((data, SEND_FLAGS),)))
     except BlockingIOError:
         return 0
     return answers[-1]
 
 
-def _refused() -> int:
-    """Return 0 if the kernel accepts nothing for now, or raise what is wrong."""
+def refused() -> int:
+    """Return 0 if a quick send has failed as the kernel accepts nothing for now, or raise why."""
     number = ctypes.get_errno()
     if number in _NOTHING_ACCEPTED:
         return 0

@@ -26,7 +26,15 @@ from typing import Any
 from tao.errors import ConnectionClosed
 from tao.runtime.combining import acquired
 from tao.runtime.greenlets import GreenSocket, adapted
-from tao.transport.nonblocking import end_writing_now, quick_send, send_now, wait_for
+from tao.transport.nonblocking import (
+    QUICK_SEND,
+    SEND_FLAGS,
+    end_writing_now,
+    quick_send,
+    refused,
+    send_now,
+    wait_for,
+)
 
 __all__ = ["Transport"]
 
@@ -189,7 +197,12 @@ class Transport:
         Raises:
             OSError: the connection is broken.
         """
-        return send_now(self._sock, data, self.answers, self._quick_send)
+        quick = self._quick_send
+        if quick is not None and type(data) is bytes and (size := len(data)) <= QUICK_SEND:
+            quick(self._sock.fileno(), data, size, SEND_FLAGS)  # as `send_now`, in fewer steps
+            accepted = self.answers[-1]
+            return accepted if accepted > 0 else refused()
+        return send_now(self._sock, data, self.answers, None)
 
     def settle(self) -> int | None:
         """Find out what the kernel accepted in a `send` that an exception interrupted.

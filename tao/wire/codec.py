@@ -40,6 +40,7 @@ __all__ = [
 Batch = list[tuple[Any, Any]]
 
 _HEADER = struct.Struct("<iI")
+_unpack, _HEADER_SIZE = _HEADER.unpack_from, _HEADER.size
 # How TLS records begin: a ClientHello is of type 22, an alert of type 21, and both say version 3.x.
 _TLS_RECORDS = tuple(bytes((kind, 3, minor)) for kind in (22, 21) for minor in range(4))
 _SPEAKS_TLS = "the peer speaks TLS, but this side does not"
@@ -189,6 +190,20 @@ class TypeLengthValueDecoder:
         return len(self._header) + len(self._value)
 
     def feed(self, data: bytes, batch: Batch) -> None:
+        size = len(data)
+        if size >= _HEADER_SIZE and not self._header:
+            number, length = _unpack(data)
+            entry = self._entries.get(number)
+            if entry is not None and length + _HEADER_SIZE == size and length <= self.max_bytes:
+                deserialize = entry.deserialize  # is found faster when it is not called at once
+                try:
+                    batch.append((number, deserialize(data[_HEADER_SIZE:])))
+                except Exception as error:
+                    raise not_deserialized(number, error) from error
+                return  # a message that comes alone, as so often
+        self._feed(data, batch)
+
+    def _feed(self, data: bytes, batch: Batch) -> None:
         start = 0  # offset of the current message
         if self._missing:
             if len(data) < self._missing:

@@ -57,6 +57,7 @@ MODULES = (
     "tao.connection.sending.send_queue",
     "tao.connection.sending.writer",
     "tao.connection.sessions.stream",
+    "tao.connection.shared_reading.member",
     "tao.connection.shared_reading.roles",
 )
 # `make interrupt EACH=1` tries far more of the bytecodes.
@@ -158,15 +159,19 @@ class Strikes:
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError, Interruption])
-@pytest.mark.parametrize("place", [(Reader, "take"), (Dispatcher, "dispatch")])
+@pytest.mark.parametrize("name", ["take", "dispatch"])
 def test_an_unexpected_exception_costs_the_connection_not_the_client(
     life: Callable[..., Life],
     monkeypatch: pytest.MonkeyPatch,
-    place: tuple[type, str],
+    name: str,
     error: type[BaseException],
+    request: pytest.FixtureRequest,
 ) -> None:
     """In the thread that reads: the client reconnects, with its timers, and tells of it."""
-    strikes, ticks, one = Strikes(monkeypatch, *place), Seen(), life()
+    if name == "dispatch":  # a session looks at its messages first, so they go another way
+        name = "dispatch" if "session" in request.node.name else "dispatch_alone"
+    kind = Reader if name == "take" else Dispatcher
+    strikes, ticks, one = Strikes(monkeypatch, kind, name), Seen(), life()
     one.client.start().run_every(0.001, lambda due, conn: ticks.add(1))
     one.echoes("before")
     strikes.to_come.append(error)
@@ -501,7 +506,7 @@ def test_an_exception_between_a_wait_and_its_timer(monkeypatch: pytest.MonkeyPat
 
 def test_a_server_connection_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unexpected exception in a server's thread closes that connection."""
-    monkeypatch.setattr(HandlerRunner, "run_alone", _raise)
+    monkeypatch.setattr(HandlerRunner, "run_inline", _raise)
     with Life() as one:
         one.client.start()
         wait_until(lambda: one.server.connections)

@@ -23,6 +23,7 @@ from tao.client.client import ClientConn
 from tao.connection.connection import core_of
 from tao.connection.handling.block_watch import watch_on
 from tao.connection.shared_reading.loop import ReadingLoop
+from tao.connection.shared_reading.member import NO_OUTBOX
 from tao.connection.shared_reading.roles import SharedRoles
 from tao.runtime.deadline import Deadline
 from tao.runtime.timing_wheel import TimingWheel
@@ -498,7 +499,7 @@ def test_a_descriptor_is_given_up_once_nothing_uses_it() -> None:
     loop, gone = SlowLoop(), threading.Event()
     transport = SimpleNamespace(descriptor=5, receive_now=None, buffers=False)
     reader = SimpleNamespace(go_on=lambda transport: True, early=b"")
-    host: Any = SimpleNamespace(transport=transport, reader=reader)
+    host: Any = SimpleNamespace(transport=transport, reader=reader, send_queue=NO_OUTBOX)
     roles = SharedRoles(host, "1", cast("Any", loop), cast("Any", SimpleNamespace(start=bool)))
     roles.listen()
 
@@ -522,6 +523,7 @@ class Turns:
     """A member of a loop that loses the lead in its turn, and is interrupted then."""
 
     took = take_break = end_break = bool
+    outbox = NO_OUTBOX
 
     def __init__(self, loop: ReadingLoop) -> None:
         self.loop = loop
@@ -559,6 +561,7 @@ class Caller:
     """A member of a loop that does nothing by itself."""
 
     took = take_break = end_break = turn = look = struck = bool
+    outbox = NO_OUTBOX
 
 
 def leads(loop: ReadingLoop) -> bool:
@@ -623,6 +626,8 @@ def _no_descriptor() -> Any:
 
 class Guest:
     """A member of a loop that notes its turn, and leaves."""
+
+    outbox = NO_OUTBOX
 
     def __init__(self, loop: ReadingLoop, turns: Seen, sock: socket.socket) -> None:
         self.loop, self.turns, self.sock = loop, turns, sock

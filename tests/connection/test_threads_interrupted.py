@@ -57,6 +57,7 @@ MODULES = (
     "tao.connection.handling.block_watch",
     "tao.connection.timers",
     "tao.connection.shared_reading.loop",
+    "tao.connection.shared_reading.member",
     "tao.connection.shared_reading.roles",
     "tao.connection.handling.shared_dispatcher",
     "tao.connection.reading_gate",

@@ -93,9 +93,9 @@ def test_a_wakeup_wakes_all_waiting_threads() -> None:
     wakeup = Wakeup()
     assert not wakeup.is_set() and not wakeup.wait(0) and not wakeup.wait(-1)
     waits = [lambda: wakeup.wait(PATIENCE)] * 3
-    woken = together(*waits, lambda: wait_until(lambda: len(wakeup._waiting) == 3) or wakeup.set())
+    woken = together(*waits, lambda: wait_until(lambda: len(wakeup.waiters) == 3) or wakeup.set())
     assert woken == [True, True, True, None]
-    assert wakeup.wait() and wakeup.is_set() and not wakeup._waiting
+    assert wakeup.wait() and wakeup.is_set() and not wakeup.waiters
     wakeup.clear()
     assert not wakeup.wait(0.001)
 
@@ -105,7 +105,7 @@ def test_a_woken_thread_returns_despite_a_clear() -> None:
     wakeup = Wakeup()
 
     def pulse() -> None:
-        wait_until(lambda: wakeup._waiting)
+        wait_until(lambda: wakeup.waiters)
         wakeup.set()
         wakeup.clear()
 
@@ -120,7 +120,7 @@ def test_a_wakeup_can_be_set_at_any_bytecode_of_a_wait() -> None:
             woken = wakeup.wait(0.001)
         begun = time.monotonic()
         assert wakeup.wait(PATIENCE) if moment.struck else not woken, moment
-        assert time.monotonic() - begun < PATIENCE / 2 and not wakeup._waiting
+        assert time.monotonic() - begun < PATIENCE / 2 and not wakeup.waiters
 
 
 @pytest.mark.parametrize("interrupted", ["set", "clear", "wait"])
@@ -130,14 +130,14 @@ def test_wakeups_after_an_exception_at_any_bytecode(interrupted: str) -> None:
         wakeup = Wakeup()
         other = threading.Thread(target=wakeup.wait, args=(PATIENCE,), name="test-waits")
         other.start()
-        wait_until(lambda wakeup=wakeup: wakeup._waiting)
+        wait_until(lambda wakeup=wakeup: wakeup.waiters)
         with moment.raising():
             wakeup.wait(0) if interrupted == "wait" else getattr(wakeup, interrupted)()
-        assert wakeup._waiting or wakeup.is_set(), moment
+        assert wakeup.waiters or wakeup.is_set(), moment
         if not wakeup.is_set():
             wakeup.set()
         other.join(PATIENCE)
-        assert not other.is_alive() and not wakeup._waiting, moment
+        assert not other.is_alive() and not wakeup.waiters, moment
 
 
 # -- values, rates and statistics

@@ -91,7 +91,7 @@ def collecting(after: int, change: Callable[[], object]) -> Iterator[None]:
 def test_a_thread_that_goes_while_others_are_woken(after: int) -> None:
     """A waiter leaves in the midst of a copy of the list of waiters. It must not crash."""
     wakeup = Wakeup()
-    waiting: list[Any] = wakeup._waiting
+    waiting: list[Any] = wakeup.waiters
     waiting.append(type("Lock", (), {"release": lambda self: None})())
     with collecting(after, waiting.clear):
         wakeup.set()

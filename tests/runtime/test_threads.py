@@ -64,7 +64,7 @@ def test_an_error_of_a_thread_is_logged(error: BaseException, log_lines: list[An
 def test_a_thread_still_runs_after_an_interrupted_join(stuck: list[threading.Thread]) -> None:
     """Before CPython 3.13, it counted as ended for later callers."""
     thread: Any = stuck[0]
-    with interrupting(lambda: thread._done._waiting):
+    with interrupting(lambda: thread._done.waiters):
         gather([thread], Deadline(PATIENCE))
     assert thread.is_alive() and gather(stuck, Deadline(0)) == stuck
 

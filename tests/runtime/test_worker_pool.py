@@ -235,7 +235,7 @@ def test_a_stop_after_an_interrupted_one() -> None:
     pool, running, gate = WorkerPool(1), threading.Event(), threading.Event()
     pool.submit(lambda: running.set() or gate.wait(PATIENCE))
     assert running.wait(PATIENCE)
-    with interrupting(lambda: pool._members[0].ended._waiting):
+    with interrupting(lambda: pool._members[0].ended.waiters):
         pool.stop()
     assert [thread.name for thread in pool.stop(0)] == ["tao-worker_0"]
     gate.set()

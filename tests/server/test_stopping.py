@@ -102,7 +102,7 @@ def test_a_context_callback_does_not_delay_the_stop(make_server: MakeServer) -> 
 def test_a_stop_after_an_interrupted_one(make_server: MakeServer) -> None:
     """Ctrl-C in ``stop`` ends the wait, not the stop; the next call returns its report."""
     with Stuck(make_server, drain_timeout=PATIENCE) as stuck:
-        with interrupting(lambda: server_core_of(stuck.server).stopping.done._waiting):
+        with interrupting(lambda: server_core_of(stuck.server).stopping.done.waiters):
             stuck.server.stop()
         assert stuck.server.state == "stopping"
         stuck.leave.set()

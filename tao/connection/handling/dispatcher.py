@@ -33,10 +33,11 @@ from concurrent.futures import CancelledError
 from threading import RLock, get_ident
 from typing import Any
 
-from tao.connection.application import ApplicationLink
+from tao.connection.application import Application, ApplicationLink
 from tao.connection.handling.block_watch import GRACE, BlockWatch
+from tao.connection.handling.dispatch_figures import DispatchFigures
 from tao.connection.handling.handler_runner import HandlerRunner
-from tao.connection.handling.handler_trust import DispatchHost
+from tao.connection.handling.handler_trust import TRUST_NEEDED, DispatchHost
 from tao.connection.handling.inbox import CALL, STOP, TAKE_OVER, Inbox
 from tao.connection.sending.send_queue import SendQueue
 from tao.runtime.histogram import Latencies
@@ -49,7 +50,7 @@ __all__ = ["DispatchHost", "Dispatcher"]
 _INBOX = "inbox"
 
 
-class Dispatcher:
+class Dispatcher(DispatchFigures):
     """Runs the handlers of one connection.
 
     Args:
@@ -65,9 +66,8 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_abandoned", "_application", "_closed", "_discard", "_due", "_host", "_inbox", "_inline",
-        "_limit", "_pending", "_posted", "_relieved", "_run_on_pool", "_seal", "_send_queue",
-        "_turn", "_waiting", "runner", "too_late",
+        "_abandoned", "_application", "_closed", "_discard", "_due", "_host", "_inbox", "_limit",
+        "_posted", "_run_on_pool", "_seal", "_send_queue", "_waiting", "runner", "too_late",
     )  # fmt: skip
 
     def __init__(
@@ -101,13 +101,11 @@ class Dispatcher:
         self._seal: bool = False  # call the host's `drained` once nothing is pending
         self._abandoned: bool = False  # pending messages are not waited for
         self._due: bool = False  # whether there may be something to do
-        # Its owner has the turn, and owns the fields below. It is reentrant only so that the owner
-        # is known. It is waited for by the connection's own threads alone.
-        self._turn: Any = RLock()
+        self._turn = RLock()
+        # The owner of the turn owns these.
         self._inbox: Inbox | None = None  # made when the handling thread is started
-        self._pending: int = 0  # messages in the inbox, and those being run by the handling thread
-        self._inline: int = 0  # the ident of the reading thread while it runs a batch
-        self._relieved: bool = False  # ... and the other thread has taken over the reading
+        self._pending = self._inline = 0
+        self._relieved = False
         self.too_late: int = 0  #: messages that came when no more were taken
 
     #: Whether the reading role may be kept waiting by this connection.
@@ -146,9 +144,8 @@ class Dispatcher:
             return True
         self._inline = get_ident()
         turn.release()
-        run = runner.run_alone if len(batch) == 1 else runner.run_inline
         enter = application.variables.enter  # no callback of this connection runs now
-        rest = enter(run, application, batch)
+        rest = enter(runner.run_inline, application, batch)
         turn.acquire()
         if not (rest or self._posted or self._relieved):
             self._inline = 0
@@ -157,6 +154,37 @@ class Dispatcher:
                 self._settle()
             return True  # as nearly always
         return self._end_inline(rest)
+
+    def dispatch_alone(self, application: Application, batch: Batch) -> bool | None:
+        """Do as `dispatch` does with a single message, in as few steps as possible.
+
+        It never waits. In shared reading the caller is to send what the handler may have written.
+
+        Returns:
+            None if `dispatch` has to be called instead.
+        """
+        number, message = batch[0]
+        entry, runner = application.entries.get(number), self.runner
+        if entry is None or entry.handler is None:
+            return None
+        if entry.trust < (TRUST_NEEDED[entry.dispatch] if entry.dispatch else runner.needed):
+            return None
+        turn = self._turn
+        turn.acquire()
+        if self._pending or self._inline or self._closed or runner.replies_wait:
+            self._release()
+            return None
+        self._inline = thread = get_ident()
+        turn.release()
+        runner.run_alone(application, entry, number, message, thread)
+        turn.acquire()
+        if self._posted or self._relieved:
+            return self._end_inline([])
+        self._inline = 0
+        turn.release()
+        if self._due or self._waiting or self._seal:
+            self._settle()
+        return True
 
     def _end_inline(self, rest: Batch) -> bool:
         """Queue what was left or arrived while the reader ran a batch. Has, and ends, the turn."""
@@ -299,10 +327,6 @@ class Dispatcher:
         self._closed = self._discard = self._seal = self._abandoned = False
         self._settle()
 
-    def renew_turn(self) -> None:
-        """In a child process: no thread has the turn."""
-        self._turn = RLock()
-
     def after_fork(self) -> None:
         """In a child process: be the dispatcher of a connection that has ended."""
         self.renew_turn()
@@ -310,31 +334,7 @@ class Dispatcher:
         self._inline, self._pending, self._inbox = 0, 0, None
         self._posted.clear()
 
-    @property
-    def interrupted_here(self) -> bool:
-        """Whether the calling thread has interrupted itself in the midst of its turn."""
-        return bool(self._turn._is_owned())
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing waits and nothing is being handled."""
-        return not self._busy
-
-    @property
-    def pending(self) -> int:
-        """How many messages wait or are being handled."""
-        return self._pending + bool(self._inline)
-
-    @property
-    def occupies_reader(self) -> bool:
-        """Whether the reading thread runs handlers, so that nothing is read meanwhile."""
-        return bool(self._inline) and not self._relieved
-
     # -- taking turns: as in the send queue, no call waits to have something done
-
-    @property
-    def _busy(self) -> bool:
-        return self._inline != 0 or self._pending > 0
 
     def _release(self) -> None:
         """Let go of the turn, and do what others have noted meanwhile."""

@@ -62,9 +62,10 @@ class Reader:
     """
 
     __slots__ = (
-        "_application", "_broken", "_conn", "_dispatcher", "_filled_at", "_fitting", "_lifecycle",
-        "_looks", "_recv_most", "_size", "_watching", "bytes_in", "discarded", "early",
-        "last_received", "limits", "messages_in", "on_batch", "recv_size", "take_late",
+        "_application", "_broken", "_conn", "_dispatcher", "_enough", "_filled_at", "_fitting",
+        "_lifecycle", "_looks", "_recv_most", "_size", "_usual", "_watching", "bytes_in",
+        "discarded", "early", "last_received", "limits", "messages_in", "on_batch", "recv_size",
+        "take_late",
     )  # fmt: skip
 
     def __init__(self, conn: ReadingHost, settings: Settings) -> None:
@@ -80,6 +81,8 @@ class Reader:
         self._recv_most: int = min(most or _RECV_MOST, _RECV_MOST)
         #: How much the next receive asks for.
         self.recv_size: int = min(_RECV_LEAST, self._recv_most)
+        # With so many bytes it may be time to ask for more, or for less.
+        self._enough: int = self.recv_size
         # How much came last when that was much, and how much is handled within a turn.
         self._size: int = 0
         # How much had come by the last receive that brought as much as was asked for, or much.
@@ -93,6 +96,7 @@ class Reader:
         self._looks: tuple[Look, ...] = ()  # the same, in order
         #: Called with each batch, unless it is None; returns what is to be dispatched of it.
         self.on_batch: Look | None = None
+        self._usual: bool = self.limits is None  # whether nothing looks at messages before that
         #: What came of the stream before it was read. Set before that.
         self.early: bytes = b""
         #: Called with what comes when the connection is ending, unless it is None.
@@ -123,6 +127,7 @@ class Reader:
             watching = dict(self._watching)
             self._looks = looks = tuple(sorted(watching, key=watching.__getitem__))
             self.on_batch = None if not looks else looks[0] if len(looks) == 1 else self._look
+            self._usual = not looks and self.limits is None
             if watching == dict(self._watching):
                 return
 
@@ -216,6 +221,7 @@ class Reader:
             return True  # only waiting for the end
         batch: Batch = []
         broken: BaseException | None = None
+        dispatcher = self._dispatcher
         find = self._application.find  # is found faster when it is not called at once
         application = find()
         if application is not None:
@@ -223,16 +229,23 @@ class Reader:
                 application.decoder.feed(data, batch)
             except BaseException as error:
                 broken = error
-            application = None  # which may not be held while this waits
-        if size == self.recv_size or self.recv_size > _RECV_LEAST:
+        if size >= self._enough:
             self._adapt(size, len(batch))
+        if len(batch) == 1 and self._usual and broken is None and application is not None:
+            self.messages_in += 1
+            reads_on = dispatcher.dispatch_alone(application, batch)
+            if reads_on is None:
+                application = None  # which may not be held while this waits
+                reads_on = dispatcher.dispatch(batch)
+            return reads_on
+        application = None
         if self.on_batch is not None:
             batch = self.on_batch(batch)
         self.messages_in += len(batch)
         if self.limits is not None:
             return self.limits.take_in(batch, size, self._held(), broken)
         self._broken = broken
-        if batch and not self._dispatcher.dispatch(batch):
+        if batch and not dispatcher.dispatch(batch):
             return False
         if broken is not None:
             self._break()
@@ -275,6 +288,7 @@ class Reader:
             self._fitting = min(self._fitting + self._fitting // 8, self._recv_most)
         elif 4 * size < self.recv_size > _RECV_LEAST:
             self.recv_size //= 2
+        self._enough = self.recv_size if self.recv_size <= _RECV_LEAST else 0
 
     def took(self, seconds: float) -> bool:
         """Ask for less if it took long to handle what came last, as others have to wait.
@@ -287,6 +301,7 @@ class Reader:
                 min(_RECV_LEAST, self._recv_most), int(self._size * _TURN_MOST / seconds)
             )
             self.recv_size = min(self.recv_size, self._fitting)
+            self._enough = 0
         return self._filled_at == self.bytes_in
 
     def _break(self) -> None:

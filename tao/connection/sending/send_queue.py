@@ -22,7 +22,7 @@ tries to get the turn, and `_advance` does whatever is due.
 A thread that writes while nothing waits sends at once, without blocking. Only what the kernel does
 not accept is left to the writer thread, which waits for the socket outside of any turn; from then
 on all frames queue up. While a batch of messages is handled, small frames are only collected there,
-so that the replies are sent together.
+so that the replies are sent together; in shared reading also those of messages that come alone.
 
 What an exception interrupted is repaired by the thread that it hit or, if not even that is possible
 because the stack is full, by the next thread that has the turn: the backlog's journal says what was
@@ -70,8 +70,7 @@ class SendQueue(SendFigures):
     """
 
     __slots__ = (
-        "_backlog", "_collect_most", "_collecting", "_final", "_frames", "_keep",
-        "_limit", "_notes", "_open", "_room", "combiner",
+        "_backlog", "_collect_most", "_final", "_keep", "_limit", "_notes", "_open", "collecting",
     )  # fmt: skip
 
     def __init__(
@@ -88,10 +87,8 @@ class SendQueue(SendFigures):
         self._limit: int = limit
         self._collect_most: int = limits.collected
         self._keep: bool = keep
-        # For threads that wait for room, or for the end.
         self._room = ListenedNotifier()
-        #: Has the turn.
-        self.combiner: Combiner = Combiner(self._advance, self._repair, self._room.notify_all)
+        self.combiner = Combiner(self._advance, self._repair, self._room.notify_all)
         # The thread that has the turn owns the transmitter, the backlog and `_open`. Any thread may
         # set the others, or append to them, in one step, and settles afterwards.
         make_writer = writer or partial(Writer, start_writer)
@@ -99,11 +96,13 @@ class SendQueue(SendFigures):
         self._backlog = self.transmitter.backlog
         self._open: bool = False  # whether there is a transport, after its preface, and no seal
         self._admission = Admission(limits, self.transmitter, keep=keep)
-        self._frames = self._admission.frames
+        self.noted = self._admission.frames
         # What is to happen, maybe twice, and to which transport; None: the present one. See `note`.
         self._notes: list[tuple[Callable[[], object], Transport | None]] = []
         self._final: str | None = None  # the seal, if it holds for the next transport as well
-        self._collecting: int = 0  # up to how many frames are collected now
+        #: Up to how many frames are collected now. Set to 0 by the thread that began that, and by
+        #: any that has the turn.
+        self.collecting: int = 0
 
     # -- for any thread
 
@@ -119,13 +118,13 @@ class SendQueue(SendFigures):
             WouldBlock: there was no room, or not in time; the frame was not queued.
             ConnectionClosed: nothing can be sent any more; the frame was not queued.
         """
-        most = self._collecting
-        if most and frame and len(frame) < COLLECTED_FRAME and len(self._frames) < most:
+        most = self.collecting
+        if most and frame and len(frame) < COLLECTED_FRAME and len(self.noted) < most:
             try:
-                self._frames.append(frame)
-                if not self._collecting or self.transmitter.seal is not None:
+                self.noted.append(frame)
+                if not self.collecting or self.transmitter.seal is not None:
                     # It ended meanwhile, and the frame may have been overlooked.
-                    self._admission.check_sealed(frame, self._frames)
+                    self._admission.check_sealed(frame, self.noted)
                     self.combiner.settle()
             except BaseException:
                 self.combiner.settle()  # the end of the stream may have waited for this frame
@@ -143,7 +142,7 @@ class SendQueue(SendFigures):
         try:
             if turn.acquire(False):
                 backlog = self._backlog
-                if self._open and frame and not backlog.size and not self._frames:
+                if self._open and frame and not backlog.size and not self.noted:
                     backlog.size = UNCOUNTED
                     backlog.frames.append(frame)
                     if not self.transmitter.send_all(frame):
@@ -152,7 +151,7 @@ class SendQueue(SendFigures):
                 else:
                     self._admission.write(frame)
                 turn.release()
-                if not (combiner.due or self._frames or self._notes):
+                if not (combiner.due or self.noted or self._notes):
                     return
             else:
                 self._admission.hand_in(frame)
@@ -206,24 +205,6 @@ class SendQueue(SendFigures):
         self._room.notify_all()
         return withdrawn
 
-    @property
-    def crowded(self) -> bool:
-        """Whether the queue is more than half full, and there is a peer that can change that.
-
-        Always false if a full queue drops frames or closes the connection.
-        """
-        return bool(self._backlog.size or self._frames) and self._admission.crowded
-
-    @property
-    def interrupted_here(self) -> bool:
-        """Whether the calling code has interrupted this thread in the midst of its turn."""
-        return bool(self.combiner.turn._is_owned())
-
-    @property
-    def waiters(self) -> int:
-        """How many threads wait for room in the queue, or for its end."""
-        return self._room.waiting
-
     def in_turn(self, function: Callable[..., object], *args: object) -> None:
         """Call a function while no other thread sends. Not in an interrupted call."""
         self.combiner.run(function, *args)
@@ -231,15 +212,6 @@ class SendQueue(SendFigures):
     def catch_up(self) -> None:
         """Do what other threads have noted, such as a failure. Not in an interrupted call."""
         self.combiner.run(self._advance)
-
-    def stays_crowded(self) -> bool:
-        """Whether it is `crowded`, not counting what is just being sent. Waits for the turn."""
-        # A write that is sent at once notifies nobody, though it may fill a small queue meanwhile.
-        return self.crowded and self.combiner.run(lambda: self.crowded)
-
-    def wait_uncrowded(self) -> None:
-        """Wait while the queue is more than half full. It may return early."""
-        self._room.wait_for(lambda: not self.stays_crowded())
 
     def when_crowded(self, function: Callable[[], object]) -> None:
         """Have any thread call a function when the queue is `crowded`. It may only note that."""
@@ -260,10 +232,10 @@ class SendQueue(SendFigures):
             False if it has to be written like any other.
         """
         turn, backlog = self.combiner.turn, self._backlog
-        if self._collecting or not turn.acquire(False):
+        if self.collecting or not turn.acquire(False):
             return False
         transport = self.transmitter.transport
-        idle = self._open and frame and not backlog.size and not self._frames
+        idle = self._open and frame and not backlog.size and not self.noted
         if idle and transport is not None and transport.bare:
             backlog.size = UNCOUNTED
             backlog.frames.append(frame)
@@ -282,7 +254,7 @@ class SendQueue(SendFigures):
             self._send_rest()
             self._admission.check_broken(frame)
         combiner.turn.release()
-        if combiner.due or self._frames or self._notes:
+        if combiner.due or self.noted or self._notes:
             combiner.settle()
 
     # -- for the thread that handles a batch
@@ -290,19 +262,51 @@ class SendQueue(SendFigures):
     def collect(self) -> None:
         """Collect small frames until `release`, or until there are many."""
         # Where frames wait already, the writer sends them together anyway.
-        self._collecting = self._collect_most if self._open and not self.transmitter.blocked else 0
+        self.collecting = self._collect_most if self._open and not self.transmitter.blocked else 0
         if self.transmitter.seal is not None:  # it was sealed meanwhile
-            self._collecting = 0
+            self.collecting = 0
 
     def release(self) -> None:
         """Send the collected frames, and stop collecting."""
-        self._collecting = 0
-        if self._frames:
-            self.combiner.settle()
+        self.collecting = 0
+        self.flush()
+
+    def send_collected(self, now: float) -> None:
+        """Send the collected frames, usually one, in as few steps as possible.
+
+        Args:
+            now: the time, monotonic.
+        """
+        combiner = self.combiner
+        turn = combiner.turn
+        try:
+            if turn.acquire(False):
+                noted, backlog = self.noted, self._backlog
+                if self._open and len(noted) == 1 and not backlog.size:
+                    backlog.size = UNCOUNTED
+                    if move(noted, backlog.frames) != 1:
+                        backlog.recount()  # another thread has just noted one, or taken it back
+                        combiner.due = True
+                    elif not self.transmitter.send_alone(backlog.frames[0], now):
+                        self._send_rest()
+                    if self._room.waiters:
+                        self._room.notify_all()
+                turn.release()
+                if not (combiner.due or noted or self._notes):
+                    return
+            combiner.settle()
+        except BaseException:
+            try:
+                combiner.recover()
+            finally:
+                # Released here as well: if the stack is full, a call would fail again.
+                if turn._is_owned():
+                    turn.release()
+            raise
 
     def flush(self) -> None:
         """Send the frames collected so far."""
-        if self._frames:
+        if self.noted:
             self.combiner.settle()
 
     # -- for the connection
@@ -352,13 +356,8 @@ class SendQueue(SendFigures):
     def seal(self, reason: str) -> None:
         """Refuse further writes; when everything is sent, tell the peer that no more follows."""
         self._final = self.transmitter.seal = self.transmitter.seal or reason
-        self._collecting, self._open = 0, False
+        self.collecting, self._open = 0, False
         self.combiner.settle()
-
-    def wait_sent(self, deadline: Deadline) -> bool:
-        """Wait until no more can be sent; return whether all is, with the end of the stream."""
-        self._room.wait_for(lambda: self.over, deadline.remaining())
-        return self.fin_sent
 
     def give_up(self, error: OSError, transport: Transport | None = None) -> None:
         """Abort the transport, because it is broken or the peer accepts nothing.
@@ -407,7 +406,7 @@ class SendQueue(SendFigures):
     def after_fork(self, reason: str) -> None:
         """In a child process: become the send queue of a connection that has ended."""
         self.renew_turn()
-        self._collecting, self._open = 0, False
+        self.collecting, self._open = 0, False
         self.transmitter.seal = self._final = self.transmitter.seal or reason
         self._notes.clear()
         self._admission.clear()
@@ -418,15 +417,16 @@ class SendQueue(SendFigures):
 
     def _advance(self) -> None:
         """Do all that is due. Needs the turn."""
-        frames, backlog, transmitter = self._frames, self._backlog, self.transmitter
+        frames, backlog, transmitter = self.noted, self._backlog, self.transmitter
         if self._open and not backlog.size and 0 < len(frames) <= self._limit:  # of a batch
             backlog.size = UNCOUNTED
             move(frames, backlog.frames)
-            sent = transmitter.send_all(b"".join(backlog.frames))
-            if not sent:
+            if not backlog.frames:
+                backlog.size = 0  # other threads have just taken them back
+            elif not transmitter.send_all(b"".join(backlog.frames)):
                 self._send_rest()
             self._room.notify_all()  # for threads that found all these frames waiting
-            if sent and not (self._notes or self._admission.noted or transmitter.busy):
+            if not (backlog.size or self._notes or self._admission.noted or transmitter.busy):
                 return  # as nearly always
         self._admission.take_in()
         while self._notes:
@@ -447,7 +447,7 @@ class SendQueue(SendFigures):
     def _end(self, sealed: bool) -> None:
         """Send the end of the stream after all that was accepted before. Needs the turn."""
         if sealed:
-            self._collecting, self._open = 0, False  # a preface may have ended at the same time
+            self.collecting, self._open = 0, False  # a preface may have ended at the same time
             self._room.notify_all()
         if not self._admission.noted:  # else their threads have this done again
             self.transmitter.send_end(final=sealed)
@@ -466,7 +466,7 @@ class SendQueue(SendFigures):
 
     def _stopped(self, error: OSError | None) -> None:
         """Note that nothing can be sent for now or, with an error, on this transport."""
-        self._collecting = 0
+        self.collecting = 0
         self._open = self._open and error is None and not self.transmitter.parting
         if error is not None and not self._keep and self.transmitter.seal is None:
             self.transmitter.seal = explain(error)
@@ -479,13 +479,13 @@ class SendQueue(SendFigures):
     def _leave_at_once(self, reason: str) -> bool:
         if not self._open or self._notes or not self._admission.seal_at_once(reason):
             return False
-        self._final, self._collecting, self._open = reason, 0, False
+        self._final, self.collecting, self._open = reason, 0, False
         self.transmitter.let_go()
         self._room.notify_all()
         return True
 
     def _let_go(self) -> None:
-        self._collecting, self._open = 0, False
+        self.collecting, self._open = 0, False
         self.transmitter.let_go()
         self._admission.in_preface = None
         self._admission.take_in()

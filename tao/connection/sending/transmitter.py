@@ -172,6 +172,33 @@ class Transmitter:
         now = monotonic()
         return self.count_all(len(data), accepted, now, now - started)
 
+    def send_alone(self, frame: bytes, now: float) -> bool:
+        """Do as `send_all` does with the only frame of the backlog, outside of handlers.
+
+        Args:
+            now: the time, monotonic.
+        """
+        backlog = self.backlog
+        transport: Any = self.transport
+        size = backlog.size = len(frame)
+        transport.answers.clear()
+        backlog.journal = True
+        try:
+            accepted = transport.send(frame)
+        except OSError as error:
+            backlog.journal = None
+            self.failure = error
+            return False
+        if accepted != size or backlog.tracked:
+            return self.count_all(size, accepted, now, 0.0)
+        backlog.frames.clear()
+        backlog.size = 0
+        backlog.journal = None
+        self.last_sent = now
+        self.bytes_sent += size
+        self.frames_sent += 1
+        return True
+
     def pass_on(self, data: bytes) -> int:
         """Do the first half of `send_all`; `count_all` has to follow.
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from tao.connection.lifecycle import Lifecycle
 from tao.connection.receiving.reading import Reader
 from tao.connection.shared_reading.loop import ReadingLoop
+from tao.connection.shared_reading.member import Outbox
 from tao.runtime.wakeup import Wakeup
 from tao.runtime.worker_pool import WorkerPool
 from tao.transport.stream import Transport
@@ -20,6 +21,7 @@ class SharedRolesHost(Protocol):
     dispatcher: Any
     finished: Wakeup
     lifecycle: Lifecycle
+    send_queue: Outbox
     readiness: Any
     reader: Reader
     transport: Transport | None

@@ -35,19 +35,18 @@ from itertools import chain
 from operator import itemgetter
 from threading import RLock, Thread, current_thread
 from time import monotonic
-from typing import Protocol
 
 from tao.connection.handling.block_watch import GRACE, BlockWatch
 from tao.connection.shared_reading.breaks import LONG, QUIET, Breaks, Resting
 from tao.connection.shared_reading.departing import FEW, Departing
+from tao.connection.shared_reading.member import SOON, Member, Polled
 from tao.runtime.deadline import Deadline
 from tao.runtime.log import logger
 from tao.runtime.threads import gather, spawn
-from tao.runtime.wakeup import Wakeup
 from tao.runtime.watchdog import Watchdog, new_watchdog
 from tao.transport.poller import ENDED, READABLE, Poller, new_poller
 
-__all__ = ["Polled", "ReadingLoop"]
+__all__ = ["ReadingLoop"]
 
 # How long a follower waits for the lead before it ends, in seconds, and the pause after an error
 # that the next round might meet too.
@@ -56,40 +55,6 @@ _PATIENCE, _PAUSE = 10.0, 0.05
 _WATCHDOG = GRACE / 2
 # The bits of an end are the highest among those of events.
 _events_of = itemgetter(1)
-
-
-class Polled(Resting, Protocol):
-    """What the loop plays a role of: one connection."""
-
-    def turn(self, events: int, now: float = 0.0) -> None:
-        """Do what can be done without waiting, as the descriptor is ready for these events.
-
-        Args:
-            now: the time, monotonic, if it is known.
-        """
-
-    def struck(self, error: BaseException) -> object:
-        """End, as this was raised in `turn`."""
-
-    def look(self, now: float, grace: float) -> None:
-        """See whether a handler blocks the leader; see `Watched.look`."""
-
-    def abandoned(self) -> None:
-        """End, as the loop has ended, and nothing waits for its descriptor any more."""
-
-
-class _Member:
-    """A thread of the loop, which leads, follows, or is blocked in a handler."""
-
-    __slots__ = ("awake", "called", "serving")
-
-    def __init__(self) -> None:
-        self.called = Wakeup()  # to lead
-        #: Whether it leads and may serve. Set *before* it looks whether to kick the watchdog, so
-        #: that this finds it set, however late the thread gets to the first connection.
-        self.awake: bool = False
-        #: The connection whose turn it is in. Owned by the thread, read by the watch.
-        self.serving: Polled | None = None
 
 
 class ReadingLoop:
@@ -116,14 +81,14 @@ class ReadingLoop:
         self._calls: deque[tuple[Polled, Callable[[], object]]] = deque()
         # Which thread leads; None: the lead is vacant. Then the thread whose claim is here, under
         # one key, appoints another.
-        self._leader: _Member | None = None
+        self._leader: Member | None = None
         self._appointing: dict[str, object] = {}  # changed in single steps
-        self._followers: deque[_Member] = deque()  # changed in single steps
+        self._followers: deque[Member] = deque()  # changed in single steps
         self._threads: set[Thread] = set()  # each adds and removes itself
         self._stopped: bool = False
         self._starting = RLock()  # serialises `start`
         self._leading: Thread = current_thread()  # set by each leader
-        self._latest = _Member()  # the one that leads, or led last; set by each leader
+        self._latest = Member()  # the one that leads, or led last; set by each leader
         # Owned by the leader.
         self._breaks = Breaks()
         self._departing = Departing()
@@ -308,7 +273,7 @@ class ReadingLoop:
             member.called.set()
 
     def _start_thread(self) -> None:
-        member = _Member()
+        member = Member()
         run = partial(self._run, member)
         thread = spawn(run, name=self._name, cpus=self._cpus, failed=run)
         try:
@@ -321,7 +286,7 @@ class ReadingLoop:
                 self._threads.discard(thread)
             raise
 
-    def _run(self, me: _Member, error: BaseException | None = None) -> None:
+    def _run(self, me: Member, error: BaseException | None = None) -> None:
         """Lead and follow, until the loop ends or this thread is not needed any more.
 
         Args:
@@ -342,8 +307,10 @@ class ReadingLoop:
             if self._stopped and not self._threads:
                 self._end()
 
-    def _follow(self, me: _Member) -> bool:
+    def _follow(self, me: Member) -> bool:
         """Wait for the lead; return False if this thread is not needed."""
+        me.send_collected(monotonic())
+        me.serving = None
         me.called.clear()
         while not self._stopped:
             if me not in self._followers:  # or no more, as what took it out was interrupted
@@ -359,21 +326,22 @@ class ReadingLoop:
             return False
         return False
 
-    def _lead(self, me: _Member) -> None:
+    def _lead(self, me: Member) -> None:
         """Serve what is ready, until another thread has the lead."""
         self._latest, me.awake, me.serving = me, False, None
         while me in self._followers:
             self._followers.remove(me)  # it was interrupted while it followed
         while self._leader is me and not self._stopped:
             try:
+                me.send_collected(monotonic())  # of turns that an exception has ended
                 self._serve(me)
             except BaseException as error:
                 self._stumble(me, error)
         me.serving = None
 
-    def _serve(self, me: _Member) -> None:
+    def _serve(self, me: Member) -> None:
         watch, members, calls, poller = self._watch, self.members, self._calls, self._poller
-        breaks, departing = self._breaks, self._departing
+        breaks, departing, unsent = self._breaks, self._departing, me.unsent
         assert watch is not None and poller is not None
         while self._leader is me and not self._stopped:
             ready = self._wait(poller)
@@ -384,6 +352,7 @@ class ReadingLoop:
             now = monotonic()
             if now >= self._kick_at:
                 self._kick(now)
+            soon = now + SOON
             began, count = now, len(ready) + len(departing)
             to_serve: Iterable[tuple[int, int]] = ready
             if departing or (len(ready) > FEW and max(ready, key=_events_of)[1] & ENDED):
@@ -398,18 +367,24 @@ class ReadingLoop:
                     continue
                 me.serving = each
                 each.turn(events, now)
+                if each.outbox.noted:
+                    unsent.append(each)
                 if self._leader is not me:
                     return  # what else is ready is for the new leader
                 if events != READABLE and events & ENDED and members.get(descriptor) is each:
                     each.end_break()  # it has waited for its end, which is not reached yet
                 started, now = now, monotonic()
-                if now >= self._kick_at:
-                    self._kick(now)
-                if now - started > LONG:
-                    long.append((each, now - started))
-                    began += now - started
+                if now >= soon:
+                    if now >= self._kick_at:
+                        self._kick(now)
+                    if now - started > LONG:
+                        long.append((each, now - started))
+                        began += now - started
+                    me.send_collected(now)
+                    soon = now + SOON
                 if calls and not self._make_calls(me):
                     return
+            me.send_collected(now)
             me.awake, me.serving = False, None
             watch.running.discard(self)
             breaks.shared += now - began
@@ -427,24 +402,26 @@ class ReadingLoop:
         breaks.waited(monotonic() - began, quiet=not (ready or calls or departing))
         return ready
 
-    def _make_calls(self, me: _Member) -> bool:
+    def _make_calls(self, me: Member) -> bool:
         """Make the calls that were asked for; return False if this thread has lost the lead."""
         calls = self._calls
         while calls:
-            me.serving, call = calls[0]  # left there until this thread answers for it
+            me.serving, call = member, _ = calls[0]  # left there until this thread answers for it
             calls.popleft()
             call()
+            if member.outbox.noted:
+                me.unsent.append(member)
             if self._leader is not me:
                 return False
         return True
 
-    def _stumble(self, me: _Member, error: BaseException) -> None:
+    def _stumble(self, me: Member, error: BaseException) -> None:
         """End the connection whose turn has raised; go on after an error of the loop itself."""
         if not self._strike(me, error):
             logger.opt(exception=error).error("{} continues after an error", self._name)
             time.sleep(_PAUSE)
 
-    def _strike(self, me: _Member, error: BaseException) -> bool:
+    def _strike(self, me: Member, error: BaseException) -> bool:
         """End the connection that the thread serves, if any; return whether there is one.
 
         The thread may have lost the lead meanwhile: it still answers for this connection.
@@ -473,6 +450,7 @@ class ReadingLoop:
     def _look_after_leader(self) -> None:
         """Have the watch look at the leader unless it waits. By the watchdog."""
         if self._latest.awake:
+            self._latest.flush()
             self._watch_leader()
 
     def _watch_leader(self) -> None:

@@ -20,6 +20,7 @@ from tao.connection.reading_loan import ReadingLoan
 from tao.connection.shared_reading.blocked_stay import BlockedStay
 from tao.connection.shared_reading.host import LoopOwner, SharedRolesHost
 from tao.connection.shared_reading.loop import ReadingLoop
+from tao.connection.shared_reading.member import NO_OUTBOX, Outbox
 from tao.runtime.combining import Busy, Combiner, never_waiting
 from tao.runtime.leader_followers import Run
 from tao.runtime.threads import Joinable
@@ -52,7 +53,7 @@ class SharedRoles:
     __slots__ = (
         "_advance", "_blocked", "_buffering", "_combiner", "_descriptor", "_host", "_label",
         "_loan", "_loop", "_on_writable", "_open_up", "_readers", "_reading", "_receive",
-        "_registered", "_waiting", "_wanted", "gate", "threads",
+        "_registered", "_waiting", "_wanted", "gate", "outbox", "threads",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +81,7 @@ class SharedRoles:
         self._registered: int = 0
         self._combiner = Combiner(self._apply)  # what an interruption left undone is done again
         self._receive: Callable[[int, int], bytes]
+        self.outbox: Outbox = NO_OUTBOX
         self._on_writable: Callable[[Transport], object]
 
     def name(self, role: str) -> str:
@@ -96,6 +98,7 @@ class SharedRoles:
         """Read the host's transport from now on, until it has ended."""
         transport = self._hold_descriptor()
         self._receive = transport.receive_now
+        self.outbox = self._host.send_queue
         reader = self._host.reader
         reader.go_on(transport)
         if reader.early:
@@ -313,13 +316,9 @@ class SharedRoles:
         self.sync()
 
     def stop(self) -> None:
-        """See `Writer.stop`."""
+        """See `Writer`: there is no thread, nor is any in a transport but in the queue's turn."""
 
-    def wait_left(self) -> None:
-        """See `Writer.wait_left`: it is in a transport only in the turn of the send queue."""
-
-    def run(self) -> None:
-        """See `Writer.run`."""
+    wait_left = run = stop
 
     def _send(self) -> None:
         transport, self._waiting = self._waiting, None

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tao.connection.shared_reading.loop import ReadingLoop
+from tao.connection.shared_reading.member import NO_OUTBOX, Outbox
 from tao.runtime.combining import Combiner
 from tao.runtime.leader_followers import Run
 from tao.runtime.log import logger
@@ -118,6 +119,8 @@ class SharedListener(Listener):
         super()._free()
 
     # -- by the leader
+
+    outbox: Outbox = NO_OUTBOX  #: see `Polled`
 
     def turn(self, events: int, now: float = 0.0) -> None:
         """Accept what has come, for as long as a turn may take."""
