@@ -143,6 +143,8 @@ class Status(NamedTuple):
         )
 
 
+# They are looked up more slowly in their classes.
+_OPEN, _CLOSE, _DRAIN, _END = Phase.OPEN, Event.CLOSE, Event.DRAIN, Event.END
 # Makes a status of the tuple of its fields.
 _status: Callable[[tuple[Any, ...]], Status] = partial(tuple.__new__, Status)
 
@@ -158,10 +160,10 @@ def after(status: Status, event: Event, reason: str | None = None, link: object 
     # Runs about seven times per connection; `_replace` alone would double the cost.
     if event in _MERE_STEPS:
         return _status((phase, *status[1:]))
-    if event is Event.CLOSE or event is Event.DRAIN:
+    if event is _DRAIN or event is _CLOSE:
         reason = reason if status.close_reason is None else status.close_reason
         return _status((phase, reason, *status[2:]))
-    if event is Event.END:
+    if event is _END:
         return _status((phase, *status[1:4], False, *status[5:]))  # nothing is owed any more
     if event is Event.LOSE:
         if phase is Phase.LOST is not status.phase:
@@ -233,7 +235,7 @@ class Lifecycle(AtomicReference[Status]):
                 break
         self._state = new
         self.ended = status.close_reason is not None or status.ended
-        self.open = status.phase is Phase.OPEN
+        self.open = status.phase is _OPEN
         while len(new) > 1:  # another thread has applied an event
             new = new[1]
             status = new[0]

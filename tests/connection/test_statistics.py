@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import threading
 from dataclasses import astuple
@@ -15,12 +16,15 @@ from tao.connection.reports.statistics import Counts, Snapshot, Statistics, all_
 from tao.server.server import Server, server_core_of
 from tao.wire.message import Registry
 
+_ids = itertools.count(1)
+
 
 class Counted:
     """An object that counts messages."""
 
     def __init__(self, messages: int) -> None:
         self.messages = messages
+        self.net_id = next(_ids)
 
     def requests_now(self) -> tuple[int, float]:
         return 0, 0.0

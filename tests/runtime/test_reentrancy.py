@@ -6,6 +6,7 @@ interrupted operation has either taken place or not.
 
 from __future__ import annotations
 
+import itertools
 import math
 import queue
 import socket
@@ -26,6 +27,7 @@ from tao.atomic import AtomicBoolean, AtomicInt32, AtomicInt64
 from tao.connection.application import Application, ApplicationLink
 from tao.connection.handling.block_watch import watch_on
 from tao.connection.options.definitions import Settings
+from tao.connection.reports import statistics as statistics_module
 from tao.connection.reports.recent_errors import Failures
 from tao.connection.reports.statistics import Counts, Statistics
 from tao.connection.timers import TimerSet
@@ -183,8 +185,14 @@ def test_a_sink_may_log_to_the_rate_limited_log(log_lines: list[Any]) -> None:
     assert [line["message"] for line in log_lines] == ["again"]
 
 
+_ids = itertools.count(1)
+
+
 class Counted:
     """A connection with seven messages."""
+
+    def __init__(self) -> None:
+        self.net_id = next(_ids)
 
     def counts(self) -> Counts:
         return Counts(messages_in=7)
@@ -196,6 +204,13 @@ class Counted:
         return 0, 0.0
 
 
+@pytest.fixture(params=[1, 64], ids=["singly", "together"])
+def added_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts of so many connections that have ended are added up together."""
+    monkeypatch.setattr(statistics_module, "_TOGETHER", request.param)
+
+
+@pytest.mark.usefixtures("added_up")
 def test_statistics_at_any_bytecode_of_an_end() -> None:
     """A connection is counted once, as open or closed, also during the transition."""
     for moment in opcodes("tao.atomic", "tao.connection.reports.statistics"):
@@ -208,6 +223,7 @@ def test_statistics_at_any_bytecode_of_an_end() -> None:
         assert not statistics.living()
 
 
+@pytest.mark.usefixtures("added_up")
 def test_statistics_after_an_exception_at_any_bytecode_of_an_end() -> None:
     """The connection has ended, or stays open and can be ended."""
     for moment in opcodes("tao.atomic", "tao.connection.reports.statistics"):
@@ -216,9 +232,12 @@ def test_statistics_after_an_exception_at_any_bytecode_of_an_end() -> None:
         with moment.raising():
             statistics.ended(conn)
         assert statistics.snapshot().messages_in == 7, moment
-        if conn in statistics.living() and not statistics._ended.get().leaving:
+        if conn in statistics.living():
             statistics.ended(conn)
         assert statistics.snapshot().messages_in == 7, moment
+        for _ in range(64):
+            statistics.ended(Counted())
+        assert statistics.snapshot().messages_in == 65 * 7 and len(statistics._last) < 64, moment
 
 
 def test_nested_errors_are_counted() -> None:

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from operator import add, attrgetter
-from threading import Lock
+from threading import RLock
 from typing import Any, NamedTuple, Protocol
 
 from tao.atomic import AtomicInt64, AtomicReference
@@ -137,7 +137,13 @@ class Snapshot(Counts):
 
 
 class Counting(Protocol):
-    """What these ask of a connection."""
+    """What these ask of a connection.
+
+    Attributes:
+        net_id: its number, unique among those that are counted together.
+    """
+
+    net_id: int
 
     def counts(self) -> Counts:
         """Return the current totals."""
@@ -168,19 +174,41 @@ class _Ended(NamedTuple):
 
     Attributes:
         counts: of them all, in the order of the fields of `Counts`.
-        leaving: those among them that are still listed as living.
+        leaving: those among them, by net_id, whose own counts are still kept as well.
     """
 
     counts: tuple[Any, ...]
-    leaving: tuple[Counting, ...] = ()
+    leaving: frozenset[int] = frozenset()
 
-    def plus(self, conn: Counting, counts: tuple[Any, ...]) -> _Ended:
-        if any(conn is each for each in self.leaving):
-            return self  # an interrupted call has counted it
-        return _Ended(tuple(map(add, self.counts, counts)), (*self.leaving, conn))
+    def plus(self, counts: dict[int, tuple[Any, ...]]) -> _Ended:
+        return _Ended(_sum(self.counts, *counts.values()), frozenset(counts))
 
-    def left(self, conn: Counting) -> _Ended:
-        return _Ended(self.counts, tuple([each for each in self.leaving if each is not conn]))
+    def left(self) -> _Ended:
+        return _Ended(self.counts)
+
+
+def _sum(*counts: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
+def _unless_busy(lock: Any, function: Callable[[], object]) -> None:
+    """Call a function with a lock, unless that is held, also by a call that this one interrupts.
+
+    The lock is reentrant only so that its owner is known.
+    """
+    if lock._is_owned():
+        return
+    try:
+        if lock.acquire(False):
+            function()
+            lock.release()
+    finally:
+        if lock._is_owned():  # an exception has come in between
+            lock.release()
+
+
+# The counts of so many that have ended are added up together, as that takes less time.
+_TOGETHER = 64
 
 
 class Statistics:
@@ -206,12 +234,16 @@ class Statistics:
         self.request_latencies = Latencies()
         self.failures = Failures()
         self._started: float = time.monotonic()
-        # The connections that have not ended, and since when they are established.
-        self._living: dict[Counting, float] = {}
+        # By net_id, the connections that have not ended, and since when they are established.
+        self._living: dict[int, tuple[Counting, float]] = {}
         # Those that have ended while a handler ran: they count until that has returned. With the
         # threads of the handlers. Changed in single steps.
-        self._unfinished: dict[Counting, Sequence[Joinable]] = {}
-        self._finishing = Lock()  # never waited for
+        self._unfinished: dict[int, tuple[Counting, Sequence[Joinable]]] = {}
+        self._finishing = RLock()  # for `_unless_busy`
+        # The last counts of some that have ended, until they are added to the others'. One that is
+        # still listed above has been interrupted, and may be entered here once more.
+        self._last: dict[int, tuple[Any, ...]] = {}
+        self._adding = RLock()  # for `_unless_busy`: serialises what changes the next
         self._ended: AtomicReference[_Ended] = AtomicReference(_Ended(_values(Counts())))
         self._established = AtomicInt64()
         self._refused = AtomicInt64()
@@ -233,7 +265,7 @@ class Statistics:
 
     def established(self, conn: Counting) -> None:
         """Count a new connection, and include its counts from now on."""
-        self._living[conn] = time.monotonic()
+        self._living[conn.net_id] = conn, time.monotonic()
         self._established.increment_and_get()
 
     def refused(self) -> None:
@@ -271,35 +303,46 @@ class Statistics:
             threads: in which handlers of the connection still run. They may go on counting.
         """
         if threads:
-            self._unfinished[conn] = threads
-            self._living.pop(conn, None)
+            self._unfinished[conn.net_id] = conn, threads
+            self._living.pop(conn.net_id, None)
         else:
             self._keep(conn)
-        self._finish()
+        if self._unfinished:
+            _unless_busy(self._finishing, self._finish)
 
     def _keep(self, conn: Counting) -> None:
-        try:
-            self._ended.update(_Ended.plus, conn, conn.totals())
-        finally:
-            # Not if an exception came before it was counted.
-            if conn in self._ended.get().leaving:
-                self._living.pop(conn, None)
-                self._unfinished.pop(conn, None)
-                self._ended.update(_Ended.left, conn)
+        """Keep the last counts. If that is interrupted, it may be repeated."""
+        net_id, last = conn.net_id, self._last
+        last[net_id] = conn.totals()
+        self._living.pop(net_id, None)
+        if self._unfinished:
+            self._unfinished.pop(net_id, None)
+        if len(last) >= _TOGETHER:
+            _unless_busy(self._adding, self._add_up)
+
+    def _add_up(self) -> None:
+        """Add the last counts of those that have ended to the others'."""
+        self._forget_added()
+        counts = dict(self._last)
+        for net_id in [each for each in counts if each in self._living or each in self._unfinished]:
+            del counts[net_id]
+        self._ended.update(_Ended.plus, counts)
+        self._forget_added()
+
+    def _forget_added(self) -> None:
+        for net_id in self._ended.get().leaving:
+            self._last.pop(net_id, None)
+        self._ended.update(_Ended.left)
 
     def _finish(self) -> None:
         """Keep the counts of those whose last handlers have returned."""
-        if self._unfinished and self._finishing.acquire(False):
-            try:
-                for conn, threads in dict(self._unfinished).items():
-                    if not any(each.is_alive() for each in threads):
-                        self._keep(conn)
-            finally:
-                self._finishing.release()
+        for conn, threads in list(self._unfinished.values()):
+            if not any(each.is_alive() for each in threads):
+                self._keep(conn)
 
     def snapshot(self) -> Snapshot:
         """Return all counts as they are now. None is ever lower than it was before."""
-        self._finish()
+        _unless_busy(self._finishing, self._finish)
         ended, living = self._ended_and_living()
         result = Snapshot(
             **dict(zip(_COUNTS, ended, strict=True)),
@@ -337,18 +380,23 @@ class Statistics:
 
     def living(self) -> dict[Any, float]:
         """Return the connections that have not ended, and since when each is established."""
-        return dict(self._living)
+        return dict(list(self._living.values()))
 
     def _ended_and_living(self) -> tuple[tuple[Any, ...], list[Counting]]:
         """Return the counts of those that have ended, and all others: each is in one of them."""
         while True:
             ended = self._ended.get()
-            # In this order: one may go from the first to the second.
-            living = list(dict.fromkeys((*list(self._living), *list(self._unfinished))))
+            # In this order: one may go from each of these to the next, and then to the ended.
+            living = [*list(self._living.values()), *list(self._unfinished.values())]
+            last = dict(self._last)
             if self._ended.get() is ended:
-                return ended.counts, [
-                    conn for conn in living if not any(conn is each for each in ended.leaving)
-                ]
+                break
+        for net_id in ended.leaving:
+            last.pop(net_id, None)
+        others = {conn.net_id: conn for conn, _ in living}
+        for net_id in (*last, *ended.leaving):
+            others.pop(net_id, None)
+        return _sum(ended.counts, *last.values()), list(others.values())
 
 
 # Those of all servers and clients that are still referred to.
