@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from tao.connection.application import ApplicationLink
@@ -106,22 +107,22 @@ class Teardown:
         application = host.application.find()
         if application is None or application.on_close is not None or not host.lifecycle.open:
             return False
-        host.lifecycle.apply(Event.DRAIN, reason)
+        first = host.lifecycle.apply(Event.DRAIN, reason)[1].close_reason or reason
         host.timers.close(reason)
         host.context.cancel_aside(reason)
         if host.exchange.requests_so_far is not None or host.gate.paused:
             return False
         try:
-            return never_waiting(self._finish_at_once)
+            return never_waiting(partial(self._finish_at_once, first))
         except Busy:
             return False
 
-    def _finish_at_once(self) -> bool:
+    def _finish_at_once(self, reason: str) -> bool:
         host = self._host
         # In this order: a handler that still runs may use what is closed next.
         if not host.dispatcher.stop_at_once() or host.roles.threads:
             return False
-        if not host.send_queue.leave_at_once(host.lifecycle.close_reason or "closed"):
+        if not host.send_queue.leave_at_once(reason):
             return False
         host.timers.end()
         self._take(self._final_steps)

@@ -22,7 +22,7 @@ from tests.injection import opcodes
 from tests.support import PATIENCE, recv_exactly, together, wait_until
 
 # An end takes no more calls of Python functions, with those of the loop.
-FEW = 105
+FEW = 95
 STEP = 1 if os.environ.get("EACH_BYTECODE") else 13
 MODULES = (
     "tao.connection.handling.shared_dispatcher",

@@ -263,8 +263,14 @@ class Reader:
 
     def take_end(self) -> None:
         """Go on after the end of the stream."""
-        self._check_end()
-        self._conn.stream_ended()
+        conn, application = self._conn, self._application.find()
+        end = None if application is None else getattr(application.decoder, "end", None)
+        if not (end is None or self._lifecycle.ended or conn.send_queue.error is not None):
+            try:  # this side has not ended it, so the decoder checks whether it may end here
+                end()
+            except BaseException as error:
+                conn.protocol_error(error)
+        conn.stream_ended()
 
     @property
     def over_rate(self) -> int:
@@ -314,14 +320,3 @@ class Reader:
         """How many bytes of a message that is not whole the decoder has, if it says so."""
         application = self._application.find()
         return 0 if application is None else getattr(application.decoder, "pending", 0)
-
-    def _check_end(self) -> None:
-        """Have the decoder check that the stream may end here, unless this side has ended it."""
-        conn, application = self._conn, self._application.find()
-        end = None if application is None else getattr(application.decoder, "end", None)
-        if end is None or self._lifecycle.ended or conn.send_queue.error is not None:
-            return
-        try:
-            end()
-        except BaseException as error:
-            conn.protocol_error(error)

@@ -138,10 +138,11 @@ class Admission:
         False also if something was noted meanwhile: then it is sealed only.
         """
         transmitter, backlog = self._transmitter, self._backlog
-        if backlog.size or backlog.journal is not None or self._taken or transmitter.busy:
+        if backlog.size or backlog.journal is not None or self._taken:
             return False
         transport = transmitter.transport
-        if transport is None or not transport.close_ends:
+        ended = transmitter.parting or transmitter.seal is not None
+        if ended or transmitter.blocked or transport is None or not transport.close_ends:
             return False
         transmitter.seal = reason
         if self.frames or self.preface_frames:

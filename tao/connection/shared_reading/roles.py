@@ -128,7 +128,7 @@ class SharedRoles:
         of another connection.
         """
         self._wanted, self._reading, self._waiting = 0, False, None
-        if self._combiner.interrupted_here:
+        if self._combiner.turn._is_owned():
             self._detach()
         else:
             self._combiner.run(self._detach)
