@@ -14,6 +14,8 @@ Guarantees:
   watch has a follower take the lead. The blocked thread finishes its handler, and becomes a
   follower. This is Leader/Followers (Schmidt et al., Pattern-Oriented Software Architecture 2,
   2000).
+- What handlers write in a round leaves together, some dozens of turns at a time. It waits for less
+  than a millisecond, and for no handler that takes long; see ``member.py``.
 - If many connections end at once, the others are served meanwhile, and new ones; see
   ``departing.py``.
 - A turn of one connection is bounded: one receive, of no more than what is handled in about 2 ms,
