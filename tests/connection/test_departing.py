@@ -49,7 +49,7 @@ def test_a_few_end_at_a_time() -> None:
     """They end in the order in which they came, those of a later round last."""
     departing, members = Departing(), {each: Member() for each in range(2 * FEW)}
     departing.set_aside([(each, GONE) for each in range(FEW + 1)], members)
-    departing.set_aside([(each, GONE) for each in range(2 * FEW)], members)
+    departing.set_aside([(each, GONE) for each in range(FEW + 1, 2 * FEW)], members)
     assert [descriptor for descriptor, _ in departing.some(members)] == list(range(FEW))
     assert [descriptor for descriptor, _ in departing.some(members)] == list(range(FEW, 2 * FEW))
     assert not departing

@@ -1,7 +1,7 @@
 """Breaks: after a turn that took long, a connection lets the others have their share.
 
 It concerns peers that have sent more than one turn takes: a peer that sends without a pause fills
-its turns, whatever the others do. It is not read again before the others have had nine times as
+its turns, whatever the others do. It is not read again before the others have had twelve times as
 long. Time that is spent waiting for them counts as theirs, as they may be about to answer; but if
 nothing at all comes for a millisecond, there is nobody to wait for. Where none but such peers send,
 there are no breaks.
@@ -22,7 +22,7 @@ LONG = 0.5e-3
 QUIET = 1e-3
 # So many times as long as the turn the others are served meanwhile. Of a very long turn only so
 # much counts, in seconds: the thread may have waited for a processor.
-_SHARE, _COUNTED = 9, 2e-3
+_SHARE, _COUNTED = 12, 2e-3
 
 
 class Resting(Protocol):

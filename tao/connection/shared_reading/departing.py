@@ -24,13 +24,12 @@ FEW = 64
 class Departing:
     """The connections of one loop that wait for their end."""
 
-    __slots__ = ("_members", "_waiting")
+    __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        # The first that came is the first. An exception may leave one there twice: its second turn
-        # finds nothing to do.
+        # The first that came is the first. One may be there twice, if it was reported again after
+        # its break had begun, or after an exception: its second turn finds nothing to do.
         self._waiting: deque[tuple[int, int, Resting]] = deque()
-        self._members: set[Resting] = set()  # the same, to find them
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -49,9 +48,8 @@ class Departing:
             member = members.get(descriptor)
             if member is None or not events & ENDED:
                 others.append((descriptor, events))
-            elif member not in self._members:
+            else:
                 self._waiting.append((descriptor, events, member))
-                self._members.add(member)
                 member.take_break()
         return others
 
@@ -64,5 +62,4 @@ class Departing:
             descriptor, events, member = self._waiting[0]
             if members.get(descriptor) is member:
                 yield descriptor, events
-            self._members.discard(member)
             self._waiting.popleft()
