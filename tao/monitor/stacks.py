@@ -10,6 +10,7 @@ from types import FrameType
 from tao.connection.handling.slow_handlers import current_frames, running_in
 from tao.connection.reports.statistics import all_statistics
 from tao.monitor.connections import name_of, peer_of
+from tao.runtime.thread_stacks import while_walked
 
 __all__ = ["stacks"]
 
@@ -42,11 +43,17 @@ def stacks() -> str:
     Source lines are shown, the values of variables are not. The stacks are taken one after another
     while the program runs.
     """
+    by_connection = list(_by_connection())
+    with while_walked():
+        return _stacks(by_connection)
+
+
+def _stacks(by_connection: list[tuple[str, Iterable[threading.Thread]]]) -> str:
     frames = current_frames()
     alive = {each for each in threading.enumerate() if each.name.startswith("tao-")}
     total, left = len(alive), _MOST
     parts: list[str] = []
-    for title, threads in _by_connection():
+    for title, threads in by_connection:
         shown = [each for each in threads if each in alive][:left]
         alive.difference_update(shown)
         left -= len(shown)

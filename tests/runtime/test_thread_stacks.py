@@ -45,6 +45,56 @@ def test_finalizers_that_start_threads() -> None:
     assert done.stdout == "listed\n", done.stderr
 
 
+WALK = """
+import gc, sys, threading, time
+from tao.connection.handling.slow_handlers import calls_handlers, running_in
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        time.sleep(0)  # so that others run
+
+class Runner:
+    pending, progress = 1, (0, 0)
+
+    def since(self):
+        return (0, 0), 0.0
+
+    @calls_handlers
+    def run(self, number, depth):
+        if depth:
+            self.run(number, depth - 1)
+
+def run():
+    while not stop.is_set():
+        runner.run(1, 30)
+
+stop, runner = threading.Event(), Runner()
+threads = [threading.Thread(target=run) for _ in range(4)]
+for thread in threads:
+    thread.start()
+sys.setswitchinterval(1e-5)
+for number in range(1500):
+    gc.set_threshold(3 + number % 120, 1, 1)  # so that the collector runs at any moment
+    Cycle()
+    Cycle()
+    assert all(found.number == 1 for found in running_in([runner]).values())
+gc.set_threshold(0)
+stop.set()
+print("walked")
+"""
+
+
+def test_finalizers_while_the_stacks_of_running_threads_are_walked() -> None:
+    """They let those threads leave the frames that are being looked at."""
+    done = subprocess.run(
+        [sys.executable, "-c", WALK], cwd=ROOT, capture_output=True, text=True, timeout=LONG
+    )
+    assert done.stdout == "walked\n", (done.returncode, done.stderr)
+
+
 def test_the_collector_stays_as_it_was() -> None:
     """It is on afterwards, or off, also if many threads list the stacks."""
     threads = [

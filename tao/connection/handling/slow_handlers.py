@@ -27,7 +27,7 @@ from tao.connection.handling.inbox import CALL
 from tao.connection.options.definitions import Settings
 from tao.runtime.greenlets import add_frames
 from tao.runtime.snapshots import keys_of
-from tao.runtime.thread_stacks import frames_by_thread
+from tao.runtime.thread_stacks import frames_by_thread, while_walked
 from tao.runtime.timing_wheel import TimingWheel
 from tao.safe_text import number_text
 
@@ -148,9 +148,14 @@ class _Found(NamedTuple):
 
 def _find(runners: Collection[Watched], *, stacks: bool = False) -> dict[Any, _Found]:
     """Find the running handlers, with their stacks if requested."""
-    found: dict[Any, _Found] = {}
     if not runners:
-        return found
+        return {}
+    with while_walked():
+        return _walk(runners, stacks)
+
+
+def _walk(runners: Collection[Watched], stacks: bool) -> dict[Any, _Found]:
+    found: dict[Any, _Found] = {}
     now = monotonic()
     for ident, top in current_frames().items():
         frame: FrameType | None = top
@@ -266,7 +271,8 @@ def telling_if_long(conn: Watcher, what: str) -> Iterator[None]:
     ident, end, wheel = threading.get_ident(), sys._getframe(2), conn.wheel.in_real_time
 
     def tell(_: datetime) -> None:
-        stack = _stack(current_frames().get(ident), end)
+        with while_walked():
+            stack = _stack(current_frames().get(ident), end)
         conn.error_reports.overdue_callback(what, limit, ident, stack)
 
     try:
