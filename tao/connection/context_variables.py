@@ -15,8 +15,9 @@ T = TypeVar("T")
 class Variables:
     """The ``contextvars`` of one connection, for all its callbacks, on any thread.
 
-    Callbacks run one at a time, as a rule. One that runs beside another (``on_error`` for an error
-    of the network, while a handler runs) sees a copy, as a context can be entered only once.
+    Callbacks run one at a time, as a rule. One that may run beside another (``on_error`` for an
+    error of the network) sees a copy, as a context can be entered only once: so it keeps no other
+    out, also of those that begin while it runs.
 
     Args:
         context: what they begin with; None: a copy of the caller's.
@@ -49,6 +50,15 @@ class Variables:
         finally:
             if self.thread == threading.get_ident():  # noted by what was called
                 self.thread = None
+
+    def run_beside(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that is not one of those that run one at a time. Any thread may do so.
+
+        It sees these variables if it is called by a callback that is inside, and else a copy.
+        """
+        if self.entered_here:
+            return function(*args)
+        return self._context.copy().run(function, *args)
 
     def _note_thread(self, begun: list[bool], function: Callable[..., T], *args: Any) -> T:
         begun.append(True)

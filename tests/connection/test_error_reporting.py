@@ -7,6 +7,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import loguru
 import pytest
 
 from tao.client.client import ClientConn
+from tao.connection.connection import core_of
 from tao.connection.handling.slow_handlers import SlowHandlerWatch
 from tao.connection.options.definitions import ServerSettings
 from tao.errors import BadData, ConnectFailed, ConnectionClosed
@@ -293,3 +295,49 @@ def test_who_gets_a_context(callback: Callable[..., object], takes: bool) -> Non
     assert settings.on_error_takes_context is takes
     with pytest.raises(TypeError, match=r"on_error\(conn, error\)"):
         ServerSettings(on_error=lambda conn: None)
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "pool"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_an_on_error_that_runs_beside_handlers_keeps_none_from_running(
+    open_end: OpenEnd, dispatch: str, count: int
+) -> None:
+    """Of messages that come alone or together, while it blocks on a thread of its own."""
+    registry, handled, errors = Registry(), Seen(), Seen()
+    leave = threading.Event()
+    registry.handler(Text, dispatch=dispatch)(lambda ctx, conn: handled.add(ctx.message.text))
+
+    def block(conn: Any, error: Exception) -> None:
+        errors.add(error)
+        leave.wait(PATIENCE)
+
+    end = open_end(registry=registry, on_error=block)
+    report = partial(core_of(end.conn).report, ValueError("a test"), "a test")
+    beside = threading.Thread(target=report)
+    beside.start()
+    try:
+        errors.wait()
+        end.send(text("hi") * count)
+        handled.wait(count)
+        assert len(errors.items) == 1 and not end.conn.closed
+    finally:
+        leave.set()
+        beside.join()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_an_on_error_for_a_handler_sees_its_context_variables(
+    open_end: OpenEnd, count: int
+) -> None:
+    """It is called in the midst of the handler's turn."""
+    registry, seen = Registry(), Seen()
+    name: ContextVar[str] = ContextVar("name", default="none")
+
+    @registry.handler(Text, dispatch="inline")
+    def fail(ctx: Any, conn: Any) -> None:
+        name.set(ctx.message.text)
+        raise ValueError("a test")
+
+    end = open_end(registry=registry, on_error=lambda conn, error: seen.add(name.get()))
+    end.send(text("hi") * count)
+    assert seen.wait(count) == ["hi"] * count

@@ -256,8 +256,7 @@ class HandlerRunner:
             handling = make_context(host.context, message)
             enter(handler, handling, conn)
         except BaseException as error:
-            variables.thread = None
-            host.report(error, doing(number), handling)
+            enter(host.report, error, doing(number), handling)
         elapsed = monotonic() - transmitter.send_time - started
         self._running = False
         variables.thread = None

@@ -114,7 +114,7 @@ class ErrorReports:
         departures.leave()  # as it may take long
         about = (error, context) if application.on_error_takes_context else (error,)
         try:
-            application.variables.run(application.on_error, application.find_conn(), *about)
+            application.variables.run_beside(application.on_error, application.find_conn(), *about)
         except BaseException as another:
             self.log().exception("on_error raised")
             self._count(another, "in on_error")
