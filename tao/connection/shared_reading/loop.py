@@ -452,7 +452,6 @@ class ReadingLoop:
     def _look_after_leader(self) -> None:
         """Have the watch look at the leader unless it waits. By the watchdog."""
         if self._latest.awake:
-            self._latest.flush()
             self._watch_leader()
 
     def _watch_leader(self) -> None:
@@ -462,7 +461,11 @@ class ReadingLoop:
     # For the watch, which sees the leader as one that runs handlers.
 
     def look(self, now: float, grace: float) -> None:
-        """See whether the leader is blocked by a handler of the connection that it serves."""
+        """See whether the leader is blocked by a handler of the connection that it serves.
+
+        Until now it has sent nothing that handlers of other connections have written; that is done.
+        """
+        self._latest.flush()
         serving = self._latest.serving
         if serving is not None:
             serving.look(now, grace)
